@@ -1,0 +1,80 @@
+"""Every error this project raises on purpose, as one tree.
+
+PipelineError
+├── SettingError                 an environment variable or run setting is wrong
+├── MarketNotServedError         no configured provider has a market
+├── NothingIngestedError         a run ended without one usable market
+├── ProviderError                a provider did not answer as it should
+│   ├── TransientProviderError   worth another try: timeout, 429, 5xx
+│   └── PermanentProviderError   will fail again: 401, 404, malformed payload
+└── StorageError                 the database refused, is missing, or is too old
+    ├── DatabaseUnreachableError
+    ├── ReadOnlyDatabaseError
+    ├── SchemaOutdatedError
+    └── EmbeddedServerError      the embedded PostgreSQL could not be started
+
+Each message says what was being done, with which value (never a secret), and what to do next.
+"""
+
+
+class PipelineError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class SettingError(PipelineError):
+    """A setting is wrong; the message names it, its value and what is accepted."""
+
+
+class MarketNotServedError(PipelineError):
+    """No provider in the list serves a symbol; the message lists who was asked and why not."""
+
+
+class NothingIngestedError(PipelineError):
+    """A run ended without one usable market; the message lists each with its reason."""
+
+
+class ProviderError(PipelineError):
+    """A provider failed to deliver.
+
+    Args:
+        provider: The provider's name.
+        message: What was asked and what came instead; no secrets.
+        status: The HTTP status, where there was one.
+    """
+
+    def __init__(self, provider: str, message: str, status: int | None = None) -> None:
+        super().__init__(f"{provider}: {message}")
+        self.provider = provider
+        self.message = message
+        self.status = status
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, int | None]]:
+        return type(self), (self.provider, self.message, self.status)
+
+
+class TransientProviderError(ProviderError):
+    """The same request may succeed later."""
+
+
+class PermanentProviderError(ProviderError):
+    """The same request will fail again."""
+
+
+class StorageError(PipelineError):
+    """The database could not do what was asked."""
+
+
+class DatabaseUnreachableError(StorageError):
+    """Nobody answers at the database's address, or it refuses the credentials."""
+
+
+class ReadOnlyDatabaseError(StorageError):
+    """The server accepts no writes (a replica, or read-only by setting)."""
+
+
+class SchemaOutdatedError(StorageError):
+    """The market tables are older or newer than this code."""
+
+
+class EmbeddedServerError(StorageError):
+    """The embedded PostgreSQL could not be installed, started or reached."""

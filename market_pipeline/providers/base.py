@@ -1,0 +1,63 @@
+"""What every provider offers: a static catalogue, bars and live prices."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import ClassVar, Protocol, runtime_checkable
+
+import pandas as pd
+
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import Market, PriceSnapshot, Window
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """A source of market data.
+
+    A class registered under the entry-point group ``market_pipeline.providers`` is called with the
+    environment's variables and must not touch the network or a file when constructed.
+
+    Class attributes:
+        name: What ``INGESTION_PROVIDER`` calls it.
+        summary: One line for listings: what it serves.
+        homepage: Where the data comes from, for the lineage's external asset.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    homepage: ClassVar[str]
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        """Read settings from the environment; an empty variable means unset."""
+
+    def explain_missing_settings(self) -> str | None:
+        """Return what must be set before this provider can be used, or None when it is ready."""
+
+    def list_symbols(self) -> tuple[str, ...]:
+        """Return the symbols of the static catalogue; examples where it is open-ended."""
+
+    def find_market(self, symbol: str) -> Market | None:
+        """Return the market behind a symbol, or None; never asks the network."""
+
+    def fetch_bars(
+        self, market: Market, interval: Interval, window: Window, now: datetime
+    ) -> pd.DataFrame:
+        """Return the bar frame of one interval, ordered by open_time, without duplicates removed.
+
+        Args:
+            market: A market of this provider.
+            interval: One of ``market.intervals``.
+            window: Bars whose open_time lies in it are wanted.
+            now: The run's clock; a bar is final when the provider's rule says so at this moment.
+
+        Raises:
+            TransientProviderError: Retries inside one call are used up.
+            PermanentProviderError: The same request would fail again.
+        """
+
+    def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
+        """Return the latest price of each market that has one, in as few calls as possible.
+
+        Raises:
+            ProviderError: As for :meth:`fetch_bars`.
+        """

@@ -1,0 +1,463 @@
+"""CoinGecko v3: crypto prices averaged over many venues.
+
+Here: the explicit map from symbols to coin ids (tickers are not unique: ``spx`` is a meme coin),
+queries, and parsers that build bars from price points.
+Not here: sockets and retries (``http.py``).
+
+Wire facts: the stamps of a daily chart are 00:00 UTC and close the day before; the last point is
+"now". A finished day appears up to 35 minutes after midnight. Hourly points drift around the hour.
+``total_volumes`` is a rolling 24 h figure in the quote currency. The keyless and Demo plans answer
+for the past 365 days only. Daily candles exist on paid plans alone (``/ohlc/range``) and are left
+out: bars from one kind of source stay comparable over a series' whole life.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from threading import Lock
+from typing import ClassVar
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+
+from market_pipeline.domain.errors import PermanentProviderError, SettingError
+from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
+from market_pipeline.domain.records import (
+    Market,
+    PriceSnapshot,
+    Window,
+    build_bar_frame,
+    build_empty_bar_frame,
+)
+from market_pipeline.domain.symbols import describe_symbol, parse_symbol
+from market_pipeline.providers.http import Clocks, HttpClient, Limits, Params, parse_base_url
+from market_pipeline.providers.payloads import parse_numbers, parse_stamps, read_field
+from market_pipeline.settings import read_choice, read_variable, split_list
+
+PUBLIC_URL = "https://api.coingecko.com/api/v3"
+PRO_URL = "https://pro-api.coingecko.com/api/v3"
+PLANS = ("keyless", "demo", "pro")
+KEY_HEADERS = {"demo": "x-cg-demo-api-key", "pro": "x-cg-pro-api-key"}
+FREE_HISTORY = timedelta(days=365)
+CHUNK = timedelta(days=90)
+SHORTEST_HOURLY_SPAN = timedelta(days=2)
+PUBLICATION_LAG = timedelta(minutes=35)
+COINS_PER_PAGE = 250
+EARLIEST_STAMP_SECONDS = 1_230_768_000.0  # 2009: seconds read as milliseconds land in 1970
+_COIN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+
+COIN_IDS: Mapping[str, str] = {
+    "BTC-USD": "bitcoin",
+    "ETH-USD": "ethereum",
+    "USDT-USD": "tether",
+    "BNB-USD": "binancecoin",
+    "SOL-USD": "solana",
+    "XRP-USD": "ripple",
+    "USDC-USD": "usd-coin",
+    "ADA-USD": "cardano",
+    "AVAX-USD": "avalanche-2",
+    "DOGE-USD": "dogecoin",
+    "TRX-USD": "tron",
+    "DOT-USD": "polkadot",
+    "LINK-USD": "chainlink",
+    "TON-USD": "the-open-network",
+    "SHIB-USD": "shiba-inu",
+    "LTC-USD": "litecoin",
+    "DAI-USD": "dai",
+    "BCH-USD": "bitcoin-cash",
+    "UNI-USD": "uniswap",
+    "ETC-USD": "ethereum-classic",
+    "ATOM-USD": "cosmos",
+    "LEO-USD": "leo-token",
+    "APT-USD": "aptos",
+    "NEAR-USD": "near",
+    "XLM-USD": "stellar",
+    "OP-USD": "optimism",
+    "INJ-USD": "injective-protocol",
+    "FIL-USD": "filecoin",
+    "XMR-USD": "monero",
+    "ARB-USD": "arbitrum",
+    "HBAR-USD": "hedera-hashgraph",
+    "VET-USD": "vechain",
+    "ICP-USD": "internet-computer",
+    "AAVE-USD": "aave",
+    "ALGO-USD": "algorand",
+    "SUI-USD": "sui",
+    "MKR-USD": "maker",
+    "PEPE-USD": "pepe",
+    "XTZ-USD": "tezos",
+}
+
+
+class CoinGeckoProvider:
+    """Serves well-known coins in US dollars, and whatever ``COINGECKO_IDS`` adds.
+
+    Args:
+        environ: COINGECKO_API_KEY, COINGECKO_PLAN, COINGECKO_IDS and COINGECKO_BASE_URL are read.
+        clocks: Time, sleep and jitter; the free plans' history limit follows the wall clock.
+        limits: Deadlines and caps of the requests.
+    """
+
+    name: ClassVar[str] = "coingecko"
+    summary: ClassVar[str] = "Crypto prices averaged over venues; free, or with a key"
+    homepage: ClassVar[str] = "https://www.coingecko.com"
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        clocks: Clocks | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._key = read_variable("COINGECKO_API_KEY", environ)
+        self._plan = read_choice("COINGECKO_PLAN", ("", *PLANS), environ)
+        self._coin_ids = {**COIN_IDS, **parse_coin_ids(read_variable("COINGECKO_IDS", environ))}
+        address = read_variable("COINGECKO_BASE_URL", environ)
+        self._base_url = parse_base_url("COINGECKO_BASE_URL", address) if address else ""
+        self._clocks = clocks or Clocks()
+        self._limits = limits or Limits()
+        self._client: HttpClient | None = None
+        self._lock = Lock()
+
+    def explain_missing_settings(self) -> str | None:
+        """Return that a key is missing where the chosen plan needs one."""
+        if self._plan in KEY_HEADERS and not (self._key or self._base_url):
+            return f"set COINGECKO_API_KEY, or COINGECKO_PLAN=keyless (now {self._plan})"
+        return None
+
+    def list_symbols(self) -> tuple[str, ...]:
+        """Return the symbols that have a coin id."""
+        return tuple(self._coin_ids)
+
+    def find_market(self, symbol: str) -> Market | None:
+        """Return the market of a symbol in the map."""
+        coin_id = self._coin_ids.get(symbol)
+        if coin_id is None:
+            return None
+        description = describe_symbol(symbol)
+        return Market(
+            provider=self.name,
+            symbol=symbol,
+            provider_market_id=coin_id,
+            name=coin_id.replace("-", " ").title(),
+            base=description.base,
+            quote=description.quote,
+            venue="aggregate",
+            calendar=ALWAYS_OPEN,
+            intervals=(Interval.HOUR, Interval.DAY),
+        )
+
+    def fetch_bars(
+        self, market: Market, interval: Interval, window: Window, now: datetime
+    ) -> pd.DataFrame:
+        """Return bars built from price points; hours without a point are absent.
+
+        Raises:
+            PermanentProviderError: Also when the window is older than the plan's history.
+        """
+        if interval not in market.intervals:
+            raise PermanentProviderError(self.name, f"{market.symbol} has no bars of {interval}")
+        client = self._connect()
+        asked = self._clip(_widen(window, interval, now))
+        if asked.start >= asked.end:
+            return build_empty_bar_frame()
+        chunks = [asked] if interval is Interval.DAY else list(split_hourly(asked))
+        points = pd.concat([_fetch_points(client, market, interval, chunk) for chunk in chunks])
+        bars = build_bars(points, interval, now)
+        first = max(window.start, asked.start)
+        is_wanted = bars["open_time"].between(first, window.end, inclusive="left")
+        return bars[is_wanted].reset_index(drop=True)
+
+    def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
+        """Return prices, 250 coins in one request; a coin the answer leaves out has none."""
+        del now  # the answer says when each price was true
+        client = self._connect() if markets else None
+        snapshots: list[PriceSnapshot] = []
+        for batch in _split_by_quote(markets):
+            path, params = build_snapshot_query(batch)
+            snapshots += parse_snapshots(client.fetch_json(path, params), batch) if client else []
+        return snapshots
+
+    def _clip(self, window: Window) -> Window:
+        """Cut off what the plan has no history for.
+
+        Raises:
+            PermanentProviderError: Nothing is left.
+        """
+        if self._plan == "pro":
+            return window
+        earliest = self._clocks.utc() - FREE_HISTORY + timedelta(minutes=5)
+        if window.end <= earliest:
+            raise PermanentProviderError(
+                self.name,
+                f"prices before {window.end:%Y-%m-%d} need a paid plan (the {self._plan} plan "
+                "answers for the past 365 days): set COINGECKO_API_KEY and COINGECKO_PLAN=pro",
+            )
+        return Window(max(window.start, earliest), window.end)
+
+    def _connect(self) -> HttpClient:
+        with self._lock:
+            if self._client is None:
+                self._plan = self._plan or self._detect_plan()
+                self._client = self._make_client(self._plan)
+            return self._client
+
+    def _detect_plan(self) -> str:
+        """Return the plan of the key: only the pro host knows pro keys."""
+        if not self._key:
+            return "keyless"
+        try:
+            self._make_client("pro").fetch_json("/key")
+        except PermanentProviderError as error:
+            if error.status not in (400, 401, 403):
+                raise
+            return "demo"
+        return "pro"
+
+    def _make_client(self, plan: str) -> HttpClient:
+        headers = {KEY_HEADERS[plan]: self._key} if plan in KEY_HEADERS and self._key else {}
+        base_url = self._base_url or (PRO_URL if plan == "pro" else PUBLIC_URL)
+        return HttpClient(self.name, base_url, headers, self._limits, self._clocks)
+
+
+def parse_coin_ids(text: str) -> dict[str, str]:
+    """Return the coin ids in ``FOO-USD=foo-id,BAR-USD=bar-id``.
+
+    Raises:
+        SettingError: An entry has another shape, or its symbol is no pair.
+    """
+    found = {}
+    for entry in split_list(text):
+        symbol, _, coin_id = (part.strip() for part in entry.partition("="))
+        symbol = parse_symbol(symbol)
+        is_pair = describe_symbol(symbol).calendar == ALWAYS_OPEN
+        if not (is_pair and _COIN_ID.fullmatch(coin_id)):
+            raise SettingError(f"COINGECKO_IDS has {entry[:60]!r}: expected SYMBOL-USD=coin-id")
+        found[symbol] = coin_id
+    return found
+
+
+def _widen(window: Window, interval: Interval, now: datetime) -> Window:
+    """Return the span of points that the window's bars are made of, none of them after ``now``."""
+    start = pd.Timestamp(window.start).floor(_FREQUENCIES[interval])
+    end = pd.Timestamp(window.end).ceil(_FREQUENCIES[interval])
+    return Window(start.to_pydatetime(), min(end.to_pydatetime(), now))
+
+
+_FREQUENCIES = {Interval.HOUR: "h", Interval.DAY: "D"}
+
+
+def split_hourly(window: Window) -> Iterator[Window]:
+    """Cut a span into parts that CoinGecko answers hour by hour: 2 to 90 days long.
+
+    A shorter part would be answered in 5-minute points and give other bars; its start is moved back.
+    """
+    start = window.start
+    while start < window.end:
+        end = min(start + CHUNK, window.end)
+        yield Window(min(start, end - SHORTEST_HOURLY_SPAN), end)
+        start = end
+
+
+def build_chart_query(
+    market: Market, interval: Interval, window: Window
+) -> tuple[str, dict[str, str | int]]:
+    """Return path and query of a span's price points, both ends included."""
+    params: dict[str, str | int] = {
+        "vs_currency": market.quote.lower(),
+        "from": int(window.start.timestamp()),
+        "to": int(window.end.timestamp()),
+    }
+    if interval is Interval.DAY:
+        params["interval"] = "daily"
+    return f"/coins/{quote(market.provider_market_id, safe='')}/market_chart/range", params
+
+
+def _fetch_points(
+    client: HttpClient, market: Market, interval: Interval, window: Window
+) -> pd.DataFrame:
+    path, params = build_chart_query(market, interval, window)
+    return parse_points(client.fetch_json(path, params), window)
+
+
+def parse_points(body: object, window: Window) -> pd.DataFrame:
+    """Return the price points of a chart, ordered by time.
+
+    Args:
+        body: The parsed answer.
+        window: The span asked for; points outside it are dropped.
+
+    Returns:
+        Columns ``stamp`` (UTC), ``price`` and ``volume`` (rolling 24 h, NaN where not given); points
+        whose price is null are left out, the last of equal stamps stays.
+
+    Raises:
+        PermanentProviderError: Another shape, or all points lie outside the asked span.
+    """
+    prices, volumes = _parse_pairs(body, "prices"), _parse_pairs(body, "total_volumes")
+    points = pd.DataFrame({"price": prices, "volume": volumes.reindex(prices.index)})
+    points = points.rename_axis("stamp").reset_index().sort_values("stamp")
+    margin = timedelta(hours=1)
+    is_inside = points["stamp"].between(window.start - margin, window.end + timedelta(minutes=1))
+    if len(points) and not is_inside.any():
+        raise PermanentProviderError(
+            CoinGeckoProvider.name,
+            f"asked for {window.start:%Y-%m-%d} to {window.end:%Y-%m-%d}, all points lie outside",
+        )
+    return points[is_inside & points["price"].notna()].reset_index(drop=True)
+
+
+def _parse_pairs(body: object, name: str) -> "pd.Series[float]":
+    rows = read_field(CoinGeckoProvider.name, body, name)
+    if not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == 2 for r in rows):
+        raise PermanentProviderError(CoinGeckoProvider.name, f"{name} is not a list of pairs")
+    stamps = parse_numbers(CoinGeckoProvider.name, name, [row[0] for row in rows]) / 1000
+    index = parse_stamps(CoinGeckoProvider.name, name, stamps, EARLIEST_STAMP_SECONDS)
+    values = parse_numbers(CoinGeckoProvider.name, name, [row[1] for row in rows])
+    series = pd.Series(values, index=index, dtype="float64")
+    return series[~series.index.duplicated(keep="last")]
+
+
+def build_bars(points: pd.DataFrame, interval: Interval, now: datetime) -> pd.DataFrame:
+    """Return the bars that price points add up to, ordered by open_time.
+
+    A day's close is the point stamped at its end, its open the point at its start; a day that has no
+    end point yet is provisional. An hour's bar holds the points inside it.
+    """
+    if points.empty:
+        return build_empty_bar_frame()
+    points = points.drop_duplicates("stamp", keep="last").sort_values("stamp")
+    return _build_days(points, now) if interval is Interval.DAY else _build_hours(points, now)
+
+
+def _build_hours(points: pd.DataFrame, now: datetime) -> pd.DataFrame:
+    grouped = points.assign(open_time=points["stamp"].dt.floor("h")).groupby("open_time")
+    bars = grouped["price"].agg(["first", "max", "min", "last"])
+    close_times = bars.index + pd.Timedelta(hours=1)
+    is_final = close_times + PUBLICATION_LAG <= pd.Timestamp(now)
+    return _build_frame(bars, Interval.HOUR, grouped["volume"].last(), is_final)
+
+
+def _build_days(points: pd.DataFrame, now: datetime) -> pd.DataFrame:
+    just_before = points["stamp"] - pd.Timedelta(microseconds=1)
+    grouped = points.assign(open_time=just_before.dt.floor("D")).groupby("open_time")
+    bars = grouped["price"].agg(["first", "max", "min", "last"])
+    opens = points.set_index("stamp")["price"].reindex(bars.index)
+    bars["first"] = opens.fillna(bars["first"])
+    bars["max"], bars["min"] = (
+        bars[["first", "max"]].max(axis=1),
+        bars[["first", "min"]].min(axis=1),
+    )
+    ends = bars.index + pd.Timedelta(days=1)
+    has_end = grouped["stamp"].last().to_numpy() == ends.to_numpy()
+    is_final = has_end & (ends + PUBLICATION_LAG <= pd.Timestamp(now))
+    return _build_frame(bars, Interval.DAY, grouped["volume"].last(), is_final)
+
+
+def _build_frame(
+    bars: pd.DataFrame, interval: Interval, volumes: "pd.Series[float]", is_final: object
+) -> pd.DataFrame:
+    opens = pd.DatetimeIndex(bars.index)
+    return build_bar_frame(
+        {
+            "interval": interval.value,
+            "open_time": opens,
+            "close_time": opens + interval.duration,
+            "open": bars["first"].to_numpy(),
+            "high": bars["max"].to_numpy(),
+            "low": bars["min"].to_numpy(),
+            "close": bars["last"].to_numpy(),
+            "volume": volumes.to_numpy(),
+            "volume_kind": "rolling_24h",
+            "source_kind": "points",
+            "is_final": is_final,
+        }
+    )
+
+
+def _split_by_quote(markets: Sequence[Market]) -> Iterator[list[Market]]:
+    """Yield batches of one quote currency and at most one page."""
+    for currency in dict.fromkeys(market.quote for market in markets):
+        same = [market for market in markets if market.quote == currency]
+        for start in range(0, len(same), COINS_PER_PAGE):
+            yield same[start : start + COINS_PER_PAGE]
+
+
+def build_snapshot_query(markets: Sequence[Market]) -> tuple[str, Params]:
+    """Return path and query of a page of prices; a blank between ids would drop all but the first."""
+    ids = ",".join(dict.fromkeys(market.provider_market_id for market in markets))
+    return "/coins/markets", {
+        "vs_currency": markets[0].quote.lower(),
+        "ids": ids,
+        "per_page": COINS_PER_PAGE,
+        "page": 1,
+        "precision": "full",
+    }
+
+
+def parse_snapshots(body: object, markets: Sequence[Market]) -> list[PriceSnapshot]:
+    """Return the prices of the markets asked for, in their order.
+
+    Coins nobody asked for are ignored; a coin without a price or its time has no snapshot.
+
+    Raises:
+        PermanentProviderError: Another shape, or not one of the coins.
+    """
+    if not isinstance(body, list):
+        raise PermanentProviderError(CoinGeckoProvider.name, "coins/markets answered no list")
+    rows = {str(row.get("id")): row for row in reversed(body) if isinstance(row, dict)}
+    known = [market for market in markets if market.provider_market_id in rows]
+    if not known:
+        raise PermanentProviderError(
+            CoinGeckoProvider.name, f"coins/markets answered none of the {len(markets)} coins asked"
+        )
+    snapshots = (_parse_snapshot(market, rows[market.provider_market_id]) for market in known)
+    return [snapshot for snapshot in snapshots if snapshot is not None]
+
+
+def _parse_snapshot(market: Market, row: Mapping[str, object]) -> PriceSnapshot | None:
+    price, observed_at = _read_number(row, "current_price"), _parse_time(row.get("last_updated"))
+    if price is None or observed_at is None:
+        return None
+    change_pct = _read_number(row, "price_change_percentage_24h")
+    return PriceSnapshot(
+        market,
+        observed_at,
+        price,
+        volume_24h=_read_number(row, "total_volume"),
+        change_24h_ratio=None if change_pct is None else change_pct / 100,
+        market_cap=_read_number(row, "market_cap"),
+    )
+
+
+def _read_number(row: Mapping[str, object], name: str) -> float | None:
+    """Return a number, or None for null.
+
+    Raises:
+        PermanentProviderError: The field is missing or holds something else.
+    """
+    place = f"coins/markets {name}"
+    number = parse_numbers(
+        CoinGeckoProvider.name, place, [read_field(CoinGeckoProvider.name, row, name)]
+    )[0]
+    return None if np.isnan(number) else float(number)
+
+
+def _parse_time(node: object) -> datetime | None:
+    """Return an ISO 8601 time in UTC, or None for null.
+
+    Raises:
+        PermanentProviderError: It is something else.
+    """
+    if node is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(str(node))
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise PermanentProviderError(
+            CoinGeckoProvider.name, f"last_updated is {str(node)[:40]!r}, expected ISO 8601 and Z"
+        )
+    return moment.astimezone(UTC)

@@ -1,0 +1,103 @@
+"""Finds providers by entry point and decides which of them serves which market.
+
+Here: discovery in the entry-point group ``market_pipeline.providers``, and routing by the static
+catalogues. Not here: any question to a provider's server. A provider that is down keeps its
+markets, so a series never changes its source because of an outage.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from market_pipeline.domain.errors import MarketNotServedError, PipelineError, SettingError
+from market_pipeline.domain.records import Market
+from market_pipeline.providers.base import Provider
+
+GROUP = "market_pipeline.providers"
+
+
+def list_provider_names() -> tuple[str, ...]:
+    """Return the names of all installed providers, in alphabetical order; loads none of them."""
+    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+
+
+def load_provider(name: str, environ: Mapping[str, str]) -> Provider:
+    """Construct a provider.
+
+    Raises:
+        SettingError: Nobody offers the name, two packages do, what is offered cannot be loaded, or
+            one of the provider's own settings is wrong.
+    """
+    point = _find_entry_point(name)
+    source = _describe_source(point)
+    try:
+        provider: Any = point.load()(environ)
+    except PipelineError:
+        raise
+    except Exception as error:  # a plugin may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise SettingError(f"provider {name!r} from {source} cannot be loaded: {reason}") from error
+    if not isinstance(provider, Provider) or provider.name != name:
+        raise SettingError(
+            f"provider {name!r} from {source} is not a provider of that name: expected a "
+            f"class with the members of market_pipeline.providers.base.Provider and name = {name!r}"
+        )
+    return provider
+
+
+def route_markets(
+    symbols: Iterable[str], provider_names: Sequence[str], environ: Mapping[str, str]
+) -> list[tuple[Provider, Market]]:
+    """Return each symbol's provider and market, in the order of the symbols.
+
+    A symbol belongs to the first provider in the list whose catalogue has it. A provider that lacks
+    a setting serves nothing.
+
+    Raises:
+        MarketNotServedError: Names each symbol that nobody serves, who was asked and why not.
+        SettingError: A provider is unknown, broken or wrongly set.
+    """
+    providers = [load_provider(name, environ) for name in provider_names]
+    missing = {provider.name: provider.explain_missing_settings() for provider in providers}
+    ready = [provider for provider in providers if missing[provider.name] is None]
+    routes = {symbol: _find_route(symbol, ready) for symbol in symbols}
+    unserved = [symbol for symbol, route in routes.items() if route is None]
+    if unserved:
+        raise MarketNotServedError(_explain_unserved(unserved, missing))
+    return [route for route in routes.values() if route is not None]
+
+
+def _find_route(symbol: str, providers: Iterable[Provider]) -> tuple[Provider, Market] | None:
+    for provider in providers:
+        market = provider.find_market(symbol)
+        if market is not None:
+            return provider, market
+    return None
+
+
+def _explain_unserved(symbols: Sequence[str], missing: Mapping[str, str | None]) -> str:
+    shown = ", ".join(symbols[:10]) + (", ..." if len(symbols) > 10 else "")
+    asked = "; ".join(
+        f"{name}: {f'not ready, {reason}' if reason else 'not in its catalogue'}"
+        for name, reason in missing.items()
+    )
+    return f"no provider serves {shown} ({len(symbols)} in all). Asked: {asked or 'nobody'}"
+
+
+def _find_entry_point(name: str) -> EntryPoint:
+    points = entry_points(group=GROUP, name=name)
+    sources = {_describe_source(point): point for point in points}
+    if len(sources) > 1:
+        raise SettingError(
+            f"provider {name!r} is offered more than once: {'; '.join(sorted(sources))}. "
+            "Uninstall one of the packages"
+        )
+    if not sources:
+        known = ", ".join(list_provider_names()) or "none: is market-pipeline installed?"
+        raise SettingError(f"provider {name!r} is unknown: expected one of {known}")
+    return next(iter(sources.values()))
+
+
+def _describe_source(point: EntryPoint) -> str:
+    package = "an unknown package" if point.dist is None else f"package {point.dist.name}"
+    return f"{point.value} ({package})"

@@ -1,0 +1,238 @@
+"""Every environment variable: name, default, meaning, and how its text becomes a value.
+
+An empty variable means unset. Dagster's commands and ``market-pipeline`` alike read ``.env`` in the
+current folder over the real environment. Providers read their own variables when constructed; they
+are listed here so that one table is the whole truth.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from dotenv import dotenv_values
+
+from market_pipeline.domain.errors import SettingError
+from market_pipeline.domain.symbols import parse_symbols
+
+MAX_LOOKBACK_DAYS = 36_525
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One environment variable: its name, the default as one would write it, and its meaning."""
+
+    name: str
+    default: str
+    meaning: str
+    is_secret: bool = False
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("DATABASE_URL", "", "PostgreSQL 15+ to use; unset: the embedded one", is_secret=True),
+    Setting("REDIS_URL", "", "Redis-compatible server for the cache; unset: in process", is_secret=True),
+    Setting("INGESTION_PROVIDER", "mock", "Provider, or an ordered list: coingecko,yahoo"),
+    Setting("INGESTION_MARKETS", "BTC-USD,ETH-USD,SPX", "Symbols to ingest, separated by commas"),
+    Setting("INGESTION_CRON_EXPRESSION", "*/15 * * * *", "When the schedule runs, in UTC"),
+    Setting("INGESTION_SCHEDULE_ENABLED", "false", "Start the schedule with the daemon"),
+    Setting("INGESTION_LOOKBACK_DAYS", "30", "Days of history that a run keeps complete"),
+    Setting("INGESTION_EXECUTOR", "in_process", "in_process, or multiprocess: one process a step"),
+    Setting("CACHE_TTL_SECONDS", "300", "How long a cached value may be served, in seconds"),
+    Setting("ALERT_WEBHOOK_URL", "", "Where failure alerts are posted; unset: nowhere", is_secret=True),
+    Setting("ALERT_MIN_SEVERITY", "warning", "Least severity sent: info, warning, error, critical"),
+    Setting("LOG_LEVEL", "info", "debug, info, warning or error"),
+    Setting("CRON_SECRET", "", "Bearer secret of the HTTP cron trigger", is_secret=True),
+    Setting("ROI_HORIZONS_DAYS", "7,30,90,365", "Spans that statistics look back, in days"),
+    Setting("ROI_MIN_RETURNS", "20", "Fewest daily returns a statistic is computed from (7d: 5)"),
+    Setting("RISK_FREE_RATE", "0", "Annual risk-free rate as a fraction, for Sharpe and Sortino"),
+    Setting("COMPARISON_BENCHMARKS", "", "Compare with these symbols only, once over 50 markets"),
+    Setting("COINGECKO_API_KEY", "", "CoinGecko key; unset: the keyless public plan", is_secret=True),
+    Setting("COINGECKO_PLAN", "", "keyless, demo or pro; unset: detected from the key"),
+    Setting("COINGECKO_IDS", "", "More CoinGecko markets: FOO-USD=foo-id,BAR-USD=bar-id"),
+    Setting("COINGECKO_BASE_URL", "", "Another address for CoinGecko's API"),
+    Setting("YAHOO_BASE_URL", "", "Another address for Yahoo's chart API"),
+    Setting("FILE_PROVIDER_PATH", "", "CSV or Parquet file, or a folder of them"),
+    Setting("FILE_PROVIDER_COLUMNS", "", "Column mapping: open_time=ts,close=last"),
+    Setting("MOCK_SEED", "7", "Seed of the mock provider's prices"),
+    Setting("STATE_DIR", "", "Where local state lives; unset: .state in the project folder"),
+    Setting("PG_BIN", "", "Folder of another PostgreSQL's programs for the embedded server"),
+    Setting("DAGSTER_HOME", "", "Folder of dagster.yaml; written into .env by the setup"),
+)
+_DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
+
+
+def read_variable(name: str, environ: Mapping[str, str] | None = None) -> str:
+    """Return a variable's text, or its default when unset or empty."""
+    source = os.environ if environ is None else environ
+    return source.get(name, "").strip() or _DEFAULTS[name]
+
+
+def load_dotenv(folder: Path | None = None) -> None:
+    """Put the variables of ``.env`` in a folder over the environment, as Dagster's commands do."""
+    values = dotenv_values((folder or Path.cwd()) / ".env")
+    os.environ.update({name: value for name, value in values.items() if value is not None})
+
+
+def find_project_dir() -> Path:
+    """Return the folder that holds ``dagster.yaml``: the checkout, else DAGSTER_HOME, else here."""
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "dagster.yaml").is_file():
+        return checkout
+    home = read_variable("DAGSTER_HOME")
+    return Path(home) if home else Path.cwd()
+
+
+def find_state_dir() -> Path:
+    """Return the absolute folder of the embedded database and other local state."""
+    chosen = read_variable("STATE_DIR")
+    return (find_project_dir() / (chosen or ".state")).absolute()
+
+
+@dataclass(frozen=True, slots=True)
+class IngestionDefaults:
+    """What a run ingests when it is not told otherwise."""
+
+    providers: tuple[str, ...]
+    symbols: tuple[str, ...]
+    lookback_days: int
+
+
+def read_ingestion_defaults(environ: Mapping[str, str] | None = None) -> IngestionDefaults:
+    """Read provider list, symbols and look-back.
+
+    Raises:
+        SettingError: Names the variable, its value and what is accepted.
+    """
+    return IngestionDefaults(
+        providers=_parse("INGESTION_PROVIDER", parse_provider_names, environ),
+        symbols=_parse("INGESTION_MARKETS", lambda text: parse_symbols(split_list(text)), environ),
+        lookback_days=_parse("INGESTION_LOOKBACK_DAYS", parse_lookback_days, environ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsSettings:
+    """How statistics are computed; rates are annual fractions, horizons days."""
+
+    horizons_days: tuple[int, ...]
+    min_returns: int
+    risk_free_annual: float
+    benchmarks: tuple[str, ...]
+
+
+def read_statistics_settings(environ: Mapping[str, str] | None = None) -> StatisticsSettings:
+    """Read horizons, fewest returns, risk-free rate and benchmarks.
+
+    Raises:
+        SettingError: Names the variable, its value and what is accepted.
+    """
+    return StatisticsSettings(
+        horizons_days=_parse("ROI_HORIZONS_DAYS", _parse_horizons, environ),
+        min_returns=_parse("ROI_MIN_RETURNS", lambda text: _parse_int(text, 2, 100_000), environ),
+        risk_free_annual=_parse("RISK_FREE_RATE", _parse_rate, environ),
+        benchmarks=_parse(
+            "COMPARISON_BENCHMARKS",
+            lambda text: parse_symbols(split_list(text)) if text else (),
+            environ,
+        ),
+    )
+
+
+def read_choice(name: str, choices: tuple[str, ...], environ: Mapping[str, str] | None = None) -> str:
+    """Return a variable that must be one of a few words.
+
+    Raises:
+        SettingError: It is another word.
+    """
+
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise SettingError(f"expected one of {', '.join(choices)}")
+        return text.lower()
+
+    return _parse(name, parse, environ)
+
+
+def read_flag(name: str, environ: Mapping[str, str] | None = None) -> bool:
+    """Return a yes-or-no variable (true/false, yes/no, on/off, 1/0)."""
+    yes, no = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+    return read_choice(name, yes + no, environ) in yes
+
+
+def read_cron_expression(environ: Mapping[str, str] | None = None) -> str:
+    """Return the schedule's cron expression.
+
+    Raises:
+        SettingError: It is not a five-field cron expression.
+    """
+    from dagster._utils.schedules import is_valid_cron_string
+
+    def parse(text: str) -> str:
+        if not is_valid_cron_string(text):
+            raise SettingError("expected five cron fields, such as */15 * * * *")
+        return text
+
+    return _parse("INGESTION_CRON_EXPRESSION", parse, environ)
+
+
+def split_list(text: str) -> list[str]:
+    """Split a comma-separated list; blanks between commas are dropped."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def parse_provider_names(text: str) -> tuple[str, ...]:
+    """Return provider names in order.
+
+    Raises:
+        SettingError: The list is empty.
+    """
+    names = tuple(dict.fromkeys(name.lower() for name in split_list(text)))
+    if not names:
+        raise SettingError("expected a provider's name, or several separated by commas")
+    return names
+
+
+def parse_lookback_days(text: str) -> int:
+    """Return a look-back of 1 to 36,525 days (a century).
+
+    Raises:
+        SettingError: It is not a whole number in that range.
+    """
+    return _parse_int(text, 1, MAX_LOOKBACK_DAYS)
+
+
+def _parse(name: str, parse: Callable[[str], Value], environ: Mapping[str, str] | None) -> Value:
+    text = read_variable(name, environ)
+    try:
+        return parse(text)
+    except SettingError as error:
+        raise SettingError(f"{name}={text!r}: {error}") from None
+
+
+def _parse_int(text: str, least: int, most: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise SettingError(f"expected a whole number from {least} to {most}") from None
+    if not least <= value <= most:
+        raise SettingError(f"expected a whole number from {least} to {most}")
+    return value
+
+
+def _parse_horizons(text: str) -> tuple[int, ...]:
+    horizons = {_parse_int(part, 1, MAX_LOOKBACK_DAYS) for part in split_list(text)}
+    if not horizons:
+        raise SettingError("expected days separated by commas, such as 7,30,90,365")
+    return tuple(sorted(horizons))
+
+
+def _parse_rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        raise SettingError("expected an annual fraction, such as 0.04") from None
+    if not -0.5 < rate < 1:
+        raise SettingError("expected an annual fraction between -0.5 and 1, such as 0.04")
+    return rate

