@@ -25,7 +25,7 @@ TimeSeries: TypeAlias = "pd.Series[pd.Timestamp]"
 def floor_to_weeks(times: TimeSeries) -> TimeSeries:
     """Return Monday 00:00 UTC of each time's week."""
     days = times.dt.floor("D")
-    return days - pd.to_timedelta(days.dt.weekday, unit="D").astype("timedelta64[us]")
+    return days - pd.to_timedelta(days.dt.day_of_week, unit="D").astype("timedelta64[us]")
 
 
 def build_weekly_bars(daily: pd.DataFrame, sessions: pd.DataFrame, now: datetime) -> pd.DataFrame:

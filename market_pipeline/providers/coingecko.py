@@ -40,7 +40,7 @@ PRO_URL = "https://pro-api.coingecko.com/api/v3"
 PLANS = ("keyless", "demo", "pro")
 KEY_HEADERS = {"demo": "x-cg-demo-api-key", "pro": "x-cg-pro-api-key"}
 FREE_HISTORY = timedelta(days=365)
-CHUNK = timedelta(days=90)
+CHUNK = timedelta(days=89)
 SHORTEST_HOURLY_SPAN = timedelta(days=2)
 PUBLICATION_LAG = timedelta(minutes=35)
 COINS_PER_PAGE = 250
@@ -162,7 +162,7 @@ class CoinGeckoProvider:
         asked = self._clip(_widen(window, interval, now))
         if asked.start >= asked.end:
             return build_empty_bar_frame()
-        chunks = [asked] if interval is Interval.DAY else list(split_hourly(asked))
+        chunks = [asked] if interval is Interval.DAY else map(self._clip, split_hourly(asked))
         points = pd.concat([_fetch_points(client, market, interval, chunk) for chunk in chunks])
         bars = build_bars(points, interval, now)
         first = max(window.start, asked.start)
@@ -251,7 +251,7 @@ _FREQUENCIES = {Interval.HOUR: "h", Interval.DAY: "D"}
 def split_hourly(window: Window) -> Iterator[Window]:
     """Cut a span into parts that CoinGecko answers hour by hour: 2 to 90 days long.
 
-    A shorter part would be answered in 5-minute points and give other bars; its start is moved back.
+    A shorter part would come in 5-minute points and give other bars: its start is moved back.
     """
     start = window.start
     while start < window.end:
@@ -289,8 +289,8 @@ def parse_points(body: object, window: Window) -> pd.DataFrame:
         window: The span asked for; points outside it are dropped.
 
     Returns:
-        Columns ``stamp`` (UTC), ``price`` and ``volume`` (rolling 24 h, NaN where not given); points
-        whose price is null are left out, the last of equal stamps stays.
+        Columns ``stamp`` (UTC), ``price`` and ``volume`` (rolling 24 h, NaN where not given).
+        Points whose price is null are left out; of equal stamps the last stays.
 
     Raises:
         PermanentProviderError: Another shape, or all points lie outside the asked span.
@@ -322,8 +322,8 @@ def _parse_pairs(body: object, name: str) -> "pd.Series[float]":
 def build_bars(points: pd.DataFrame, interval: Interval, now: datetime) -> pd.DataFrame:
     """Return the bars that price points add up to, ordered by open_time.
 
-    A day's close is the point stamped at its end, its open the point at its start; a day that has no
-    end point yet is provisional. An hour's bar holds the points inside it.
+    A day's close is the point stamped at its end, its open the point at its start; a day that has
+    no end point yet is provisional. An hour's bar holds the points inside it.
     """
     if points.empty:
         return build_empty_bar_frame()
@@ -334,7 +334,7 @@ def build_bars(points: pd.DataFrame, interval: Interval, now: datetime) -> pd.Da
 def _build_hours(points: pd.DataFrame, now: datetime) -> pd.DataFrame:
     grouped = points.assign(open_time=points["stamp"].dt.floor("h")).groupby("open_time")
     bars = grouped["price"].agg(["first", "max", "min", "last"])
-    close_times = bars.index + pd.Timedelta(hours=1)
+    close_times = pd.DatetimeIndex(bars.index) + pd.Timedelta(hours=1)
     is_final = close_times + PUBLICATION_LAG <= pd.Timestamp(now)
     return _build_frame(bars, Interval.HOUR, grouped["volume"].last(), is_final)
 
@@ -349,7 +349,7 @@ def _build_days(points: pd.DataFrame, now: datetime) -> pd.DataFrame:
         bars[["first", "max"]].max(axis=1),
         bars[["first", "min"]].min(axis=1),
     )
-    ends = bars.index + pd.Timedelta(days=1)
+    ends = pd.DatetimeIndex(bars.index) + pd.Timedelta(days=1)
     has_end = grouped["stamp"].last().to_numpy() == ends.to_numpy()
     is_final = has_end & (ends + PUBLICATION_LAG <= pd.Timestamp(now))
     return _build_frame(bars, Interval.DAY, grouped["volume"].last(), is_final)
@@ -385,7 +385,7 @@ def _split_by_quote(markets: Sequence[Market]) -> Iterator[list[Market]]:
 
 
 def build_snapshot_query(markets: Sequence[Market]) -> tuple[str, Params]:
-    """Return path and query of a page of prices; a blank between ids would drop all but the first."""
+    """Return path and query of a page of prices; a blank in the ids would drop all but one."""
     ids = ",".join(dict.fromkeys(market.provider_market_id for market in markets))
     return "/coins/markets", {
         "vs_currency": markets[0].quote.lower(),

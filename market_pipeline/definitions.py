@@ -1,0 +1,55 @@
+"""The front door: everything Dagster loads. Needs no server, no password, an empty environment."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from market_pipeline.orchestration import assets
+from market_pipeline.orchestration.automation import build_schedule, ingest_job, run_failure_alert
+from market_pipeline.orchestration.checks import check_ingestion_complete
+from market_pipeline.orchestration.io_manager import PostgresIOManager
+from market_pipeline.orchestration.resources import Database, IngestionRequest, Providers
+from market_pipeline.settings import read_choice
+
+ASSETS = [
+    assets.markets,
+    assets.market_aggregates,
+    assets.market_snapshots,
+    assets.market_comparisons,
+    assets.market_roi_statistics,
+]
+
+
+def build_definitions(resources: Mapping[str, object] | None = None) -> dg.Definitions:
+    """Return the code location.
+
+    Args:
+        resources: Replacements by name: ``database``, ``request``, ``providers``, ``io_manager``.
+
+    Raises:
+        SettingError: A setting that shapes the definitions is wrong; names it.
+    """
+    return dg.Definitions(
+        assets=ASSETS,
+        asset_checks=[check_ingestion_complete],
+        jobs=[ingest_job],
+        schedules=[build_schedule()],
+        sensors=[run_failure_alert],
+        executor=_choose_executor(),
+        resources={**_build_resources(), **(resources or {})},
+    )
+
+
+def _build_resources() -> dict[str, object]:
+    database, request, providers = Database(), IngestionRequest.configure_at_launch(), Providers()
+    io_manager = PostgresIOManager(database=database, request=request, providers=providers)
+    return {"database": database, "request": request, "providers": providers, "io_manager": io_manager}
+
+
+def _choose_executor() -> dg.ExecutorDefinition:
+    # Five light steps do not deserve five interpreter starts; set here, the UI's buttons follow too.
+    choice = read_choice("INGESTION_EXECUTOR", ("in_process", "multiprocess"))
+    return dg.multiprocess_executor if choice == "multiprocess" else dg.in_process_executor
+
+
+defs = build_definitions()

@@ -1,0 +1,162 @@
+"""The asset graph: one asset for each table, its computation elsewhere.
+
+Each docstring's first line is the grain of the table; it is what Dagster's UI shows.
+"""
+
+import dagster as dg
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from sqlalchemy import Table
+
+from market_pipeline.domain.comparisons import compute_comparisons
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.roi import compute_roi_statistics
+from market_pipeline.domain.volatility import compute_snapshot_statistics
+from market_pipeline.ingestion.collect import BarStream, collect_snapshots
+from market_pipeline.orchestration.io_manager import MarketReader, Snapshots
+from market_pipeline.orchestration.resources import IngestionRequest, Providers, describe_run
+from market_pipeline.settings import read_statistics_settings
+from market_pipeline.storage import tables
+
+OWNERS = ["team:market-data"]
+SNAPSHOT_HORIZON_DAYS = 30
+MAX_MARKETS_ALL_PAIRS = 50
+
+
+def describe_table(table: Table) -> dict[str, object]:
+    """Return an asset's static metadata: the relation and its columns."""
+    columns = [
+        dg.TableColumn(
+            name=column.name,
+            type=str(column.type).lower(),
+            description=column.comment,
+            constraints=dg.TableColumnConstraints(nullable=bool(column.nullable)),
+        )
+        for column in table.columns
+    ]
+    return {
+        "dagster/column_schema": dg.TableSchema(columns=columns),
+        "dagster/table_name": f"{table.schema}.{table.name}",
+    }
+
+
+@dg.asset(
+    group_name="sources",
+    kinds={"python", "postgres"},
+    owners=OWNERS,
+    metadata=describe_table(tables.market),
+    code_version="1",
+)
+def markets(
+    context: dg.AssetExecutionContext, request: IngestionRequest, providers: Providers
+) -> list:  # type: ignore[type-arg]
+    """One row per market: each symbol as the first provider in the list that has it.
+
+    Shift-click Materialize to change symbols, provider, look-back or window end for one run.
+    """
+    routes = providers.route(describe_run(context, request).request)
+    return [market for _, market in routes]
+
+
+@dg.asset(
+    deps=[markets],
+    group_name="ingestion",
+    kinds={"python", "postgres"},
+    owners=OWNERS,
+    metadata=describe_table(tables.market_aggregate),
+    code_version="1",
+)
+def market_aggregates(
+    context: dg.AssetExecutionContext, request: IngestionRequest, providers: Providers
+) -> BarStream:
+    """One row per market, interval and open_time: hourly, daily and weekly bars in UTC.
+
+    Bars are final by their provider's own rule; weeks are rebuilt from stored days.
+    """
+    asked = describe_run(context, request).request
+    return BarStream(list(providers.route(asked)), asked)
+
+
+@dg.asset(
+    group_name="ingestion",
+    kinds={"python", "postgres"},
+    owners=OWNERS,
+    metadata=describe_table(tables.market_snapshot),
+    code_version="1",
+)
+def market_snapshots(market_aggregates: MarketReader) -> Snapshots:
+    """One row per market and observed_at: live prices with volatility and ROI from final bars."""
+    reader = market_aggregates
+    batch = collect_snapshots(reader.routes, reader.request)
+    stored = reader.read_markets()
+    ids = {(row.provider, row.symbol): row.market_id for row in stored.itertuples()}
+    prices = pd.DataFrame(
+        {
+            "market_id": [ids[one.market.provider, one.market.symbol] for one in batch.snapshots],
+            "observed_at": [one.observed_at for one in batch.snapshots],
+            "price": [one.price for one in batch.snapshots],
+            "volume_24h": [one.volume_24h for one in batch.snapshots],
+            "change_24h_ratio": [one.change_24h_ratio for one in batch.snapshots],
+            "market_cap": [one.market_cap for one in batch.snapshots],
+        }
+    ).astype(dict.fromkeys(("price", "volume_24h", "change_24h_ratio", "market_cap"), "float64"))
+    statistics = compute_snapshot_statistics(
+        reader.read_final_bars(Interval.DAY, SNAPSHOT_HORIZON_DAYS),
+        _read_calendars(stored),
+        prices.set_index("market_id")["price"],
+        SNAPSHOT_HORIZON_DAYS,
+    )
+    return Snapshots(prices.merge(statistics, on="market_id"), list(stored["symbol"]), batch)
+
+
+@dg.asset(
+    group_name="analytics",
+    kinds={"python", "postgres", "pandas"},
+    owners=OWNERS,
+    metadata=describe_table(tables.market_comparison),
+    code_version="1",
+)
+def market_comparisons(market_aggregates: MarketReader) -> pd.DataFrame:
+    """One row per pair of markets, interval, horizon and as_of: ratios, ROI spread, correlation."""
+    settings = read_statistics_settings()
+    stored = market_aggregates.read_markets()
+    bars = market_aggregates.read_final_bars(Interval.DAY, max(settings.horizons_days))
+    pairs = _choose_pairs(stored, settings.benchmarks)
+    rows = compute_comparisons(bars, stored, Interval.DAY, settings.horizons_days, pairs)
+    return rows.dropna(subset=["as_of"])
+
+
+@dg.asset(
+    group_name="analytics",
+    kinds={"python", "postgres", "pandas"},
+    owners=OWNERS,
+    metadata=describe_table(tables.market_roi_statistic),
+    code_version="1",
+)
+def market_roi_statistics(market_aggregates: MarketReader) -> pd.DataFrame:
+    """One row per market, interval, horizon, as_of and method: ROI, Sharpe, Sortino, drawdown."""
+    settings = read_statistics_settings()
+    stored = market_aggregates.read_markets()
+    bars = market_aggregates.read_final_bars(Interval.DAY, max(settings.horizons_days))
+    rows = compute_roi_statistics(
+        bars,
+        _read_calendars(stored),
+        Interval.DAY,
+        settings.horizons_days,
+        risk_free_annual=settings.risk_free_annual,
+        min_returns=settings.min_returns,
+    )
+    return rows.rename(columns={"reasons": "reason"})
+
+
+def _read_calendars(stored: pd.DataFrame) -> dict[int, str]:
+    return dict(zip(stored["market_id"], stored["calendar"], strict=True))
+
+
+def _choose_pairs(stored: pd.DataFrame, benchmarks: tuple[str, ...]) -> "npt.NDArray[np.int64] | None":
+    if len(stored) <= MAX_MARKETS_ALL_PAIRS:
+        return None
+    references = stored.loc[stored["symbol"].isin(benchmarks), "market_id"].tolist()
+    pairs = [(one, other) for other in references for one in stored["market_id"] if one != other]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)

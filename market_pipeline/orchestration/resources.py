@@ -1,0 +1,96 @@
+"""What runs are configured with: the request, the providers, the database."""
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from uuid import UUID
+
+import dagster as dg
+from pydantic import Field
+from sqlalchemy import Engine
+
+from market_pipeline.ingestion.collect import Route
+from market_pipeline.ingestion.request import Request, build_request
+from market_pipeline.ingestion.write import Run
+from market_pipeline.providers.registry import route_markets
+from market_pipeline.storage.engine import check_database, find_database, open_engine
+from market_pipeline.storage.schema import ensure_schema
+
+TRIGGER_TAG = "market_pipeline/trigger"
+_SCHEDULE_TAG = "dagster/schedule_name"
+
+
+class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """What to ingest; everything left at its default comes from the environment."""
+
+    symbols: list[str] = Field(default=[], description="Symbols, such as BTC-USD; empty: INGESTION_MARKETS")
+    provider: str = Field(
+        default="", description="Provider or ordered list, such as coingecko,yahoo; empty: INGESTION_PROVIDER"
+    )
+    lookback_days: int = Field(
+        default=0, description="Days of history kept complete, 1 to 36525; 0: INGESTION_LOOKBACK_DAYS"
+    )
+    window_end: str = Field(
+        default="", description="ISO 8601 time that is the run's clock, such as 2019-01-01T00:00Z; empty: now"
+    )
+
+    def build(self, wall_clock: datetime) -> Request:
+        """Return the checked request.
+
+        Raises:
+            SettingError: A value is malformed; Dagster itself does not check bounds at launch.
+        """
+        return build_request(wall_clock, self.symbols, self.provider, self.lookback_days, self.window_end)
+
+
+class Providers(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The installed providers, found by entry point and configured by the environment."""
+
+    def route(self, request: Request) -> Sequence[Route]:
+        """Return the provider and market of each symbol.
+
+        Raises:
+            MarketNotServedError: Lists who was asked and why not.
+        """
+        return route_markets(request.symbols, request.providers, self.read_environment())
+
+    def read_environment(self) -> Mapping[str, str]:
+        """Return the variables that providers are configured with."""
+        return os.environ
+
+
+class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The PostgreSQL of DATABASE_URL, or the embedded one; opened when first used."""
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Return a connected engine on an up-to-date schema.
+
+        Raises:
+            StorageError: Unreachable, read-only, or at another schema version.
+        """
+        address = find_database()
+        engine = open_engine(address)
+        check_database(engine)
+        ensure_schema(engine, address.is_embedded)
+        return engine
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """Close connections that were opened."""
+        del context
+        if "engine" in self.__dict__:
+            self.engine.dispose()
+
+
+def describe_run(
+    context: dg.OutputContext | dg.InputContext | dg.AssetExecutionContext, request: IngestionRequest
+) -> Run:
+    """Return the run's identity, its clock set to the moment it began."""
+    step = context if isinstance(context, dg.AssetExecutionContext) else context.step_context
+    run_id = context.run.run_id if isinstance(context, dg.AssetExecutionContext) else step.run_id
+    record = step.instance.get_run_record_by_id(run_id)
+    began = (record.create_timestamp if record else datetime.now(UTC)).astimezone(UTC)
+    tags = record.dagster_run.tags if record else {}
+    trigger = tags.get(TRIGGER_TAG, "schedule" if _SCHEDULE_TAG in tags else "manual")
+    return Run(UUID(run_id), trigger, began, request.build(began))

@@ -1,0 +1,322 @@
+"""File provider: bars from CSV or Parquet files of one's own.
+
+Here: which file holds which market, and reading files. Not here: what a table's columns and times
+mean (``tables.py``).
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+from threading import Lock
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from market_pipeline.domain.errors import PermanentProviderError, ProviderError, SettingError
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import (
+    Market,
+    PriceSnapshot,
+    Window,
+    build_empty_bar_frame,
+)
+from market_pipeline.domain.symbols import describe_symbol, parse_symbol
+from market_pipeline.providers.tables import SPELLINGS, build_bars, name_columns
+from market_pipeline.settings import read_variable, split_list
+
+SUFFIXES = (".csv", ".parquet")
+_INTERVAL_SUFFIX = re.compile(r"[_-](1h|1d)$", re.IGNORECASE)
+_MISSING = [".", "-"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A file that holds one market, or one market's rows among others'."""
+
+    path: Path
+    interval: Interval | None
+    symbol: str
+
+
+class FileProvider:
+    """Serves what FILE_PROVIDER_PATH holds: a file, or a folder of files named after symbols.
+
+    ``BTC-USD.csv`` or ``BTC-USD_1h.parquet`` name their symbol; a single file may instead have a
+    ``symbol`` column. Files are read once and again when they change.
+    """
+
+    name: ClassVar[str] = "file"
+    summary: ClassVar[str] = "Your own CSV or Parquet files; needs FILE_PROVIDER_PATH"
+    homepage: ClassVar[str] = "https://en.wikipedia.org/wiki/Comma-separated_values"
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._path = read_variable("FILE_PROVIDER_PATH", environ)
+        self._columns = parse_column_mapping(read_variable("FILE_PROVIDER_COLUMNS", environ))
+        self._catalogue: dict[str, list[_Source]] | None = None
+        self._tables: dict[Path, tuple[tuple[int, int], pd.DataFrame]] = {}
+        self._lock = Lock()
+
+    def explain_missing_settings(self) -> str | None:
+        """Return that the path is missing."""
+        return None if self._path else "set FILE_PROVIDER_PATH to a CSV or Parquet file or a folder"
+
+    def list_symbols(self) -> tuple[str, ...]:
+        """Return the symbols that files were found for; none while no path is set."""
+        return tuple(self._list_sources()) if self._path else ()
+
+    def find_market(self, symbol: str) -> Market | None:
+        """Return the market whose file is there; the file's rows tell the bar length.
+
+        Raises:
+            SettingError: The path does not exist or holds no CSV or Parquet file.
+        """
+        sources = self._list_sources().get(symbol, []) if self._path else []
+        if not sources:
+            return None
+        description = describe_symbol(symbol)
+        return Market(
+            provider=self.name,
+            symbol=symbol,
+            provider_market_id=symbol,
+            name=description.name,
+            base=description.base,
+            quote=description.quote,
+            venue="file",
+            calendar=description.calendar,
+            intervals=self._detect_intervals(sources),
+        )
+
+    def fetch_bars(
+        self, market: Market, interval: Interval, window: Window, now: datetime
+    ) -> pd.DataFrame:
+        """Return a file's bars; those that have closed by ``now`` are final.
+
+        Raises:
+            PermanentProviderError: The file cannot be read or understood, or two files claim it.
+        """
+        sources = self._list_sources().get(market.symbol, [])
+        frames = [(source, self._read_bars(source)) for source in sources]
+        claims = [
+            (source, bars)
+            for source, bars in frames
+            if (bars["interval"] == interval.value).any() or source.interval is interval
+        ]
+        if len(claims) > 1:
+            names = ", ".join(source.path.name for source, _ in claims)
+            raise PermanentProviderError(
+                self.name, f"{market.symbol} has bars of {interval} in {names}: keep one of them"
+            )
+        bars = claims[0][1] if claims else build_empty_bar_frame()
+        is_wanted = bars["open_time"].between(window.start, window.end, inclusive="left")
+        bars = bars[is_wanted & (bars["open_time"] < now)].reset_index(drop=True)
+        return bars.assign(is_final=bars["close_time"] <= now)
+
+    def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
+        """Return the close of each market's last bar that has closed, at that moment.
+
+        Raises:
+            ProviderError: Every market's file failed; the last failure.
+        """
+        snapshots: list[PriceSnapshot] = []
+        failure: ProviderError | None = None
+        for market in markets:
+            try:
+                snapshots += self._read_snapshot(market, now)
+            except ProviderError as error:
+                failure = error
+        if failure is not None and not snapshots:
+            raise failure
+        return snapshots
+
+    def _read_snapshot(self, market: Market, now: datetime) -> list[PriceSnapshot]:
+        sources = self._list_sources().get(market.symbol, [])
+        bars = pd.concat([build_empty_bar_frame(), *map(self._read_bars, sources)])
+        closed = bars[(bars["close_time"] <= now) & (bars["close"] > 0)]
+        if closed.empty:
+            return []
+        last = closed.sort_values("close_time", kind="stable").iloc[-1]
+        return [PriceSnapshot(market, last["close_time"].to_pydatetime(), float(last["close"]))]
+
+    def _detect_intervals(self, sources: Sequence[_Source]) -> tuple[Interval, ...]:
+        """Return the bar lengths of a market's files; a broken file shows when it is fetched."""
+        found = set[Interval]()
+        for source in sources:
+            try:
+                lengths = self._read_bars(source)["interval"].unique()
+            except ProviderError:
+                lengths = pd.Series([], dtype="str").unique()
+            found |= {Interval(length) for length in lengths} or {source.interval or Interval.DAY}
+        return tuple(length for length in (Interval.HOUR, Interval.DAY) if length in found)
+
+    def _list_sources(self) -> dict[str, list[_Source]]:
+        with self._lock:
+            if self._catalogue is None:
+                self._catalogue = self._build_catalogue()
+            return self._catalogue
+
+    def _build_catalogue(self) -> dict[str, list[_Source]]:
+        path = Path(self._path).expanduser()
+        catalogue: dict[str, list[_Source]] = {}
+        for source in self._find_sources(path):
+            catalogue.setdefault(source.symbol, []).append(source)
+        if not catalogue:
+            raise SettingError(
+                f"FILE_PROVIDER_PATH={self._path!r} holds no market: expected files such as "
+                "BTC-USD.csv or SPX.parquet"
+            )
+        return catalogue
+
+    def _find_sources(self, path: Path) -> Iterable[_Source]:
+        try:
+            files = [path] if path.is_file() else sorted(path.iterdir())
+        except OSError as error:
+            raise SettingError(
+                f"FILE_PROVIDER_PATH={self._path!r} cannot be read: {error.strerror}"
+            ) from None
+        symbols = self._read_symbols(path) if path.is_file() else ()
+        if symbols:
+            return [_Source(path, None, symbol) for symbol in symbols]
+        named = (_name_source(file) for file in files if file.suffix.lower() in SUFFIXES)
+        return [source for source in named if source is not None]
+
+    def _read_symbols(self, path: Path) -> tuple[str, ...]:
+        """Return the symbols in a file's symbol column; none when it has no such column."""
+        try:
+            column = self._find_symbol_column(self._read_table(path), path)
+        except ProviderError:
+            return ()  # its name may still tell the symbol; the fault shows when it is fetched
+        return () if column is None else tuple(dict.fromkeys(map(_read_symbol, column)))
+
+    def _find_symbol_column(self, table: pd.DataFrame, path: Path) -> "pd.Series[Any] | None":
+        return name_columns(table, self._columns, path.name).get("symbol")
+
+    def _read_bars(self, source: _Source) -> pd.DataFrame:
+        """Return all bars of a source, none of them marked final."""
+        table = self._read_table(source.path)
+        column = self._find_symbol_column(table, source.path)
+        if column is not None:
+            table = table[column.map(_read_symbol) == source.symbol]
+            if table.empty:
+                raise PermanentProviderError(
+                    self.name, f"{source.path.name} has a symbol column without {source.symbol}"
+                )
+        calendar = describe_symbol(source.symbol).calendar
+        return build_bars(table, self._columns, calendar, source.interval, source.path.name)
+
+    def _read_table(self, path: Path) -> pd.DataFrame:
+        """Return a file's table, from memory when the file has not changed."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise PermanentProviderError(self.name, f"{path.name}: {error.strerror}") from None
+        version = (status.st_mtime_ns, status.st_size)
+        cached = self._tables.get(path)
+        if cached is None or cached[0] != version:
+            cached = (version, read_table(path, self._columns))
+            self._tables[path] = cached
+        return cached[1]
+
+
+def parse_column_mapping(text: str) -> dict[str, str]:
+    """Return the mapping in ``open_time=ts,close=last``: this project's column to the file's.
+
+    Raises:
+        SettingError: An unknown column, or an entry of another shape.
+    """
+    mapping = {}
+    for entry in split_list(text):
+        name, _, actual = (part.strip() for part in entry.partition("="))
+        if name not in SPELLINGS or not actual:
+            raise SettingError(
+                f"FILE_PROVIDER_COLUMNS has {entry[:60]!r}: expected <column>=<name in the file>, "
+                f"column one of {', '.join(SPELLINGS)}"
+            )
+        mapping[name] = actual
+    return mapping
+
+
+def _name_source(path: Path) -> _Source | None:
+    """Return the source a file's name tells, or None when it is no symbol."""
+    suffix = _INTERVAL_SUFFIX.search(path.stem)
+    stem = path.stem[: suffix.start()] if suffix else path.stem
+    try:
+        symbol = parse_symbol(stem)
+    except SettingError:
+        return None
+    return _Source(path, Interval(suffix[1].lower()) if suffix else None, symbol)
+
+
+def _read_symbol(cell: object) -> str:
+    """Return a cell's symbol in its one spelling; empty when it is none."""
+    try:
+        return parse_symbol(str(cell))
+    except SettingError:
+        return ""
+
+
+def read_table(path: Path, mapping: Mapping[str, str]) -> pd.DataFrame:
+    """Return a file's table as it is.
+
+    Raises:
+        PermanentProviderError: It cannot be read, is empty, or has no header line and no mapping.
+        SettingError: Parquet is not installed.
+    """
+    is_parquet = path.suffix.lower() == ".parquet"
+    try:
+        table = _read_parquet(path) if is_parquet else _read_csv(path, mapping)
+    except (OSError, ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
+        reason = " ".join(str(error).split())[:120]
+        raise PermanentProviderError("file", f"{path.name} cannot be read: {reason}") from None
+    if table.empty:
+        raise PermanentProviderError("file", f"{path.name} has no rows")
+    return table
+
+
+def _read_csv(path: Path, mapping: Mapping[str, str]) -> pd.DataFrame:
+    by_position = bool(mapping) and all(name.isdecimal() for name in mapping.values())
+    with path.open(encoding="utf-8-sig") as file:
+        first = file.readline()
+    if not by_position:
+        _require_header(first, path)
+    return pd.read_csv(
+        path,
+        sep=max(",;\t|", key=first.count),
+        header=None if by_position else 0,
+        encoding="utf-8-sig",
+        na_values=_MISSING,
+        index_col=False,
+        low_memory=False,
+    )
+
+
+def _require_header(first: str, path: Path) -> None:
+    """Refuse a first line of numbers.
+
+    Raises:
+        PermanentProviderError: It names nothing; the message says how to map by position.
+    """
+    cells = [cell.strip().strip('"') for cell in re.split(r"[,;\t|]", first)]
+    if cells and not any(re.match(r"[^\W\d]", cell) for cell in cells):
+        raise PermanentProviderError(
+            "file",
+            f"{path.name} has no header line, it begins with {first.strip()[:60]!r}: set "
+            "FILE_PROVIDER_COLUMNS by position, such as open_time=0,open=1,high=2,low=3,close=4",
+        )
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    # Imported when first needed: it is an extra, and costs 0.2 s.
+    try:
+        arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError:
+        raise SettingError(
+            f"{path.name} is a Parquet file: pip install 'market-pipeline[parquet]'"
+        ) from None
+    try:
+        table: pd.DataFrame = parquet.read_table(path).to_pandas()
+    except arrow.ArrowException as error:
+        raise ValueError(str(error)) from None
+    return table if isinstance(table.index, pd.RangeIndex) else table.reset_index()

@@ -1,0 +1,93 @@
+"""Finding and opening the database: DATABASE_URL, or the embedded server."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from market_pipeline.domain.errors import (
+    DatabaseUnreachableError,
+    ReadOnlyDatabaseError,
+    StorageError,
+)
+from market_pipeline.settings import find_state_dir, read_variable
+from market_pipeline.storage import embedded
+from market_pipeline.storage.urls import hide_password, normalise_database_url
+
+CONNECT_TIMEOUT_SECONDS = 5
+_OLDEST_SERVER = 150_000
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseAddress:
+    """Where the database is; an embedded one may be migrated without asking."""
+
+    url: str
+    is_embedded: bool
+
+    def __repr__(self) -> str:
+        """Return the address without its password."""
+        return f"DatabaseAddress({hide_password(self.url)!r}, is_embedded={self.is_embedded})"
+
+
+def find_database() -> DatabaseAddress:
+    """Return the address of DATABASE_URL, else of the embedded server, which is then running.
+
+    Raises:
+        SettingError: DATABASE_URL is not a PostgreSQL address.
+        EmbeddedServerError: The embedded server cannot be started.
+    """
+    configured = read_variable("DATABASE_URL")
+    if configured:
+        return DatabaseAddress(normalise_database_url(configured), is_embedded=False)
+    programs = read_variable("PG_BIN")
+    return DatabaseAddress(embedded.start(find_state_dir(), Path(programs) if programs else None), is_embedded=True)
+
+
+def open_engine(address: DatabaseAddress, application_name: str = "market-pipeline") -> Engine:
+    """Return an engine whose connections speak UTC and give up on an unreachable server."""
+    return create_engine(
+        address.url,
+        pool_pre_ping=True,
+        pool_size=2,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "application_name": application_name,
+            "keepalives_idle": 30,
+            "options": "-c timezone=UTC -c lock_timeout=60s -c idle_in_transaction_session_timeout=300s",
+        },
+    )
+
+
+def check_database(engine: Engine) -> None:
+    """Make sure the server answers, accepts writes, and is not too old.
+
+    Raises:
+        DatabaseUnreachableError: It does not answer or refuses the credentials.
+        ReadOnlyDatabaseError: It is a replica or read-only.
+        StorageError: It is older than PostgreSQL 15.
+    """
+    shown = hide_password(engine.url.render_as_string(hide_password=False))
+    try:
+        with engine.connect() as connection:
+            version, read_only = connection.execute(
+                text("SELECT current_setting('server_version_num')::int, current_setting('transaction_read_only')")
+            ).one()
+    except (OperationalError, DBAPIError) as error:
+        raise DatabaseUnreachableError(_explain(shown, error)) from None
+    if version < _OLDEST_SERVER:
+        raise StorageError(f"DATABASE_URL ({shown}) is PostgreSQL {version // 10_000}: 15 or newer is needed")
+    if read_only == "on":
+        raise ReadOnlyDatabaseError(
+            f"DATABASE_URL ({shown}) accepts no writes: point it at the primary server"
+        )
+
+
+def _explain(shown: str, error: DBAPIError) -> str:
+    password = os.environ.get("PGPASSWORD", "")
+    reason = " ".join(str(error.orig).split())
+    if password:
+        reason = reason.replace(password, "***")
+    return f"DATABASE_URL ({shown}) cannot be reached: {reason}. Check the address and that the server runs"

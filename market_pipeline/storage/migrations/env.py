@@ -1,0 +1,22 @@
+"""What Alembic runs: this project's tables, on the connection it was handed."""
+
+from alembic import context
+
+from market_pipeline.storage.tables import SCHEMA, metadata
+
+
+def _is_ours(name: str | None, kind: str, parents: object) -> bool:
+    del parents
+    return kind != "schema" or name == SCHEMA
+
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    include_schemas=True,
+    include_name=_is_ours,
+    version_table_schema=SCHEMA,
+    transactional_ddl=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,120 @@
+"""What is read from the tables: markets, final bars, receipts."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import pandas as pd
+from sqlalchemy import Connection, Select, select, tuple_
+
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, UTC_DTYPE
+from market_pipeline.storage.tables import (
+    ingestion_run,
+    ingestion_run_market,
+    ingestion_run_table,
+    market,
+    market_aggregate,
+)
+
+
+def read_markets(connection: Connection, keys: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Return the active markets of (provider, symbol) pairs, in market_id order.
+
+    Returns:
+        Columns ``market_id``, ``provider``, ``symbol``, ``quote``, ``calendar``.
+    """
+    columns = (market.c.market_id, market.c.provider, market.c.symbol, market.c.quote, market.c.calendar)
+    query = (
+        select(*columns)
+        .where(tuple_(market.c.provider, market.c.symbol).in_(keys), market.c.is_active)
+        .order_by(market.c.market_id)
+    )
+    return read_frame(connection, query)
+
+
+def read_final_bars(
+    connection: Connection,
+    market_ids: Sequence[int],
+    interval: Interval,
+    start: datetime,
+    closed_by: datetime,
+) -> pd.DataFrame:
+    """Return final bars that open at or after ``start`` and close by ``closed_by`` (UTC).
+
+    Returns:
+        Columns ``market_id``, ``open_time``, ``close_time``, ``open`` to ``close``, ``volume``,
+        ordered by market and open_time.
+    """
+    bars = market_aggregate.c
+    columns = (bars.market_id, bars.open_time, bars.close_time, bars.open, bars.high, bars.low, bars.close, bars.volume)
+    query = (
+        select(*columns)
+        .where(bars.market_id.in_(list(market_ids)), bars.interval == interval.value)
+        .where(bars.is_final, bars.open_time >= start, bars.close_time <= closed_by)
+        .order_by(bars.market_id, bars.open_time)
+    )
+    frame = read_frame(connection, query)
+    floats = dict.fromkeys(("open", "high", "low", "close", "volume"), "float64")
+    return frame.astype({"market_id": "int64", "open_time": UTC_DTYPE, "close_time": UTC_DTYPE, **floats})
+
+
+def read_daily_bars(
+    connection: Connection, market_id: int, start: datetime, end: datetime
+) -> pd.DataFrame:
+    """Return one market's stored daily bars with open_time in ``[start, end)`` as a bar frame."""
+    bars = market_aggregate.c
+    query = (
+        select(*(bars[name] for name in BAR_COLUMNS))
+        .where(bars.market_id == market_id, bars.interval == Interval.DAY.value)
+        .where(bars.open_time >= start, bars.open_time < end)
+        .order_by(bars.open_time)
+    )
+    return read_frame(connection, query).astype(dict(BAR_DTYPES))
+
+
+def read_last_run_id(connection: Connection) -> UUID | None:
+    """Return the run that began last."""
+    query = select(ingestion_run.c.run_id).order_by(ingestion_run.c.started_at.desc()).limit(1)
+    return connection.execute(query).scalar()
+
+
+def read_runs(connection: Connection, limit: int) -> pd.DataFrame:
+    """Return the receipts of the last runs, newest first."""
+    return read_frame(connection, select(ingestion_run).order_by(ingestion_run.c.started_at.desc()).limit(limit))
+
+
+def read_run_outcome(connection: Connection, run_id: UUID) -> str | None:
+    """Return ``ok``, ``partial`` or ``failed``; None for a run that wrote no receipt."""
+    query = select(ingestion_run.c.outcome).where(ingestion_run.c.run_id == run_id)
+    return connection.execute(query).scalar()
+
+
+def read_run_markets(connection: Connection, run_id: UUID) -> pd.DataFrame:
+    """Return a run's receipt by market."""
+    receipt = ingestion_run_market.c
+    query = (
+        select(market.c.symbol, market.c.provider, *(c for c in receipt if c.name not in {"run_id", "market_id"}))
+        .join(market, market.c.market_id == receipt.market_id)
+        .where(receipt.run_id == run_id)
+        .order_by(market.c.symbol, market.c.provider)
+    )
+    return read_frame(connection, query)
+
+
+def read_run_tables(connection: Connection, run_id: UUID) -> pd.DataFrame:
+    """Return a run's receipt by table."""
+    receipt = ingestion_run_table.c
+    query = (
+        select(receipt.table_name, receipt.inserted, receipt.updated, receipt.unchanged)
+        .where(receipt.run_id == run_id)
+        .order_by(receipt.table_name)
+    )
+    return read_frame(connection, query)
+
+
+def read_frame(connection: Connection, query: "Select[Any]") -> pd.DataFrame:
+    """Return a query's rows as a frame with its column names, also when there are none."""
+    result = connection.execute(query)
+    return pd.DataFrame(result.fetchall(), columns=list(result.keys()))

@@ -1,0 +1,204 @@
+"""Which bars are impossible, and what happens to duplicates."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from market_pipeline.domain.judging import judge_bars
+from market_pipeline.domain.records import BAR_COLUMNS, build_bar_frame, build_empty_bar_frame
+from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
+
+NOW = datetime(2024, 6, 1, tzinfo=UTC)
+SOUND = {
+    "interval": "1d",
+    "open_time": "2024-05-06T00:00Z",
+    "close_time": "2024-05-07T00:00Z",
+    "open": 10.0,
+    "high": 12.0,
+    "low": 9.0,
+    "close": 11.0,
+    "volume": 5.0,
+    "volume_kind": "base",
+    "trades": 3.0,
+    "source_kind": "traded",
+    "is_final": True,
+}
+
+
+def frame_of(*changes: dict[str, Any]) -> pd.DataFrame:
+    """Build a bar frame of sound bars with some fields changed."""
+    bars = [{**SOUND, **change} for change in changes]
+    columns = {name: [bar[name] for bar in bars] for name in BAR_COLUMNS}
+    for name in ("open_time", "close_time"):
+        columns[name] = pd.to_datetime(columns[name], utc=True, format="ISO8601")
+    return build_bar_frame(columns)
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("not_finite", {"open": np.nan}),
+        ("not_finite", {"high": np.inf}),
+        ("not_finite", {"volume": np.inf}),
+        ("not_finite", {"low": -np.inf, "volume": -1.0}),
+        ("price_not_positive", {"low": 0.0}),
+        ("price_not_positive", {"close": -11.0}),
+        ("low_above_body", {"low": 10.5}),
+        ("high_below_body", {"high": 10.9}),
+        ("volume_negative", {"volume": -0.1}),
+        ("volume_negative", {"trades": -1.0}),
+        ("in_the_future", {"open_time": "2024-06-02T00:00Z", "close_time": "2024-06-03T00:00Z"}),
+        ("absurd_time", {"open_time": "1969-12-31T00:00Z"}),
+        ("absurd_time", {"open_time": None}),
+        ("bad_span", {"close_time": "2024-05-06T00:00Z"}),
+        ("bad_span", {"close_time": None}),
+        ("off_grid", {"open_time": "2024-05-06T13:30Z"}),
+        ("off_grid", {"interval": "1w", "open_time": "2024-05-05T00:00Z"}),
+        ("off_grid", {"interval": "1h", "open_time": "2024-05-06T13:30Z"}),
+        ("off_grid", {"interval": "5m"}),
+    ],
+)
+def test_an_impossible_bar_is_rejected_under_its_rule(rule: str, change: dict[str, Any]) -> None:
+    """The row is kept with the rule it breaks and the values that break it; its neighbour lands."""
+    judged = judge_bars(frame_of(change, {"open_time": "2024-04-29T00:00Z"}), NOW)
+    assert list(judged.rejected["rule"]) == [rule]
+    assert "=" in judged.rejected["detail"][0]
+    assert list(judged.good["open_time"]) == [pd.Timestamp("2024-04-29", tz="UTC")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"volume": np.nan, "trades": np.nan},
+        {"volume": 0.0},
+        {"open": 1e-18, "high": 1e18, "low": 1e-18},
+        {"open": 9.0, "high": 11.0},
+        {"interval": "1w"},
+        {"interval": "1h", "open_time": "2024-05-06T13:00Z"},
+        {"open_time": "2024-06-01T00:00Z", "close_time": "2024-06-02T00:00Z", "is_final": False},
+    ],
+)
+def test_an_unusual_bar_passes(change: dict[str, Any]) -> None:
+    """Unknown volume, spikes, bars without shadows and the running bar are possible."""
+    judged = judge_bars(frame_of(change), NOW)
+    assert (len(judged.good), len(judged.rejected), judged.duplicates) == (1, 0, 0)
+
+
+def test_hourly_bars_of_an_exchange_start_where_its_grid_says() -> None:
+    """With a grid the half hour is right and the full hour is not."""
+    day = datetime(2024, 5, 6, tzinfo=UTC)
+    grid = build_hourly_grid(read_sessions("XNYS", day, day + timedelta(days=1)))
+    hours = ({"interval": "1h", "open_time": f"2024-05-06T{at}Z"} for at in ("13:30", "14:00"))
+    judged = judge_bars(frame_of(*hours), NOW, grid)
+    assert [f"{time:%H:%M}" for time in judged.good["open_time"]] == ["13:30"]
+    assert list(judged.rejected["rule"]) == ["off_grid"]
+
+
+def test_the_detail_shows_the_values_that_break_the_rule() -> None:
+    """The reason can be read without the payload."""
+    judged = judge_bars(frame_of({"low": 10.5}), NOW)
+    assert judged.rejected["detail"][0] == "open=10.0, high=12.0, low=10.5, close=11.0"
+
+
+def test_equal_rows_are_one_bar_and_are_counted() -> None:
+    """A repeated row is neither stored twice nor quarantined, unknown values included."""
+    judged = judge_bars(frame_of({"trades": np.nan}, {"trades": np.nan}, {"trades": np.nan}), NOW)
+    assert (len(judged.good), len(judged.rejected), judged.duplicates) == (1, 0, 2)
+
+
+def test_of_contradicting_rows_the_last_received_is_kept() -> None:
+    """The other is rejected as a conflicting duplicate."""
+    judged = judge_bars(frame_of({"close": 11.0}, {"close": 11.5}), NOW)
+    assert list(judged.good["close"]) == [11.5]
+    assert list(judged.rejected["close"]) == [11.0]
+    assert list(judged.rejected["rule"]) == ["conflicting_duplicate"]
+
+
+@pytest.mark.parametrize("finals", [(True, False), (False, True)])
+def test_a_final_row_wins_over_a_provisional_one_in_any_order(finals: tuple[bool, bool]) -> None:
+    """Finality counts more than the order of arrival."""
+    rows = ({"is_final": final, "close": 11.0 if final else 11.5} for final in finals)
+    judged = judge_bars(frame_of(*rows), NOW)
+    assert list(judged.good["close"]) == [11.0]
+    assert list(judged.rejected["close"]) == [11.5]
+
+
+def test_a_provisional_row_with_the_final_values_is_only_a_repeat() -> None:
+    """Equal values do not conflict, and the bar is final."""
+    judged = judge_bars(frame_of({"is_final": True}, {"is_final": False}), NOW)
+    assert list(judged.good["is_final"]) == [True]
+    assert (len(judged.rejected), judged.duplicates) == (0, 1)
+
+
+def test_an_impossible_row_does_not_displace_a_sound_one() -> None:
+    """Duplicates are settled among sound rows only."""
+    judged = judge_bars(frame_of({}, {"close": np.nan}), NOW)
+    assert list(judged.good["close"]) == [11.0]
+    assert list(judged.rejected["rule"]) == ["not_finite"]
+
+
+def test_good_bars_are_ordered_by_interval_and_time() -> None:
+    """Whatever order the provider sends them in."""
+    judged = judge_bars(frame_of({"interval": "1w"}, {}, {"open_time": "2024-05-05T00:00Z"}), NOW)
+    assert list(judged.good["interval"]) == ["1d", "1d", "1w"]
+    assert judged.good["open_time"].dt.day.tolist() == [5, 6, 6]
+
+
+def test_nothing_is_judged_to_nothing() -> None:
+    """An empty frame gives empty frames with their columns."""
+    judged = judge_bars(build_empty_bar_frame(), NOW)
+    assert tuple(judged.good.columns) == BAR_COLUMNS
+    assert tuple(judged.rejected.columns) == (*BAR_COLUMNS, "rule", "detail")
+
+
+numbers = st.one_of(st.floats(), st.sampled_from([1.0, 2.0, 0.0, -1.0, 1e308]))
+times = st.one_of(
+    st.none(),
+    st.sampled_from(["2024-05-06T00:00Z", "2024-05-07T00:00Z", "2024-05-13T00:00Z"]),
+    st.integers(-62_000_000_000, 250_000_000_000).map(
+        lambda seconds: (
+            pd.Timestamp(0, tz="UTC").as_unit("s") + timedelta(seconds=seconds)
+        ).isoformat()
+    ),
+)
+rows = st.fixed_dictionaries(
+    {
+        "interval": st.sampled_from(["1h", "1d", "1w", "", "1M"]),
+        "open_time": times,
+        "close_time": times,
+        **dict.fromkeys(("open", "high", "low", "close", "volume", "trades"), numbers),
+        "is_final": st.booleans(),
+    }
+)
+near_rows = st.fixed_dictionaries(
+    {
+        "open_time": st.sampled_from(["2024-05-06T00:00Z", "2024-04-29T00:00Z"]),
+        "close": st.sampled_from([10.0, 11.0]),
+        "is_final": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(rows, near_rows), max_size=8))
+def test_every_row_is_good_rejected_or_a_repeat(changes: list[dict[str, Any]]) -> None:
+    """No row is lost, no number raises, and keys of good bars are unique."""
+    judged = judge_bars(frame_of(*changes), NOW)
+    assert len(judged.good) + len(judged.rejected) + judged.duplicates == len(changes)
+    assert not judged.good.duplicated(["interval", "open_time"]).any()
+    assert (judged.rejected["rule"] != "").all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(rows, near_rows), max_size=8))
+def test_judging_good_bars_again_changes_nothing(changes: list[dict[str, Any]]) -> None:
+    """Judging is idempotent."""
+    good = judge_bars(frame_of(*changes), NOW).good
+    again = judge_bars(good, NOW)
+    pd.testing.assert_frame_equal(again.good, good)
+    assert (len(again.rejected), again.duplicates) == (0, 0)
