@@ -1,4 +1,5 @@
-"""Market Pipeline: market data into PostgreSQL through Dagster, by a pipeline that knows what it knows.
+"""Market Pipeline: market data into PostgreSQL, by a pipeline that knows what it knows.
 
-The rooms and what each may know of the others are drawn in ``docs/architecture.md``.
+Rooms, from the bottom: ``domain``, ``settings``, ``providers`` and ``storage``, ``ingestion``,
+``orchestration``, and on top ``definitions`` and ``cli``. Each knows only the floors below it.
 """

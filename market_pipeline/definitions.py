@@ -43,11 +43,16 @@ def build_definitions(resources: Mapping[str, object] | None = None) -> dg.Defin
 def _build_resources() -> dict[str, object]:
     database, request, providers = Database(), IngestionRequest.configure_at_launch(), Providers()
     io_manager = PostgresIOManager(database=database, request=request, providers=providers)
-    return {"database": database, "request": request, "providers": providers, "io_manager": io_manager}
+    return {
+        "database": database,
+        "request": request,
+        "providers": providers,
+        "io_manager": io_manager,
+    }
 
 
 def _choose_executor() -> dg.ExecutorDefinition:
-    # Five light steps do not deserve five interpreter starts; set here, the UI's buttons follow too.
+    # Five light steps do not deserve five interpreter starts; set here, the UI's buttons follow.
     choice = read_choice("INGESTION_EXECUTOR", ("in_process", "multiprocess"))
     return dg.multiprocess_executor if choice == "multiprocess" else dg.in_process_executor
 

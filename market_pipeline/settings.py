@@ -32,7 +32,9 @@ class Setting:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("DATABASE_URL", "", "PostgreSQL 15+ to use; unset: the embedded one", is_secret=True),
-    Setting("REDIS_URL", "", "Redis-compatible server for the cache; unset: in process", is_secret=True),
+    Setting(
+        "REDIS_URL", "", "Redis-compatible server for the cache; unset: in process", is_secret=True
+    ),
     Setting("INGESTION_PROVIDER", "mock", "Provider, or an ordered list: coingecko,yahoo"),
     Setting("INGESTION_MARKETS", "BTC-USD,ETH-USD,SPX", "Symbols to ingest, separated by commas"),
     Setting("INGESTION_CRON_EXPRESSION", "*/15 * * * *", "When the schedule runs, in UTC"),
@@ -40,7 +42,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("INGESTION_LOOKBACK_DAYS", "30", "Days of history that a run keeps complete"),
     Setting("INGESTION_EXECUTOR", "in_process", "in_process, or multiprocess: one process a step"),
     Setting("CACHE_TTL_SECONDS", "300", "How long a cached value may be served, in seconds"),
-    Setting("ALERT_WEBHOOK_URL", "", "Where failure alerts are posted; unset: nowhere", is_secret=True),
+    Setting(
+        "ALERT_WEBHOOK_URL", "", "Where failure alerts are posted; unset: nowhere", is_secret=True
+    ),
     Setting("ALERT_MIN_SEVERITY", "warning", "Least severity sent: info, warning, error, critical"),
     Setting("LOG_LEVEL", "info", "debug, info, warning or error"),
     Setting("CRON_SECRET", "", "Bearer secret of the HTTP cron trigger", is_secret=True),
@@ -48,7 +52,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("ROI_MIN_RETURNS", "20", "Fewest daily returns a statistic is computed from (7d: 5)"),
     Setting("RISK_FREE_RATE", "0", "Annual risk-free rate as a fraction, for Sharpe and Sortino"),
     Setting("COMPARISON_BENCHMARKS", "", "Compare with these symbols only, once over 50 markets"),
-    Setting("COINGECKO_API_KEY", "", "CoinGecko key; unset: the keyless public plan", is_secret=True),
+    Setting(
+        "COINGECKO_API_KEY", "", "CoinGecko key; unset: the keyless public plan", is_secret=True
+    ),
     Setting("COINGECKO_PLAN", "", "keyless, demo or pro; unset: detected from the key"),
     Setting("COINGECKO_IDS", "", "More CoinGecko markets: FOO-USD=foo-id,BAR-USD=bar-id"),
     Setting("COINGECKO_BASE_URL", "", "Another address for CoinGecko's API"),
@@ -140,7 +146,9 @@ def read_statistics_settings(environ: Mapping[str, str] | None = None) -> Statis
     )
 
 
-def read_choice(name: str, choices: tuple[str, ...], environ: Mapping[str, str] | None = None) -> str:
+def read_choice(
+    name: str, choices: tuple[str, ...], environ: Mapping[str, str] | None = None
+) -> str:
     """Return a variable that must be one of a few words.
 
     Raises:

@@ -5,8 +5,9 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import click
@@ -52,8 +53,12 @@ def init() -> None:
 
 
 @main.command()
-@click.option("--symbols", default="", help="Symbols separated by commas; default INGESTION_MARKETS.")
-@click.option("--provider", default="", help="Provider or ordered list; default INGESTION_PROVIDER.")
+@click.option(
+    "--symbols", default="", help="Symbols separated by commas; default INGESTION_MARKETS."
+)
+@click.option(
+    "--provider", default="", help="Provider or ordered list; default INGESTION_PROVIDER."
+)
 @click.option("--lookback-days", type=int, help="Days of history; default INGESTION_LOOKBACK_DAYS.")
 @click.option("--window-end", default="", help="ISO 8601 time taken as now, such as 2019-01-01.")
 @AS_JSON
@@ -69,7 +74,7 @@ def ingest(
     """Run Dagster's ingest job here; exits 3 when some markets came short."""
     from market_pipeline.cli.run import run_ingest_job
 
-    options = {
+    options: dict[str, object] = {
         "symbols": [part for part in symbols.split(",") if part.strip()],
         "provider": provider,
         "window_end": window_end,
@@ -80,7 +85,9 @@ def ingest(
         options["lookback_days"] = parse_lookback_days(str(lookback_days))
     run_id, succeeded = run_ingest_job(options)
     outcome = _show_run(UUID(run_id), as_json)
-    ctx.exit(1 if not succeeded or outcome == "failed" else EXIT_PARTIAL if outcome == "partial" else 0)
+    ctx.exit(
+        1 if not succeeded or outcome == "failed" else EXIT_PARTIAL if outcome == "partial" else 0
+    )
 
 
 @main.command()
@@ -196,7 +203,11 @@ def _show_run(run_id: UUID, as_json: bool) -> str | None:
         markets = queries.read_run_markets(connection, run_id).to_dict("records")
         tables = queries.read_run_tables(connection, run_id).to_dict("records")
     if as_json:
-        click.echo(json.dumps({"run_id": str(run_id), "outcome": outcome, "markets": markets, "tables": tables}))
+        click.echo(
+            json.dumps(
+                {"run_id": str(run_id), "outcome": outcome, "markets": markets, "tables": tables}
+            )
+        )
         return outcome
     _print_rows("Bars by market", markets, as_json)
     _print_rows("Rows by table", tables, as_json)
@@ -204,7 +215,7 @@ def _show_run(run_id: UUID, as_json: bool) -> str | None:
     return outcome
 
 
-def _print_rows(title: str, rows: Sequence[dict[object, object]] | Sequence[dict[str, object]], as_json: bool) -> None:
+def _print_rows(title: str, rows: Sequence[Mapping[Any, Any]], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, default=str))
         return
@@ -217,4 +228,4 @@ def _print_rows(title: str, rows: Sequence[dict[object, object]] | Sequence[dict
         table.add_column(str(name))
     for row in rows:
         table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -17,7 +17,10 @@ def run_ingest_job(options: dict[str, object]) -> tuple[str, bool]:
     job = defs.resolve_job_def("ingest")
     with dg.DagsterInstance.get() as instance:
         result = job.execute_in_process(
-            run_config={"resources": {"request": {"config": options}}},
+            run_config={
+                "resources": {"request": {"config": options}},
+                "loggers": {"console": {"config": {"log_level": "INFO"}}},
+            },
             instance=instance,
             raise_on_error=False,
         )

@@ -14,6 +14,7 @@ import pandas as pd
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.intervals import ALWAYS_OPEN
 
+_FIRST_DATE = pd.Timestamp("1990-01-01")
 SESSION_COLUMNS = ("session_date", "open_time", "close_time")
 
 
@@ -60,13 +61,7 @@ def _build_daily_sessions(start: datetime, end: datetime) -> pd.DataFrame:
 
 @lru_cache(maxsize=16)
 def _load_schedule(calendar: str) -> pd.DataFrame:
-    # It costs 0.3 s to import, and a run of always-open markets never needs it.
-    import exchange_calendars as xcals  # noqa: PLC0415
-
-    try:
-        schedule: Any = xcals.get_calendar(calendar, start="1990-01-01").schedule
-    except xcals.errors.InvalidCalendarName:
-        raise SettingError(f"calendar {calendar!r} is unknown: see exchange_calendars") from None
+    schedule = _open_calendar(calendar).schedule
     return pd.DataFrame(
         {
             "session_date": schedule.index.tz_localize("UTC").as_unit("us"),
@@ -74,3 +69,15 @@ def _load_schedule(calendar: str) -> pd.DataFrame:
             "close_time": pd.DatetimeIndex(schedule["close"]).as_unit("us"),
         }
     )
+
+
+def _open_calendar(calendar: str) -> Any:
+    # It costs 0.3 s to import, and a run of always-open markets never needs it.
+    import exchange_calendars as xcals
+
+    try:
+        earliest = xcals.get_calendar(calendar).bound_min()
+    except xcals.errors.InvalidCalendarName:
+        raise SettingError(f"calendar {calendar!r} is unknown: see exchange_calendars") from None
+    # Some calendars begin later: Tokyo's holidays are known from 1997 on.
+    return xcals.get_calendar(calendar, start=max(_FIRST_DATE, earliest or _FIRST_DATE))

@@ -88,7 +88,7 @@ def collect_bars(provider: Provider, market: Market, request: Request) -> BarBat
 
 
 def collect_snapshots(routes: Sequence[Route], request: Request) -> SnapshotBatch:
-    """Fetch live prices, one call a provider; a price observed after the run's clock is left out."""
+    """Fetch live prices, one call a provider; one observed after the run's clock is left out."""
     batch = SnapshotBatch()
     markets: dict[str, list[Market]] = {}
     for provider, market in routes:
@@ -106,7 +106,9 @@ def _collect_provider_snapshots(
     except ProviderError as error:
         batch.failures.update({market.symbol: str(error) for market in markets})
         return
-    usable = [one for one in received if one.observed_at <= request.now and 0 < one.price < float("inf")]
+    usable = [
+        one for one in received if one.observed_at <= request.now and 0 < one.price < float("inf")
+    ]
     batch.snapshots.extend(usable)
     silent = {market.symbol for market in markets} - {one.market.symbol for one in usable}
     batch.failures.update(dict.fromkeys(silent, "no price at or before the run's clock"))

@@ -14,7 +14,7 @@ from market_pipeline.settings import (
     read_ingestion_defaults,
 )
 
-# A horizon as long as the look-back needs the close before it, and an exchange can be closed for days.
+# A horizon as long as the look-back needs the close before it; exchanges close for days on end.
 BASE_MARGIN = timedelta(days=4)
 
 
@@ -74,7 +74,9 @@ def parse_window_end(text: str, wall_clock: datetime) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise SettingError(f"window_end {text!r}: expected an ISO 8601 time, such as 2018-12-31T00:00Z") from None
+        raise SettingError(
+            f"window_end {text!r}: expected an ISO 8601 time, such as 2018-12-31T00:00Z"
+        ) from None
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     if not datetime(1970, 1, 1, tzinfo=UTC) < moment <= wall_clock:
         raise SettingError(f"window_end {text!r}: expected a time between 1970 and now")

@@ -24,11 +24,17 @@ from market_pipeline.storage.tables import (
     market,
     market_aggregate,
 )
-from market_pipeline.storage.upsert import MERGE_LOCK, WriteCounts, take_dataset_version, upsert_frame
+from market_pipeline.storage.upsert import (
+    MERGE_LOCK,
+    WriteCounts,
+    take_dataset_version,
+    upsert_frame,
+)
 
 _RANK = {"ok": 0, "partial": 1, "failed": 2}
 _MARKET_COLUMNS = (
-    "provider", "provider_market_id", "symbol", "name", "base", "quote", "venue", "calendar", "price_basis",
+    "provider", "provider_market_id", "symbol", "name", "base", "quote", "venue", "calendar",
+    "price_basis",
 )  # fmt: skip
 
 
@@ -60,8 +66,10 @@ def begin_receipt(connection: Connection, run: Run) -> None:
     connection.execute(insert(ingestion_run).values(row).on_conflict_do_nothing())
 
 
-def register_markets(connection: Connection, markets: Sequence[Market], claim_primary: bool) -> WriteCounts:
-    """Insert or update market rows; a symbol's primary market is the one of the configured provider.
+def register_markets(
+    connection: Connection, markets: Sequence[Market], claim_primary: bool
+) -> WriteCounts:
+    """Insert or update market rows; a symbol's primary is the configured provider's.
 
     Args:
         connection: In a transaction.
@@ -80,16 +88,24 @@ def register_markets(connection: Connection, markets: Sequence[Market], claim_pr
 def _register_market(connection: Connection, one: Market) -> WriteCounts:
     row = {name: getattr(one, name) for name in _MARKET_COLUMNS}
     row["intervals"] = [interval.value for interval in one.intervals]
-    known = connection.execute(
-        select(market).where(market.c.provider == one.provider, market.c.symbol == one.symbol, market.c.is_active)
-    ).mappings().first()
+    known = (
+        connection.execute(
+            select(market).where(
+                market.c.provider == one.provider, market.c.symbol == one.symbol, market.c.is_active
+            )
+        )
+        .mappings()
+        .first()
+    )
     if known is None:
         connection.execute(market.insert().values(row))
         return WriteCounts(inserted=1)
     changed = {name: value for name, value in row.items() if known[name] != value}
     if not changed:
         return WriteCounts(unchanged=1)
-    connection.execute(update(market).where(market.c.market_id == known["market_id"]).values(changed))
+    connection.execute(
+        update(market).where(market.c.market_id == known["market_id"]).values(changed)
+    )
     return WriteCounts(updated=1)
 
 
@@ -102,7 +118,9 @@ def _settle_primary(connection: Connection, one: Market, claim: bool) -> None:
     same_symbol = update(market).where(market.c.symbol == one.symbol)
     connection.execute(same_symbol.where(market.c.is_primary).values(is_primary=False))
     connection.execute(
-        same_symbol.where(market.c.provider == one.provider, market.c.is_active).values(is_primary=True)
+        same_symbol.where(market.c.provider == one.provider, market.c.is_active).values(
+            is_primary=True
+        )
     )
 
 
@@ -136,7 +154,9 @@ def _write_bars(
     }
     counts = upsert_frame(connection, market_aggregate, bars.assign(market_id=market_id), stamps)
     weeks = _rebuild_weeks(connection, run, one, market_id, bars)
-    return counts + upsert_frame(connection, market_aggregate, weeks.assign(market_id=market_id), stamps)
+    return counts + upsert_frame(
+        connection, market_aggregate, weeks.assign(market_id=market_id), stamps
+    )
 
 
 def _rebuild_weeks(
@@ -167,11 +187,15 @@ def _write_market_receipt(
     }
     statement = insert(ingestion_run_market).values(row)
     connection.execute(
-        statement.on_conflict_do_update(index_elements=["run_id", "market_id"], set_=dict(statement.excluded))
+        statement.on_conflict_do_update(
+            index_elements=["run_id", "market_id"], set_=dict(statement.excluded)
+        )
     )
 
 
-def write_rows(engine: Engine, run: Run, table: Table, rows: pd.DataFrame, outcome: str) -> WriteCounts:
+def write_rows(
+    engine: Engine, run: Run, table: Table, rows: pd.DataFrame, outcome: str
+) -> WriteCounts:
     """Commit computed or observed rows of one table, and its part of the receipt."""
     stamps: dict[str, object] = {}
     if "run_id" in table.info["stamps"]:
@@ -215,7 +239,9 @@ def add_table_receipt(
     known = connection.execute(select(ingestion_run.c.outcome).where(this_run)).scalar()
     worst = max(outcome, known or "ok", key=_RANK.__getitem__)
     connection.execute(
-        update(ingestion_run).where(this_run).values(completed_at=func.clock_timestamp(), outcome=worst)
+        update(ingestion_run)
+        .where(this_run)
+        .values(completed_at=func.clock_timestamp(), outcome=worst)
     )
 
 

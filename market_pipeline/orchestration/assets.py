@@ -154,7 +154,9 @@ def _read_calendars(stored: pd.DataFrame) -> dict[int, str]:
     return dict(zip(stored["market_id"], stored["calendar"], strict=True))
 
 
-def _choose_pairs(stored: pd.DataFrame, benchmarks: tuple[str, ...]) -> "npt.NDArray[np.int64] | None":
+def _choose_pairs(
+    stored: pd.DataFrame, benchmarks: tuple[str, ...]
+) -> "npt.NDArray[np.int64] | None":
     if len(stored) <= MAX_MARKETS_ALL_PAIRS:
         return None
     references = stored.loc[stored["symbol"].isin(benchmarks), "market_id"].tolist()

@@ -31,8 +31,10 @@ def build_schedule() -> dg.ScheduleDefinition:
         job=ingest_job,
         cron_schedule=read_cron_expression(),
         execution_timezone="UTC",
-        default_status=status.RUNNING if read_flag("INGESTION_SCHEDULE_ENABLED") else status.STOPPED,
-        description="Runs ingest at INGESTION_CRON_EXPRESSION; INGESTION_SCHEDULE_ENABLED starts it.",
+        default_status=status.RUNNING
+        if read_flag("INGESTION_SCHEDULE_ENABLED")
+        else status.STOPPED,
+        description="Runs ingest by INGESTION_CRON_EXPRESSION, if INGESTION_SCHEDULE_ENABLED.",
     )
 
 
@@ -63,7 +65,7 @@ def send_alert(severity: str, message: str, context: dict[str, str]) -> bool:
     least = read_choice("ALERT_MIN_SEVERITY", SEVERITIES)
     if not address or SEVERITIES.index(severity) < SEVERITIES.index(least):
         return False
-    body = {"severity": severity, "message": message, "context": context}
+    body: dict[str, object] = {"severity": severity, "message": message, "context": context}
     return any(_post(address, body) for _ in range(_TRIES))
 
 

@@ -1,6 +1,6 @@
 """Dagster's own storage, in the same database as the market tables but in a schema of its own.
 
-Named in ``dagster.yaml`` as a custom storage, because that file has no defaults for unset variables.
+Named in ``dagster.yaml`` as a custom storage: that file has no defaults for unset variables.
 """
 
 from typing import Any
@@ -37,7 +37,9 @@ class PipelineStorage(DagsterPostgresStorage):
         engine = open_engine(address, "market-pipeline-dagster")
         check_database(engine)
         with engine.begin() as connection:
-            exists = connection.execute(text("SELECT to_regnamespace(:schema)"), {"schema": DAGSTER_SCHEMA})
+            exists = connection.execute(
+                text("SELECT to_regnamespace(:schema)"), {"schema": DAGSTER_SCHEMA}
+            )
             if exists.scalar() is None:
                 connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {DAGSTER_SCHEMA}"))
         engine.dispose()

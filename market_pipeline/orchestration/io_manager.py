@@ -22,7 +22,12 @@ from market_pipeline.ingestion.write import (
     write_markets,
     write_rows,
 )
-from market_pipeline.orchestration.resources import Database, IngestionRequest, Providers, describe_run
+from market_pipeline.orchestration.resources import (
+    Database,
+    IngestionRequest,
+    Providers,
+    describe_run,
+)
 from market_pipeline.storage.queries import read_final_bars, read_markets
 from market_pipeline.storage.tables import metadata as tables
 from market_pipeline.storage.upsert import WriteCounts
@@ -37,14 +42,14 @@ class MarketReader:
     routes: "list[Route]"
 
     def read_markets(self) -> pd.DataFrame:
-        """Return ``market_id``, ``provider``, ``symbol``, ``quote``, ``calendar`` of the run's markets."""
+        """Return market_id, provider, symbol, quote and calendar of the run's markets."""
         with self.engine.begin() as connection:
             listed = [market for _, market in self.routes]
             register_markets(connection, listed, self.request.is_default_routing)
             return read_markets(connection, [(market.provider, market.symbol) for market in listed])
 
     def read_final_bars(self, interval: Interval, days: int) -> pd.DataFrame:
-        """Return final bars closed by the run's clock, with a margin before the span for its base close."""
+        """Return final bars closed by the run's clock, and some more for the base close."""
         start = self.request.now - timedelta(days=days + 1) - 2 * BASE_MARGIN
         market_ids = self.read_markets()["market_id"].tolist()
         with self.engine.connect() as connection:
@@ -106,7 +111,9 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         elif isinstance(obj, pd.DataFrame):
             self._write(context, run, obj, "ok")
         else:
-            raise TypeError(f"cannot store a {type(obj).__name__}: expected a frame or a batch stream")
+            raise TypeError(
+                f"cannot store a {type(obj).__name__}: expected a frame or a batch stream"
+            )
 
     def load_input(self, context: dg.InputContext) -> MarketReader:
         """Return a reader bounded to the run's markets and clock."""
@@ -118,10 +125,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         for batch in stream:
             counts = write_bar_batch(self.database.engine, run, batch)
             tally.add(batch, counts)
-            context.log.info(
-                f"{batch.market.symbol}: {counts.inserted} inserted, {counts.updated} updated, "
-                f"{counts.unchanged} unchanged{'; ' + batch.reason if batch.reason else ''}"
-            )
+            context.log.info(_describe(batch, counts))
         _report(context, tally.counts)
         context.add_output_metadata({"markets": _build_table(tally.lines)})
         if set(tally.outcomes) == {"failed"}:
@@ -134,6 +138,11 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         counts = write_rows(self.database.engine, run, table, rows, outcome)
         _report(context, counts)
         context.add_output_metadata({"preview": _build_table(_preview(rows))})
+
+
+def _describe(batch: BarBatch, counts: WriteCounts) -> str:
+    written = f"{counts.inserted} inserted, {counts.updated} updated, {counts.unchanged} unchanged"
+    return f"{batch.market.symbol}: {written}{'; ' + batch.reason if batch.reason else ''}"
 
 
 def find_table_name(key: dg.AssetKey) -> str:
@@ -153,10 +162,13 @@ def _report(context: dg.OutputContext, counts: WriteCounts) -> None:
 
 
 def _preview(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{name: _show(value) for name, value in row.items()} for row in rows.head(12).to_dict("records")]
+    return [
+        {str(name): _show(value) for name, value in row.items()}
+        for row in rows.head(12).to_dict("records")
+    ]
 
 
-def _show(value: Any) -> Any:  # noqa: ANN401 - a cell
+def _show(value: Any) -> Any:
     if isinstance(value, float):
         return None if pd.isna(value) else round(value, 6)
     return None if pd.isna(value) else (value if isinstance(value, int) else str(value))

@@ -24,15 +24,20 @@ _SCHEDULE_TAG = "dagster/schedule_name"
 class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
     """What to ingest; everything left at its default comes from the environment."""
 
-    symbols: list[str] = Field(default=[], description="Symbols, such as BTC-USD; empty: INGESTION_MARKETS")
+    symbols: list[str] = Field(
+        default=[], description="Symbols, such as BTC-USD; empty: INGESTION_MARKETS"
+    )
     provider: str = Field(
-        default="", description="Provider or ordered list, such as coingecko,yahoo; empty: INGESTION_PROVIDER"
+        default="",
+        description="Provider or ordered list, such as coingecko,yahoo; empty: INGESTION_PROVIDER",
     )
     lookback_days: int = Field(
-        default=0, description="Days of history kept complete, 1 to 36525; 0: INGESTION_LOOKBACK_DAYS"
+        default=0,
+        description="Days of history kept complete, 1 to 36525; 0: INGESTION_LOOKBACK_DAYS",
     )
     window_end: str = Field(
-        default="", description="ISO 8601 time that is the run's clock, such as 2019-01-01T00:00Z; empty: now"
+        default="",
+        description="ISO 8601 time that is the run's clock, such as 2019-01-01T00:00Z; empty: now",
     )
 
     def build(self, wall_clock: datetime) -> Request:
@@ -41,7 +46,9 @@ class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
         Raises:
             SettingError: A value is malformed; Dagster itself does not check bounds at launch.
         """
-        return build_request(wall_clock, self.symbols, self.provider, self.lookback_days, self.window_end)
+        return build_request(
+            wall_clock, self.symbols, self.provider, self.lookback_days, self.window_end
+        )
 
 
 class Providers(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -84,7 +91,8 @@ class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 def describe_run(
-    context: dg.OutputContext | dg.InputContext | dg.AssetExecutionContext, request: IngestionRequest
+    context: dg.OutputContext | dg.InputContext | dg.AssetExecutionContext,
+    request: IngestionRequest,
 ) -> Run:
     """Return the run's identity, its clock set to the moment it began."""
     step = context if isinstance(context, dg.AssetExecutionContext) else context.step_context

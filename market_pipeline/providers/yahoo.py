@@ -156,7 +156,7 @@ class YahooProvider:
         """
         if interval not in market.intervals:
             raise PermanentProviderError(NAME, f"{market.symbol} has no bars of {interval}")
-        asked = self._plan_request(interval, window, now)
+        asked = self._plan_request(interval, window)
         if asked.start >= asked.end:
             return build_empty_bar_frame()
         path, params = build_chart_query(market, interval, asked)
@@ -167,8 +167,8 @@ class YahooProvider:
                 return build_empty_bar_frame()  # before the first or after the last bar of all
             raise
         bars = parse_bars(body, market, interval, now)
-        first = max(window.start, asked.start)
-        is_wanted = bars["open_time"].between(first, window.end, inclusive="left")
+        first, end = max(window.start, asked.start), min(window.end, now)
+        is_wanted = bars["open_time"].between(first, end, inclusive="left")
         return bars[is_wanted].reset_index(drop=True)
 
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
@@ -194,9 +194,9 @@ class YahooProvider:
         body = self._client.fetch_json(path, {"interval": "1d", "range": "1d"})
         return parse_snapshot(body, market)
 
-    def _plan_request(self, interval: Interval, window: Window, now: datetime) -> Window:
+    def _plan_request(self, interval: Interval, window: Window) -> Window:
         """Return the span to ask for: a day more on both sides, as stamps are not session dates."""
-        start, end = window.start - MARGIN, min(window.end + MARGIN, now)
+        start, end = window.start - MARGIN, window.end + MARGIN
         if interval is Interval.HOUR:
             start = max(start, self._clocks.utc() - HOURLY_HISTORY + timedelta(hours=1))
         return Window(start, end)

@@ -5,7 +5,7 @@ pattern is one structured array; a batch has a handful of patterns. The order of
 a pattern only: the staging table they land in has no order to lose.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -55,7 +55,9 @@ def _lay_out(columns: list[EncodedColumn]) -> Iterator[bytes]:
         yield _pack(columns, pattern, rows, len(rows))
 
 
-def _pack(columns: list[EncodedColumn], pattern: npt.NDArray[np.int32], rows: Any, count: int) -> bytes:
+def _pack(
+    columns: list[EncodedColumn], pattern: npt.NDArray[np.int32], rows: Any, count: int
+) -> bytes:
     fields: list[tuple[str, str]] = [("count", ">i2")]
     for at, (column, width) in enumerate(zip(columns, pattern, strict=True)):
         fields.append((f"width{at}", ">i4"))
@@ -124,7 +126,7 @@ def _encode_uuid(series: "pd.Series[Any]") -> EncodedColumn:
     return _encode_words(series, lambda word: UUID(str(word)).bytes)
 
 
-_ENCODERS = {
+_ENCODERS: dict[str, Callable[..., EncodedColumn]] = {
     "bigint": _encode_integer(">i8"),
     "integer": _encode_integer(">i4"),
     "double precision": _encode_double,

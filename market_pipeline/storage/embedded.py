@@ -332,7 +332,7 @@ def _ask(place: _Place, database: str) -> str:
     return ""
 
 
-def _connect(place: _Place, database: str) -> Any:  # noqa: ANN401 - psycopg2 has no types
+def _connect(place: _Place, database: str) -> Any:
     return psycopg2.connect(
         host=str(place.socket_dir), port=PORT, user=ROLE, dbname=database, connect_timeout=10
     )

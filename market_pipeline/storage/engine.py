@@ -18,6 +18,10 @@ from market_pipeline.storage.urls import hide_password, normalise_database_url
 
 CONNECT_TIMEOUT_SECONDS = 5
 _OLDEST_SERVER = 150_000
+_SERVER_OPTIONS = "-c timezone=UTC -c lock_timeout=60s -c idle_in_transaction_session_timeout=300s"
+_QUESTION = text(
+    "SELECT current_setting('server_version_num')::int, current_setting('transaction_read_only')"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,9 @@ def find_database() -> DatabaseAddress:
     if configured:
         return DatabaseAddress(normalise_database_url(configured), is_embedded=False)
     programs = read_variable("PG_BIN")
-    return DatabaseAddress(embedded.start(find_state_dir(), Path(programs) if programs else None), is_embedded=True)
+    return DatabaseAddress(
+        embedded.start(find_state_dir(), Path(programs) if programs else None), is_embedded=True
+    )
 
 
 def open_engine(address: DatabaseAddress, application_name: str = "market-pipeline") -> Engine:
@@ -56,7 +62,7 @@ def open_engine(address: DatabaseAddress, application_name: str = "market-pipeli
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "application_name": application_name,
             "keepalives_idle": 30,
-            "options": "-c timezone=UTC -c lock_timeout=60s -c idle_in_transaction_session_timeout=300s",
+            "options": _SERVER_OPTIONS,
         },
     )
 
@@ -72,13 +78,13 @@ def check_database(engine: Engine) -> None:
     shown = hide_password(engine.url.render_as_string(hide_password=False))
     try:
         with engine.connect() as connection:
-            version, read_only = connection.execute(
-                text("SELECT current_setting('server_version_num')::int, current_setting('transaction_read_only')")
-            ).one()
+            version, read_only = connection.execute(_QUESTION).one()
     except (OperationalError, DBAPIError) as error:
         raise DatabaseUnreachableError(_explain(shown, error)) from None
     if version < _OLDEST_SERVER:
-        raise StorageError(f"DATABASE_URL ({shown}) is PostgreSQL {version // 10_000}: 15 or newer is needed")
+        raise StorageError(
+            f"DATABASE_URL ({shown}) is PostgreSQL {version // 10_000}: 15 or newer is needed"
+        )
     if read_only == "on":
         raise ReadOnlyDatabaseError(
             f"DATABASE_URL ({shown}) accepts no writes: point it at the primary server"
@@ -90,4 +96,7 @@ def _explain(shown: str, error: DBAPIError) -> str:
     reason = " ".join(str(error.orig).split())
     if password:
         reason = reason.replace(password, "***")
-    return f"DATABASE_URL ({shown}) cannot be reached: {reason}. Check the address and that the server runs"
+    return (
+        f"DATABASE_URL ({shown}) cannot be reached: {reason}. "
+        "Check the address and that the server runs"
+    )

@@ -25,7 +25,13 @@ def read_markets(connection: Connection, keys: Sequence[tuple[str, str]]) -> pd.
     Returns:
         Columns ``market_id``, ``provider``, ``symbol``, ``quote``, ``calendar``.
     """
-    columns = (market.c.market_id, market.c.provider, market.c.symbol, market.c.quote, market.c.calendar)
+    columns = (
+        market.c.market_id,
+        market.c.provider,
+        market.c.symbol,
+        market.c.quote,
+        market.c.calendar,
+    )
     query = (
         select(*columns)
         .where(tuple_(market.c.provider, market.c.symbol).in_(keys), market.c.is_active)
@@ -48,7 +54,16 @@ def read_final_bars(
         ordered by market and open_time.
     """
     bars = market_aggregate.c
-    columns = (bars.market_id, bars.open_time, bars.close_time, bars.open, bars.high, bars.low, bars.close, bars.volume)
+    columns = (
+        bars.market_id,
+        bars.open_time,
+        bars.close_time,
+        bars.open,
+        bars.high,
+        bars.low,
+        bars.close,
+        bars.volume,
+    )
     query = (
         select(*columns)
         .where(bars.market_id.in_(list(market_ids)), bars.interval == interval.value)
@@ -57,7 +72,9 @@ def read_final_bars(
     )
     frame = read_frame(connection, query)
     floats = dict.fromkeys(("open", "high", "low", "close", "volume"), "float64")
-    return frame.astype({"market_id": "int64", "open_time": UTC_DTYPE, "close_time": UTC_DTYPE, **floats})
+    return frame.astype(
+        {"market_id": "int64", "open_time": UTC_DTYPE, "close_time": UTC_DTYPE, **floats}
+    )
 
 
 def read_daily_bars(
@@ -82,7 +99,9 @@ def read_last_run_id(connection: Connection) -> UUID | None:
 
 def read_runs(connection: Connection, limit: int) -> pd.DataFrame:
     """Return the receipts of the last runs, newest first."""
-    return read_frame(connection, select(ingestion_run).order_by(ingestion_run.c.started_at.desc()).limit(limit))
+    return read_frame(
+        connection, select(ingestion_run).order_by(ingestion_run.c.started_at.desc()).limit(limit)
+    )
 
 
 def read_run_outcome(connection: Connection, run_id: UUID) -> str | None:
@@ -95,7 +114,11 @@ def read_run_markets(connection: Connection, run_id: UUID) -> pd.DataFrame:
     """Return a run's receipt by market."""
     receipt = ingestion_run_market.c
     query = (
-        select(market.c.symbol, market.c.provider, *(c for c in receipt if c.name not in {"run_id", "market_id"}))
+        select(
+            market.c.symbol,
+            market.c.provider,
+            *(c for c in receipt if c.name not in {"run_id", "market_id"}),
+        )
         .join(market, market.c.market_id == receipt.market_id)
         .where(receipt.run_id == run_id)
         .order_by(market.c.symbol, market.c.provider)

@@ -64,7 +64,7 @@ def is_known_revision(revision: str) -> bool:
     return any(script.revision == revision for script in _read_scripts().walk_revisions())
 
 
-def make_alembic_config(connection: Connection | None = None) -> Any:  # noqa: ANN401 - alembic is loaded late
+def make_alembic_config(connection: Connection | None = None) -> Any:
     """Return the settings under which Alembic finds this project's migrations."""
     from alembic.config import Config
 
@@ -75,7 +75,7 @@ def make_alembic_config(connection: Connection | None = None) -> Any:  # noqa: A
     return config
 
 
-def _read_scripts() -> Any:  # noqa: ANN401 - alembic is loaded late
+def _read_scripts() -> Any:
     from alembic.script import ScriptDirectory
 
     return ScriptDirectory.from_config(make_alembic_config())

@@ -4,6 +4,8 @@
 write and never make a row differ; ``guard`` is a condition under which a stored row may be replaced.
 """
 
+from uuid import UUID
+
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -54,7 +56,9 @@ def _finite(*columns: str) -> list[CheckConstraint]:
     ]
 
 
-_RUN = Column("run_id", Uuid, comment="The Dagster run that last changed the row")
+def _run() -> "Column[UUID]":
+    return Column("run_id", Uuid, comment="The Dagster run that last changed the row")
+
 
 market = Table(
     "market",
@@ -62,7 +66,13 @@ market = Table(
     Column("market_id", BigInteger, Identity(), primary_key=True, comment="Surrogate key"),
     Column("provider", Text, nullable=False, comment="The provider that serves it"),
     Column("provider_market_id", Text, nullable=False, comment="The provider's own id"),
-    Column("listed_from", Date, nullable=False, server_default="1970-01-01", comment="A re-used ticker starts a new row"),
+    Column(
+        "listed_from",
+        Date,
+        nullable=False,
+        server_default="1970-01-01",
+        comment="A re-used ticker starts a new row",
+    ),
     Column("symbol", Text, nullable=False, comment="This project's name, such as BTC-USD"),
     Column("name", Text, nullable=False, comment="Readable name"),
     Column("base", Text, nullable=False, comment="What is priced"),
@@ -72,9 +82,21 @@ market = Table(
     Column("intervals", ARRAY(Text), nullable=False, comment="Bar lengths the provider serves"),
     Column("price_basis", Text, nullable=False, comment="unadjusted, split_adjusted or adjusted"),
     Column("is_active", Boolean, nullable=False, server_default="true", comment="Still ingested"),
-    Column("is_primary", Boolean, nullable=False, server_default="false", comment="Read when only the symbol is named"),
+    Column(
+        "is_primary",
+        Boolean,
+        nullable=False,
+        server_default="false",
+        comment="Read when only the symbol is named",
+    ),
     Index("market_provider_id_key", "provider", "provider_market_id", "listed_from", unique=True),
-    Index("market_provider_symbol_key", "provider", "symbol", unique=True, postgresql_where=text("is_active")),
+    Index(
+        "market_provider_symbol_key",
+        "provider",
+        "symbol",
+        unique=True,
+        postgresql_where=text("is_active"),
+    ),
     Index("market_primary_key", "symbol", unique=True, postgresql_where=text("is_primary")),
     comment="One row per market: an instrument as one provider names it",
 )
@@ -83,17 +105,25 @@ market_snapshot = Table(
     "market_snapshot",
     metadata,
     _market_key(),
-    Column("observed_at", _TIME, primary_key=True, comment="When the provider says the price was true (UTC)"),
+    Column(
+        "observed_at",
+        _TIME,
+        primary_key=True,
+        comment="When the provider says the price was true (UTC)",
+    ),
     _price("price", "Price in the quote currency"),
     _number("volume_24h", "Rolling 24 h volume in the quote currency, as the provider says"),
     _number("change_24h_ratio", "24 h change as a fraction, as the provider says"),
     _number("market_cap", "Market capitalisation in the quote currency, as the provider says"),
-    _number("realised_volatility", "Annualised, from log returns of final daily bars over the last 30 days"),
+    _number(
+        "realised_volatility",
+        "Annualised, from log returns of final daily bars over the last 30 days",
+    ),
     _number("roi", "Price over the close 30 days before, minus one (fraction)"),
     Column("bars_as_of", _TIME, comment="Close of the last final daily bar used (UTC)"),
     Column("reason", Text, comment="Why a statistic is NULL"),
     Column("fetched_at", _TIME, nullable=False, comment="When it was asked for (UTC)"),
-    _RUN.copy(),
+    _run(),
     CheckConstraint("price > 0", name="price_is_positive"),
     *_finite("price", "volume_24h", "change_24h_ratio", "market_cap", "realised_volatility", "roi"),
     comment="One row per market and observed_at: live prices",
@@ -115,10 +145,14 @@ market_aggregate = Table(
     Column("volume_kind", Text, nullable=False, comment="base, quote, shares, rolling_24h or none"),
     Column("trades", BigInteger, comment="Number of trades"),
     Column("source_kind", Text, nullable=False, comment="traded bars, or built from price points"),
-    Column("is_final", Boolean, nullable=False, comment="By the provider's own rule; never goes back"),
+    Column(
+        "is_final", Boolean, nullable=False, comment="By the provider's own rule; never goes back"
+    ),
     Column("known_at", _TIME, nullable=False, comment="When these values became ours (UTC)"),
-    Column("dataset_version", BigInteger, nullable=False, comment="Version of the data in commit order"),
-    _RUN.copy(),
+    Column(
+        "dataset_version", BigInteger, nullable=False, comment="Version of the data in commit order"
+    ),
+    _run(),
     CheckConstraint("interval IN ('1h', '1d', '1w')", name="interval_is_known"),
     CheckConstraint("open_time < close_time", name="span_is_positive"),
     CheckConstraint("low > 0 AND low <= open AND low <= close", name="low_is_lowest"),
@@ -147,7 +181,7 @@ market_comparison = Table(
     _number("close_skew_seconds", "Base close time minus quote close time, in seconds"),
     Column("n_returns", Integer, nullable=False, comment="Joined returns used"),
     Column("reason", Text, comment="Why a value is NULL"),
-    _RUN.copy(),
+    _run(),
     CheckConstraint("base_market_id <> quote_market_id", name="pair_is_two_markets"),
     CheckConstraint("correlation BETWEEN -1 AND 1", name="correlation_in_range"),
     *_finite("price_ratio", "volume_ratio", "roi_spread", "close_skew_seconds"),
@@ -173,15 +207,29 @@ market_roi_statistic = Table(
     _number("calmar", "Annualised return over the size of the maximum drawdown"),
     Column("drawdown_peak_at", _TIME, comment="Close of the peak before the deepest fall (UTC)"),
     Column("drawdown_trough_at", _TIME, comment="Close of its lowest point (UTC)"),
-    Column("drawdown_recovered_at", _TIME, comment="Close that regained the peak (UTC), NULL if not yet"),
+    Column(
+        "drawdown_recovered_at",
+        _TIME,
+        comment="Close that regained the peak (UTC), NULL if not yet",
+    ),
     _price("annualisation_factor", "Bars a year by the market's calendar"),
     Column("n_returns", Integer, nullable=False, comment="Returns used"),
-    Column("n_missing", Integer, nullable=False, comment="Returns left out because they span a hole"),
+    Column(
+        "n_missing", Integer, nullable=False, comment="Returns left out because they span a hole"
+    ),
     Column("first_bar_at", _TIME, comment="Close of the first bar used (UTC)"),
     Column("reason", Text, comment="Why a value is NULL"),
-    _RUN.copy(),
+    _run(),
     CheckConstraint("max_drawdown BETWEEN -1 AND 0", name="drawdown_in_range"),
-    *_finite("roi", "annualised_return", "annualised_volatility", "realised_volatility", "sharpe", "sortino", "calmar"),
+    *_finite(
+        "roi",
+        "annualised_return",
+        "annualised_volatility",
+        "realised_volatility",
+        "sharpe",
+        "sortino",
+        "calmar",
+    ),
     comment="One row per market, interval, horizon, as_of and method: risk and return",
     info={"stamps": ("run_id",)},
 )
@@ -203,7 +251,12 @@ ingestion_run = Table(
 ingestion_run_market = Table(
     "ingestion_run_market",
     metadata,
-    Column("run_id", Uuid, ForeignKey(f"{SCHEMA}.ingestion_run.run_id", ondelete="CASCADE"), primary_key=True),
+    Column(
+        "run_id",
+        Uuid,
+        ForeignKey(f"{SCHEMA}.ingestion_run.run_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
     _market_key(),
     Column("received", Integer, nullable=False, comment="Bars the provider sent"),
     Column("rejected", Integer, nullable=False, comment="Bars that were impossible"),
@@ -218,7 +271,12 @@ ingestion_run_market = Table(
 ingestion_run_table = Table(
     "ingestion_run_table",
     metadata,
-    Column("run_id", Uuid, ForeignKey(f"{SCHEMA}.ingestion_run.run_id", ondelete="CASCADE"), primary_key=True),
+    Column(
+        "run_id",
+        Uuid,
+        ForeignKey(f"{SCHEMA}.ingestion_run.run_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
     Column("table_name", Text, primary_key=True, comment="The table written"),
     Column("inserted", Integer, nullable=False, comment="Rows new"),
     Column("updated", Integer, nullable=False, comment="Rows changed"),

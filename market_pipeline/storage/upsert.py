@@ -83,7 +83,9 @@ def _merge(
     total: int,
 ) -> WriteCounts:
     names = [*values, *stamps]
-    selected = [f'incoming."{name}"' for name in values] + [_stamp_sql(table, name) for name in stamps]
+    selected = [f'incoming."{name}"' for name in values] + [
+        _stamp_sql(table, name) for name in stamps
+    ]
     same_key = " AND ".join(f'stored."{key}" = incoming."{key}"' for key in keys)
     updated = _update_changed(connection, table, values, keys, stamps)
     insert = (
@@ -96,13 +98,19 @@ def _merge(
 
 
 def _update_changed(
-    connection: Connection, table: Table, values: list[str], keys: list[str], stamps: dict[str, object]
+    connection: Connection,
+    table: Table,
+    values: list[str],
+    keys: list[str],
+    stamps: dict[str, object],
 ) -> int:
     compared = [name for name in values if name not in keys]
     changes = [f'"{name}" = incoming."{name}"' for name in compared]
     changes += [f'"{name}" = {_stamp_sql(table, name)}' for name in stamps]
     same_key = " AND ".join(f'stored."{key}" = incoming."{key}"' for key in keys)
-    differs = " OR ".join(f'stored."{name}" IS DISTINCT FROM incoming."{name}"' for name in compared)
+    differs = " OR ".join(
+        f'stored."{name}" IS DISTINCT FROM incoming."{name}"' for name in compared
+    )
     update = (
         f"UPDATE {_name(table)} stored SET {', '.join(changes)} FROM incoming "  # noqa: S608 - names of our own tables
         f"WHERE {same_key} AND ({differs}) AND {table.info.get('guard', 'true')}"
@@ -120,7 +128,9 @@ def _stamp_sql(table: Table, name: str) -> str:
 def take_dataset_version(connection: Connection) -> int:
     """Return the next dataset version; the merge lock is held, so versions follow commit order."""
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MERGE_LOCK})
-    return int(connection.execute(text(f"SELECT nextval('{SCHEMA}.dataset_version_seq')")).scalar_one())
+    return int(
+        connection.execute(text(f"SELECT nextval('{SCHEMA}.dataset_version_seq')")).scalar_one()
+    )
 
 
 def _name(table: Table) -> str:
@@ -144,4 +154,3 @@ class _StreamReader(io.RawIOBase):
         count = len(self._left) if size < 0 else size
         part, self._left = self._left[:count], self._left[count:]
         return bytes(part)
-

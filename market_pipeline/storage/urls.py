@@ -9,7 +9,7 @@ _SCHEMES = {"postgres", "postgresql", "postgresql+psycopg2"}
 
 
 def normalise_database_url(text: str) -> str:
-    """Return the address with the driver named: a bare ``postgresql://`` means psycopg 3 to SQLAlchemy 2.1.
+    """Return the address with the driver named; SQLAlchemy 2.1 takes psycopg 3 for a bare one.
 
     Raises:
         SettingError: It is not a PostgreSQL address; the message never repeats it.

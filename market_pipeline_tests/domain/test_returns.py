@@ -104,7 +104,7 @@ def test_hours_and_weeks_have_grids_of_their_own(
 
 
 def test_an_exchange_hour_counts_the_bars_of_an_ordinary_session() -> None:
-    """New York has seven hourly bars a session, the last one short, also in a week with a half day."""
+    """New York has seven hourly bars a session, also in a week with a half day."""
     opens = pd.DatetimeIndex(["2024-12-23T14:30Z", "2024-12-26T20:30Z"]).as_unit("us")
     bars = pd.DataFrame({"market_id": 1, "open_time": opens, "close": [1.0, 2.0]})
     (matrix,) = build_session_matrices(bars, {1: "XNYS"}, Interval.HOUR)

@@ -1,10 +1,13 @@
 """ROI statistics, worked out by hand and held by properties."""
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -15,9 +18,10 @@ from market_pipeline.domain.roi import MEASURES, ROI_COLUMNS, ROI_DTYPES, comput
 
 FIRST = datetime(2024, 1, 1, tzinfo=UTC)
 ALWAYS = {1: "24/7"}
+Prices = Sequence[float] | npt.NDArray[np.float64]
 
 
-def bars_of(closes: Any, market_id: int = 1) -> pd.DataFrame:
+def bars_of(closes: Prices, market_id: int = 1) -> pd.DataFrame:
     """Build one always-open daily bar for each close; NaN leaves a day out."""
     opens = pd.date_range(FIRST, periods=len(closes), freq="D", unit="us")
     spans = {"open_time": opens, "close_time": opens + pd.Timedelta(days=1)}
@@ -25,7 +29,7 @@ def bars_of(closes: Any, market_id: int = 1) -> pd.DataFrame:
     return frame[frame["close"].notna()]
 
 
-def compute(closes: Any, days: int, **options: Any) -> dict[str, Any]:
+def compute(closes: Prices, days: int, **options: float) -> dict[str, Any]:
     """Compute the one row of one market and horizon."""
     least: dict[str, Any] = {"min_returns": 2, "min_returns_7d": 2, **options}
     table = compute_roi_statistics(bars_of(closes), ALWAYS, Interval.DAY, [days], **least)
@@ -83,7 +87,7 @@ def test_annualised_return_and_calmar_by_hand() -> None:
 
 
 def test_the_drawdown_names_its_peak_trough_and_recovery() -> None:
-    """The deepest fall counts; its peak is the last high before it, its recovery the first as high."""
+    """The peak is the last high before the deepest fall, the recovery the first close as high."""
     row = compute([10.0, 9.0, 12.0, 12.0, 6.0, 6.0, 11.0, 12.0, 13.0, 9.0], 9)
     assert row["max_drawdown"] == -0.5
     assert row["drawdown_peak_at"] == at(3)
@@ -208,18 +212,18 @@ HORIZON = 60
 @given(prices, st.floats(1e-6, 1e6))
 def test_scaling_prices_changes_nothing(closes: list[float], scale: float) -> None:
     """Statistics do not depend on the unit of the currency."""
-    row, scaled = (
-        compute([scale * close for close in closes], HORIZON) if scale else {}
-        for scale in (1.0, scale)
-    )
-    assert row["reasons"] == scaled["reasons"] or (row["reasons"] != row["reasons"])
+    row = compute(closes, HORIZON)
+    scaled = compute([scale * close for close in closes], HORIZON)
+    assert str(row["reasons"]) == str(scaled["reasons"])
     for measure in MEASURES:
         assert scaled[measure] == pytest.approx(row[measure], rel=1e-6, abs=1e-9, nan_ok=True)
 
 
 @settings(max_examples=25, deadline=None)
 @given(prices, prices, st.randoms(use_true_random=False))
-def test_the_order_of_rows_changes_nothing(one: Any, two: Any, shuffle: Any) -> None:
+def test_the_order_of_rows_changes_nothing(
+    one: list[float], two: list[float], shuffle: Random
+) -> None:
     """Bars may come in any order."""
     bars = pd.concat([bars_of(one, 1), bars_of(two, 2)], ignore_index=True)
     mixed = bars.iloc[shuffle.sample(range(len(bars)), len(bars))]

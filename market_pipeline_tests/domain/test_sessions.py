@@ -70,6 +70,15 @@ def test_sessions_have_the_same_columns_and_dtypes_in_every_calendar(calendar: s
         assert {str(dtype) for dtype in dtypes} == {"datetime64[us, UTC]"}
 
 
+def test_a_calendar_that_begins_late_has_the_sessions_it_knows() -> None:
+    """Tokyo's holidays are known from 1997 on; earlier years are empty and later ones are not."""
+    assert read("XTKS", "1995-01-01", "1996-01-01").empty
+    assert show(read("XTKS", "2024-01-01", "2024-01-06")["close_time"]) == [
+        "01-04 06:00",
+        "01-05 06:00",
+    ]
+
+
 def test_an_unknown_calendar_is_refused() -> None:
     """The message names the calendar."""
     with pytest.raises(SettingError, match="XXXX"):

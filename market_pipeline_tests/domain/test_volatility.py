@@ -25,10 +25,10 @@ def bars_of(closes: list[float], market_id: int = 1) -> pd.DataFrame:
     return pd.DataFrame({"market_id": market_id, **spans, "close": np.array(closes, dtype=float)})
 
 
-def compute(closes: list[float], price: float, **options: Any) -> dict[str, Any]:
+def compute(closes: list[float], price: float) -> dict[str, Any]:
     """Compute the one row of one market."""
     prices = pd.Series([price], index=[1])
-    table = compute_snapshot_statistics(bars_of(closes), {1: "24/7"}, prices, **options)
+    table = compute_snapshot_statistics(bars_of(closes), {1: "24/7"}, prices)
     return dict(table.to_dict("records")[0])
 
 
