@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := .venv.stamp
 
-.PHONY: help setup ingest test test-system system-deps check format lint types contracts
+.PHONY: help setup ingest test test-system test-watch system-deps dev scheduler check format lint types contracts
 
 help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,24 @@ ingest: setup ## Run the main job and show what it wrote
 
 test: setup ## Run the tests that need Python wheels only
 	$(BIN)/python -m pytest -m "not system"
+
+test-system: setup ## Run the tests that need Debian packages as well
+	@command -v chromium >/dev/null || { echo "chromium is missing: run make system-deps"; exit 1; }
+	@test -x /usr/lib/postgresql/15/bin/postgres || { echo "postgresql-15 is missing: run make system-deps"; exit 1; }
+	$(BIN)/python -m pytest -m system
+
+system-deps: ## Install the Debian packages of make test-system (as root)
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium postgresql-15
+
+test-watch: setup ## Run the tests again whenever a file changes
+	$(BIN)/ptw . -m "not system"
+
+dev: setup ## Open Dagster's webserver and daemon on http://127.0.0.1:3000
+	$(BIN)/dagster dev -h 127.0.0.1 -p 3000
+
+scheduler: setup ## Run the daemon with the schedule on
+	INGESTION_SCHEDULE_ENABLED=true $(BIN)/dagster-daemon run
 
 check: lint types contracts ## Format, lint, types and architecture contracts
 

@@ -1,4 +1,4 @@
-"""The whole, end to end: real commands, a real PostgreSQL, Dagster's own storage beside the tables."""
+"""The whole, end to end: real commands, a real PostgreSQL, Dagster's storage beside the tables."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 SCRIPTS = Path(sys.executable).parent
+SNAPSHOTS = "market_snapshots"
 WINDOW_END = "2024-03-15T12:00:00+00:00"
 
 
@@ -24,13 +25,9 @@ def run(
 
 def read_rows(engine: Engine, table: str) -> list[tuple[object, ...]]:
     """Return every row with its physical identity."""
+    query = text(f"SELECT xmin, t::text FROM market_data.{table} t ORDER BY 2")  # noqa: S608 - ours
     with engine.connect() as connection:
-        return [
-            tuple(row)
-            for row in connection.execute(
-                text(f"SELECT xmin, t::text FROM market_data.{table} t ORDER BY 2")
-            )
-        ]
+        return [tuple(row) for row in connection.execute(query)]
 
 
 def test_main_job_fills_every_table_and_twice_changes_nothing(
@@ -85,7 +82,7 @@ def test_snapshots_can_be_materialised_alone(
 ) -> None:
     """An asset reads its inputs from PostgreSQL, also before they were ever materialised."""
     materialised = run(
-        ["dagster", "asset", "materialize", "-m", "market_pipeline.definitions", "--select", "market_snapshots"],
+        ["dagster", "asset", "materialize", "-m", "market_pipeline.definitions", "--select", SNAPSHOTS],
         project_environment, tmp_path,
     )  # fmt: skip
 

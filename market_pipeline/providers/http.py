@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from ssl import SSLContext
+from ssl import SSLCertVerificationError, SSLContext
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -205,7 +205,8 @@ class HttpClient:
             with _deadline(now + seconds, self.clocks.monotonic):
                 answer = self._send(path, params, seconds)
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-            raise _RetryableError(self.provider, self._hide(_describe(path, error))) from error
+            kind = PermanentProviderError if _is_bad_certificate(error) else _RetryableError
+            raise kind(self.provider, self._hide(_describe(path, error))) from error
         return self._judge(path, answer)
 
     def _send(self, path: str, params: Params, seconds: float) -> Answer:
@@ -276,6 +277,15 @@ class _RetryableError(TransientProviderError):
     ) -> None:
         super().__init__(provider, message, status)
         self.retry_after_seconds = retry_after_seconds
+
+
+def _is_bad_certificate(error: BaseException | None) -> bool:
+    """Tell whether a failure comes from a certificate that does not fit: it will not fit later."""
+    while error is not None:
+        if isinstance(error, SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _describe(path: str, error: Exception) -> str:

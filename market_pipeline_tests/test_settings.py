@@ -1,0 +1,76 @@
+"""Settings: parsing, precedence, and that the documents name every one of them."""
+
+from pathlib import Path
+
+import pytest
+
+from market_pipeline.domain.errors import SettingError
+from market_pipeline.settings import (
+    SETTINGS,
+    read_flag,
+    read_ingestion_defaults,
+    read_statistics_settings,
+    read_variable,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("document", ["README.md", ".env.example"])
+def test_documents_name_every_setting(document: str) -> None:
+    """No variable is known to the code alone."""
+    text = (ROOT / document).read_text()
+    assert [setting.name for setting in SETTINGS if setting.name not in text] == []
+
+
+def test_env_example_is_all_comments() -> None:
+    """Copying the example changes nothing by itself."""
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == []
+
+
+def test_empty_variable_means_unset() -> None:
+    """A variable of blanks gives the default."""
+    assert read_variable("INGESTION_PROVIDER", {"INGESTION_PROVIDER": " "}) == "mock"
+
+
+def test_defaults_are_those_promised() -> None:
+    """Nothing set: the mock provider, three markets, thirty days."""
+    defaults = read_ingestion_defaults({})
+    assert defaults.providers == ("mock",)
+    assert defaults.symbols == ("BTC-USD", "ETH-USD", "SPX")
+    assert defaults.lookback_days == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("INGESTION_MARKETS", "BTC USD"),
+        ("INGESTION_MARKETS", ","),
+        ("INGESTION_PROVIDER", ","),
+        ("INGESTION_LOOKBACK_DAYS", "-1"),
+        ("INGESTION_LOOKBACK_DAYS", "1000000"),
+        ("INGESTION_LOOKBACK_DAYS", "ten"),
+    ],
+)
+def test_bad_default_names_variable_and_value(name: str, value: str) -> None:
+    """A wrong variable is refused by name."""
+    with pytest.raises(SettingError, match=f"^{name}="):
+        read_ingestion_defaults({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ROI_HORIZONS_DAYS", "0"), ("ROI_MIN_RETURNS", "1"), ("RISK_FREE_RATE", "nan")],
+)
+def test_bad_statistics_setting_is_refused(name: str, value: str) -> None:
+    """Statistics never run on a nonsensical rate or span."""
+    with pytest.raises(SettingError, match=f"^{name}="):
+        read_statistics_settings({name: value})
+
+
+def test_flag_takes_the_usual_words_only() -> None:
+    """Yes is yes; anything else is an error, not a silent no."""
+    assert read_flag("INGESTION_SCHEDULE_ENABLED", {"INGESTION_SCHEDULE_ENABLED": "On"})
+    with pytest.raises(SettingError):
+        read_flag("INGESTION_SCHEDULE_ENABLED", {"INGESTION_SCHEDULE_ENABLED": "maybe"})
