@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 SCRIPTS = Path(sys.executable).parent
-SNAPSHOTS = "market_snapshots"
+DEFINITIONS = "market_pipeline.definitions"
 WINDOW_END = "2024-03-15T12:00:00+00:00"
 
 
@@ -82,7 +82,7 @@ def test_snapshots_can_be_materialised_alone(
 ) -> None:
     """An asset reads its inputs from PostgreSQL, also before they were ever materialised."""
     materialised = run(
-        ["dagster", "asset", "materialize", "-m", "market_pipeline.definitions", "--select", SNAPSHOTS],
+        ["dagster", "asset", "materialize", "-m", DEFINITIONS, "--select", "market_snapshots"],
         project_environment, tmp_path,
     )  # fmt: skip
 
