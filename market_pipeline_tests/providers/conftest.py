@@ -1,4 +1,4 @@
-"""Fixtures of the providers' tests: the misbehaving local server and clocks that need no waiting."""
+"""Fixtures of the providers' tests: the misbehaving local server, and clocks that never wait."""
 
 import time
 from collections.abc import Callable, Iterator

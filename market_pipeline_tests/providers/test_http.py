@@ -119,7 +119,7 @@ def test_d2_a_burst_of_server_errors_is_survived(
 def test_d2_retries_are_bounded(make_client: Client, server: ReplayServer) -> None:
     """After the last try the failure is reported as transient, with its status."""
     server.misbehave(answer_with(status=503), times=9)
-    with pytest.raises(TransientProviderError, match="HTTP 503.*tries: 4") as failure:
+    with pytest.raises(TransientProviderError, match=r"HTTP 503.*tries: 4") as failure:
         make_client().fetch_json("/ping")
     assert (failure.value.status, len(server.requests)) == (503, 4)
 
