@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 
@@ -17,6 +18,8 @@ from market_pipeline.providers.base import Provider
 
 logger = logging.getLogger("market_pipeline.ingestion")
 Route = tuple[Provider, Market]
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_DAY = datetime(2200, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ def _collect_provider_snapshots(
     usable = [
         one for one in received if one.observed_at <= request.now and 0 < one.price < float("inf")
     ]
-    batch.snapshots.extend(usable)
+    batch.snapshots.extend({one.market: one for one in usable}.values())
     silent = {market.symbol for market in markets} - {one.market.symbol for one in usable}
     batch.failures.update(dict.fromkeys(silent, "no price at or before the run's clock"))
 
@@ -117,10 +120,19 @@ def _collect_provider_snapshots(
 def _derive_days(bars: pd.DataFrame, market: Market, request: Request) -> pd.DataFrame:
     if Interval.DAY in market.intervals or bars.empty:
         return bars
-    sessions = read_sessions(market.calendar, request.window.start, request.window.end)
+    sessions = _read_sessions_around(bars, market)
     return pd.concat([bars, build_daily_bars(bars, sessions)], ignore_index=True)
 
 
 def _judge(bars: pd.DataFrame, market: Market, request: Request) -> JudgedBars:
-    sessions = read_sessions(market.calendar, request.window.start, request.window.end)
+    sessions = _read_sessions_around(bars, market)
     return judge_bars(bars, request.now, build_hourly_grid(sessions))
+
+
+def _read_sessions_around(bars: pd.DataFrame, market: Market) -> pd.DataFrame:
+    """Return every session that a received bar can belong to, those beyond the window included."""
+    if bars.empty:
+        return read_sessions(market.calendar, EPOCH, EPOCH)
+    opens = bars["open_time"].clip(pd.Timestamp(EPOCH), pd.Timestamp(LAST_DAY))
+    first, last = opens.min().to_pydatetime(), opens.max().to_pydatetime()
+    return read_sessions(market.calendar, first - timedelta(days=2), last + timedelta(days=2))

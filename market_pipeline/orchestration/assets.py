@@ -123,7 +123,14 @@ def market_comparisons(market_aggregates: MarketReader) -> pd.DataFrame:
     stored = market_aggregates.read_markets()
     bars = market_aggregates.read_final_bars(Interval.DAY, max(settings.horizons_days))
     pairs = _choose_pairs(stored, settings.benchmarks)
-    rows = compute_comparisons(bars, stored, Interval.DAY, settings.horizons_days, pairs)
+    rows = compute_comparisons(
+        bars,
+        stored,
+        Interval.DAY,
+        settings.horizons_days,
+        pairs,
+        min_returns=settings.min_returns,
+    )
     return rows.dropna(subset=["as_of"])
 
 
@@ -160,5 +167,10 @@ def _choose_pairs(
     if len(stored) <= MAX_MARKETS_ALL_PAIRS:
         return None
     references = stored.loc[stored["symbol"].isin(benchmarks), "market_id"].tolist()
-    pairs = [(one, other) for other in references for one in stored["market_id"] if one != other]
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    pairs = {
+        (min(one, other), max(one, other))
+        for other in references
+        for one in stored["market_id"]
+        if one != other
+    }
+    return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)

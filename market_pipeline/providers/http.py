@@ -411,14 +411,15 @@ class _DeadlineTransport(httpx.HTTPTransport):
     """httpx's transport over the backend above; ``HTTP(S)_PROXY`` and ``NO_PROXY`` apply."""
 
     def __init__(self, base_url: str) -> None:
-        super().__init__()
+        # Not super().__init__(): it would read the certificates once more, for a pool of its own.
         self._pool = _build_pool(base_url)
 
 
 def _build_pool(base_url: str) -> httpcore.ConnectionPool:
     parts = urlsplit(base_url)
     proxy = None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
-    context, backend = httpx.create_ssl_context(), _DeadlineBackend()
+    context = httpx.create_ssl_context() if parts.scheme == "https" else None
+    backend = _DeadlineBackend()
     if not proxy:
         return httpcore.ConnectionPool(
             ssl_context=context, network_backend=backend, keepalive_expiry=5.0

@@ -5,7 +5,6 @@ Here: pure functions over a table already in memory. Not here: files (``file.py`
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 import pandas as pd
@@ -13,7 +12,7 @@ import pandas as pd
 from market_pipeline.domain.errors import PermanentProviderError
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.records import build_bar_frame, build_empty_bar_frame
-from market_pipeline.domain.sessions import read_sessions
+from market_pipeline.providers.session_closes import find_session_closes
 
 NAME = "file"
 # Spellings of each column, lower case and letters and digits only; earlier ones are preferred.
@@ -238,9 +237,7 @@ def _find_closes(
     plain = opens + pd.Timedelta(interval.duration)
     if calendar == ALWAYS_OPEN:
         return plain
-    first, last = dates.min().to_pydatetime(), dates.max().to_pydatetime() + timedelta(days=1)
-    sessions = read_sessions(calendar, first, last).set_index("session_date")
-    closes = dates.map(sessions["close_time"]).fillna(plain)
+    closes = find_session_closes(dates, calendar)
     if interval is Interval.DAY:
         return closes
     return closes.where((closes < plain) & (closes > opens), plain)

@@ -35,6 +35,7 @@ from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.domain.symbols import describe_symbol
 from market_pipeline.providers.http import Clocks, HttpClient, Limits, parse_base_url
 from market_pipeline.providers.payloads import Floats, parse_numbers, parse_stamps, read_field
+from market_pipeline.providers.session_closes import find_session_closes
 from market_pipeline.settings import read_variable
 
 NAME = "yahoo"
@@ -381,9 +382,7 @@ def _place_daily(rows: pd.DataFrame, market: Market, chart: _Chart) -> pd.DataFr
     """
     local = rows["stamp"].dt.tz_convert(_read_zone(chart))
     dates = local.dt.tz_localize(None).dt.normalize().dt.tz_localize("UTC")
-    sessions = _read_sessions_around(market, rows["stamp"]).set_index("session_date")
-    closes = pd.Series(dates.map(sessions["close_time"]), index=rows.index)
-    return rows.assign(open_time=dates, close_time=closes.fillna(dates + pd.Timedelta(days=1)))
+    return rows.assign(open_time=dates, close_time=find_session_closes(dates, market.calendar))
 
 
 def _place_hourly(rows: pd.DataFrame, market: Market, _chart: _Chart) -> pd.DataFrame:

@@ -1,39 +1,12 @@
 """Fixtures of the providers' tests: the misbehaving local server, and clocks that never wait."""
 
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 import pytest
 
-from market_pipeline.providers.http import Clocks, HttpClient, Limits
+from market_pipeline.providers.http import HttpClient, Limits
+from market_pipeline_tests.providers.clocks import QUICK, FakeTime
 from market_pipeline_tests.replay import ReplayServer
-
-UTC_NOW = datetime(2024, 1, 15, 9, 0, tzinfo=UTC)
-QUICK = Limits(request_seconds=2.0, total_seconds=60.0, retry_after_seconds=30.0, attempts=4)
-
-
-@dataclass
-class FakeTime:
-    """A clock whose sleeps take no time but are counted."""
-
-    slept: list[float] = field(default_factory=list)
-    utc_now: datetime = UTC_NOW
-
-    def sleep(self, seconds: float) -> None:
-        """Move on by so many seconds at once."""
-        self.slept.append(seconds)
-
-    @property
-    def clocks(self) -> Clocks:
-        """The clocks to give to a client."""
-        return Clocks(
-            monotonic=lambda: time.monotonic() + sum(self.slept),
-            sleep=self.sleep,
-            utc=lambda: self.utc_now,
-            jitter=lambda: 1.0,
-        )
 
 
 @pytest.fixture

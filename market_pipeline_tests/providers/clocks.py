@@ -1,0 +1,32 @@
+"""Clocks and limits for tests: waiting is counted, not done."""
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from market_pipeline.providers.http import Clocks, Limits
+
+UTC_NOW = datetime(2024, 1, 15, 9, 0, tzinfo=UTC)
+QUICK = Limits(request_seconds=2.0, total_seconds=60.0, retry_after_seconds=30.0, attempts=4)
+
+
+@dataclass
+class FakeTime:
+    """A clock whose sleeps take no time but are counted."""
+
+    slept: list[float] = field(default_factory=list)
+    utc_now: datetime = UTC_NOW
+
+    def sleep(self, seconds: float) -> None:
+        """Move on by so many seconds at once."""
+        self.slept.append(seconds)
+
+    @property
+    def clocks(self) -> Clocks:
+        """The clocks to give to a client."""
+        return Clocks(
+            monotonic=lambda: time.monotonic() + sum(self.slept),
+            sleep=self.sleep,
+            utc=lambda: self.utc_now,
+            jitter=lambda: 1.0,
+        )
