@@ -84,7 +84,7 @@ def collect_bars(provider: Provider, market: Market, request: Request) -> BarBat
         except ProviderError as error:
             failures.append(f"{interval}: {error}")
             logger.warning("%s %s: %s", market.symbol, interval, error)
-    bars = _derive_days(pd.concat(frames, ignore_index=True), market, request)
+    bars = _derive_days(pd.concat(frames, ignore_index=True), market)
     batch = BarBatch(market, _judge(bars, market, request), len(bars), tuple(failures))
     logger.info("%s from %s: %d bars received", market.symbol, market.provider, len(bars))
     return batch
@@ -117,7 +117,7 @@ def _collect_provider_snapshots(
     batch.failures.update(dict.fromkeys(silent, "no price at or before the run's clock"))
 
 
-def _derive_days(bars: pd.DataFrame, market: Market, request: Request) -> pd.DataFrame:
+def _derive_days(bars: pd.DataFrame, market: Market) -> pd.DataFrame:
     if Interval.DAY in market.intervals or bars.empty:
         return bars
     sessions = _read_sessions_around(bars, market)
@@ -133,6 +133,9 @@ def _read_sessions_around(bars: pd.DataFrame, market: Market) -> pd.DataFrame:
     """Return every session that a received bar can belong to, those beyond the window included."""
     if bars.empty:
         return read_sessions(market.calendar, EPOCH, EPOCH)
-    opens = bars["open_time"].clip(pd.Timestamp(EPOCH), pd.Timestamp(LAST_DAY))
-    first, last = opens.min().to_pydatetime(), opens.max().to_pydatetime()
-    return read_sessions(market.calendar, first - timedelta(days=2), last + timedelta(days=2))
+    first, last = bars["open_time"].min().to_pydatetime(), bars["open_time"].max().to_pydatetime()
+    return read_sessions(
+        market.calendar,
+        max(first, EPOCH) - timedelta(days=2),
+        min(last, LAST_DAY) + timedelta(days=2),
+    )
