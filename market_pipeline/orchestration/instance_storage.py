@@ -1,14 +1,18 @@
-"""Dagster's own storage, in the same database as the market tables but in a schema of its own.
+"""Where Dagster keeps its own: records in a schema of the database, logs in the state folder.
 
-Named in ``dagster.yaml`` as a custom storage: that file has no defaults for unset variables.
+Named in ``dagster.yaml``, because that file has neither defaults for unset variables nor paths
+relative to itself.
 """
 
 from typing import Any
 
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from dagster._core.storage.root import LocalArtifactStorage
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from sqlalchemy import text
 
+from market_pipeline.settings import find_state_dir
 from market_pipeline.storage.engine import check_database, find_database, open_engine
 from market_pipeline.storage.urls import set_search_path
 
@@ -44,3 +48,37 @@ class PipelineStorage(DagsterPostgresStorage):
                 connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {DAGSTER_SCHEMA}"))
         engine.dispose()
         return cls(postgres_url=set_search_path(address.url, DAGSTER_SCHEMA), inst_data=inst_data)
+
+
+class StateArtifactStorage(LocalArtifactStorage):
+    """Dagster's local files, in the state folder wherever a command was started."""
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        """Take no configuration: STATE_DIR says where."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: object
+    ) -> "StateArtifactStorage":
+        """Return the storage in the state folder."""
+        del config_value
+        return cls(str(find_state_dir() / "dagster"), inst_data)
+
+
+class StateComputeLogs(LocalComputeLogManager):
+    """What runs print, in the state folder wherever a command was started."""
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        """Take no configuration: STATE_DIR says where."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: object
+    ) -> "StateComputeLogs":
+        """Return the log manager of the state folder."""
+        del config_value
+        return cls(str(find_state_dir() / "dagster" / "logs"), inst_data=inst_data)
