@@ -279,17 +279,21 @@ def _read_csv(path: Path, mapping: Mapping[str, str]) -> pd.DataFrame:
     by_position = bool(mapping) and all(name.isdecimal() for name in mapping.values())
     with path.open(encoding="utf-8-sig") as file:
         first = file.readline()
+    if not first.strip():
+        raise PermanentProviderError("file", f"{path.name} is empty, or begins with an empty line")
     if not by_position:
         _require_header(first, path)
-    return pd.read_csv(
+    table = pd.read_csv(
         path,
         sep=max(",;\t|", key=first.count),
         header=None if by_position else 0,
         encoding="utf-8-sig",
         na_values=_MISSING,
-        index_col=False,
         low_memory=False,
     )
+    if not isinstance(table.index, pd.RangeIndex):  # an unquoted "1,5" would shift all columns
+        raise ValueError("its rows have more cells than its first line")  # noqa: TRY004 - data
+    return table
 
 
 def _require_header(first: str, path: Path) -> None:

@@ -37,10 +37,10 @@ Columns = dict[str, npt.NDArray[Any]]
 
 _ORIGIN = pd.Timestamp("1985-01-01", tz="UTC")
 HISTORY_START = datetime(1990, 1, 1, tzinfo=UTC)
-LEVELS = {"BTC-USD": 60_000.0, "ETH-USD": 3_000.0, "SPX": 5_000.0, "NDX": 18_000.0, "DJI": 39_000.0}
+LEVELS = {"BTC-USD": 55_000.0, "ETH-USD": 3_000.0, "SPX": 5_000.0, "NDX": 18_000.0, "DJI": 39_000.0}
 STEP_SECONDS = 600
 STEPS_PER_HOUR = 6
-PULL_PER_DAY = 1 / 200
+PULL_PER_DAY = 1 / 100
 DIGITS = 7
 
 
@@ -214,7 +214,7 @@ def _build_walk(seed: int, symbol: str, is_always_open: bool, end_year: int) -> 
     shocks = _draw_normals(seed, symbol, "shock", days)
     shocks *= volatility * np.exp(0.35 * _draw_normals(seed, symbol, "tail", days))
     if not is_always_open:
-        shocks[np.asarray(dates.weekday) >= 5] *= 0.2
+        shocks[np.asarray(dates.day_of_week) >= 5] *= 0.2
     log_close = math.log(_find_level(seed, symbol)) + _pull_back(shocks, PULL_PER_DAY)
     return _Walk(log_close, volatility)
 

@@ -370,11 +370,6 @@ def _read_zone(chart: _Chart) -> ZoneInfo:
         raise PermanentProviderError(NAME, f"time zone {name[:40]!r} is unknown") from None
 
 
-def _read_sessions_around(market: Market, stamps: "pd.Series[pd.Timestamp]") -> pd.DataFrame:
-    first, last = stamps.min() - pd.Timedelta(days=3), stamps.max() + pd.Timedelta(days=3)
-    return read_sessions(market.calendar, first.to_pydatetime(), last.to_pydatetime())
-
-
 def _place_daily(rows: pd.DataFrame, market: Market, chart: _Chart) -> pd.DataFrame:
     """Add open_time (the session date) and close_time to daily rows.
 
@@ -390,20 +385,14 @@ def _place_hourly(rows: pd.DataFrame, market: Market, _chart: _Chart) -> pd.Data
 
     Rows before an open are dropped; the row Yahoo stamps with the close belongs to the last hour.
     """
-    sessions = _read_sessions_around(market, rows["stamp"])
-    positions = sessions["open_time"].searchsorted(rows["stamp"], side="right") - 1
-    session = sessions.iloc[np.maximum(positions, 0)].reset_index(drop=True)
-    rows = rows.reset_index(drop=True)
-    hour = pd.Timedelta(hours=1)
-    at = rows["stamp"].where(
-        rows["stamp"] != session["close_time"], rows["stamp"] - pd.Timedelta(seconds=1)
-    )
-    if market.calendar == ALWAYS_OPEN:
-        at = rows["stamp"]
-    open_time = session["open_time"] + (at - session["open_time"]).dt.floor("h")
-    ends = pd.concat([open_time + hour, session["close_time"]], axis=1).min(axis=1)
-    is_inside = (positions >= 0) & (at < session["close_time"])
-    return rows.assign(open_time=open_time, close_time=ends)[is_inside]
+    first, last = rows["stamp"].min() - MARGIN, rows["stamp"].max() + MARGIN
+    sessions = read_sessions(market.calendar, first.to_pydatetime(), last.to_pydatetime())
+    rows = pd.merge_asof(rows, sessions, left_on="stamp", right_on="open_time")
+    rows = rows[rows["stamp"] <= rows["close_time"]]
+    inside = rows["stamp"].clip(upper=rows["close_time"] - pd.Timedelta(seconds=1))
+    starts = rows["open_time"] + (inside - rows["open_time"]).dt.floor("h")
+    ends = (starts + pd.Timedelta(hours=1)).clip(upper=rows["close_time"])
+    return rows.assign(open_time=starts, close_time=ends)
 
 
 def _merge_rows(
