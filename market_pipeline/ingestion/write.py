@@ -17,6 +17,7 @@ from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.ingestion.collect import BarBatch
 from market_pipeline.ingestion.request import Request
 from market_pipeline.storage.queries import read_daily_bars, read_markets
+from market_pipeline.storage.staging import stage_frame
 from market_pipeline.storage.tables import (
     ingestion_run,
     ingestion_run_market,
@@ -27,6 +28,7 @@ from market_pipeline.storage.tables import (
 from market_pipeline.storage.upsert import (
     MERGE_LOCK,
     WriteCounts,
+    merge_staged,
     take_dataset_version,
     upsert_frame,
 )
@@ -147,12 +149,13 @@ def _write_bars(
 ) -> WriteCounts:
     if bars.empty:
         return WriteCounts()
+    staged = stage_frame(connection, market_aggregate, bars.assign(market_id=market_id))
     stamps = {
+        "dataset_version": take_dataset_version(connection),  # waits for the merges before it
         "known_at": datetime.now(UTC),
-        "dataset_version": take_dataset_version(connection),
         "run_id": run.run_id,
     }
-    counts = upsert_frame(connection, market_aggregate, bars.assign(market_id=market_id), stamps)
+    counts = merge_staged(connection, staged, stamps)
     weeks = _rebuild_weeks(connection, run, one, market_id, bars)
     return counts + upsert_frame(
         connection, market_aggregate, weeks.assign(market_id=market_id), stamps

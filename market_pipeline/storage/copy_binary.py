@@ -1,11 +1,11 @@
 """A data frame as PostgreSQL's binary COPY stream, built column by column in NumPy.
 
 Rows that share a pattern (the same NULLs and the same text lengths) have the same width, so each
-pattern is one structured array; a batch has a handful of patterns. The order of rows is kept within
+pattern is one structured array; a chunk has a handful of patterns. The order of rows is kept within
 a pattern only: the staging table they land in has no order to lose.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -17,7 +17,6 @@ import pandas as pd
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
 _EPOCH_MICROSECONDS = 946_684_800_000_000  # 2000-01-01, where PostgreSQL's clock starts
-CHUNK_ROWS = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,45 +27,55 @@ class EncodedColumn:
     widths: npt.NDArray[np.int32]
 
 
-def encode_frame(frame: pd.DataFrame, types: Sequence[str]) -> Iterator[bytes]:
-    """Yield the COPY stream of a frame, a chunk of rows at a time.
+def encode_frame(chunks: Iterable[pd.DataFrame], types: Sequence[str]) -> Iterator[bytes]:
+    """Yield the COPY stream of a frame that comes in chunks, so that memory stays bounded.
 
     Args:
-        frame: Columns in the order of the target. NaN, NaT and None are NULL.
+        chunks: Columns in the order of the target. NaN, NaT and None are NULL.
         types: PostgreSQL types by position: bigint, integer, double precision, boolean, text,
             uuid or timestamp with time zone.
     """
     yield _HEADER
-    for start in range(0, len(frame), CHUNK_ROWS):
-        chunk = frame.iloc[start : start + CHUNK_ROWS]
+    for chunk in chunks:
         columns = [encode_column(chunk.iloc[:, at], kind) for at, kind in enumerate(types)]
         yield from _lay_out(columns)
     yield _TRAILER
 
 
 def _lay_out(columns: list[EncodedColumn]) -> Iterator[bytes]:
-    widths = np.column_stack([column.widths for column in columns])
-    if (widths == widths[0]).all():
-        yield _pack(columns, widths[0], slice(None), len(widths))
+    patterns = _number_patterns(columns)
+    if not patterns.any():
+        yield _pack(columns, slice(None), len(patterns))
         return
-    patterns, members = np.unique(widths, axis=0, return_inverse=True)
-    for number, pattern in enumerate(patterns):
-        rows = np.flatnonzero(members.ravel() == number)
-        yield _pack(columns, pattern, rows, len(rows))
+    for number in range(int(patterns.max()) + 1):
+        rows = np.flatnonzero(patterns == number)
+        yield _pack(columns, rows, len(rows))
 
 
-def _pack(
-    columns: list[EncodedColumn], pattern: npt.NDArray[np.int32], rows: Any, count: int
-) -> bytes:
+def _number_patterns(columns: list[EncodedColumn]) -> npt.NDArray[np.intp]:
+    """Return each row's pattern, numbered from 0: rows with the same width in every column."""
+    patterns = np.zeros(len(columns[0].widths), dtype=np.int64)
+    for column in columns:
+        if (column.widths != column.widths[:1]).any():
+            patterns = patterns * (int(column.widths.max()) + 2) + column.widths + 1
+            patterns = pd.factorize(patterns)[0].astype(np.int64)
+    return patterns
+
+
+def _pack(columns: list[EncodedColumn], rows: Any, count: int) -> bytes:
+    """Return rows of one pattern, laid side by side."""
+    if not count:
+        return b""
+    widths = [int(column.widths[rows][0]) for column in columns]
     fields: list[tuple[str, str]] = [("count", ">i2")]
-    for at, (column, width) in enumerate(zip(columns, pattern, strict=True)):
+    for at, (column, width) in enumerate(zip(columns, widths, strict=True)):
         fields.append((f"width{at}", ">i4"))
         if width > 0:
             kind = f"S{width}" if column.values.dtype.kind == "S" else column.values.dtype.str
             fields.append((f"value{at}", kind))
     block = np.empty(count, dtype=fields)
     block["count"] = len(columns)
-    for at, (column, width) in enumerate(zip(columns, pattern, strict=True)):
+    for at, (column, width) in enumerate(zip(columns, widths, strict=True)):
         block[f"width{at}"] = width
         if width > 0:
             block[f"value{at}"] = column.values[rows]

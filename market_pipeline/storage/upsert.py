@@ -1,39 +1,38 @@
 """The write path: a frame into a table, changing only what differs.
 
-Rows are staged by COPY without any lock. The merge then takes one global advisory lock, so that
-merges follow one another: no deadlock, no unique violation, and dataset versions in commit order. A
-stored row is replaced only where a value differs, so writing the same data twice changes nothing.
+Rows are staged without any lock (``staging.py``). The merge then takes one global advisory lock, so
+that merges follow one another: no deadlock, no unique violation, and dataset versions in commit
+order. One join finds what is new or differs; only that is written, so writing the same data twice
+changes nothing.
 """
 
-import io
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 
 import pandas as pd
-from sqlalchemy import Connection, Table, text
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import Connection, Table
 
-from market_pipeline.storage.copy_binary import encode_frame
+from market_pipeline.storage.staging import Staged, find_types, stage_frame
 from market_pipeline.storage.tables import SCHEMA
 
 MERGE_LOCK = 0x4D50_4D45
-_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
+REPLACED_BY = ["known_until", "replaced_by_version", "replaced_by_run"]
+# The join hashes the stored rows; too little memory would send it to disk.
+_MEMORY = "SET LOCAL work_mem = '64MB'"
+_LOCK = f"SELECT pg_advisory_xact_lock({MERGE_LOCK})"
 
 
 @dataclass(frozen=True, slots=True)
 class WriteCounts:
-    """What the database did with the rows of a write."""
+    """What the database did with the rows of a write; some of the updated left a revision."""
 
     inserted: int = 0
     updated: int = 0
     unchanged: int = 0
+    revised: int = 0
 
     def __add__(self, other: "WriteCounts") -> "WriteCounts":
-        return WriteCounts(
-            self.inserted + other.inserted,
-            self.updated + other.updated,
-            self.unchanged + other.unchanged,
-        )
+        return WriteCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def written(self) -> int:
@@ -48,89 +47,94 @@ def upsert_frame(
 
     Args:
         connection: In a transaction; nothing is visible before its commit.
-        table: A table with a primary key; ``info`` may name ``stamps`` and a ``guard``.
+        table: A table with a primary key; see ``tables.py`` for what its ``info`` may say.
         frame: One column for each column of the table but the stamps. Of rows with the same key
             the last is kept.
-        stamps: The value of each stamp column; ``dataset_version`` is taken here, under the lock.
+        stamps: The value of each stamp column.
     """
-    keys = [column.name for column in table.primary_key]
-    rows = frame.drop_duplicates(keys, keep="last").sort_values(keys)
-    if rows.empty:
-        return WriteCounts()
-    values = [column.name for column in table.columns if column.name in rows.columns]
-    _stage(connection, table, rows[values])
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MERGE_LOCK})
-    counts = _merge(connection, table, values, keys, dict(stamps), len(rows))
-    connection.execute(text("DROP TABLE incoming"))
-    return counts
+    return merge_staged(connection, stage_frame(connection, table, frame), stamps)
 
 
-def _stage(connection: Connection, table: Table, rows: pd.DataFrame) -> None:
-    types = [table.columns[name].type.compile(_DIALECT).lower() for name in rows.columns]
-    columns = ", ".join(f'"{name}" {kind}' for name, kind in zip(rows.columns, types, strict=True))
-    connection.execute(text(f"CREATE TEMP TABLE incoming ({columns}) ON COMMIT DROP"))
-    cursor = connection.connection.cursor()
-    stream = _StreamReader(encode_frame(rows, types))
-    cursor.copy_expert("COPY incoming FROM STDIN (FORMAT binary)", stream)
-
-
-def _merge(
-    connection: Connection,
-    table: Table,
-    values: list[str],
-    keys: list[str],
-    stamps: dict[str, object],
-    total: int,
+def merge_staged(
+    connection: Connection, staged: Staged, stamps: Mapping[str, object]
 ) -> WriteCounts:
-    names = [*values, *stamps]
-    selected = [f'incoming."{name}"' for name in values] + [
-        _stamp_sql(table, name) for name in stamps
-    ]
-    same_key = " AND ".join(f'stored."{key}" = incoming."{key}"' for key in keys)
-    updated = _update_changed(connection, table, values, keys, stamps)
-    insert = (
-        f"INSERT INTO {_name(table)} ({_quote(names)}) SELECT {', '.join(selected)} FROM incoming "  # noqa: S608 - names of our own tables
-        f"WHERE NOT EXISTS (SELECT FROM {_name(table)} stored WHERE {same_key})"
-    )
-    parameters = {name: value for name, value in stamps.items() if value is not None}
-    inserted = connection.execute(text(insert), parameters).rowcount
-    return WriteCounts(inserted, updated, total - inserted - updated)
-
-
-def _update_changed(
-    connection: Connection,
-    table: Table,
-    values: list[str],
-    keys: list[str],
-    stamps: dict[str, object],
-) -> int:
-    compared = [name for name in values if name not in keys]
-    changes = [f'"{name}" = incoming."{name}"' for name in compared]
-    changes += [f'"{name}" = {_stamp_sql(table, name)}' for name in stamps]
-    same_key = " AND ".join(f'stored."{key}" = incoming."{key}"' for key in keys)
-    differs = " OR ".join(
-        f'stored."{name}" IS DISTINCT FROM incoming."{name}"' for name in compared
-    )
-    update = (
-        f"UPDATE {_name(table)} stored SET {', '.join(changes)} FROM incoming "  # noqa: S608 - names of our own tables
-        f"WHERE {same_key} AND ({differs}) AND {table.info.get('guard', 'true')}"
-    )
-    parameters = {name: value for name, value in stamps.items() if value is not None}
-    return connection.execute(text(update), parameters).rowcount
-
-
-def _stamp_sql(table: Table, name: str) -> str:
-    if name == "dataset_version":
-        return ":dataset_version"
-    return f"CAST(:{name} AS {table.columns[name].type.compile(_DIALECT)})"
+    """Merge staged rows into their table, under the lock until the transaction ends."""
+    if not staged.count:
+        return WriteCounts()
+    statement = f"{_LOCK}; {_MEMORY}; {build_merge(staged, list(stamps))}"
+    parameters = {**staged.parameters, **{f"stamp_{key}": stamps[key] for key in stamps}}
+    # One round trip, three snapshots: the merge sees what was committed before the lock was had.
+    inserted, updated, revised = connection.exec_driver_sql(statement, parameters).one()
+    if not staged.relation:
+        connection.exec_driver_sql("DROP TABLE incoming")
+    return WriteCounts(inserted, updated, staged.count - inserted - updated, revised)
 
 
 def take_dataset_version(connection: Connection) -> int:
     """Return the next dataset version; the merge lock is held, so versions follow commit order."""
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MERGE_LOCK})
-    return int(
-        connection.execute(text(f"SELECT nextval('{SCHEMA}.dataset_version_seq')")).scalar_one()
-    )
+    version = connection.exec_driver_sql(f"{_LOCK}; SELECT nextval('{SCHEMA}.dataset_version_seq')")
+    return int(version.scalar_one())
+
+
+def build_merge(staged: Staged, stamps: list[str]) -> str:
+    """Return the statement that merges ``incoming`` and answers inserted, updated, revised.
+
+    All parts of a statement see the rows as they were before it, so revisions keep the old values.
+    Counting ``delta`` first makes the join end before the first row is written: it would otherwise
+    read the rows that it just inserted again and again.
+    """
+    table, name = staged.table, _name(staged.table)
+    keys = [column.name for column in table.primary_key]
+    values = [column for column in staged.columns if column not in keys]
+    same_key = " AND ".join(f'stored."{key}" = delta."{key}"' for key in keys)
+    is_whole = "(SELECT count(*) FROM delta) > 0"
+    changes = [f'"{column}" = delta."{column}"' for column in values]
+    changes += [f'"{stamp}" = {_stamp(table, stamp)}' for stamp in stamps]
+    selected = [f'delta."{column}"' for column in staged.columns]
+    selected += [_stamp(table, stamp) for stamp in stamps]
+    return f"""
+        WITH {staged.relation}delta AS MATERIALIZED ({_build_delta(table, keys, values)}),
+        {_build_revisions(table, same_key)}
+        changed AS (UPDATE {name} stored SET {", ".join(changes)} FROM delta
+            WHERE {same_key} AND delta.is_stored AND {is_whole} RETURNING 1),
+        added AS (INSERT INTO {name} ({_quote([*staged.columns, *stamps])})
+            SELECT {", ".join(selected)} FROM delta
+            WHERE NOT is_stored AND {is_whole} RETURNING 1)
+        SELECT (SELECT count(*) FROM added), (SELECT count(*) FROM changed),
+            (SELECT count(*) FROM revised)
+    """  # noqa: S608 - names of our own tables
+
+
+def _build_delta(table: Table, keys: list[str], values: list[str]) -> str:
+    same_key = " AND ".join(f'stored."{key}" = incoming."{key}"' for key in keys)
+    differs = [f'stored."{name}" IS DISTINCT FROM incoming."{name}"' for name in values] or [
+        "false"
+    ]
+    return f"""
+        SELECT incoming.*, stored."{keys[0]}" IS NOT NULL AS is_stored
+        FROM incoming LEFT JOIN {_name(table)} stored ON {same_key}
+        WHERE stored."{keys[0]}" IS NULL
+            OR ({" OR ".join(differs)}) AND {table.info.get("guard", "true")}
+    """  # noqa: S608 - names of our own tables
+
+
+def _build_revisions(table: Table, same_key: str) -> str:
+    revisions: Table | None = table.info.get("revisions")
+    if revisions is None:
+        return "revised AS (SELECT WHERE false),"
+    kept = [column.name for column in table.columns]
+    replacing = [_stamp(table, name) for name in ("known_at", "dataset_version", "run_id")]
+    return f"""
+        revised AS (INSERT INTO {_name(revisions)} ({_quote([*kept, *REPLACED_BY])})
+            SELECT {", ".join([*(f'stored."{name}"' for name in kept), *replacing])}
+            FROM delta JOIN {_name(table)} stored ON {same_key}
+            WHERE stored.is_final RETURNING 1),
+    """  # noqa: S608 - names of our own tables
+
+
+def _stamp(table: Table, name: str) -> str:
+    kind = find_types(table, (name,))[0]
+    return f"%(stamp_{name})s::{kind}"
 
 
 def _name(table: Table) -> str:
@@ -139,18 +143,3 @@ def _name(table: Table) -> str:
 
 def _quote(names: list[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)
-
-
-class _StreamReader(io.RawIOBase):
-    """A file that reads from an iterator of bytes, as COPY wants one."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._left = memoryview(b"")
-
-    def read(self, size: int = -1) -> bytes:
-        if not self._left:
-            self._left = memoryview(next(self._chunks, b""))
-        count = len(self._left) if size < 0 else size
-        part, self._left = self._left[:count], self._left[count:]
-        return bytes(part)
