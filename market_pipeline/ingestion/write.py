@@ -181,7 +181,7 @@ def _write_market_receipt(
         "run_id": run.run_id,
         "market_id": market_id,
         "received": batch.received,
-        "rejected": len(batch.judged.rejected),
+        "quarantined": len(batch.judged.rejected),
         "inserted": counts.inserted,
         "updated": counts.updated,
         "unchanged": counts.unchanged,

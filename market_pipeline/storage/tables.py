@@ -60,6 +60,16 @@ def _run() -> "Column[UUID]":
     return Column("run_id", Uuid, comment="The Dagster run that last changed the row")
 
 
+def _count(name: str, comment: str) -> Column[int]:
+    return Column(name, Integer, nullable=False, server_default="0", comment=comment)
+
+
+def _version() -> "Column[int]":
+    return Column(
+        "dataset_version", BigInteger, comment="The newest version among the bars it was made of"
+    )
+
+
 market = Table(
     "market",
     metadata,
@@ -166,6 +176,32 @@ market_aggregate = Table(
     },
 )
 
+market_aggregate_revision = Table(
+    "market_aggregate_revision",
+    metadata,
+    *(
+        Column(
+            column.name,
+            column.type,
+            primary_key=column.primary_key,
+            nullable=column.nullable,
+            comment=column.comment,
+        )
+        for column in market_aggregate.columns
+    ),
+    Column("known_until", _TIME, nullable=False, comment="When it was replaced (UTC)"),
+    Column(
+        "replaced_by_version",
+        BigInteger,
+        primary_key=True,
+        autoincrement=False,
+        comment="Version of the data that replaced it",
+    ),
+    Column("replaced_by_run", Uuid, comment="The Dagster run that replaced it"),
+    comment="One row per final bar that was replaced: its old values, kept for good",
+)
+market_aggregate.info["revisions"] = market_aggregate_revision
+
 market_comparison = Table(
     "market_comparison",
     metadata,
@@ -181,12 +217,13 @@ market_comparison = Table(
     _number("close_skew_seconds", "Base close time minus quote close time, in seconds"),
     Column("n_returns", Integer, nullable=False, comment="Joined returns used"),
     Column("reason", Text, comment="Why a value is NULL"),
+    _version(),
     _run(),
     CheckConstraint("base_market_id <> quote_market_id", name="pair_is_two_markets"),
     CheckConstraint("correlation BETWEEN -1 AND 1", name="correlation_in_range"),
     *_finite("price_ratio", "volume_ratio", "roi_spread", "close_skew_seconds"),
     comment="One row per pair of markets, interval, horizon and as_of",
-    info={"stamps": ("run_id",)},
+    info={"stamps": ("dataset_version", "run_id")},
 )
 
 market_roi_statistic = Table(
@@ -219,6 +256,7 @@ market_roi_statistic = Table(
     ),
     Column("first_bar_at", _TIME, comment="Close of the first bar used (UTC)"),
     Column("reason", Text, comment="Why a value is NULL"),
+    _version(),
     _run(),
     CheckConstraint("max_drawdown BETWEEN -1 AND 0", name="drawdown_in_range"),
     *_finite(
@@ -231,7 +269,7 @@ market_roi_statistic = Table(
         "calmar",
     ),
     comment="One row per market, interval, horizon, as_of and method: risk and return",
-    info={"stamps": ("run_id",)},
+    info={"stamps": ("dataset_version", "run_id")},
 )
 
 ingestion_run = Table(
@@ -258,11 +296,22 @@ ingestion_run_market = Table(
         primary_key=True,
     ),
     _market_key(),
+    _count("requested", "Bars that the plan expected"),
     Column("received", Integer, nullable=False, comment="Bars the provider sent"),
-    Column("rejected", Integer, nullable=False, comment="Bars that were impossible"),
     Column("inserted", Integer, nullable=False, comment="Bars new, weekly ones included"),
     Column("updated", Integer, nullable=False, comment="Bars changed"),
     Column("unchanged", Integer, nullable=False, comment="Bars as they were"),
+    _count("revised", "Of the updated, final bars whose old values were kept"),
+    _count("quarantined", "Bars that were impossible"),
+    _count("spikes", "Bars stored though they jump"),
+    _count("holes_left", "Spans still missing that should be there"),
+    _count("calls", "Requests made to the provider"),
+    _count("throttled_calls", "Of them, refused for coming too often"),
+    Column("seconds", Double, nullable=False, server_default="0", comment="From claim to commit"),
+    Column("watermark_before", _TIME, comment="Close of the last final bar before (UTC)"),
+    Column("watermark_after", _TIME, comment="Close of the last final bar after (UTC)"),
+    Column("first_version", BigInteger, comment="First dataset version written; NULL: none"),
+    Column("last_version", BigInteger, comment="Last dataset version written; NULL: none"),
     Column("outcome", Text, nullable=False, comment="ok, partial or failed"),
     Column("reason", Text, comment="What went wrong"),
     comment="One row per run and market: the bars' part of the receipt",

@@ -2,7 +2,8 @@
 
 from alembic import context
 
-from market_pipeline.storage.tables import SCHEMA, metadata
+from market_pipeline.storage import ledgers
+from market_pipeline.storage.tables import SCHEMA
 
 
 def _is_ours(name: str | None, kind: str, parents: object) -> bool:
@@ -12,7 +13,7 @@ def _is_ours(name: str | None, kind: str, parents: object) -> bool:
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=metadata,
+    target_metadata=ledgers.metadata,
     include_schemas=True,
     include_name=_is_ours,
     version_table_schema=SCHEMA,

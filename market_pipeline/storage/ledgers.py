@@ -1,0 +1,217 @@
+"""The ledgers beside the market tables: what is settled, what is missing and why, who asked.
+
+They grow with runs and exceptions, not with bars; each comment says what keeps it small.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Date,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    Sequence,
+    Table,
+    Text,
+    Uuid,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TSTZMULTIRANGE
+
+from market_pipeline.storage.tables import SCHEMA, ingestion_run
+from market_pipeline.storage.tables import metadata as metadata  # noqa: PLC0414 - of all tables
+
+_TIME = DateTime(timezone=True)
+fetch_claim_sequence = Sequence("fetch_claim_seq", metadata=metadata)
+
+
+def _market(is_key: bool = True) -> Column[int]:
+    target = ForeignKey(f"{SCHEMA}.market.market_id")
+    return Column(
+        "market_id",
+        BigInteger,
+        target,
+        primary_key=is_key,
+        nullable=False,
+        comment="The market",
+    )
+
+
+def _interval(comment: str = "1h or 1d, as fetched") -> Column[str]:
+    return Column("interval", Text, primary_key=True, comment=comment)
+
+
+market_coverage = Table(
+    "market_coverage",
+    metadata,
+    _market(),
+    _interval(),
+    Column(
+        "settled",
+        TSTZMULTIRANGE,
+        nullable=False,
+        server_default="{}",
+        comment="Spans asked for and answered for good, closures included (UTC)",
+    ),
+    Column("watermark", _TIME, comment="Close of the last final bar (UTC)"),
+    Column("first_bar_at", _TIME, comment="open_time of the first stored bar (UTC)"),
+    Column("last_bar_at", _TIME, comment="open_time of the last stored bar (UTC)"),
+    Column("bars", BigInteger, nullable=False, server_default="0", comment="Bars stored"),
+    Column(
+        "verified",
+        JSONB,
+        nullable=False,
+        server_default="{}",
+        comment="For each age in days, up to where bars were read again at that age (UTC)",
+    ),
+    Column("refreshed_at", _TIME, comment="When the provider last answered (UTC)"),
+    Column("refreshed_by", Uuid, comment="The run that asked"),
+    comment="One row per market and interval: what is known to be complete",
+)
+
+coverage_hole = Table(
+    "coverage_hole",
+    metadata,
+    _market(),
+    _interval(),
+    Column("starts_at", _TIME, primary_key=True, comment="Start of the half-open span (UTC)"),
+    Column("ends_at", _TIME, nullable=False, comment="End of the span (UTC)"),
+    Column("reason", Text, nullable=False, comment="Why bars are missing"),
+    Column("detail", Text, comment="What the provider said"),
+    Column("tries", Integer, nullable=False, comment="How often it was asked for"),
+    Column("first_seen_at", _TIME, nullable=False, comment="When it was first missed (UTC)"),
+    Column("last_checked_at", _TIME, nullable=False, comment="When it was last asked for (UTC)"),
+    Column("next_check_at", _TIME, comment="When it is asked for again; NULL: never (UTC)"),
+    Column("run_id", Uuid, comment="The run that asked last"),
+    CheckConstraint("starts_at < ends_at", name="span_is_positive"),
+    CheckConstraint(
+        "reason IN ('fetch_failed', 'provider_empty', 'no_trades', 'quarantined', "
+        "'before_first', 'after_last')",
+        name="reason_is_known",
+    ),
+    comment="One row per missing span of a market and interval: exceptions only; healed rows go",
+)
+
+quarantined_row = Table(
+    "quarantined_row",
+    metadata,
+    Column(
+        "row_id", BigInteger, Identity(), primary_key=True, comment="What the command line takes"
+    ),
+    _market(is_key=False),
+    Column("interval", Text, nullable=False, comment="As the provider gave it"),
+    Column("open_time", _TIME, comment="As the provider gave it (UTC); NULL when it gave none"),
+    Column("rule", Text, nullable=False, comment="The rule it broke"),
+    Column("detail", Text, nullable=False, comment="The values that broke it"),
+    Column("payload", JSONB, nullable=False, comment="The whole bar as received"),
+    Column("payload_hash", Text, nullable=False, comment="Tells payloads of one key apart"),
+    Column("run_id", Uuid, nullable=False, comment="The run that received it first"),
+    Column("first_seen_at", _TIME, nullable=False, comment="When it first came (UTC)"),
+    Column("last_seen_at", _TIME, nullable=False, comment="When it last came (UTC)"),
+    Column("times_seen", Integer, nullable=False, comment="How often it came"),
+    Column("status", Text, nullable=False, server_default="open", comment="What became of it"),
+    Column("resolved_at", _TIME, comment="When it was replayed or discarded (UTC)"),
+    Index(
+        "quarantined_row_key",
+        "market_id",
+        "interval",
+        "open_time",
+        "rule",
+        "payload_hash",
+        unique=True,
+        postgresql_nulls_not_distinct=True,
+    ),
+    CheckConstraint("status IN ('open', 'replayed', 'discarded')", name="status_is_known"),
+    comment="One row per impossible bar, kept once with its reason",
+)
+
+market_event = Table(
+    "market_event",
+    metadata,
+    Column("event_id", BigInteger, Identity(), primary_key=True, comment="Surrogate key"),
+    _market(is_key=False),
+    Column("kind", Text, nullable=False, comment="split"),
+    Column("ratio", Double, comment="New price over old price"),
+    Column("detail", Text, nullable=False, comment="What was seen"),
+    Column("detected_at", _TIME, nullable=False, comment="When it was seen (UTC)"),
+    Column("run_id", Uuid, nullable=False, comment="The run that saw it"),
+    Column("resolved_at", _TIME, comment="When the market was reloaded; NULL: not yet (UTC)"),
+    CheckConstraint("kind IN ('split')", name="kind_is_known"),
+    comment="One row per event that changes a whole series; statistics wait while it is open",
+)
+
+dataset_version = Table(
+    "dataset_version",
+    metadata,
+    Column(
+        "version",
+        BigInteger,
+        primary_key=True,
+        autoincrement=False,
+        comment="Version of the data in commit order",
+    ),
+    _interval("1h, 1d or 1w"),
+    _market(is_key=False),
+    Column("first_open_time", _TIME, nullable=False, comment="First bar of the batch (UTC)"),
+    Column("last_open_time", _TIME, nullable=False, comment="Last bar of the batch (UTC)"),
+    Column("known_at", _TIME, nullable=False, comment="When it was written (UTC)"),
+    Column("run_id", Uuid, nullable=False, comment="The run that wrote it"),
+    Index("dataset_version_market", "market_id", "version"),
+    comment="One row per batch that changed bars, and interval: where to look for its changes",
+)
+
+ingestion_request = Table(
+    "ingestion_request",
+    metadata,
+    Column("request_id", BigInteger, Identity(), primary_key=True, comment="Surrogate key"),
+    Column(
+        "run_id",
+        Uuid,
+        ForeignKey(ingestion_run.c.run_id, ondelete="CASCADE"),
+        nullable=False,
+        comment="The run that asked",
+    ),
+    _market(is_key=False),
+    Column("interval", Text, nullable=False, comment="1h or 1d"),
+    Column("starts_at", _TIME, nullable=False, comment="Start of the span asked for (UTC)"),
+    Column("ends_at", _TIME, nullable=False, comment="End of the span asked for (UTC)"),
+    Column("purpose", Text, nullable=False, comment="missing, tail, retry, verify or reload"),
+    Column("asked_at", _TIME, nullable=False, comment="When it was asked (UTC)"),
+    Column("seconds", Double, nullable=False, comment="How long the answer took"),
+    Column("received", Integer, nullable=False, comment="Bars in the answer"),
+    Column("error", Text, comment="What came instead of bars"),
+    Index("ingestion_request_run", "run_id"),
+    CheckConstraint(
+        "purpose IN ('missing', 'tail', 'retry', 'verify', 'reload')", name="purpose_is_known"
+    ),
+    comment="One row per request of a run; goes with its receipt",
+)
+
+fetch_claim = Table(
+    "fetch_claim",
+    metadata,
+    _market(),
+    Column("token", BigInteger, nullable=False, comment="Grows with every claim"),
+    Column("run_id", Uuid, nullable=False, comment="The run that holds it"),
+    Column("claimed_at", _TIME, nullable=False, comment="Since when (UTC)"),
+    Column("expires_at", _TIME, nullable=False, comment="Until when, unless renewed (UTC)"),
+    comment="One row per market that is being fetched: others wait, then plan again",
+)
+
+provider_budget = Table(
+    "provider_budget",
+    metadata,
+    Column("provider", Text, primary_key=True, comment="The provider"),
+    Column("tokens", Double, nullable=False, comment="Calls that may be made at once"),
+    Column("refilled_at", _TIME, nullable=False, comment="When tokens were last counted (UTC)"),
+    Column("blocked_until", _TIME, comment="By the provider's Retry-After, for all (UTC)"),
+    Column("day", Date, nullable=False, comment="The UTC day of the daily counts"),
+    Column("calls_today", BigInteger, nullable=False, comment="Calls made on that day"),
+    Column("verifications_today", BigInteger, nullable=False, comment="Of them, to verify"),
+    Column("month", Date, nullable=False, comment="First day of the month of the monthly count"),
+    Column("calls_this_month", BigInteger, nullable=False, comment="Calls made in that month"),
+    comment="One row per provider with a limit: its quota, shared by all processes",
+)
