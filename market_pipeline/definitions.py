@@ -5,13 +5,18 @@ from collections.abc import Mapping
 import dagster as dg
 
 from market_pipeline.orchestration import assets
-from market_pipeline.orchestration.automation import build_schedule, ingest_job, run_failure_alert
+from market_pipeline.orchestration.automation import (
+    build_failure_sensor,
+    build_schedule,
+    ingest_job,
+)
 from market_pipeline.orchestration.checks import check_ingestion_complete
 from market_pipeline.orchestration.io_manager import PostgresIOManager
 from market_pipeline.orchestration.resources import Database, IngestionRequest, Providers
 from market_pipeline.settings import read_choice
 
-ASSETS = [
+ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
+    *assets.PROVIDERS,
     assets.markets,
     assets.market_aggregates,
     assets.market_snapshots,
@@ -34,7 +39,7 @@ def build_definitions(resources: Mapping[str, object] | None = None) -> dg.Defin
         asset_checks=[check_ingestion_complete],
         jobs=[ingest_job],
         schedules=[build_schedule()],
-        sensors=[run_failure_alert],
+        sensors=[build_failure_sensor()],
         executor=_choose_executor(),
         resources={**_build_resources(), **(resources or {})},
     )

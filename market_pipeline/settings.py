@@ -6,7 +6,8 @@ are listed here so that one table is the whole truth.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,10 @@ from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.symbols import parse_symbols
 
 MAX_LOOKBACK_DAYS = 36_525
+MAX_SHOWN_CHARACTERS = 60
+LOG_LEVELS = ("debug", "info", "warning", "error")
+SEVERITIES = ("info", "warning", "error", "critical")
+EXECUTORS = ("in_process", "multiprocess")
 Value = TypeVar("Value")
 
 
@@ -46,6 +51,7 @@ SETTINGS: tuple[Setting, ...] = (
         "ALERT_WEBHOOK_URL", "", "Where failure alerts are posted; unset: nowhere", is_secret=True
     ),
     Setting("ALERT_MIN_SEVERITY", "warning", "Least severity sent: info, warning, error, critical"),
+    Setting("DAGSTER_UI_URL", "http://127.0.0.1:3000", "Where alerts link to: Dagster's UI"),
     Setting("LOG_LEVEL", "info", "debug, info, warning or error"),
     Setting("CRON_SECRET", "", "Bearer secret of the HTTP cron trigger", is_secret=True),
     Setting("ROI_HORIZONS_DAYS", "7,30,90,365", "Spans that statistics look back, in days"),
@@ -185,6 +191,29 @@ def read_cron_expression(environ: Mapping[str, str] | None = None) -> str:
     return _parse("INGESTION_CRON_EXPRESSION", parse, environ)
 
 
+def read_log_level(environ: Mapping[str, str] | None = None) -> str:
+    """Return ``debug``, ``info``, ``warning`` or ``error``.
+
+    Raises:
+        SettingError: LOG_LEVEL is another word.
+    """
+    return read_choice("LOG_LEVEL", LOG_LEVELS, environ)
+
+
+def check_run_settings(environ: Mapping[str, str] | None = None) -> None:
+    """Read every setting that a run will read, so that a wrong one ends it before it begins.
+
+    Raises:
+        SettingError: Names the variable, its value and what is accepted.
+    """
+    read_ingestion_defaults(environ)
+    read_statistics_settings(environ)
+    read_cron_expression(environ)
+    read_flag("INGESTION_SCHEDULE_ENABLED", environ)
+    read_choice("INGESTION_EXECUTOR", EXECUTORS, environ)
+    read_choice("ALERT_MIN_SEVERITY", SEVERITIES, environ)
+
+
 def split_list(text: str) -> list[str]:
     """Split a comma-separated list; blanks between commas are dropped."""
     return [part.strip() for part in text.split(",") if part.strip()]
@@ -211,12 +240,24 @@ def parse_lookback_days(text: str) -> int:
     return _parse_int(text, 1, MAX_LOOKBACK_DAYS)
 
 
+@contextmanager
+def name_errors(label: str) -> Iterator[None]:
+    """Put what is being set, and to what, before the message of a setting that is refused."""
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError(f"{label}: {error}") from None
+
+
+def shorten(text: str) -> str:
+    """Return a value as it is shown in a message: its beginning, when it is long."""
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
+
+
 def _parse(name: str, parse: Callable[[str], Value], environ: Mapping[str, str] | None) -> Value:
     text = read_variable(name, environ)
-    try:
+    with name_errors(f"{name}={shorten(text)!r}"):
         return parse(text)
-    except SettingError as error:
-        raise SettingError(f"{name}={text!r}: {error}") from None
 
 
 def _parse_int(text: str, least: int, most: int) -> int:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from sqlalchemy import Engine, create_engine, text
 
 SCRIPTS = Path(sys.executable).parent
@@ -94,55 +93,3 @@ def test_snapshots_can_be_materialised_alone(
             == 3
         )
     engine.dispose()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--provider", "nobody"], "nobody"),
-        (["--symbols", "BTC USD;"], "BTC USD;"),
-        (["--lookback-days", "-3"], "36525"),
-        (["--window-end", "tomorrow"], "tomorrow"),
-        (["--window-end", "2999-01-01"], "2999-01-01"),
-    ],
-)
-def test_bad_input_is_named_and_nothing_is_written(
-    arguments: list[str], named: str, project_environment: dict[str, str], tmp_path: Path
-) -> None:
-    """A wrong value ends in a non-zero exit, its text in the message, and empty tables."""
-    refused = run(["market-pipeline", "ingest", *arguments], project_environment, tmp_path)
-
-    assert refused.returncode == 1
-    assert named in refused.stderr + refused.stdout
-
-
-def test_unreachable_database_is_named_without_its_password(
-    tmp_path: Path, project_environment: dict[str, str]
-) -> None:
-    """An address where nobody answers fails quickly, names the variable, hides the password."""
-    environment = {**project_environment, "DATABASE_URL": "postgres://me:s3cretpw@127.0.0.1:9/none"}
-
-    refused = run(["market-pipeline", "ingest"], environment, tmp_path)
-
-    assert refused.returncode == 1
-    assert "DATABASE_URL" in refused.stderr
-    assert "s3cretpw" not in refused.stderr + refused.stdout
-
-
-def test_definitions_load_in_an_empty_environment(tmp_path: Path) -> None:
-    """Neither a server nor a variable is needed to load the code location."""
-    loaded = subprocess.run(
-        [sys.executable, "-c", "import market_pipeline.definitions"],
-        env={}, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert loaded.returncode == 0, loaded.stderr
-
-
-def test_bad_cron_expression_is_named_at_load(tmp_path: Path) -> None:
-    """A schedule that can never run is refused before anything starts."""
-    loaded = subprocess.run(
-        [sys.executable, "-c", "import market_pipeline.definitions"],
-        env={"INGESTION_CRON_EXPRESSION": "every day"}, cwd=tmp_path,
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert "INGESTION_CRON_EXPRESSION='every day'" in loaded.stderr

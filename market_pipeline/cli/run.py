@@ -1,10 +1,29 @@
 """Running the ingest job in this process, recorded in Dagster like any other run."""
 
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import click
 import dagster as dg
 
+from market_pipeline.cli.database import open_database
+from market_pipeline.settings import read_log_level
 
-def run_ingest_job(options: dict[str, object]) -> tuple[str, bool]:
-    """Run the job and return its run id and whether it succeeded.
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """A run that ended: whether Dagster calls it a success, and what its failed steps died of."""
+
+    run_id: UUID
+    succeeded: bool
+    causes: tuple[str, ...]
+
+
+def run_ingest_job(options: Mapping[str, Any]) -> FinishedRun:
+    """Run the job to its end, with a line on stderr for each market.
 
     Args:
         options: Fields of ``IngestionRequest``.
@@ -14,14 +33,72 @@ def run_ingest_job(options: dict[str, object]) -> tuple[str, bool]:
     """
     from market_pipeline.definitions import defs
 
-    job = defs.resolve_job_def("ingest")
+    with open_database():  # A misfit is told in one line here, before Dagster opens its storage.
+        pass
+    loggers = {"console": dg.colored_console_logger, "progress": show_progress}
+    job = defs.resolve_job_def("ingest").with_logger_defs(loggers)
     with dg.DagsterInstance.get() as instance:
         result = job.execute_in_process(
             run_config={
-                "resources": {"request": {"config": options}},
-                "loggers": {"console": {"config": {"log_level": "INFO"}}},
+                "resources": {"request": {"config": dict(options)}},
+                "loggers": _choose_logger(),
             },
             instance=instance,
             raise_on_error=False,
         )
-    return result.run_id, result.success
+    return FinishedRun(UUID(result.run_id), result.success, _find_causes(result))
+
+
+def _choose_logger() -> dict[str, object]:
+    if read_log_level() == "debug":
+        return {"console": {"config": {"log_level": "DEBUG"}}}
+    return {"progress": {}}
+
+
+class _Progress(logging.Handler):
+    """Prints what steps say in their own words; Dagster's events and stack traces stay out."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        about = getattr(record, "dagster_meta", {})
+        # Errors are told once, as the run's causes.
+        if about.get("dagster_event") is None and record.levelno < logging.ERROR:
+            click.echo(about.get("orig_message", record.getMessage()), err=True)
+
+
+@dg.logger
+def show_progress(init_context: dg.InitLoggerContext) -> logging.Logger:
+    """Return a logger that prints the steps' own messages at LOG_LEVEL and above, to stderr."""
+    del init_context
+    logger = logging.getLogger("market_pipeline.progress")
+    logger.setLevel(read_log_level().upper())
+    logger.propagate = False
+    logger.handlers = [_Progress()]
+    return logger
+
+
+def _find_causes(result: dg.ExecuteInProcessResult) -> tuple[str, ...]:
+    """Return why each failed step failed; why the run did, when no step came to that."""
+    steps = [
+        f"{event.step_key}: {_describe(event.step_failure_data.error)}"
+        for event in result.all_events
+        if event.is_step_failure
+    ]
+    runs = [
+        _describe(getattr(event.event_specific_data, "error", None)) or str(event.message)
+        for event in result.all_events
+        if event.is_job_failure
+    ]
+    return tuple(steps or runs)
+
+
+def _describe(error: Any) -> str:
+    """Return the innermost cause in one line, without the class of errors raised on purpose."""
+    if error is None:
+        return ""
+    while error.cause is not None:
+        error = error.cause
+    if error.cls_name == "DagsterExecutionInterruptedError":
+        return "interrupted; what was committed before stays"
+    text = " ".join(error.message.split())
+    module_and_class, _, message = text.partition(": ")
+    return message if module_and_class.startswith("market_pipeline.") else text

@@ -83,10 +83,10 @@ def collect_bars(provider: Provider, market: Market, request: Request) -> BarBat
             frames.append(provider.fetch_bars(market, interval, request.window, request.now))
         except ProviderError as error:
             failures.append(f"{interval}: {error}")
-            logger.warning("%s %s: %s", market.symbol, interval, error)
+            logger.debug("%s %s: %s", market.symbol, interval, error)
     bars = _derive_days(pd.concat(frames, ignore_index=True), market)
     batch = BarBatch(market, _judge(bars, market, request), len(bars), tuple(failures))
-    logger.info("%s from %s: %d bars received", market.symbol, market.provider, len(bars))
+    logger.debug("%s from %s: %d bars received", market.symbol, market.provider, len(bars))
     return batch
 
 

@@ -9,9 +9,11 @@ from market_pipeline.domain.intervals import floor_to_monday
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.settings import (
+    name_errors,
     parse_lookback_days,
     parse_provider_names,
     read_ingestion_defaults,
+    shorten,
 )
 
 # A horizon as long as the look-back needs the close before it; exchanges close for days on end.
@@ -48,15 +50,21 @@ def build_request(
     """Fill what was not given from the environment, and check the rest.
 
     Raises:
-        SettingError: A value is malformed or out of range; nothing was fetched or written.
+        SettingError: A value is malformed or out of range; names the field and the value. Nothing
+            was fetched or written.
     """
     defaults = read_ingestion_defaults()
-    days = parse_lookback_days(str(lookback_days)) if lookback_days else defaults.lookback_days
-    now = parse_window_end(window_end, wall_clock) if window_end else wall_clock
-    providers = parse_provider_names(provider) if provider else defaults.providers
+    with name_errors(f"lookback_days={lookback_days}"):
+        days = parse_lookback_days(str(lookback_days)) if lookback_days else defaults.lookback_days
+    with name_errors(f"window_end={shorten(window_end)!r}"):
+        now = parse_window_end(window_end, wall_clock) if window_end else wall_clock
+    with name_errors(f"provider={shorten(provider)!r}"):
+        providers = parse_provider_names(provider) if provider else defaults.providers
+    with name_errors("symbols"):
+        chosen = parse_symbols(symbols) if symbols else defaults.symbols
     start = floor_to_monday(now - timedelta(days=days) - BASE_MARGIN)
     return Request(
-        symbols=parse_symbols(symbols) if symbols else defaults.symbols,
+        symbols=chosen,
         providers=providers,
         lookback_days=days,
         now=now,
@@ -73,11 +81,9 @@ def parse_window_end(text: str, wall_clock: datetime) -> datetime:
     """
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise SettingError(
-            f"window_end {text!r}: expected an ISO 8601 time, such as 2018-12-31T00:00Z"
-        ) from None
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise SettingError("expected an ISO 8601 time, such as 2018-12-31T00:00Z") from None
     if not datetime(1970, 1, 1, tzinfo=UTC) < moment <= wall_clock:
-        raise SettingError(f"window_end {text!r}: expected a time between 1970 and now")
+        raise SettingError("expected a time between 1970 and now")
     return moment

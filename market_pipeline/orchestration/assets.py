@@ -3,48 +3,42 @@
 Each docstring's first line is the grain of the table; it is what Dagster's UI shows.
 """
 
+from collections import Counter
+from collections.abc import Sequence
+
 import dagster as dg
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sqlalchemy import Table
 
 from market_pipeline.domain.comparisons import compute_comparisons
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.roi import compute_roi_statistics
 from market_pipeline.domain.volatility import compute_snapshot_statistics
-from market_pipeline.ingestion.collect import BarStream, collect_snapshots
-from market_pipeline.orchestration.io_manager import MarketReader, Snapshots
+from market_pipeline.ingestion.collect import BarStream, Route, collect_snapshots
+from market_pipeline.orchestration.io_manager import Snapshots
+from market_pipeline.orchestration.lineage import (
+    OWNERS,
+    build_provider_specs,
+    describe_table,
+    name_provider_asset,
+)
+from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.resources import IngestionRequest, Providers, describe_run
 from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage import tables
 
-OWNERS = ["team:market-data"]
 SNAPSHOT_HORIZON_DAYS = 30
 MAX_MARKETS_ALL_PAIRS = 50
-
-
-def describe_table(table: Table) -> dict[str, object]:
-    """Return an asset's static metadata: the relation and its columns."""
-    columns = [
-        dg.TableColumn(
-            name=column.name,
-            type=str(column.type).lower(),
-            description=column.comment,
-            constraints=dg.TableColumnConstraints(nullable=bool(column.nullable)),
-        )
-        for column in table.columns
-    ]
-    return {
-        "dagster/column_schema": dg.TableSchema(columns=columns),
-        "dagster/table_name": f"{table.schema}.{table.name}",
-    }
+PROVIDERS = build_provider_specs()
 
 
 @dg.asset(
-    group_name="sources",
+    deps=PROVIDERS,
+    group_name="markets",
     kinds={"python", "postgres"},
     owners=OWNERS,
+    tags={"layer": "reference"},
     metadata=describe_table(tables.market),
     code_version="1",
 )
@@ -56,6 +50,8 @@ def markets(
     Shift-click Materialize to change symbols, provider, look-back or window end for one run.
     """
     routes = providers.route(describe_run(context, request).request)
+    for observation in _observe_providers(routes):
+        context.log_event(observation)
     return [market for _, market in routes]
 
 
@@ -64,6 +60,7 @@ def markets(
     group_name="ingestion",
     kinds={"python", "postgres"},
     owners=OWNERS,
+    tags={"layer": "observed"},
     metadata=describe_table(tables.market_aggregate),
     code_version="1",
 )
@@ -82,6 +79,7 @@ def market_aggregates(
     group_name="ingestion",
     kinds={"python", "postgres"},
     owners=OWNERS,
+    tags={"layer": "observed"},
     metadata=describe_table(tables.market_snapshot),
     code_version="1",
 )
@@ -89,7 +87,7 @@ def market_snapshots(market_aggregates: MarketReader) -> Snapshots:
     """One row per market and observed_at: live prices with volatility and ROI from final bars."""
     reader = market_aggregates
     batch = collect_snapshots(reader.routes, reader.request)
-    stored = reader.read_markets()
+    stored = reader.markets
     ids = {(row.provider, row.symbol): row.market_id for row in stored.itertuples()}
     prices = pd.DataFrame(
         {
@@ -107,20 +105,21 @@ def market_snapshots(market_aggregates: MarketReader) -> Snapshots:
         prices.set_index("market_id")["price"],
         SNAPSHOT_HORIZON_DAYS,
     )
-    return Snapshots(prices.merge(statistics, on="market_id"), list(stored["symbol"]), batch)
+    return Snapshots(prices.merge(statistics, on="market_id"), batch)
 
 
 @dg.asset(
     group_name="analytics",
-    kinds={"python", "postgres", "pandas"},
+    kinds={"numpy", "postgres"},
     owners=OWNERS,
+    tags={"layer": "derived"},
     metadata=describe_table(tables.market_comparison),
     code_version="1",
 )
 def market_comparisons(market_aggregates: MarketReader) -> pd.DataFrame:
     """One row per pair of markets, interval, horizon and as_of: ratios, ROI spread, correlation."""
     settings = read_statistics_settings()
-    stored = market_aggregates.read_markets()
+    stored = market_aggregates.markets
     bars = market_aggregates.read_final_bars(Interval.DAY, max(settings.horizons_days))
     pairs = _choose_pairs(stored, settings.benchmarks)
     rows = compute_comparisons(
@@ -136,15 +135,16 @@ def market_comparisons(market_aggregates: MarketReader) -> pd.DataFrame:
 
 @dg.asset(
     group_name="analytics",
-    kinds={"python", "postgres", "pandas"},
+    kinds={"numpy", "postgres"},
     owners=OWNERS,
+    tags={"layer": "derived"},
     metadata=describe_table(tables.market_roi_statistic),
     code_version="1",
 )
 def market_roi_statistics(market_aggregates: MarketReader) -> pd.DataFrame:
     """One row per market, interval, horizon, as_of and method: ROI, Sharpe, Sortino, drawdown."""
     settings = read_statistics_settings()
-    stored = market_aggregates.read_markets()
+    stored = market_aggregates.markets
     bars = market_aggregates.read_final_bars(Interval.DAY, max(settings.horizons_days))
     rows = compute_roi_statistics(
         bars,
@@ -155,6 +155,22 @@ def market_roi_statistics(market_aggregates: MarketReader) -> pd.DataFrame:
         min_returns=settings.min_returns,
     )
     return rows.rename(columns={"reasons": "reason"})
+
+
+def _observe_providers(routes: Sequence[Route]) -> list[dg.AssetObservation]:
+    """Return what the external assets of the providers in use tell in the UI."""
+    counts = Counter(provider.name for provider, _ in routes)
+    return [
+        dg.AssetObservation(
+            name_provider_asset(name),
+            metadata={
+                "markets": counts[name],
+                "serves": provider.summary,
+                "homepage": dg.MetadataValue.url(provider.homepage),
+            },
+        )
+        for name, provider in {provider.name: provider for provider, _ in routes}.items()
+    ]
 
 
 def _read_calendars(stored: pd.DataFrame) -> dict[int, str]:

@@ -1,15 +1,23 @@
 """What starts runs and what watches them: the job, its schedule, the failure sensor."""
 
 import logging
+from typing import Any
 
 import dagster as dg
-import httpx
 
-from market_pipeline.settings import read_choice, read_cron_expression, read_flag, read_variable
+from market_pipeline.orchestration.resources import TRIGGER_TAG
+from market_pipeline.settings import (
+    SEVERITIES,
+    read_choice,
+    read_cron_expression,
+    read_flag,
+    read_variable,
+)
 
-SEVERITIES = ("info", "warning", "error", "critical")
-_TRIES = 3
-_TIMEOUT_SECONDS = 5.0
+# Five failed runs a tick at most, so that a tick ends within Dagster's minute.
+_TRIES = 2
+_TIMEOUT_SECONDS = 4.0
+_MAX_CHARACTERS = 1_000
 logger = logging.getLogger("market_pipeline.alerts")
 
 ingest_job = dg.define_asset_job(
@@ -47,15 +55,45 @@ def build_schedule() -> dg.ScheduleDefinition:
 )
 def run_failure_alert(context: dg.RunFailureSensorContext) -> None:
     """Post every failed run to ALERT_WEBHOOK_URL."""
-    run = context.dagster_run
+    run, causes = context.dagster_run, _list_causes(context)
+    reason = next(iter(causes.values()), str(context.failure_event.message))
     send_alert(
         "error",
-        f"{run.job_name} failed: {context.failure_event.message}"[:1_000],
-        {"run_id": run.run_id, "job": run.job_name, "link": f"/runs/{run.run_id}"},
+        f"{run.job_name} failed: {reason}"[:_MAX_CHARACTERS],
+        f"{read_variable('DAGSTER_UI_URL').rstrip('/')}/runs/{run.run_id}",
+        {
+            "run_id": run.run_id,
+            "job": run.job_name,
+            "steps": list(causes),
+            "trigger": run.tags.get(TRIGGER_TAG, "manual"),
+        },
     )
 
 
-def send_alert(severity: str, message: str, context: dict[str, str]) -> bool:
+def build_failure_sensor() -> dg.SensorDefinition:
+    """Return the sensor that alerts of failed runs.
+
+    Raises:
+        SettingError: ALERT_MIN_SEVERITY is unknown; a tick that found out would lose its alert.
+    """
+    read_choice("ALERT_MIN_SEVERITY", SEVERITIES)
+    return run_failure_alert
+
+
+def _list_causes(context: dg.RunFailureSensorContext) -> dict[str, str]:
+    """Return the innermost reason of each step that failed, in one line."""
+    causes = {}
+    for event in context.get_step_failure_events():
+        error = event.step_failure_data.error
+        while error is not None and error.cause is not None:
+            error = error.cause
+        causes[str(event.step_key)] = (
+            " ".join(error.message.split()) if error else "no reason given"
+        )
+    return causes
+
+
+def send_alert(severity: str, message: str, link: str, context: dict[str, Any]) -> bool:
     """Post an alert; a sensor that raised would lose its event, so failures are logged instead.
 
     Returns:
@@ -65,15 +103,18 @@ def send_alert(severity: str, message: str, context: dict[str, str]) -> bool:
     least = read_choice("ALERT_MIN_SEVERITY", SEVERITIES)
     if not address or SEVERITIES.index(severity) < SEVERITIES.index(least):
         return False
-    body: dict[str, object] = {"severity": severity, "message": message, "context": context}
+    body = {"severity": severity, "message": message, "link": link, "context": context}
     return any(_post(address, body) for _ in range(_TRIES))
 
 
-def _post(address: str, body: dict[str, object]) -> bool:
+def _post(address: str, body: dict[str, Any]) -> bool:
+    import httpx
+
+    # The address is a secret, and httpx repeats it in its logs and in its messages.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         httpx.post(address, json=body, timeout=_TIMEOUT_SECONDS).raise_for_status()
-    except httpx.HTTPError as error:
-        # The address is a secret, and httpx repeats it in its messages.
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         logger.warning("an alert could not be delivered: %s", type(error).__name__)
         return False
     return True

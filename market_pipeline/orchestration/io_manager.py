@@ -1,26 +1,42 @@
-"""The IO manager: drains what assets return into PostgreSQL, and hands them lazy readers back."""
+"""The IO manager: drains what assets return into PostgreSQL, and hands them lazy readers back.
 
-from collections import Counter
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any
+Not here: the transactions (``ingestion.write``), what the UI is told (``report``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
 
 import dagster as dg
 import pandas as pd
-from sqlalchemy import Engine
+from pydantic import PrivateAttr
+from sqlalchemy import Engine, Table
 
 from market_pipeline.domain.errors import NothingIngestedError
-from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import Market
-from market_pipeline.ingestion.collect import BarBatch, BarStream, Route, SnapshotBatch
-from market_pipeline.ingestion.request import BASE_MARGIN, Request
+from market_pipeline.ingestion.collect import BarStream, SnapshotBatch
 from market_pipeline.ingestion.write import (
     Run,
     mark_failed,
-    register_markets,
     write_bar_batch,
     write_markets,
     write_rows,
+)
+from market_pipeline.orchestration.gallery import Occasion, draw_picture
+from market_pipeline.orchestration.market_reader import MarketReader
+from market_pipeline.orchestration.report import (
+    MAX_LINES,
+    Line,
+    Written,
+    build_market_lines,
+    build_numbers,
+    build_picture,
+    build_receipt_line,
+    build_row_lines,
+    build_table,
+    describe_relation,
+    repeat_description,
+    sort_worst_first,
+    summarise_receipt,
 )
 from market_pipeline.orchestration.resources import (
     Database,
@@ -28,32 +44,9 @@ from market_pipeline.orchestration.resources import (
     Providers,
     describe_run,
 )
-from market_pipeline.storage.queries import read_final_bars, read_markets
+from market_pipeline.storage.tables import SCHEMA
 from market_pipeline.storage.tables import metadata as tables
 from market_pipeline.storage.upsert import WriteCounts
-
-
-@dataclass(frozen=True, slots=True)
-class MarketReader:
-    """A lazy view of the stored markets and bars a run is about."""
-
-    engine: Engine
-    request: Request
-    routes: "list[Route]"
-
-    def read_markets(self) -> pd.DataFrame:
-        """Return market_id, provider, symbol, quote and calendar of the run's markets."""
-        with self.engine.begin() as connection:
-            listed = [market for _, market in self.routes]
-            register_markets(connection, listed, self.request.is_default_routing)
-            return read_markets(connection, [(market.provider, market.symbol) for market in listed])
-
-    def read_final_bars(self, interval: Interval, days: int) -> pd.DataFrame:
-        """Return final bars closed by the run's clock, and some more for the base close."""
-        start = self.request.now - timedelta(days=days + 1) - 2 * BASE_MARGIN
-        market_ids = self.read_markets()["market_id"].tolist()
-        with self.engine.connect() as connection:
-            return read_final_bars(connection, market_ids, interval, start, self.request.now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,34 +54,7 @@ class Snapshots:
     """Priced markets with their statistics: the rows, and who gave no price."""
 
     rows: pd.DataFrame
-    markets: list[Market]
     batch: SnapshotBatch
-
-
-@dataclass
-class _Tally:
-    """What a drained stream amounted to."""
-
-    counts: WriteCounts = field(default_factory=WriteCounts)
-    outcomes: Counter[str] = field(default_factory=Counter)
-    lines: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, batch: BarBatch, counts: WriteCounts) -> None:
-        self.counts += counts
-        self.outcomes[batch.outcome] += 1
-        self.lines.append(
-            {
-                "market": batch.market.symbol,
-                "provider": batch.market.provider,
-                "received": batch.received,
-                "rejected": len(batch.judged.rejected),
-                "inserted": counts.inserted,
-                "updated": counts.updated,
-                "unchanged": counts.unchanged,
-                "outcome": batch.outcome,
-                "reason": batch.reason or "",
-            }
-        )
 
 
 class PostgresIOManager(dg.ConfigurableIOManager):
@@ -97,84 +63,96 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     database: dg.ResourceDependency[Database]
     request: dg.ResourceDependency[IngestionRequest]
     providers: dg.ResourceDependency[Providers]
+    _readers: dict[UUID, MarketReader] = PrivateAttr(default_factory=dict)
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
-        """Write and report inserted / updated / unchanged as metadata."""
-        run = describe_run(context, self.request)
-        if isinstance(obj, BarStream):
-            self._drain(context, run, obj)
-        elif isinstance(obj, list):
-            _report(context, write_markets(self.database.engine, run, obj))
-        elif isinstance(obj, Snapshots):
-            outcome = "partial" if obj.batch.failures else "ok"
-            self._write(context, run, obj.rows, outcome)
-        elif isinstance(obj, pd.DataFrame):
-            self._write(context, run, obj, "ok")
-        else:
-            raise TypeError(
-                f"cannot store a {type(obj).__name__}: expected a frame or a batch stream"
-            )
+        """Write, then report what the database did as metadata."""
+        run, table = describe_run(context, self.request), find_table(context.asset_key)
+        written = self._write(context, run, table, obj)
+        numbers = build_numbers(written)
+        context.add_output_metadata({**numbers, **describe_relation(self.database.engine, table)})
+        # The UI reads a table's lineage from its newest materialisation alone.
+        context.add_output_metadata(repeat_description(context.definition_metadata))
+        # Events are kept for ever: a run without news, four an hour, adds no table and no picture.
+        if written.is_news and written.lines:
+            context.add_output_metadata({"rows": build_table(written.lines)})
+        if written.counts.written:
+            self._illustrate(context, run, table, written)
 
     def load_input(self, context: dg.InputContext) -> MarketReader:
         """Return a reader bounded to the run's markets and clock."""
-        request = describe_run(context, self.request).request
-        return MarketReader(self.database.engine, request, list(self.providers.route(request)))
+        return self._read_for(describe_run(context, self.request))
 
-    def _drain(self, context: dg.OutputContext, run: Run, stream: BarStream) -> None:
-        tally = _Tally()
-        for batch in stream:
-            counts = write_bar_batch(self.database.engine, run, batch)
-            tally.add(batch, counts)
-            context.log.info(_describe(batch, counts))
-        _report(context, tally.counts)
-        context.add_output_metadata({"markets": _build_table(tally.lines)})
-        if set(tally.outcomes) == {"failed"}:
-            mark_failed(self.database.engine, run)
-            reasons = "; ".join(f"{line['market']}: {line['reason']}" for line in tally.lines[:20])
-            raise NothingIngestedError(f"no market gave a usable bar. {reasons}")
+    def _read_for(self, run: Run) -> MarketReader:
+        if run.run_id not in self._readers:
+            routes = list(self.providers.route(run.request))
+            self._readers[run.run_id] = MarketReader(self.database.engine, run.request, routes)
+        return self._readers[run.run_id]
 
-    def _write(self, context: dg.OutputContext, run: Run, rows: pd.DataFrame, outcome: str) -> None:
-        table = tables.tables[f"{tables.schema}.{find_table_name(context.asset_key)}"]
+    def _write(self, context: dg.OutputContext, run: Run, table: Table, output: object) -> Written:
+        engine = self.database.engine
+        if isinstance(output, BarStream):
+            return _drain(context, engine, run, output)
+        if isinstance(output, list):
+            counts = write_markets(engine, run, output)
+            return Written(counts, build_market_lines(output), {"markets": len(output)})
+        if isinstance(output, Snapshots):
+            failures = output.batch.failures
+            _warn(context, failures)
+            return self._write_rows(run, table, output.rows, len(failures))
+        if isinstance(output, pd.DataFrame):
+            return self._write_rows(run, table, output)
+        raise TypeError(f"cannot store a {type(output).__name__}: expected a frame or a stream")
+
+    def _write_rows(self, run: Run, table: Table, rows: pd.DataFrame, short: int = 0) -> Written:
+        outcome = "partial" if short else "ok"
         counts = write_rows(self.database.engine, run, table, rows, outcome)
-        _report(context, counts)
-        context.add_output_metadata({"preview": _build_table(_preview(rows))})
+        markets = self._read_for(run).markets
+        lines = build_row_lines(
+            rows, dict(zip(markets["market_id"], markets["symbol"], strict=True))
+        )
+        return Written(counts, lines, {"markets": len(markets), "markets_short": short}, rows)
+
+    def _illustrate(
+        self, context: dg.OutputContext, run: Run, table: Table, written: Written
+    ) -> None:
+        png = draw_picture(table.name, Occasion(run.run_id, self._read_for(run), written.rows))
+        if png is not None:
+            title = f"{table.name} on {run.request.now:%Y-%m-%d}"
+            context.add_output_metadata({"picture": build_picture(png, title)})
 
 
-def _describe(batch: BarBatch, counts: WriteCounts) -> str:
-    written = f"{counts.inserted} inserted, {counts.updated} updated, {counts.unchanged} unchanged"
-    return f"{batch.market.symbol}: {written}{'; ' + batch.reason if batch.reason else ''}"
+def find_table(key: dg.AssetKey) -> Table:
+    """Return the table of an asset: assets are named like their tables, in the plural."""
+    return tables.tables[f"{SCHEMA}.{key.path[-1].removesuffix('s')}"]
 
 
-def find_table_name(key: dg.AssetKey) -> str:
-    """Return the table of an asset: assets are named in the plural."""
-    return key.path[-1].removesuffix("s")
+def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStream) -> Written:
+    """Commit a stream batch by batch.
+
+    Raises:
+        NothingIngestedError: No market gave a usable bar; their receipts are committed.
+    """
+    total, lines = WriteCounts(), []
+    for batch in stream:
+        counts = write_bar_batch(engine, run, batch)
+        total += counts
+        lines.append(build_receipt_line(batch, counts))
+        context.log.info(_tell(lines[-1]))
+    if all(line["outcome"] == "failed" for line in lines):
+        mark_failed(engine, run)
+        reasons = "; ".join(f"{line['market']}: {line['reason']}" for line in lines[:20])
+        raise NothingIngestedError(f"no market gave a usable bar. {reasons}")
+    return Written(total, sort_worst_first(lines), summarise_receipt(lines))
 
 
-def _report(context: dg.OutputContext, counts: WriteCounts) -> None:
-    context.add_output_metadata(
-        {
-            "rows_inserted": counts.inserted,
-            "rows_updated": counts.updated,
-            "rows_unchanged": counts.unchanged,
-            "dagster/row_count": counts.written + counts.unchanged,
-        }
-    )
+def _warn(context: dg.OutputContext, failures: Mapping[str, str]) -> None:
+    for symbol, reason in list(failures.items())[:MAX_LINES]:
+        context.log.warning("%s: no price: %s", symbol, reason)
 
 
-def _preview(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {str(name): _show(value) for name, value in row.items()}
-        for row in rows.head(12).to_dict("records")
-    ]
-
-
-def _show(value: Any) -> Any:
-    if isinstance(value, float):
-        return None if pd.isna(value) else round(value, 6)
-    return None if pd.isna(value) else (value if isinstance(value, int) else str(value))
-
-
-def _build_table(lines: list[dict[str, Any]]) -> dg.TableMetadataValue | dg.TextMetadataValue:
-    if not lines:
-        return dg.MetadataValue.text("no rows")
-    return dg.MetadataValue.table([dg.TableRecord(line) for line in lines])
+def _tell(line: Line) -> str:
+    """Return the line that stands for a market in the run's log and in the command's progress."""
+    received = "{market} from {provider}: {received:,} bars".format_map(line)
+    written = "{inserted:,} inserted, {updated:,} updated, {unchanged:,} unchanged".format_map(line)
+    return f"{received}: {written}{'; ' if line['reason'] else ''}{line['reason']}"

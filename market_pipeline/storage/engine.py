@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from market_pipeline.domain.errors import (
     DatabaseUnreachableError,
@@ -14,14 +14,17 @@ from market_pipeline.domain.errors import (
 )
 from market_pipeline.settings import find_state_dir, read_variable
 from market_pipeline.storage import embedded
-from market_pipeline.storage.urls import hide_password, normalise_database_url
+from market_pipeline.storage.urls import hide_password, normalise_database_url, redact_password
 
 CONNECT_TIMEOUT_SECONDS = 5
 _OLDEST_SERVER = 150_000
 _SERVER_OPTIONS = "-c timezone=UTC -c lock_timeout=60s -c idle_in_transaction_session_timeout=300s"
 _QUESTION = text(
-    "SELECT current_setting('server_version_num')::int, current_setting('transaction_read_only')"
+    "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), "
+    "current_setting('transaction_read_only') = 'on'"
 )
+
+_CURE_READ_ONLY = "its transactions are read-only by default (default_transaction_read_only)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +78,28 @@ def check_database(engine: Engine) -> None:
         ReadOnlyDatabaseError: It is a replica or read-only.
         StorageError: It is older than PostgreSQL 15.
     """
-    shown = hide_password(engine.url.render_as_string(hide_password=False))
+    address = engine.url.render_as_string(hide_password=False)
+    shown = hide_password(address)
     try:
         with engine.connect() as connection:
-            version, read_only = connection.execute(_QUESTION).one()
-    except (OperationalError, DBAPIError) as error:
-        raise DatabaseUnreachableError(_explain(shown, error)) from None
+            version, is_standby, is_read_only = connection.execute(_QUESTION).one()
+    except DBAPIError as error:
+        reason = describe_database_error(error, address)
+        raise DatabaseUnreachableError(
+            f"DATABASE_URL ({shown}) cannot be used: {reason}. "
+            "Check the address, and that the server runs"
+        ) from None
     if version < _OLDEST_SERVER:
         raise StorageError(
             f"DATABASE_URL ({shown}) is PostgreSQL {version // 10_000}: 15 or newer is needed"
         )
-    if read_only == "on":
-        raise ReadOnlyDatabaseError(
-            f"DATABASE_URL ({shown}) accepts no writes: point it at the primary server"
-        )
+    if is_standby or is_read_only:
+        cure = "point it at the primary server" if is_standby else _CURE_READ_ONLY
+        raise ReadOnlyDatabaseError(f"DATABASE_URL ({shown}) accepts no writes: {cure}")
 
 
-def _explain(shown: str, error: DBAPIError) -> str:
+def describe_database_error(error: DBAPIError, address: str) -> str:
+    """Return what the server or the driver said, in one line and without the password."""
+    reason = redact_password(" ".join(str(error.orig).split()), address)
     password = os.environ.get("PGPASSWORD", "")
-    reason = " ".join(str(error.orig).split())
-    if password:
-        reason = reason.replace(password, "***")
-    return (
-        f"DATABASE_URL ({shown}) cannot be reached: {reason}. "
-        "Check the address and that the server runs"
-    )
+    return reason.replace(password, "***") if password else reason

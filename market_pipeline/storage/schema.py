@@ -1,12 +1,18 @@
 """Migrations: bringing the market tables to this code's version, and refusing what does not fit."""
 
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
 
-from market_pipeline.domain.errors import SchemaOutdatedError
+from market_pipeline.domain.errors import SchemaOutdatedError, StorageError
+from market_pipeline.storage.engine import describe_database_error
 from market_pipeline.storage.tables import SCHEMA
+
+if TYPE_CHECKING:
+    from alembic.operations.ops import MigrationScript
 
 MIGRATION_LOCK = 0x4D50_4D49
 
@@ -20,11 +26,7 @@ def ensure_schema(engine: Engine, is_embedded: bool) -> None:
     current, newest = read_revision(engine), read_newest_revision()
     if current == newest:
         return
-    if current is not None and not is_known_revision(current):
-        raise SchemaOutdatedError(
-            f"the market tables are at revision {current}, which this version does not know: "
-            "upgrade market-pipeline"
-        )
+    _refuse_unknown(current)
     if current is not None and not is_embedded:
         raise SchemaOutdatedError(
             f"the market tables are at revision {current}, this version needs {newest}: "
@@ -34,13 +36,62 @@ def ensure_schema(engine: Engine, is_embedded: bool) -> None:
 
 
 def upgrade_schema(engine: Engine) -> None:
-    """Apply what is missing; two at once take turns, and a killed one leaves nothing half done."""
+    """Apply what is missing; two at once take turns, and a killed one leaves nothing half done.
+
+    Raises:
+        SchemaOutdatedError: The database is newer than this code.
+        StorageError: The server refused a statement, such as for lack of a right.
+    """
     from alembic import command
 
+    _refuse_unknown(read_revision(engine))
+    try:
+        with engine.begin() as connection:
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK}
+            )
+            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+            command.upgrade(make_alembic_config(connection), "head")
+    except DBAPIError as error:
+        address = engine.url.render_as_string(hide_password=False)
+        raise StorageError(
+            "the market tables could not be migrated, nothing was changed: "
+            f"{describe_database_error(error, address)}"
+        ) from error
+
+
+def write_revision(engine: Engine, message: str) -> Path | None:
+    """Write a migration for what differs between tables.py and the database; None for nothing.
+
+    Returns:
+        The new file, beside the other migrations, under the next number.
+    """
+    from alembic import command
+
+    number = f"{int(read_newest_revision()) + 1:04d}"
     with engine.begin() as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-        command.upgrade(make_alembic_config(connection), "head")
+        written = command.revision(
+            make_alembic_config(connection),
+            message,
+            autogenerate=True,
+            rev_id=number,
+            process_revision_directives=_drop_empty,
+        )
+    return None if written is None or isinstance(written, list) else Path(written.path)
+
+
+def _drop_empty(context: object, revision: object, directives: "list[MigrationScript]") -> None:
+    del context, revision
+    if all(operations.is_empty() for operations in directives[0].upgrade_ops_list):
+        directives.clear()
+
+
+def _refuse_unknown(current: str | None) -> None:
+    if current is not None and not is_known_revision(current):
+        raise SchemaOutdatedError(
+            f"the market tables are at revision {current}, which this version does not know: "
+            "upgrade market-pipeline"
+        )
 
 
 def read_revision(engine: Engine) -> str | None:
@@ -68,7 +119,7 @@ def make_alembic_config(connection: Connection | None = None) -> Any:
     """Return the settings under which Alembic finds this project's migrations."""
     from alembic.config import Config
 
-    config = Config()
+    config = Config(cmd_opts=Namespace(quiet=True))  # The command says itself what was done.
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection

@@ -1,11 +1,18 @@
 """Database addresses: one spelling for every library, and none that shows a password."""
 
+from urllib.parse import quote
+
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from market_pipeline.domain.errors import SettingError
 
 _SCHEMES = {"postgres", "postgresql", "postgresql+psycopg2"}
+_SECRET_PARAMETERS = {"password", "sslpassword"}
+_UNREADABLE = (
+    "DATABASE_URL cannot be read as an address: expected "
+    "postgresql://user:password@host:5432/database, with special characters percent-encoded"
+)
 
 
 def normalise_database_url(text: str) -> str:
@@ -20,12 +27,40 @@ def normalise_database_url(text: str) -> str:
             f"DATABASE_URL begins with {url.drivername}://: expected "
             "postgresql://user:password@host:5432/database"
         )
+    if "@" in f"{url.host}{url.database}":
+        # Shown as host or database, the rest of the password would be in every message.
+        raise SettingError(_UNREADABLE)
     return url.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
 
 
 def hide_password(text: str) -> str:
     """Return the address as it may be shown."""
-    return _parse(text).render_as_string(hide_password=True)
+    url = _parse(text)
+    secrets = dict.fromkeys(_SECRET_PARAMETERS & url.query.keys(), "***")
+    return url.update_query_dict(secrets).render_as_string(hide_password=True)
+
+
+def redact_password(message: str, text: str) -> str:
+    """Return what a library said about an address, without the password it may have repeated."""
+    for secret in _list_secrets(_parse(text)):
+        message = message.replace(secret, "***").replace(quote(secret, safe=""), "***")
+    return message
+
+
+def build_psql_address(text: str) -> tuple[str, dict[str, str]]:
+    """Return the address for psql, and the variables for what must not stand in a command line."""
+    url = _parse(text)
+    query = {name: value for name, value in url.query.items() if name != "password"}
+    address = URL.create(
+        "postgresql", url.username, None, url.host, url.port, url.database, query
+    ).render_as_string(hide_password=False)
+    password = url.password or "".join(_as_list(url.query.get("password")))
+    return address, {"PGPASSWORD": str(password)} if password else {}
+
+
+def _list_secrets(url: URL) -> list[str]:
+    in_query = [value for name in _SECRET_PARAMETERS for value in _as_list(url.query.get(name))]
+    return [secret for secret in (str(url.password or ""), *in_query) if secret]
 
 
 def set_search_path(text: str, schema: str) -> str:
@@ -43,7 +78,4 @@ def _parse(text: str) -> URL:
     try:
         return make_url(text)
     except (ArgumentError, ValueError):
-        raise SettingError(
-            "DATABASE_URL cannot be read as an address: expected "
-            "postgresql://user:password@host:5432/database, with special characters percent-encoded"
-        ) from None
+        raise SettingError(_UNREADABLE) from None

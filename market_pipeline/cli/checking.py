@@ -1,0 +1,41 @@
+"""What a run was asked for, checked before Dagster is loaded and before anything is opened."""
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from market_pipeline.domain.errors import SettingError
+from market_pipeline.ingestion.request import Request, build_request
+from market_pipeline.providers.registry import list_provider_names, route_markets
+from market_pipeline.settings import check_run_settings, name_errors
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check a request and every setting that its run will read; nothing is opened or written.
+
+    Raises:
+        PipelineError: Names the option or variable, its value, and what is expected.
+    """
+    request = build_request(datetime.now(UTC), **options)
+    _check_providers(request, "--provider " if "provider" in options else "INGESTION_PROVIDER=")
+    route_markets(request.symbols, request.providers, os.environ)
+    _check_home(os.environ["DAGSTER_HOME"])
+    check_run_settings()
+
+
+def _check_providers(request: Request, source: str) -> None:
+    known = list_provider_names()
+    for name in request.providers:
+        if name not in known:
+            with name_errors(f"{source}{','.join(request.providers)!r}"):
+                raise SettingError(f"{name!r} is unknown: expected some of {', '.join(known)}")
+
+
+def _check_home(home: str) -> None:
+    if not Path(home).is_absolute() or not Path(home).is_dir():
+        raise SettingError(
+            f"DAGSTER_HOME={home!r}: expected the absolute path of the folder of dagster.yaml: "
+            "run `market-pipeline init`"
+        )

@@ -1,0 +1,113 @@
+"""``market-pipeline db``: create, migrate and look into the database."""
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from market_pipeline.cli.show import AS_JSON, print_rows
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+_SHELL_EPILOG = """\b
+Examples:
+  market-pipeline db shell
+  market-pipeline db shell -- -c 'select symbol, roi from market_roi_statistic
+                                  join market using (market_id)'
+  market-pipeline db shell -- --csv -f report.sql
+"""
+
+
+@contextmanager
+def open_database(with_schema: bool = True) -> "Iterator[Engine]":
+    """Open the database in use, and close it in the end.
+
+    Args:
+        with_schema: Make sure of the market tables; without it they may be missing or old.
+
+    Raises:
+        StorageError: Unreachable, read-only, or at another schema version.
+    """
+    from market_pipeline.storage.engine import check_database, find_database, open_engine
+    from market_pipeline.storage.schema import ensure_schema
+
+    address = find_database()
+    engine = open_engine(address)
+    try:
+        check_database(engine)
+        if with_schema:
+            ensure_schema(engine, address.is_embedded)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@click.group(short_help="Migrate and look into the database.")
+def db() -> None:
+    """Create, migrate and look into the database: DATABASE_URL, or the embedded one."""
+
+
+@db.command()
+def upgrade() -> None:
+    """Apply the migrations that are missing."""
+    from market_pipeline.storage.schema import read_revision, upgrade_schema
+
+    with open_database(with_schema=False) as engine:
+        upgrade_schema(engine)
+        click.echo(f"The market tables are at revision {read_revision(engine)}")
+
+
+@db.command()
+@click.argument("message")
+def revision(message: str) -> None:
+    """Write a new migration, called MESSAGE, for what differs between tables.py and the database.
+
+    Read it before `market-pipeline db upgrade` applies it: a renamed column looks like a lost and
+    a new one.
+    """
+    from market_pipeline.storage.schema import write_revision
+
+    with open_database() as engine:
+        file = write_revision(engine, message)
+    click.echo(f"Wrote {file}" if file else "Nothing to write: the database equals tables.py")
+
+
+@db.command()
+@AS_JSON
+def status(as_json: bool) -> None:
+    """Show where the database is, and at which revision."""
+    from market_pipeline.storage.engine import find_database
+    from market_pipeline.storage.schema import read_newest_revision, read_revision
+    from market_pipeline.storage.urls import hide_password
+
+    address = find_database()
+    with open_database(with_schema=False) as engine:
+        row = {
+            "database": hide_password(address.url),
+            "kind": "embedded" if address.is_embedded else "DATABASE_URL",
+            "revision": read_revision(engine) or "none",
+            "newest": read_newest_revision(),
+        }
+    print_rows("Database", [row], as_json)
+
+
+@db.command(context_settings={"ignore_unknown_options": True}, epilog=_SHELL_EPILOG)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def shell(ctx: click.Context, arguments: Sequence[str]) -> None:
+    """Open psql on the database in use; ARGUMENTS after -- are psql's."""
+    from market_pipeline.storage.embedded import psql_path
+    from market_pipeline.storage.engine import find_database
+    from market_pipeline.storage.urls import build_psql_address, set_search_path
+
+    with open_database():
+        url = set_search_path(find_database().url, "market_data,public")
+        address, secrets = build_psql_address(url)
+        command = [str(psql_path()), address, *arguments]
+        # A child, not exec: this process holds the embedded server up while psql runs.
+        code = subprocess.call(command, env={**os.environ, **secrets})  # noqa: S603 - psql itself
+    ctx.exit(code)

@@ -1,0 +1,142 @@
+"""Which picture a write deserves: its markets are chosen, their bars read, and it is drawn.
+
+A picture shows final daily bars, or what was computed from them. It is drawn only when those
+changed: a run that brings no more than live prices and provisional bars never loads matplotlib.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import pandas as pd
+
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.orchestration.market_reader import MarketReader
+from market_pipeline.orchestration.pictures import (
+    MAX_HEAT_MAP_SIDE,
+    MAX_PANELS,
+    Panel,
+    draw_correlations,
+    draw_drawdowns,
+    draw_prices,
+)
+from market_pipeline.storage.evidence import has_new_final_days
+
+
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """A write that changed rows: on whose behalf, for which markets, and what was computed."""
+
+    run_id: UUID
+    reader: MarketReader
+    rows: pd.DataFrame
+
+
+def draw_picture(table_name: str, occasion: Occasion) -> bytes | None:
+    """Return a PNG of what was written to a table, None where there is nothing to see."""
+    draw = _PICTURES.get(table_name)
+    return None if draw is None else draw(occasion)
+
+
+def _draw_price_history(occasion: Occasion) -> bytes | None:
+    """Draw the look-back's final daily bars of the first markets, if the run changed any."""
+    reader = occasion.reader
+    shown = _list_rows(reader.markets)[:MAX_PANELS]
+    market_ids = [one.market_id for one in shown]
+    with reader.engine.connect() as connection:
+        if not has_new_final_days(connection, market_ids, occasion.run_id):
+            return None
+    bars = reader.read_final_bars(Interval.DAY, reader.request.lookback_days, market_ids)
+    panels = [
+        Panel(_title(one), _note_change(of_market, one.quote), of_market)
+        for one in shown
+        if len(of_market := bars[bars["market_id"] == one.market_id])
+    ]
+    return draw_prices(panels) if panels else None
+
+
+def _draw_drawdown_history(occasion: Occasion) -> bytes | None:
+    """Draw the first markets' drawdowns over their longest horizon that has one."""
+    reader = occasion.reader
+    measured = occasion.rows.dropna(subset=["max_drawdown"]).sort_values("n_returns")
+    longest = {row.market_id: row for row in _list_rows(measured)}
+    shown = [one for one in _list_rows(reader.markets) if one.market_id in longest][:MAX_PANELS]
+    if not shown:
+        return None
+    days = (reader.request.now - measured["first_bar_at"].min()).days + 1
+    bars = reader.read_final_bars(Interval.DAY, days, [one.market_id for one in shown])
+    return draw_drawdowns([_build_panel(one, longest[one.market_id], bars) for one in shown])
+
+
+def _draw_correlation_map(occasion: Occasion) -> bytes | None:
+    """Draw the correlations of the horizon that has most of them, the longest of such."""
+    known = occasion.rows.dropna(subset=["correlation"])
+    if known.empty:
+        return None
+    counts = known["horizon"].value_counts()
+    horizon = max(counts.index, key=lambda one: (counts[one], int(one.removesuffix("d"))))
+    rows = known[known["horizon"] == horizon]
+    markets = occasion.reader.markets
+    matrix = _build_matrix(rows, _label_markets(markets))
+    source = " and ".join(markets["provider"].unique())
+    left_out = len(matrix) > MAX_HEAT_MAP_SIDE
+    note = f" ({MAX_HEAT_MAP_SIDE} of {len(matrix)})" if left_out else ""
+    title = f"Correlation of daily returns from {source}"
+    return draw_correlations(
+        matrix, f"{title}, {horizon} to {_write_date(rows['as_of'].max())}{note}"
+    )
+
+
+_PICTURES: Mapping[str, Callable[[Occasion], bytes | None]] = {
+    "market_aggregate": _draw_price_history,
+    "market_comparison": _draw_correlation_map,
+    "market_roi_statistic": _draw_drawdown_history,
+}
+
+
+def _build_panel(market: Any, row: Any, bars: pd.DataFrame) -> Panel:
+    within = bars["close_time"].between(row.first_bar_at, row.as_of)
+    of_market = bars[within & (bars["market_id"] == market.market_id)].reset_index(drop=True)
+    note = f"{row.horizon} to {_write_date(row.as_of)}: {100 * row.max_drawdown:,.1f} %"
+    return Panel(_title(market), note, of_market)
+
+
+def _build_matrix(rows: pd.DataFrame, labels: Mapping[int, str]) -> pd.DataFrame:
+    """Return the symmetric matrix; where all were compared with a few only, those are columns."""
+    mirrored = rows.rename(
+        columns={"base_market_id": "quote_market_id", "quote_market_id": "base_market_id"}
+    )
+    matrix = pd.concat([rows, mirrored]).pivot_table(
+        index="base_market_id", columns="quote_market_id", values="correlation"
+    )
+    matrix = matrix.loc[:, matrix.count() >= matrix.count().max() / 2]
+    for market_id in matrix.columns:
+        matrix.loc[market_id, market_id] = 1.0
+    return matrix.rename(index=labels, columns=labels)
+
+
+def _label_markets(markets: pd.DataFrame) -> dict[int, str]:
+    several = markets["provider"].nunique() > 1
+    return {
+        one.market_id: f"{one.provider}:{one.symbol}" if several else one.symbol
+        for one in _list_rows(markets)
+    }
+
+
+def _list_rows(frame: pd.DataFrame) -> list[Any]:
+    return list(frame.itertuples())
+
+
+def _title(market: Any) -> str:
+    return f"{market.symbol} from {market.provider}"
+
+
+def _note_change(bars: pd.DataFrame, quote: str) -> str:
+    first, last = bars["close"].iloc[0], bars["close"].iloc[-1]
+    since = _write_date(bars["open_time"].iloc[0])
+    return f"{last:,.6g} {quote}, {100 * (last / first - 1):+,.1f} % since {since}"
+
+
+def _write_date(moment: pd.Timestamp) -> str:
+    return f"{moment.day} {moment:%b %Y}"

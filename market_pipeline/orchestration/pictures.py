@@ -1,0 +1,261 @@
+"""Pictures of what was written: prices with volume, drawdowns, a heat map of correlations.
+
+Here: frames in, a small PNG out. Not here: when to draw, what to read, where it is shown
+(``gallery``, ``report``). Matplotlib is imported while drawing only: it takes a third of a second
+that a run with nothing to draw should not spend.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_BYTES = 30_000
+MAX_PANELS = 4
+MAX_HEAT_MAP_SIDE = 24
+_MAX_CANDLES = 130
+_MAX_LABELLED_COLUMNS = 12
+_MAX_LEVEL_LABELS = 5
+_WIDTH_INCHES = 9.0
+_MAX_HEIGHT_INCHES = 6.6
+# Each is tried until the picture is small enough: dots an inch, colours.
+_QUALITIES = ((100, 64), (100, 24), (90, 24), (80, 20), (60, 12))
+# What a tick says when years, months, days, hours, minutes or seconds differ.
+_DATE_FORMATS = ("%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S.%f")
+_INK, _FAINT, _GRID = "#1f2937", "#6b7280", "#e5e7eb"
+_UP, _DOWN, _LINE = "#0f9d76", "#d9483b", "#2458a6"
+_CANDLE_DAYS = 0.64
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One market's part of a picture.
+
+    Attributes:
+        title: The market and its provider.
+        note: One line beside the title.
+        bars: Daily bars in order: ``open_time``, ``close_time``, ``open`` to ``close``, ``volume``.
+    """
+
+    title: str
+    note: str
+    bars: pd.DataFrame
+
+
+def draw_prices(panels: Sequence[Panel]) -> bytes:
+    """Draw up to four markets' daily bars over their volume: candles, or a line when they are many.
+
+    Returns:
+        A PNG of less than ``MAX_BYTES``.
+    """
+    figure, axes = _lay_out(panels[:MAX_PANELS], row_inches=2.2, height_ratios=(3.2, 1))
+    for panel, (price, volume) in zip(panels, axes, strict=False):
+        _head(price, panel)
+        _draw_price(price, panel.bars)
+        _draw_volume(volume, panel.bars)
+        _finish(price, lambda value: f"{value:,.12f}".rstrip("0").rstrip("."))
+        _finish(volume, shorten)
+        price.tick_params(labelbottom=False)
+    return _encode(figure)
+
+
+def draw_drawdowns(panels: Sequence[Panel]) -> bytes:
+    """Draw up to four markets' fall from the highest close so far, in percent.
+
+    Returns:
+        A PNG of less than ``MAX_BYTES``.
+    """
+    figure, axes = _lay_out(panels[:MAX_PANELS], row_inches=1.9, height_ratios=(1,))
+    for panel, (axis,) in zip(panels, axes, strict=False):
+        fall = 100 * (panel.bars["close"] / panel.bars["close"].cummax() - 1)
+        closed = _strip_zone(panel.bars["close_time"])
+        _head(axis, panel)
+        axis.fill_between(closed, fall, 0, color=_DOWN, alpha=0.22, linewidth=0)
+        axis.plot(closed, fall, color=_DOWN, linewidth=1.2)
+        deepest = fall.to_numpy().argmin()
+        axis.plot(closed[deepest], fall.iloc[deepest], "o", color=_DOWN, markersize=4)
+        axis.set_ylim(1.15 * min(fall.min(), -0.1), 0)
+        _finish(axis, lambda value: f"{value:,.4g} %")
+    return _encode(figure)
+
+
+def draw_correlations(matrix: pd.DataFrame, title: str) -> bytes:
+    """Draw a heat map of correlations; one that is missing stays grey.
+
+    Args:
+        matrix: Correlations in [-1, 1]; index and columns are labels; at most
+            ``MAX_HEAT_MAP_SIDE`` of each are drawn.
+        title: One line above.
+
+    Returns:
+        A PNG of less than ``MAX_BYTES``.
+    """
+    from matplotlib import colormaps
+
+    shown = matrix.iloc[:MAX_HEAT_MAP_SIDE, :MAX_HEAT_MAP_SIDE]
+    is_labelled = shown.shape[1] <= _MAX_LABELLED_COLUMNS
+    figure, axis = _lay_out_heat_map(shown, is_labelled)
+    # Twenty colours, one for each tenth: few enough to survive the palette.
+    colours = colormaps["RdBu_r"].resampled(20)
+    image = axis.imshow(shown.to_numpy("float64"), cmap=colours, vmin=-1, vmax=1, aspect="auto")
+    axis.set_facecolor(_GRID)
+    if is_labelled:
+        _label_cells(axis, shown)
+    figure.text(0.01, 0.99, title, va="top", fontsize=10, fontweight="bold", color=_INK)
+    bar = figure.colorbar(
+        image, ax=axis, pad=0.02, fraction=0.03, shrink=0.9, ticks=[-1, -0.5, 0, 0.5, 1]
+    )
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, colors=_FAINT, length=0)
+    return _encode(figure)
+
+
+def shorten(value: float) -> str:
+    """Return a quantity as people write it: 950, 1.2 K, 34 M, 5.6 B, 7 T."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:,.3g} {unit}"
+    return f"{value:,.3g}"
+
+
+def _make_figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), facecolor="white")
+
+
+def _lay_out(
+    panels: Sequence[Panel], row_inches: float, height_ratios: Sequence[float]
+) -> "tuple[Figure, list[list[Axes]]]":
+    """Return a figure and, for each panel, its axes from top to bottom."""
+    rows = len(panels)
+    height = min(rows * row_inches, _MAX_HEIGHT_INCHES)
+    figure = _make_figure(_WIDTH_INCHES, height)
+    # Margins in inches: matplotlib's own solver takes as long as the drawing.
+    sides = {"left": 0.75 / _WIDTH_INCHES, "right": 1 - 0.12 / _WIDTH_INCHES}
+    ends = {"bottom": 0.3 / height, "top": 1 - 0.3 / height}
+    outer = figure.add_gridspec(rows, 1, **sides, **ends, hspace=0.4)
+    axes = []
+    for row in range(rows):
+        inner = outer[row].subgridspec(
+            len(height_ratios), 1, height_ratios=height_ratios, hspace=0.08
+        )
+        axes.append(list(inner.subplots(sharex=True, squeeze=False)[:, 0]))
+    return figure, axes
+
+
+def _lay_out_heat_map(matrix: pd.DataFrame, is_labelled: bool) -> "tuple[Figure, Axes]":
+    """Return axes with room for the labels, which are written."""
+    rows, columns = matrix.shape
+    longest = 0.2 + 0.08 * max(len(str(label)) for label in [*matrix.index, *matrix.columns])
+    is_upright = columns > _MAX_LEVEL_LABELS
+    left, right, top, bottom = longest, 0.5, 0.4, longest if is_upright else 0.35
+    width = max(6.4, columns * (0.62 if is_labelled else 0.3) + left + right)
+    height = max(2.2, rows * (0.5 if rows <= _MAX_LABELLED_COLUMNS else 0.26) + top + bottom)
+    figure = _make_figure(width, height)
+    axis = figure.add_axes(
+        (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+    )
+    axis.set_xticks(range(columns), list(matrix.columns), rotation=90 if is_upright else 0)
+    axis.set_yticks(range(rows), list(matrix.index))
+    axis.tick_params(length=0, labelsize=8.5, labelcolor=_INK)
+    axis.spines[:].set_visible(False)
+    return figure, axis
+
+
+def _head(axis: "Axes", panel: Panel) -> None:
+    axis.set_title(panel.title, loc="left", fontsize=10, fontweight="bold", color=_INK)
+    axis.set_title(panel.note, loc="right", fontsize=8, color=_FAINT)
+
+
+def _draw_price(axis: "Axes", bars: pd.DataFrame) -> None:
+    days = _strip_zone(bars["open_time"])
+    if len(bars) > _MAX_CANDLES:
+        axis.plot(days, bars["close"], color=_LINE, linewidth=1.2)
+        axis.fill_between(days, bars["close"], bars["close"].min(), color=_LINE, alpha=0.1)
+        return
+    colours = _colour(bars)
+    body = bars["close"] - bars["open"]
+    axis.vlines(days, bars["low"], bars["high"], colors=colours, linewidth=1)
+    axis.bar(days, body, width=_CANDLE_DAYS, bottom=bars["open"], color=colours)
+    # A bar that closes where it opened has no body to see.
+    still = (body == 0).to_numpy()
+    axis.plot(days[still], bars["close"][still], "_", color=_UP, markersize=5)
+
+
+def _draw_volume(axis: "Axes", bars: pd.DataFrame) -> None:
+    if bars["volume"].isna().all():
+        axis.set_yticks([])
+        axis.text(0.01, 0.4, "no volume", transform=axis.transAxes, fontsize=8, color=_FAINT)
+        return
+    days, volume = _strip_zone(bars["open_time"]), bars["volume"]
+    if len(bars) > _MAX_CANDLES:
+        axis.fill_between(
+            days, volume, step="mid", color=_LINE, alpha=0.45, linewidth=0, antialiased=False
+        )
+    else:
+        axis.bar(
+            days, volume, width=_CANDLE_DAYS, color=_colour(bars), alpha=0.55, antialiased=False
+        )
+    axis.set_ylim(bottom=0)
+    axis.locator_params(axis="y", nbins=2)
+
+
+def _strip_zone(times: "pd.Series[pd.Timestamp]") -> npt.NDArray[np.datetime64]:
+    """Return times as matplotlib takes them: UTC, without saying so."""
+    return times.dt.tz_convert(None).to_numpy()
+
+
+def _colour(bars: pd.DataFrame) -> list[str]:
+    return [_UP if rose else _DOWN for rose in bars["close"] >= bars["open"]]
+
+
+def _finish(axis: "Axes", show: Callable[[float], str]) -> None:
+    """Write dates and numbers, draw the grid."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    formats = {"formats": _DATE_FORMATS, "zero_formats": _DATE_FORMATS, "show_offset": False}
+    dates = AutoDateLocator(tz="UTC", minticks=4, maxticks=8)  # type: ignore[no-untyped-call]
+    axis.xaxis.set_major_locator(dates)
+    axis.xaxis.set_major_formatter(ConciseDateFormatter(dates, tz="UTC", **formats))  # type: ignore[no-untyped-call]
+    axis.yaxis.set_major_formatter(lambda value, _: show(value))
+    axis.margins(x=0.01)
+    axis.tick_params(labelsize=8, colors=_FAINT, length=0)
+    axis.grid(visible=True, color=_GRID, linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.spines["bottom"].set_color(_GRID)
+
+
+def _label_cells(axis: "Axes", matrix: pd.DataFrame) -> None:
+    for (row, column), value in np.ndenumerate(matrix.to_numpy("float64")):
+        text = "-" if np.isnan(value) else f"{value:.2f}"
+        ink = "white" if abs(value) > 0.6 else _INK
+        axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color=ink)
+
+
+def _encode(figure: "Figure") -> bytes:
+    """Return the finest PNG that is small enough: few colours are what makes it small."""
+    for dots, colours in _QUALITIES:
+        picture = _quantise(figure, dots, colours)
+        if len(picture) < MAX_BYTES:
+            return picture
+    raise ValueError(f"a picture has {len(picture)} bytes at its coarsest")
+
+
+def _quantise(figure: "Figure", dots: int, colours: int) -> bytes:
+    from PIL import Image
+
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dots)
+    with Image.open(drawn) as image:
+        image.convert("RGB").quantize(colours).save(small, format="png", optimize=True)
+    return small.getvalue()

@@ -1,0 +1,155 @@
+"""What a materialisation tells Dagster's UI: numbers that plot, the relation, a table, a picture.
+
+Here: metadata values, and how much of a write is worth an event's bytes. Not here: the write
+(``io_manager``), which picture (``gallery``).
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+from sqlalchemy import Engine, Table
+
+from market_pipeline.domain.records import Market
+from market_pipeline.ingestion.collect import BarBatch
+from market_pipeline.storage.evidence import count_rows, read_relation_name
+from market_pipeline.storage.upsert import WriteCounts
+
+MAX_LINES = 20
+_OUTCOMES = ("failed", "partial", "ok")
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an asset's output came to.
+
+    Attributes:
+        counts: What the database did. lines: What is worth reading, the worst first.
+        numbers: More numbers that plot over time. rows: What was computed, if anything was.
+    """
+
+    counts: WriteCounts
+    lines: Sequence[Line]
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def is_news(self) -> bool:
+        """Whether rows changed or a market came short; what is no news leaves numbers only."""
+        return self.counts.written > 0 or self.numbers.get("markets_short", 0) > 0
+
+
+def build_numbers(written: Written) -> dict[str, int]:
+    """Return what the UI plots from one materialisation to the next."""
+    counts = {
+        "rows_inserted": written.counts.inserted,
+        "rows_updated": written.counts.updated,
+        "rows_unchanged": written.counts.unchanged,
+    }
+    return {**counts, **written.numbers}
+
+
+def describe_relation(engine: Engine, table: Table) -> dict[str, Any]:
+    """Return the table's full name and row count, under the keys that Dagster gives them."""
+    with engine.connect() as connection:
+        name, count = read_relation_name(connection, table), count_rows(connection, table)
+    estimated = {} if count.is_exact else {"row_count_is_estimated": True}
+    return {"dagster/table_name": name, "dagster/row_count": count.rows, **estimated}
+
+
+def repeat_description(definition_metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns and their lineage as the asset's definition has them."""
+    keys = ("dagster/column_schema", "dagster/column_lineage")
+    return {key: definition_metadata[key] for key in keys if key in definition_metadata}
+
+
+def build_receipt_line(batch: BarBatch, counts: WriteCounts) -> dict[str, Any]:
+    """Return one market's line in the table of a run's bars."""
+    return {
+        "market": batch.market.symbol,
+        "provider": batch.market.provider,
+        "outcome": batch.outcome,
+        "received": batch.received,
+        "rejected": len(batch.judged.rejected),
+        "inserted": counts.inserted,
+        "updated": counts.updated,
+        "unchanged": counts.unchanged,
+        "reason": batch.reason or "",
+    }
+
+
+def summarise_receipt(lines: Sequence[Line]) -> dict[str, int]:
+    """Return how many markets were asked for, how many came short, and the bars they gave."""
+    return {
+        "markets": len(lines),
+        "markets_short": sum(line["outcome"] != "ok" for line in lines),
+        "bars_received": sum(line["received"] for line in lines),
+        "bars_rejected": sum(line["rejected"] for line in lines),
+    }
+
+
+def sort_worst_first(lines: Sequence[Line]) -> list[Line]:
+    """Return the lines with failed markets first, then partial ones, else in their order."""
+    return sorted(lines, key=lambda line: _OUTCOMES.index(line["outcome"]))
+
+
+def build_market_lines(markets: Sequence[Market]) -> list[Line]:
+    """Return one readable line for each market."""
+    return [
+        {
+            "market": one.symbol,
+            "provider": one.provider,
+            "name": one.name,
+            "venue": one.venue,
+            "calendar": one.calendar,
+            "bars": ", ".join(one.intervals),
+        }
+        for one in markets
+    ]
+
+
+def build_row_lines(rows: pd.DataFrame, symbols: Mapping[int, str]) -> list[Line]:
+    """Return the first rows as people read them: symbols for market ids, six decimals."""
+    shown = rows.head(MAX_LINES)
+    keys = [str(name) for name in shown.columns if str(name).endswith("market_id")]
+    readable = shown.assign(**{key: shown[key].map(symbols) for key in keys})
+    readable = readable.rename(columns={key: key.removesuffix("_id") for key in keys})
+    return [
+        {str(name): _show(value) for name, value in row.items()}
+        for row in readable.to_dict("records")
+    ]
+
+
+def build_table(lines: Sequence[Line]) -> dg.TableMetadataValue:
+    """Return lines as a table shown inline; an event keeps no more than ``MAX_LINES`` of them."""
+    shown = lines[:MAX_LINES]
+    # Without a schema the columns would come in alphabetical order.
+    columns = [dg.TableColumn(name, _name_type(shown, name)) for name in shown[0]]
+    records = [dg.TableRecord(dict(line)) for line in shown]
+    return dg.MetadataValue.table(records, dg.TableSchema(columns=columns))
+
+
+def _name_type(lines: Sequence[Line], name: str) -> str:
+    kinds = {type(line[name]) for line in lines} - {type(None)}
+    names = {int: "int", float: "float", bool: "bool"}
+    return names.get(kinds.pop(), "string") if len(kinds) == 1 else "string"
+
+
+def build_picture(png: bytes, title: str) -> dg.MarkdownMetadataValue:
+    """Return a picture that the UI shows without asking for another address."""
+    encoded = base64.b64encode(png).decode()
+    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{encoded})")
+
+
+def _show(value: Any) -> Any:
+    if pd.isna(value):
+        return None
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, pd.Timestamp):
+        return value.isoformat(sep=" ", timespec="minutes")
+    return value if isinstance(value, int) else str(value)

@@ -1,0 +1,61 @@
+"""``market-pipeline db``: status, upgrade and psql, on DATABASE_URL and on the embedded server."""
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from market_pipeline.storage.schema import read_newest_revision
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def state_dir() -> Iterator[str]:
+    """A state folder that the embedded server's account gets into."""
+    folder = Path(tempfile.mkdtemp(prefix="mp-cli-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield str(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_status_upgrade_status(command: Command) -> None:
+    """Before: none; after: the newest; the second upgrade changes nothing."""
+    before = json.loads(command("db", "status", "--json").stdout)
+    upgraded = [command("db", "upgrade").stdout for _ in range(2)]
+    after = json.loads(command("db", "status", "--json").stdout)
+
+    newest = read_newest_revision()
+    assert [one["revision"] for one in (*before, *after)] == ["none", newest]
+    assert after[0]["newest"] == newest
+    assert after[0]["kind"] == "DATABASE_URL"
+    assert upgraded == [f"The market tables are at revision {newest}\n"] * 2
+
+
+def test_shell_is_psql_on_the_embedded_server(command: Command, state_dir: str) -> None:
+    """Without DATABASE_URL: the server is started, migrated, and market_data is looked into."""
+    variables = {"DATABASE_URL": "", "STATE_DIR": state_dir}
+    shown = command("db", "shell", "--", "-At", "-c", "select count(*) from market", **variables)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "0\n", "")
+    status = json.loads(command("db", "status", "--json", **variables).stdout)
+    assert status[0]["kind"] == "embedded"
+    assert state_dir.removeprefix("/") in status[0]["database"].replace("%2F", "/")
+
+
+def test_shell_passes_arguments_input_and_exit_code_through(command: Command) -> None:
+    """Psql's own: 1 for a failed -c, 3 for a script that stopped."""
+    failed = command("db", "shell", "--", "-c", "select nothing_here")
+    assert failed.returncode == 1
+    assert 'column "nothing_here" does not exist' in failed.stderr
+    stopped = command(
+        "db", "shell", "--", "-v", "ON_ERROR_STOP=1", "-f", "/dev/stdin"
+    )  # no input: an empty script is fine
+    assert stopped.returncode == 0
+    missing = command("db", "shell", "--", "-f", "/no/such/file.sql")
+    assert missing.returncode == 1
+    path = command("db", "shell", "--", "-At", "-c", "show search_path")
+    assert path.stdout == "market_data,public\n"

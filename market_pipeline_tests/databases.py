@@ -1,0 +1,33 @@
+"""Databases of the tests' server, made and dropped."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import uuid4
+
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.engine import make_url
+
+
+@contextmanager
+def create_database(server_url: str) -> Iterator[str]:
+    """Create an empty database, give its address, and drop it in the end."""
+    name = f"test_{uuid4().hex}"
+    admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    try:
+        yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with admin.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        admin.dispose()
+
+
+def read_column(address: str | Engine, query: str) -> list[object]:
+    """Return the first column of a query's rows."""
+    engine = create_engine(address) if isinstance(address, str) else address
+    with engine.connect() as connection:
+        found = list(connection.execute(text(query)).scalars())
+    if isinstance(address, str):
+        engine.dispose()
+    return found

@@ -1,0 +1,224 @@
+"""Every way in which a provider fails, from the wire to the tables: nothing is half written."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError
+
+from market_pipeline.ingestion.collect import BarBatch, BarStream, collect_bars
+from market_pipeline.ingestion.request import Request, build_request
+from market_pipeline.ingestion.write import Run, write_bar_batch
+from market_pipeline.providers.yahoo import YahooProvider
+from market_pipeline_tests.databases import read_column
+from market_pipeline_tests.providers.clocks import QUICK, FakeTime
+from market_pipeline_tests.replay import (
+    Fault,
+    ReplayServer,
+    answer_with,
+    cut_gzip,
+    edit_json,
+    reset_connection,
+    throttle,
+)
+
+NOW = datetime(2014, 12, 31, tzinfo=UTC)
+BARS = """
+    SELECT format('%s %s %s %s %s %s', interval, open_time, open, high, low, close)
+    FROM market_data.market_aggregate ORDER BY interval, open_time"""
+VERSIONS = "SELECT xmin::text FROM market_data.market_aggregate ORDER BY interval, open_time"
+
+
+@pytest.fixture
+def server() -> Iterator[ReplayServer]:
+    """Yahoo as recorded, on the last day of 2014."""
+    with ReplayServer(now=NOW) as running:
+        yield running
+
+
+class Ingestion:
+    """Ingests SPX from the local server into a real database; only daily bars reach back so far."""
+
+    def __init__(self, engine: Engine, server: ReplayServer) -> None:
+        self.engine = engine
+        self.request: Request = build_request(NOW, ["SPX"], "yahoo", 14)
+        self.provider = YahooProvider(server.environ, clocks=FakeTime().clocks, limits=QUICK)
+
+    def ingest(self, symbol: str = "SPX") -> tuple[BarBatch, UUID]:
+        """Fetch, judge and commit one market."""
+        market = self.provider.find_market(symbol)
+        assert market is not None
+        batch = collect_bars(self.provider, market, self.request)
+        run = Run(uuid4(), "manual", NOW, self.request)
+        write_bar_batch(self.engine, run, batch)
+        return batch, run.run_id
+
+    def read_receipt(self, run_id: UUID) -> dict[str, Any]:
+        """Return what the run says about its one market."""
+        query = text("SELECT * FROM market_data.ingestion_run_market WHERE run_id = :run_id")
+        with self.engine.connect() as connection:
+            return dict(connection.execute(query, {"run_id": run_id}).mappings().one())
+
+
+@pytest.fixture
+def ingestion(engine: Engine, server: ReplayServer) -> Ingestion:
+    """An ingestion into an empty database."""
+    return Ingestion(engine, server)
+
+
+def change_rows(change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> Fault:
+    """Answer with changed rows: each a mapping of stamp, open, high, low, close and volume."""
+
+    def edit(body: Any) -> Any:
+        result = body["chart"]["result"][0]
+        columns = {"stamp": result["timestamp"], **result["indicators"]["quote"][0]}
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        changed = change(rows)
+        result["timestamp"] = [row["stamp"] for row in changed]
+        names = [name for name in columns if name != "stamp"]
+        quotes = {name: [row[name] for row in changed] for name in names}
+        result["indicators"] = {"quote": [quotes]}
+        return body
+
+    return edit_json(edit)
+
+
+def with_third(**cells: object) -> Fault:
+    """Answer with the third row changed."""
+    return change_rows(lambda rows: [*rows[:2], {**rows[2], **cells}, *rows[3:]])
+
+
+FAILURES = {
+    "401": (answer_with(b'{"error": "no"}', 401), "HTTP 401"),
+    "404": (answer_with(b'{"error": "no"}', 404), "HTTP 404"),
+    "429": (throttle("1"), "HTTP 429"),
+    "500": (answer_with(b"oops", 500, "text/plain"), "HTTP 500"),
+    "503": (answer_with(b"<h1>busy</h1>", 503, "text/html"), "HTTP 503"),
+    "html": (answer_with(b"<html>hello</html>", 200, "text/html"), "yahoo: "),
+    "truncated gzip": (cut_gzip(20), "yahoo: "),
+    "gzip without its end": (cut_gzip(8), "yahoo: "),
+    "reset": (reset_connection(200), "yahoo: "),
+    "empty": (answer_with(b""), "yahoo: "),
+    "NaN": (with_third(close=float("nan")), "yahoo: "),
+    "no bars": (change_rows(lambda _: []), "no bars in this window"),
+}
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAILURES.values(), ids=FAILURES)
+def test_a_failed_answer_is_a_receipt_and_no_row_changes(
+    ingestion: Ingestion, server: ReplayServer, fault: Fault, reason: str
+) -> None:
+    """The market's outcome is failed with its reason; bars from before stay as they were."""
+    ingestion.ingest()
+    before = [read_column(ingestion.engine, query) for query in (BARS, VERSIONS)]
+    assert before[0]
+    server.misbehave(fault, times=QUICK.attempts)
+
+    batch, run_id = ingestion.ingest()
+
+    receipt = ingestion.read_receipt(run_id)
+    assert batch.outcome == receipt["outcome"] == "failed"
+    assert reason in receipt["reason"]
+    assert receipt["inserted"] + receipt["updated"] + receipt["unchanged"] == 0
+    assert [read_column(ingestion.engine, query) for query in (BARS, VERSIONS)] == before
+
+
+HARMLESS = {
+    "duplicate": change_rows(lambda rows: [*rows, *rows]),
+    "unsorted": change_rows(lambda rows: rows[::-1]),
+    "one failure before": answer_with(b"oops", 502, "text/plain"),
+}
+
+
+@pytest.mark.parametrize("fault", HARMLESS.values(), ids=HARMLESS)
+def test_a_harmless_answer_gives_the_same_bars(
+    ingestion: Ingestion, server: ReplayServer, fault: Fault
+) -> None:
+    """Order and repetition make no difference; a failure that passes is tried again."""
+    ingestion.ingest()
+    before = [read_column(ingestion.engine, query) for query in (BARS, VERSIONS)]
+    server.misbehave(fault)
+
+    batch, run_id = ingestion.ingest()
+
+    receipt = ingestion.read_receipt(run_id)
+    assert batch.outcome == receipt["outcome"] == "ok"
+    assert receipt["inserted"] + receipt["updated"] == 0
+    assert [read_column(ingestion.engine, query) for query in (BARS, VERSIONS)] == before
+
+
+REJECTED = {
+    "negative price": (with_third(low=-1.0), "price_not_positive"),
+    "high below close": (with_third(high=1.0), "high_below_body"),
+    "negative volume": (with_third(volume=-5), "volume_negative"),
+}
+
+
+@pytest.mark.parametrize(("fault", "rule"), REJECTED.values(), ids=REJECTED)
+def test_an_impossible_bar_is_counted_and_the_others_land(
+    ingestion: Ingestion, server: ReplayServer, fault: Fault, rule: str
+) -> None:
+    """The row is left out by name; its neighbours are stored, and the outcome is partial."""
+    server.misbehave(fault)
+
+    batch, run_id = ingestion.ingest()
+
+    receipt = ingestion.read_receipt(run_id)
+    assert batch.outcome == receipt["outcome"] == "partial"
+    assert receipt["quarantined"] == 1
+    assert receipt["reason"] == f"1 bars rejected: {rule}"
+    days = "SELECT count(*) FROM market_data.market_aggregate WHERE interval = '1d'"
+    assert read_column(ingestion.engine, days) == [batch.received - 1]
+
+
+def test_a_null_row_is_no_bar(ingestion: Ingestion, server: ReplayServer) -> None:
+    """Yahoo marks a day without trading so; the others land."""
+    ingestion.ingest()
+    received = ingestion.ingest()[0].received
+    nothing = dict.fromkeys(("open", "high", "low", "close", "volume"))
+    server.misbehave(with_third(**nothing))
+    batch, _ = ingestion.ingest()
+    assert batch.received == received - 1
+    assert batch.outcome == "ok"
+
+
+def test_one_market_that_fails_leaves_the_others_bars(
+    ingestion: Ingestion, server: ReplayServer
+) -> None:
+    """A stream goes on after a failure, and each batch is a transaction of its own."""
+    server.misbehave(answer_with(b"{}", 404), path="/yahoo/v8/finance/chart/AAPL")
+    routes = [
+        (ingestion.provider, market)
+        for market in map(ingestion.provider.find_market, ("AAPL", "SPX"))
+        if market is not None
+    ]
+    run = Run(uuid4(), "manual", NOW, ingestion.request)
+    outcomes = []
+    for batch in BarStream(routes, ingestion.request):
+        write_bar_batch(ingestion.engine, run, batch)
+        outcomes.append((batch.market.symbol, batch.outcome))
+    assert outcomes == [("AAPL", "failed"), ("SPX", "ok")]
+    assert read_column(ingestion.engine, BARS)
+    receipts = "SELECT outcome FROM market_data.ingestion_run_market ORDER BY outcome"
+    assert read_column(ingestion.engine, receipts) == ["failed", "ok"]
+    assert read_column(ingestion.engine, "SELECT outcome FROM market_data.ingestion_run") == [
+        "partial"
+    ]
+
+
+def test_a_batch_that_breaks_at_its_end_leaves_nothing(
+    engine: Engine, server: ReplayServer
+) -> None:
+    """The receipt is written last; when the database refuses it, the bars go with it."""
+    with engine.begin() as connection:
+        connection.execute(
+            text("ALTER TABLE market_data.ingestion_run_market ADD CHECK (received < 0)")
+        )
+    with pytest.raises(IntegrityError):
+        Ingestion(engine, server).ingest()
+    for table in ("market", "market_aggregate", "ingestion_run", "ingestion_run_market"):
+        query = f"SELECT count(*) FROM market_data.{table}"  # noqa: S608 - a literal above
+        assert read_column(engine, query) == [0]

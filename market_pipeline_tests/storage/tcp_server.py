@@ -1,0 +1,94 @@
+"""A PostgreSQL as other people run it: over TCP, with passwords, from the embedded programs."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg2
+
+from market_pipeline.storage import embedded, embedded_keeper
+
+ROLE = "analyst"
+# Each of these characters means something else in an address unless it is percent-encoded.
+PASSWORD = "p@ss/w:rd#1?% é"  # noqa: S105 - of a server that lives for a minute
+START_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class TcpServer:
+    """A running server and the addresses it can be asked under."""
+
+    port: int
+
+    def make_url(
+        self, database: str = "postgres", *, scheme: str = "postgresql", password: str = PASSWORD
+    ) -> str:
+        """Return an address as a user would write it in DATABASE_URL."""
+        return f"{scheme}://{ROLE}:{quote(password, safe='')}@127.0.0.1:{self.port}/{database}"
+
+
+@contextlib.contextmanager
+def run_tcp_server() -> Iterator[TcpServer]:
+    """Run a server on loopback; its data are gone at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="mp-tcp-", dir="/tmp"))
+    folder.chmod(0o755)
+    place = embedded._find_place(folder)
+    programs = embedded._find_reachable_programs(None, place)
+    server = TcpServer(_find_free_port())
+    process = _start(programs, place, server.port)
+    try:
+        _wait_until_ready(server, process)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)
+        shutil.rmtree(folder)
+
+
+def _start(programs: Path, place: embedded._Place, port: int) -> "subprocess.Popen[bytes]":
+    password_file, data = place.home / "password", place.home / "data"
+    password_file.write_text(PASSWORD)
+    os.chown(password_file, place.account.pw_uid, place.account.pw_gid)
+    initdb = [f"--pgdata={data}", f"--username={ROLE}", f"--pwfile={password_file}"]
+    subprocess.run(
+        [programs / "initdb", *initdb, "--auth=scram-sha-256", "--encoding=UTF8", "--no-sync"],
+        check=True, capture_output=True, **_as_account(place),
+    )  # fmt: skip
+    options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
+    return subprocess.Popen(
+        [programs / "postgres", "-D", data, "-p", str(port)]
+        + [f"--{name}={value}" for name, value in options.items()],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **_as_account(place),
+    )  # fmt: skip
+
+
+def _as_account(place: embedded._Place) -> dict[str, object]:
+    common = {"env": embedded_keeper.program_environment(), "cwd": "/"}
+    if os.geteuid() != 0:
+        return common
+    account = place.account
+    return {**common, "user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+
+def _find_free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _wait_until_ready(server: TcpServer, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(psycopg2.OperationalError):
+            psycopg2.connect(server.make_url()).close()
+            return
+        time.sleep(0.02)
+    raise AssertionError("the server over TCP did not start")
