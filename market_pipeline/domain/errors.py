@@ -4,6 +4,7 @@ PipelineError
 ├── SettingError                 an environment variable or run setting is wrong
 ├── MarketNotServedError         no configured provider has a market
 ├── NothingIngestedError         a run ended without one usable market
+├── SupersededError              another run took over a market while this one slept
 ├── ProviderError                a provider did not answer as it should
 │   ├── TransientProviderError   worth another try: timeout, 429, 5xx
 │   └── PermanentProviderError   will fail again: 401, 404, malformed payload
@@ -31,6 +32,10 @@ class MarketNotServedError(PipelineError):
 
 class NothingIngestedError(PipelineError):
     """A run ended without one usable market; the message lists each with its reason."""
+
+
+class SupersededError(PipelineError):
+    """Another run claimed the market meanwhile; nothing was written, its result stands."""
 
 
 class ProviderError(PipelineError):

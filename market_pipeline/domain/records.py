@@ -23,7 +23,7 @@ is_final       bool                   by the provider's own rule
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,21 @@ class Window:
 
     start: datetime
     end: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryTerms:
+    """On what terms a provider answers for one interval of a market; planning counts on them.
+
+    Attributes:
+        page: The longest span that one request is asked for.
+        publication_lag: From a bar's close until its final values are out.
+        reaches_back: Bars that opened longer ago than this cannot be had; None: no limit known.
+    """
+
+    page: timedelta
+    publication_lag: timedelta = timedelta(0)
+    reaches_back: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,100 @@
+"""Where bars are expected: the bars a calendar gives, whether or not anyone has them.
+
+A grid is a function of the calendar alone, so it is built once a process and year, and planning a
+thousand markets of one calendar looks it up a thousand times.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import Window
+from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
+
+Micros = npt.NDArray[np.int64]
+_HOUR = 3_600_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Expected bars in order; microseconds since 1970, UTC.
+
+    Attributes:
+        opens: The bars' open_time: the hour, or the session date at 00:00.
+        begins: When trading in the bar begins; for a day the session's open.
+        closes: When the bar ends.
+    """
+
+    opens: Micros
+    begins: Micros
+    closes: Micros
+
+    def count(self, window: Window) -> int:
+        """Return how many bars open within a window."""
+        first, last = self._find(window)
+        return last - first
+
+    def cut(self, window: Window) -> "Grid":
+        """Return the part of the grid that opens within a window."""
+        part = slice(*self._find(window))
+        return Grid(self.opens[part], self.begins[part], self.closes[part])
+
+    def step_back(self, moment: datetime, bars: int) -> datetime:
+        """Return where the bar opens that lies ``bars`` before ``moment``."""
+        at = int(np.searchsorted(self.opens, to_micros(moment)))
+        return (
+            min(moment, from_micros(self.opens[max(at - bars, 0)])) if len(self.opens) else moment
+        )
+
+    def find_begun_end(self, now: datetime) -> datetime:
+        """Return the open_time of the first bar that has not begun: nothing can be asked beyond."""
+        at = int(np.searchsorted(self.begins, to_micros(now)))
+        return from_micros(self.opens[at]) if at < len(self.opens) else now
+
+    def _find(self, window: Window) -> tuple[int, int]:
+        bounds = [to_micros(window.start), to_micros(window.end)]
+        first, last = np.searchsorted(self.opens, bounds)
+        return int(first), int(last)
+
+
+def find_grid(calendar: str, interval: Interval, window: Window) -> Grid:
+    """Return a grid that covers a window, and some more on both sides.
+
+    Raises:
+        SettingError: The calendar is unknown.
+    """
+    return _build_grid(calendar, interval, window.start.year, window.end.year)
+
+
+@lru_cache(maxsize=64)
+def _build_grid(calendar: str, interval: Interval, first_year: int, last_year: int) -> Grid:
+    start, end = (
+        datetime(first_year - 1, 12, 1, tzinfo=UTC),
+        datetime(last_year + 1, 2, 1, tzinfo=UTC),
+    )
+    sessions = read_sessions(calendar, start, end)
+    begins, closes = _to_array(sessions["open_time"]), _to_array(sessions["close_time"])
+    if interval is Interval.DAY:
+        return Grid(_to_array(sessions["session_date"]), begins, closes)
+    opens = np.asarray(build_hourly_grid(sessions).asi8)
+    owners = np.searchsorted(begins, opens, side="right") - 1
+    return Grid(opens, opens, np.minimum(opens + _HOUR, closes[owners]))
+
+
+def _to_array(times: "pd.Series[pd.Timestamp]") -> Micros:
+    return np.asarray(pd.DatetimeIndex(times).as_unit("us").asi8)
+
+
+def to_micros(moment: datetime) -> int:
+    """Return microseconds since 1970."""
+    return round(moment.timestamp() * 1_000_000)
+
+
+def from_micros(micros: "int | np.int64") -> datetime:
+    """Return the moment in UTC."""
+    return pd.Timestamp(int(micros), unit="us", tz="UTC").to_pydatetime()

@@ -1,0 +1,66 @@
+"""Arithmetic on half-open spans of time: what planning is made of."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+from market_pipeline.domain.records import Window
+
+
+def merge_windows(windows: Iterable[Window]) -> list[Window]:
+    """Return the same time as disjoint windows in order; touching ones become one."""
+    merged: list[Window] = []
+    for window in sorted((w for w in windows if w.start < w.end), key=lambda w: w.start):
+        if merged and window.start <= merged[-1].end:
+            merged[-1] = Window(merged[-1].start, max(merged[-1].end, window.end))
+        else:
+            merged.append(window)
+    return merged
+
+
+def subtract_windows(windows: Iterable[Window], taken: Iterable[Window]) -> list[Window]:
+    """Return what of ``windows`` lies in none of ``taken``, in order."""
+    left = merge_windows(windows)
+    for hole in merge_windows(taken):
+        left = [part for window in left for part in _cut(window, hole)]
+    return left
+
+
+def intersect_windows(windows: Iterable[Window], limits: Iterable[Window]) -> list[Window]:
+    """Return what of ``windows`` lies in one of ``limits``, in order."""
+    bounds = merge_windows(limits)
+    return [
+        Window(max(window.start, bound.start), min(window.end, bound.end))
+        for window in merge_windows(windows)
+        for bound in bounds
+        if max(window.start, bound.start) < min(window.end, bound.end)
+    ]
+
+
+def bridge_windows(windows: Iterable[Window], longest: timedelta) -> list[Window]:
+    """Join neighbours as long as the result is not longer than ``longest``: fewer, wider spans."""
+    joined: list[Window] = []
+    for window in merge_windows(windows):
+        if joined and window.end - joined[-1].start <= longest:
+            joined[-1] = Window(joined[-1].start, window.end)
+        else:
+            joined.append(window)
+    return joined
+
+
+def split_window(window: Window, longest: timedelta) -> list[Window]:
+    """Cut a window into pieces of at most ``longest``, oldest first."""
+    pieces = []
+    start = window.start
+    while start < window.end:
+        end = min(start + longest, window.end)
+        pieces.append(Window(start, end))
+        start = end
+    return pieces
+
+
+def _cut(window: Window, hole: Window) -> list[Window]:
+    parts = (
+        Window(window.start, min(window.end, hole.start)),
+        Window(max(window.start, hole.end), window.end),
+    )
+    return [part for part in parts if part.start < part.end]
