@@ -1,21 +1,31 @@
 # Every task of the project. `make help` lists them.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+PORT ?= 3000
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := .venv.stamp
+# In the environment, so that removing .venv by hand sets it up anew.
+STAMP := $(VENV)/.stamp
+SYSTEM_STAMP := $(VENV)/.stamp-system
+BENCH_STAMP := $(VENV)/.stamp-bench
+CHROMIUM := /usr/bin/chromium
+POSTGRESQL := /usr/lib/postgresql
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup ingest test test-system test-watch system-deps dev scheduler check format lint types contracts
+.PHONY: help setup ingest dev scheduler test test-watch test-system system-check system-deps \
+	bench check format lint types contracts
 
 help: ## List the tasks
+	@echo 'make TASK, where TASK is one of'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'Each sets up what it needs. Options: PYTHON=python3.12, PORT=3001 (of make dev)'
 
 setup: $(STAMP) ## Create the virtual environment and write DAGSTER_HOME into .env
 
 $(STAMP): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e '.[dev]'
 	$(BIN)/market-pipeline init
 	@touch $@
 
@@ -23,39 +33,65 @@ ingest: setup ## Run the main job and show what it wrote
 	$(BIN)/dagster job execute -m market_pipeline.definitions -j ingest
 	$(BIN)/market-pipeline runs
 
+dev: setup ## Open Dagster's webserver and daemon on http://127.0.0.1:3000
+	@$(BIN)/python -c 'import socket; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(("127.0.0.1", $(PORT)))' 2>/dev/null \
+		|| { echo "Port $(PORT) of 127.0.0.1 cannot be used (another make dev?): try make dev PORT=3001" >&2; exit 1; }
+	@echo "Dagster's UI: http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
+	$(BIN)/dagster dev -h 127.0.0.1 -p $(PORT)
+
+# Not set within the recipe: the shell that this takes would end on SIGTERM without its daemon.
+scheduler: export INGESTION_SCHEDULE_ENABLED := true
+scheduler: setup ## Run the daemon with the schedule on
+	$(BIN)/dagster-daemon run
+
 test: setup ## Run the tests that need Python wheels only
 	$(BIN)/python -m pytest -m "not system"
-
-test-system: setup ## Run the tests that need Debian packages as well
-	@command -v chromium >/dev/null || { echo "chromium is missing: run make system-deps"; exit 1; }
-	@test -x /usr/lib/postgresql/15/bin/postgres || { echo "postgresql-15 is missing: run make system-deps"; exit 1; }
-	$(BIN)/python -m pytest -m system
-
-system-deps: ## Install the Debian packages of make test-system (as root)
-	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium postgresql-15
 
 test-watch: setup ## Run the tests again whenever a file changes
 	$(BIN)/ptw . -m "not system"
 
-dev: setup ## Open Dagster's webserver and daemon on http://127.0.0.1:3000
-	$(BIN)/dagster dev -h 127.0.0.1 -p 3000
+test-system: system-check $(SYSTEM_STAMP) ## Run the tests that need Debian packages as well
+	$(BIN)/python -m pytest -m system
 
-scheduler: setup ## Run the daemon with the schedule on
-	INGESTION_SCHEDULE_ENABLED=true $(BIN)/dagster-daemon run
+$(SYSTEM_STAMP): $(STAMP)
+	$(PIP) -e '.[dev,system]'
+	@touch $@
 
-check: lint types contracts ## Format, lint, types and architecture contracts
+system-check: ## Name the Debian packages that make test-system misses
+	@missing=; \
+	test -x $(CHROMIUM) || missing="$$missing chromium"; \
+	ls $(POSTGRESQL)/*/bin/postgres 2>/dev/null | grep -Eq '/(1[5-9]|[2-9][0-9])/' \
+		|| missing="$$missing postgresql-15 (or newer)"; \
+	test -z "$$missing" || { echo "Missing:$$missing. As root: make system-deps" >&2; exit 1; }
+
+system-deps: ## Install the Debian packages of make test-system (as root)
+	@command -v apt-get >/dev/null || { echo "No apt-get here: install chromium and the server of PostgreSQL 15 or newer yourself" >&2; exit 1; }
+	@test "$$(id -u)" = 0 || { echo "Installing packages takes root: sudo make system-deps" >&2; exit 1; }
+	apt-get update -qq
+	@# The oldest server that is supported, where Debian still has it; else Debian's own choice.
+	server=$$(apt-cache policy postgresql-15 | grep -q 'Candidate: [0-9]' && echo postgresql-15 || echo postgresql); \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium $$server
+	@$(MAKE) --no-print-directory system-check
+
+bench: $(BENCH_STAMP) ## Measure beside other tools what it costs (a part: ONLY=name,...)
+	$(BIN)/python -m benchmarks $(ONLY)
+
+$(BENCH_STAMP): $(STAMP)
+	$(PIP) -e '.[dev,bench]'
+	@touch $@
+
+check: lint types contracts ## Check format, lint, types and architecture contracts
 
 format: setup ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint: setup
+lint: setup ## Check format and lint alone
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: setup
+types: setup ## Check types alone
 	$(BIN)/mypy
 
-contracts: setup
+contracts: setup ## Check the architecture contracts alone
 	$(BIN)/lint-imports

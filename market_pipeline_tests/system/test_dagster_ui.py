@@ -1,0 +1,116 @@
+"""What a user does in Dagster's UI, in a real browser, on the server that ``make dev`` starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from market_pipeline_tests.system.browser import (
+    expand_lineage,
+    find_materialize_button,
+    find_node,
+    open_browser,
+    open_events,
+    open_lineage,
+    open_picture,
+)
+from market_pipeline_tests.system.dagster_ui import DagsterUI, choose_port, open_dagster_ui
+from market_pipeline_tests.system.processes import wait_for
+from market_pipeline_tests.system.project import Project, make_project
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.system
+
+ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
+RUN_SECONDS = 120.0
+ASSETS = {
+    "markets": "market",
+    "market_aggregates": "market_aggregate",
+    "market_snapshots": "market_snapshot",
+    "market_comparisons": "market_comparison",
+    "market_roi_statistics": "market_roi_statistic",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A browser's page on a running UI, after one click on *Materialize all*."""
+
+    project: Project
+    ui: DagsterUI
+    page: Page
+    address_after_click: str
+
+    def wait_for_runs(self) -> list[dict[str, str]]:
+        """Return the recorded runs once they have ended."""
+
+        def find_ended() -> list[dict[str, str]]:
+            runs = self.ui.list_runs()
+            return runs if runs and all(run["status"] in ENDED for run in runs) else []
+
+        return wait_for(find_ended, RUN_SECONDS, "the run to end", self.ui.services)
+
+
+@pytest.fixture(scope="module")
+def visit() -> Iterator[Visit]:
+    """A fresh project whose user has clicked on *Materialize all*, and has waited."""
+    with make_project() as project, open_browser() as browser:
+        port = choose_port()
+        command = project.make("dev", f"PORT={port}")
+        with open_dagster_ui(command, port, project.environment, project.folder) as ui:
+            page = browser.new_page()
+            open_lineage(page, ui.address)
+            find_materialize_button(page).click()
+            page.get_by_text("View run").or_(page.get_by_text("View", exact=True)).first.wait_for()
+            visit = Visit(project, ui, page, page.url)
+            visit.wait_for_runs()
+            yield visit
+
+
+def test_one_click_materialises_everything_without_the_launchpad(visit: Visit) -> None:
+    """The button starts one run with no configuration; the user stays where they are."""
+    assert "/asset-groups" in visit.address_after_click
+    run, *others = visit.wait_for_runs()
+    assert not others
+    assert run["jobName"] == "__ASSET_JOB"
+    assert not yaml.safe_load(run["runConfigYaml"])
+    assert run["status"] == "SUCCESS", visit.ui.services.read_last_words()
+
+
+def test_the_rows_of_every_asset_land_in_the_embedded_database(visit: Visit) -> None:
+    """Each asset's table has rows, in the database that commands in the same folder use."""
+    rows = visit.project.count_rows(*ASSETS.values())
+
+    assert all(rows.values()), rows
+    assert rows["market"] == 3
+
+
+def test_lineage_begins_at_the_providers(visit: Visit) -> None:
+    """With its groups opened, the graph shows each provider, and each asset downstream of them."""
+    open_lineage(visit.page, visit.ui.address)
+    expand_lineage(visit.page)
+
+    for name in ("coingecko", "yahoo", "mock", "file", *ASSETS):
+        find_node(visit.page, name).wait_for()
+
+
+def test_the_catalog_shows_counts_and_the_picture_of_the_bars(visit: Visit) -> None:
+    """The last materialisation of market_aggregates has its numbers and a drawn chart."""
+    open_events(visit.page, visit.ui.address, "market_aggregates")
+    stored = visit.project.count_rows("market_aggregate")["market_aggregate"]
+    shown = {
+        row.get_by_role("cell").first.inner_text(): row.get_by_role("cell").nth(1).inner_text()
+        for row in visit.page.get_by_role("row").filter(has_text="row").all()
+    }
+    assert shown["rows_inserted"].strip() == shown["dagster/row_count"].strip() == str(stored)
+
+    picture = open_picture(visit.page)
+
+    assert picture.evaluate("image => image.naturalWidth") >= 600
+    assert picture.evaluate("image => image.src").startswith("data:image/png;base64,")

@@ -1,0 +1,123 @@
+"""The Makefile's tasks that run until they are stopped, and what its tasks say when they cannot."""
+
+import os
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from market_pipeline_tests.system.dagster_ui import choose_port, open_dagster_ui
+from market_pipeline_tests.system.processes import Background, run_in_background, wait_for
+from market_pipeline_tests.system.project import ROOT, Project, make_project, read_query
+
+pytestmark = pytest.mark.system
+
+TICK_SECONDS = 150.0
+GONE_SECONDS = 90.0
+TASK_SECONDS = 60.0
+LISTENING = "0A"
+LOOPBACK = "0100007F"
+RECEIPTS = "SELECT trigger, outcome FROM market_data.ingestion_run WHERE outcome IS NOT NULL"
+
+
+def check_nothing_is_left(project: Project, services: Background) -> None:
+    """Wait until all processes of a stopped command, and the embedded server, are gone."""
+    wait_for(lambda: not services.list_processes(), GONE_SECONDS, "the processes to end")
+    wait_for(lambda: not project.is_served(), GONE_SECONDS, "the embedded server to stop")
+
+
+def find_listeners(port: int) -> set[str]:
+    """Return the addresses, as the kernel writes them, at which a TCP port is served."""
+    lines = [
+        line.split()
+        for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+        for line in table.read_text(encoding="ascii").splitlines()[1:]
+    ]
+    local = [one[1].split(":") for one in lines if one[3] == LISTENING]
+    return {address for address, hexadecimal in local if int(hexadecimal, 16) == port}
+
+
+def test_make_dev_serves_loopback_only_and_leaves_nothing_behind(project: Project) -> None:
+    """It prints its address, listens on 127.0.0.1 alone, and SIGTERM ends every process of it."""
+    port = choose_port()
+    command = project.make("dev", f"PORT={port}")
+    with open_dagster_ui(command, port, project.environment, project.folder) as ui:
+        assert f"http://127.0.0.1:{port}" in ui.services.read_log().splitlines()[0]
+        assert find_listeners(port) == {LOOPBACK}
+        assert project.is_served()
+
+        ui.services.stop()
+
+        check_nothing_is_left(project, ui.services)
+
+
+def test_make_dev_names_a_busy_port_and_starts_nothing(project: Project) -> None:
+    """Where somebody listens already, it says so and what to type instead."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code, said = run_task(project.make("dev", f"PORT={port}"), project)
+
+    assert code != 0
+    assert f"Port {port} of 127.0.0.1 cannot be used" in said
+    assert "make dev PORT=" in said
+    assert not (project.folder / "state").exists()
+
+
+@pytest.mark.timeout(400)
+def test_make_scheduler_ticks_and_leaves_nothing_behind() -> None:
+    """The daemon alone runs the schedule by its cron expression; SIGTERM ends it and the server."""
+    with make_project(INGESTION_CRON_EXPRESSION="* * * * *") as project:
+        migrated = project.run("market-pipeline", "db", "upgrade")
+        assert migrated.returncode == 0, migrated.stderr
+        command = project.make("scheduler")
+        with run_in_background(command, project.environment, project.folder) as daemon:
+            url = project.find_database()
+            receipts = wait_for(
+                lambda: read_query(url, RECEIPTS), TICK_SECONDS, "a tick's run", daemon
+            )
+            assert receipts[0] == ("schedule", "ok")
+
+            daemon.stop()
+
+            check_nothing_is_left(project, daemon)
+
+
+def run_task(command: list[str], project: Project) -> tuple[int, str]:
+    """Run a task that is expected to end at once; return its exit code and what it printed."""
+    with run_in_background(command, project.environment, project.folder) as task:
+        wait_for(lambda: task.process.poll() is not None, TASK_SECONDS, "the task to end")
+        return task.process.returncode, task.read_log()
+
+
+def test_help_lists_every_task(project: Project) -> None:
+    """Whoever types ``make`` alone sees all tasks with a line on each."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    declared = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert declared is not None
+
+    _, shown = run_task(project.make("help"), project)
+
+    listed = re.findall(r"^  ([a-z-]+) +[A-Z]", shown, re.MULTILINE)
+    assert sorted(listed) == sorted(declared[1].split())
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [("CHROMIUM=/nowhere", "chromium"), ("POSTGRESQL=/nowhere", "postgresql-15")],
+)
+def test_system_check_names_what_is_missing(override: str, named: str, project: Project) -> None:
+    """A missing package is named together with the task that installs it."""
+    code, said = run_task(project.make("system-check", override), project)
+
+    assert code != 0
+    assert re.search(rf"Missing: {named}.*make system-deps", said)
+
+
+def test_system_deps_takes_root(project: Project) -> None:
+    """An ordinary user is told so before anything is downloaded."""
+    nobody = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    code, said = run_task([*nobody, *project.make("system-deps")], project)
+
+    assert code != 0
+    assert "sudo make system-deps" in said
