@@ -37,6 +37,15 @@ DEV = [
     "wheel>=0.45",
 ]
 SYSTEM = ["playwright>=1.55"]
+# What `make bench` compares with; the ADBC driver is dlt's fastest way into PostgreSQL.
+BENCH = [
+    *PARQUET,
+    "adbc-driver-manager>=1.13",
+    "adbc-driver-postgresql>=1.13",
+    "dlt[postgres]>=1.31,<2",
+    "empyrical-reloaded>=0.5.12",
+    "pangres>=4.2,<5",
+]
 
 setup(
     name="market-pipeline",
@@ -47,7 +56,7 @@ setup(
     packages=find_packages(include=["market_pipeline", "market_pipeline.*"]),
     package_data={"market_pipeline": ["py.typed", "storage/migrations/*.mako"]},
     install_requires=RUNTIME,
-    extras_require={"parquet": PARQUET, "dev": DEV, "system": SYSTEM},
+    extras_require={"parquet": PARQUET, "dev": DEV, "system": SYSTEM, "bench": BENCH},
     entry_points={
         "console_scripts": ["market-pipeline=market_pipeline.cli.main:main"],
         "market_pipeline.providers": [

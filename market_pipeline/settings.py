@@ -5,6 +5,7 @@ current folder over the real environment. Providers read their own variables whe
 are listed here so that one table is the whole truth.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.symbols import parse_symbols
 
 MAX_LOOKBACK_DAYS = 36_525
+MAX_CALLS_PER_MINUTE = 100_000
 MAX_SHOWN_CHARACTERS = 60
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SEVERITIES = ("info", "warning", "error", "critical")
@@ -65,9 +67,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("COINGECKO_IDS", "", "More CoinGecko markets: FOO-USD=foo-id,BAR-USD=bar-id"),
     Setting("COINGECKO_BASE_URL", "", "Another address for CoinGecko's API"),
     Setting("YAHOO_BASE_URL", "", "Another address for Yahoo's chart API"),
+    Setting("PROVIDER_CALLS_PER_MINUTE", "", "Other call limits: coingecko=25,yahoo=60"),
     Setting("FILE_PROVIDER_PATH", "", "CSV or Parquet file, or a folder of them"),
     Setting("FILE_PROVIDER_COLUMNS", "", "Column mapping: open_time=ts,close=last"),
     Setting("MOCK_SEED", "7", "Seed of the mock provider's prices"),
+    Setting("MOCK_FAULTS", "", "What the mock provider does wrong: ETH-USD:429 x2,BTC-USD:timeout"),
     Setting("STATE_DIR", "", "Where local state lives; unset: .state in the project folder"),
     Setting("PG_BIN", "", "Folder of another PostgreSQL's programs for the embedded server"),
     Setting("DAGSTER_HOME", "", "Folder of dagster.yaml; written into .env by the setup"),
@@ -212,6 +216,16 @@ def check_run_settings(environ: Mapping[str, str] | None = None) -> None:
     read_flag("INGESTION_SCHEDULE_ENABLED", environ)
     read_choice("INGESTION_EXECUTOR", EXECUTORS, environ)
     read_choice("ALERT_MIN_SEVERITY", SEVERITIES, environ)
+    read_provider_call_limits(environ)
+
+
+def read_provider_call_limits(environ: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Return the calls a minute that replace providers' own limits, by provider's name.
+
+    Raises:
+        SettingError: PROVIDER_CALLS_PER_MINUTE is not a list such as ``coingecko=25,yahoo=60``.
+    """
+    return _parse("PROVIDER_CALLS_PER_MINUTE", _parse_call_limits, environ)
 
 
 def split_list(text: str) -> list[str]:
@@ -285,3 +299,25 @@ def _parse_rate(text: str) -> float:
     if not -0.5 < rate < 1:
         raise SettingError("expected an annual fraction between -0.5 and 1, such as 0.04")
     return rate
+
+
+def _parse_call_limits(text: str) -> dict[str, float]:
+    limits: dict[str, float] = {}
+    for part in split_list(text):
+        name, _, calls = (piece.strip() for piece in part.partition("="))
+        if not name or name.lower() in limits:
+            raise SettingError(f"{part!r}: expected each provider once: coingecko=25,yahoo=60")
+        limits[name.lower()] = _parse_calls(part, calls)
+    return limits
+
+
+def _parse_calls(part: str, text: str) -> float:
+    try:
+        calls = float(text)
+    except ValueError:
+        calls = math.nan
+    if not 0 < calls <= MAX_CALLS_PER_MINUTE:
+        raise SettingError(
+            f"{part!r}: expected name=calls, calls a number above 0 up to {MAX_CALLS_PER_MINUTE}"
+        )
+    return calls

@@ -32,18 +32,10 @@ def open_database(with_schema: bool = True) -> "Iterator[Engine]":
     Raises:
         StorageError: Unreachable, read-only, or at another schema version.
     """
-    from market_pipeline.storage.engine import check_database, find_database, open_engine
-    from market_pipeline.storage.schema import ensure_schema
+    from market_pipeline.storage import database
 
-    address = find_database()
-    engine = open_engine(address)
-    try:
-        check_database(engine)
-        if with_schema:
-            ensure_schema(engine, address.is_embedded)
+    with database.open_database(with_schema) as engine:
         yield engine
-    finally:
-        engine.dispose()
 
 
 @click.group(short_help="Migrate and look into the database.")

@@ -40,9 +40,9 @@ def _parse_providers(text: str) -> str:
 def _parse_window_end(text: str) -> str:
     from datetime import UTC, datetime
 
-    from market_pipeline.ingestion.request import parse_window_end
+    from market_pipeline.ingestion.request import parse_moment
 
-    return parse_window_end(text, datetime.now(UTC)).isoformat()
+    return parse_moment(text, datetime.now(UTC)).isoformat()
 
 
 def _checked_by(

@@ -10,6 +10,7 @@ import click
 from market_pipeline.cli.database import db
 from market_pipeline.cli.ingest import ingest
 from market_pipeline.cli.show import providers, runs
+from market_pipeline.cli.why import diff, why
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.settings import find_project_dir, load_dotenv, read_log_level
 
@@ -60,5 +61,5 @@ def init() -> None:
     click.echo(f"DAGSTER_HOME in {file.name} is {home}")
 
 
-for command in (ingest, runs, providers, db):
+for command in (ingest, runs, diff, why, providers, db):
     main.add_command(command)

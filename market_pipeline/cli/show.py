@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from math import isnan
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -17,6 +16,10 @@ if TYPE_CHECKING:
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 _UNATTENDED_WIDTH = 140
+_VERSIONS = ("first_version", "last_version")
+_COUNTS = (
+    "received", "inserted", "updated", "unchanged", "revised", "quarantined", "holes_left", "calls",
+)  # fmt: skip
 
 
 @click.command(short_help="Show what a run wrote.")
@@ -72,7 +75,7 @@ def show_run(run_id: UUID, as_json: bool, has_failed: bool = False) -> str | Non
     if as_json:
         print_json(receipt)
     elif receipt["outcome"] is not None:
-        print_rows("Bars by market", receipt["markets"])
+        print_rows("Bars by market", [_pick_columns(row) for row in receipt["markets"]])
         print_rows("Rows by table", receipt["tables"])
         click.echo(f"Run {run_id}: {receipt['outcome']}")
     outcome: str | None = receipt["outcome"]
@@ -93,14 +96,23 @@ def _read_receipt(run_id: UUID, has_failed: bool) -> dict[str, Any]:
         }
 
 
+def _pick_columns(row: Mapping[Any, Any]) -> dict[str, object]:
+    """Return what fits a line of the terminal; --json has the rest."""
+    counts = {name: row[name] for name in _COUNTS}
+    final_to = f"{row['watermark_after']:%Y-%m-%d %H:%M}" if row["watermark_after"] else None
+    ends = {"final to (UTC)": final_to, "outcome": row["outcome"], "reason": row["reason"]}
+    return {"symbol": row["symbol"], "provider": row["provider"], **counts, **ends}
+
+
 def _list_records(frame: "pd.DataFrame") -> list[dict[Any, Any]]:
-    """Return a frame's rows; pandas holds an absent text as NaN, which JSON does not have."""
+    """Return a frame's rows; what pandas holds as NaN or NaT is None, as JSON has it."""
+    whole = frame.astype(object).where(frame.notna(), None)
     return [
         {
-            name: None if isinstance(cell, float) and isnan(cell) else cell
+            name: int(cell) if name in _VERSIONS and cell is not None else cell
             for name, cell in row.items()
         }
-        for row in frame.to_dict("records")
+        for row in whole.to_dict("records")
     ]
 
 
@@ -122,7 +134,7 @@ def print_rows(title: str, rows: Sequence[Mapping[Any, Any]], as_json: bool = Fa
     table = Table(title=title, title_justify="left")
     for name, value in rows[0].items():
         justify: JustifyMethod = "right" if isinstance(value, int) else "left"
-        table.add_column(str(name), justify=justify, overflow="fold")
+        table.add_column(str(name).replace("_", " "), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*map(_format_cell, row.values()))
     Console(width=None if sys.stdout.isatty() else _UNATTENDED_WIDTH).print(table)

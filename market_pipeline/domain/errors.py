@@ -5,6 +5,10 @@ PipelineError
 ├── MarketNotServedError         no configured provider has a market
 ├── NothingIngestedError         a run ended without one usable market
 ├── SupersededError              another run took over a market while this one slept
+├── ClaimTimeoutError            another run kept a market longer than this one waits
+├── HistoryRequestError          stored history was asked for in a way that has no answer
+│   ├── UnknownMarketError       no stored market has the name
+│   └── NothingKnownYetError     nothing was known at the time asked for, though it is now
 ├── ProviderError                a provider did not answer as it should
 │   ├── TransientProviderError   worth another try: timeout, 429, 5xx
 │   └── PermanentProviderError   will fail again: 401, 404, malformed payload
@@ -36,6 +40,22 @@ class NothingIngestedError(PipelineError):
 
 class SupersededError(PipelineError):
     """Another run claimed the market meanwhile; nothing was written, its result stands."""
+
+
+class HistoryRequestError(PipelineError):
+    """Stored history was asked for in a way that has no answer; the message says what there is."""
+
+
+class UnknownMarketError(HistoryRequestError):
+    """No stored market has the name; the message names every unknown one."""
+
+
+class NothingKnownYetError(HistoryRequestError):
+    """Bars exist, but came after the time asked for; the message names when the first one did."""
+
+
+class ClaimTimeoutError(PipelineError):
+    """Another run holds the market's claim; the message names it, and until when it holds."""
 
 
 class ProviderError(PipelineError):

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.intervals import floor_to_monday
-from market_pipeline.domain.records import Window
+from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.symbols import parse_symbols
+from market_pipeline.providers.base import Provider
 from market_pipeline.settings import (
     name_errors,
     parse_lookback_days,
@@ -16,6 +17,7 @@ from market_pipeline.settings import (
     shorten,
 )
 
+Route = tuple[Provider, Market]
 # A horizon as long as the look-back needs the close before it; exchanges close for days on end.
 BASE_MARGIN = timedelta(days=4)
 
@@ -27,14 +29,18 @@ class Request:
     Attributes:
         symbols: In the order asked. providers: In the order of preference.
         lookback_days: How far back history is kept complete.
-        now: The run's clock (UTC): the wall clock, or the window end when one was given.
-        window: Bars by open_time; it begins on a Monday so that weeks are whole.
+        asked_at: When the run began (UTC, wall clock): how far back a provider reaches counts
+            from there.
+        now: The run's clock (UTC): the same, or the window end when one was given.
+        window: Bars by open_time; it begins on a Monday so that weeks are whole. It ends at the
+            run's clock, unless a span of history was asked for.
         is_default_routing: The providers are the configured ones, so theirs are primary markets.
     """
 
     symbols: tuple[str, ...]
     providers: tuple[str, ...]
     lookback_days: int
+    asked_at: datetime
     now: datetime
     window: Window
     is_default_routing: bool
@@ -46,6 +52,8 @@ def build_request(
     provider: str = "",
     lookback_days: int = 0,
     window_end: str = "",
+    history_from: str = "",
+    history_to: str = "",
 ) -> Request:
     """Fill what was not given from the environment, and check the rest.
 
@@ -57,33 +65,50 @@ def build_request(
     with name_errors(f"lookback_days={lookback_days}"):
         days = parse_lookback_days(str(lookback_days)) if lookback_days else defaults.lookback_days
     with name_errors(f"window_end={shorten(window_end)!r}"):
-        now = parse_window_end(window_end, wall_clock) if window_end else wall_clock
+        now = parse_moment(window_end, wall_clock) if window_end else wall_clock
     with name_errors(f"provider={shorten(provider)!r}"):
         providers = parse_provider_names(provider) if provider else defaults.providers
     with name_errors("symbols"):
         chosen = parse_symbols(symbols) if symbols else defaults.symbols
-    start = floor_to_monday(now - timedelta(days=days) - BASE_MARGIN)
     return Request(
         symbols=chosen,
         providers=providers,
         lookback_days=days,
+        asked_at=wall_clock,
         now=now,
-        window=Window(start, now),
+        window=_find_window(now, days, history_from, history_to),
         is_default_routing=providers == defaults.providers,
     )
 
 
-def parse_window_end(text: str, wall_clock: datetime) -> datetime:
+def _find_window(now: datetime, days: int, history_from: str, history_to: str) -> Window:
+    if history_to and not history_from:
+        raise SettingError(f"history_to={shorten(history_to)!r}: history_from is needed as well")
+    if not history_from:
+        return Window(floor_to_monday(now - timedelta(days=days) - BASE_MARGIN), now)
+    with name_errors(f"history_from={shorten(history_from)!r}"):
+        start = parse_moment(history_from, now)
+    with name_errors(f"history_to={shorten(history_to)!r}"):
+        end = min(parse_moment(history_to, None), now) if history_to else now
+    if start >= end:
+        raise SettingError(
+            f"history_from={shorten(history_from)!r} is not before "
+            f"history_to={shorten(history_to or 'now')!r}"
+        )
+    return Window(floor_to_monday(start), end)
+
+
+def parse_moment(text: str, latest: datetime | None) -> datetime:
     """Return the moment in UTC; a time without a zone is UTC.
 
     Raises:
-        SettingError: It is no ISO 8601 time, before 1970, or in the future.
+        SettingError: It is no ISO 8601 time, before 1970, or after ``latest``.
     """
     try:
         moment = datetime.fromisoformat(text)
         moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise SettingError("expected an ISO 8601 time, such as 2018-12-31T00:00Z") from None
-    if not datetime(1970, 1, 1, tzinfo=UTC) < moment <= wall_clock:
+    if moment <= datetime(1970, 1, 1, tzinfo=UTC) or (latest is not None and moment > latest):
         raise SettingError("expected a time between 1970 and now")
     return moment

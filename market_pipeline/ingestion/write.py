@@ -1,210 +1,144 @@
-"""The transactions of a run: a batch with its weeks and its receipt lands whole or not at all."""
+"""The transactions of a run: a batch with its weeks, coverage and receipt lands whole or not."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from typing import Any
 
 import pandas as pd
-from sqlalchemy import Connection, Engine, Table, func, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Engine, Table, insert
+from sqlalchemy.exc import DataError, IntegrityError
 
-from market_pipeline.domain.bars import build_weekly_bars
+from market_pipeline.domain.bars import build_daily_bars, build_weekly_bars
+from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.errors import StorageError, SupersededError
 from market_pipeline.domain.intervals import Interval, floor_to_monday
-from market_pipeline.domain.records import Market
+from market_pipeline.domain.records import Market, build_empty_bar_frame
 from market_pipeline.domain.sessions import read_sessions
-from market_pipeline.ingestion.collect import BarBatch
-from market_pipeline.ingestion.request import Request
-from market_pipeline.storage.queries import read_daily_bars, read_markets
-from market_pipeline.storage.staging import stage_frame
-from market_pipeline.storage.tables import (
-    ingestion_run,
-    ingestion_run_market,
-    ingestion_run_table,
-    market,
-    market_aggregate,
+from market_pipeline.domain.settling import Answer, forget_settled, settle_answer, settle_failure
+from market_pipeline.domain.spikes import find_spikes
+from market_pipeline.ingestion.batches import BarBatch
+from market_pipeline.ingestion.fetching import Page
+from market_pipeline.ingestion.receipts import (
+    Run,
+    add_market_receipt,
+    add_requests,
+    add_table_receipt,
+    begin_receipt,
+    describe_stop,
+    shorten_reason,
 )
+from market_pipeline.ingestion.registration import ensure_market, register_markets
+from market_pipeline.ingestion.stream import Item, MarketStopped
+from market_pipeline.storage.claims import hold_claim, release_claim
+from market_pipeline.storage.coverage import read_coverage, write_coverage
+from market_pipeline.storage.events import open_split, resolve_events
+from market_pipeline.storage.ledgers import dataset_version
+from market_pipeline.storage.quarantine import record_rejected
+from market_pipeline.storage.queries import read_bars
+from market_pipeline.storage.staging import stage_frame
+from market_pipeline.storage.tables import market, market_aggregate
 from market_pipeline.storage.upsert import (
-    MERGE_LOCK,
     WriteCounts,
     merge_staged,
     take_dataset_version,
     upsert_frame,
 )
 
-_RANK = {"ok": 0, "partial": 1, "failed": 2}
-_MARKET_COLUMNS = (
-    "provider", "provider_market_id", "symbol", "name", "base", "quote", "venue", "calendar",
-    "price_basis",
-)  # fmt: skip
+Coverages = dict[Interval, Coverage]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """The run on whose behalf rows are written."""
+class BatchResult:
+    """What the database did with a batch, and how its market stands.
 
-    run_id: UUID
-    trigger: str
-    started_at: datetime
-    request: Request
-
-
-def begin_receipt(connection: Connection, run: Run) -> None:
-    """Make sure the run's receipt exists."""
-    request = {
-        "symbols": run.request.symbols,
-        "lookback_days": run.request.lookback_days,
-        "window_start": run.request.window.start.isoformat(),
-        "window_end": run.request.window.end.isoformat(),
-    }
-    row = {
-        "run_id": run.run_id,
-        "trigger": run.trigger,
-        "provider": ",".join(run.request.providers),
-        "request": json.loads(json.dumps(request)),
-        "started_at": run.started_at,
-    }
-    connection.execute(insert(ingestion_run).values(row).on_conflict_do_nothing())
-
-
-def register_markets(
-    connection: Connection, markets: Sequence[Market], claim_primary: bool
-) -> WriteCounts:
-    """Insert or update market rows; a symbol's primary is the configured provider's.
-
-    Args:
-        connection: In a transaction.
-        markets: As routed.
-        claim_primary: Take the place of another provider's primary market; without it only a
-            vacant place is taken.
+    Attributes:
+        counts: Of rows. outcome: Of the market so far; it is its last word with the last batch.
+        reason: What went wrong, in one line. holes_left: Spans that should be there and are not.
     """
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MERGE_LOCK})
-    counts = WriteCounts()
-    for one in markets:
-        counts += _register_market(connection, one)
-        _settle_primary(connection, one, claim_primary)
-    return counts
+
+    counts: WriteCounts
+    outcome: str
+    reason: str | None
+    holes_left: int = 0
 
 
-def _register_market(connection: Connection, one: Market) -> WriteCounts:
-    row = {name: getattr(one, name) for name in _MARKET_COLUMNS}
-    row["intervals"] = [interval.value for interval in one.intervals]
-    known = (
-        connection.execute(
-            select(market).where(
-                market.c.provider == one.provider, market.c.symbol == one.symbol, market.c.is_active
-            )
-        )
-        .mappings()
-        .first()
-    )
-    if known is None:
-        connection.execute(market.insert().values(row))
-        return WriteCounts(inserted=1)
-    changed = {name: value for name, value in row.items() if known[name] != value}
-    if not changed:
-        return WriteCounts(unchanged=1)
-    connection.execute(
-        update(market).where(market.c.market_id == known["market_id"]).values(changed)
-    )
-    return WriteCounts(updated=1)
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of bars.
+
+    Attributes:
+        counts: Of all rows, derived ones included. version: Theirs; None when nothing changed.
+        inserted: How many are new, by interval.
+    """
+
+    counts: WriteCounts = field(default_factory=WriteCounts)
+    version: int | None = None
+    inserted: Mapping[Interval, int] = field(default_factory=dict)
 
 
-def _settle_primary(connection: Connection, one: Market, claim: bool) -> None:
-    primary = connection.execute(
-        select(market.c.provider).where(market.c.symbol == one.symbol, market.c.is_primary)
-    ).scalar()
-    if primary == one.provider or (primary is not None and not claim):
-        return
-    same_symbol = update(market).where(market.c.symbol == one.symbol)
-    connection.execute(same_symbol.where(market.c.is_primary).values(is_primary=False))
-    connection.execute(
-        same_symbol.where(market.c.provider == one.provider, market.c.is_active).values(
-            is_primary=True
-        )
-    )
+def commit_item(engine: Engine, run: Run, item: Item) -> BatchResult:
+    """Commit whatever a stream gives; a batch that another run overtook counts as that run's."""
+    if isinstance(item, MarketStopped):
+        return write_stop(engine, run, item)
+    try:
+        return write_batch(engine, run, item)
+    except SupersededError as error:
+        return write_stop(engine, run, MarketStopped(item.route, error))
+    except (DataError, IntegrityError) as error:
+        reason = StorageError(f"the database refused the bars: {error.orig}")
+        return write_stop(engine, run, MarketStopped(item.route, reason))
 
 
-def write_bar_batch(engine: Engine, run: Run, batch: BarBatch) -> WriteCounts:
-    """Commit one market's bars, the weeks they touch, and its part of the receipt."""
+def write_batch(engine: Engine, run: Run, batch: BarBatch) -> BatchResult:
+    """Commit one batch: bars, the weeks they touch, coverage, quarantine and receipt.
+
+    Raises:
+        SupersededError: Another run has claimed the market; nothing was written.
+    """
+    with engine.begin() as connection:
+        hold_claim(connection, batch.market_id, batch.token)
+        begin_receipt(connection, run)
+        before = _read_coverages(connection, batch.market_id)
+        if batch.split_ratio is not None:
+            open_split(connection, batch.market_id, batch.split_ratio, run.run_id)
+            after = {interval: forget_settled(known) for interval, known in before.items()}
+            written = Written()
+        else:
+            written = _write_bars(connection, run, batch)
+            after = _settle(batch, before, written)
+        _write_coverages(connection, run, batch, before, after)
+        result = _judge_batch(run, batch, written, after)
+        row = _describe_batch(batch, written, result, before, after)
+        add_market_receipt(connection, run, batch.market_id, row)
+        add_requests(connection, run, batch.market_id, batch.pages)
+        _report_table(connection, run, batch, result)
+        if batch.ends_reload:
+            resolve_events(connection, batch.market_id)
+        if batch.is_last:
+            release_claim(connection, batch.market_id, batch.token)
+    return result
+
+
+def write_stop(engine: Engine, run: Run, stopped: MarketStopped) -> BatchResult:
+    """Commit the receipt of a market that gave no batch."""
+    outcome = "ok" if stopped.is_superseded else "failed"
+    market_id = ensure_market(engine, stopped.route[1], run.request.is_default_routing)
     with engine.begin() as connection:
         begin_receipt(connection, run)
-        register_markets(connection, [batch.market], run.request.is_default_routing)
-        market_id = find_market_id(connection, batch.market)
-        counts = _write_bars(connection, run, batch.market, market_id, batch.judged.good)
-        _write_market_receipt(connection, run, market_id, batch, counts)
-        landed = "ok" if batch.outcome == "ok" else "partial"
-        add_table_receipt(connection, run, market_aggregate.name, counts, landed)
-    return counts
-
-
-def find_market_id(connection: Connection, one: Market) -> int:
-    """Return the key of an active market."""
-    return int(read_markets(connection, [(one.provider, one.symbol)])["market_id"].iloc[0])
-
-
-def _write_bars(
-    connection: Connection, run: Run, one: Market, market_id: int, bars: pd.DataFrame
-) -> WriteCounts:
-    if bars.empty:
-        return WriteCounts()
-    staged = stage_frame(connection, market_aggregate, bars.assign(market_id=market_id))
-    stamps = {
-        "dataset_version": take_dataset_version(connection),  # waits for the merges before it
-        "known_at": datetime.now(UTC),
-        "run_id": run.run_id,
-    }
-    counts = merge_staged(connection, staged, stamps)
-    weeks = _rebuild_weeks(connection, run, one, market_id, bars)
-    return counts + upsert_frame(
-        connection, market_aggregate, weeks.assign(market_id=market_id), stamps
-    )
-
-
-def _rebuild_weeks(
-    connection: Connection, run: Run, one: Market, market_id: int, bars: pd.DataFrame
-) -> pd.DataFrame:
-    days = bars.loc[bars["interval"] == Interval.DAY.value, "open_time"]
-    if days.empty:
-        return bars.iloc[:0]
-    start = floor_to_monday(days.min().to_pydatetime())
-    end = floor_to_monday(days.max().to_pydatetime()) + timedelta(weeks=1)
-    stored = read_daily_bars(connection, market_id, start, end)
-    return build_weekly_bars(stored, read_sessions(one.calendar, start, end), run.request.now)
-
-
-def _write_market_receipt(
-    connection: Connection, run: Run, market_id: int, batch: BarBatch, counts: WriteCounts
-) -> None:
-    row = {
-        "run_id": run.run_id,
-        "market_id": market_id,
-        "received": batch.received,
-        "quarantined": len(batch.judged.rejected),
-        "inserted": counts.inserted,
-        "updated": counts.updated,
-        "unchanged": counts.unchanged,
-        "outcome": batch.outcome,
-        "reason": batch.reason,
-    }
-    statement = insert(ingestion_run_market).values(row)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["run_id", "market_id"], set_=dict(statement.excluded)
-        )
-    )
+        row = describe_stop(str(stopped.error), outcome)
+        add_market_receipt(connection, run, market_id, row)
+        landed = "ok" if outcome == "ok" else "partial"
+        add_table_receipt(connection, run, market_aggregate.name, WriteCounts(), landed)
+    return BatchResult(WriteCounts(), outcome, str(stopped.error))
 
 
 def write_rows(
     engine: Engine, run: Run, table: Table, rows: pd.DataFrame, outcome: str
 ) -> WriteCounts:
     """Commit computed or observed rows of one table, and its part of the receipt."""
-    stamps: dict[str, object] = {}
-    if "run_id" in table.info["stamps"]:
-        stamps["run_id"] = run.run_id
-    if "fetched_at" in table.info["stamps"]:
-        stamps["fetched_at"] = datetime.now(UTC)
+    values = {"run_id": run.run_id, "fetched_at": datetime.now(UTC)}
+    stamps = {name: values[name] for name in table.info["stamps"] if name in values}
     with engine.begin() as connection:
         begin_receipt(connection, run)
         counts = upsert_frame(connection, table, rows, stamps)
@@ -221,35 +155,211 @@ def write_markets(engine: Engine, run: Run, markets: Sequence[Market]) -> WriteC
     return counts
 
 
-def add_table_receipt(
-    connection: Connection, run: Run, table_name: str, counts: WriteCounts, outcome: str
-) -> None:
-    """Add counts to a run's receipt, and let its outcome only get worse."""
-    receipt = ingestion_run_table.c
-    row = {
+def _write_bars(connection: Connection, run: Run, batch: BarBatch) -> Written:
+    bars = _join_good(batch.pages)
+    for page in batch.pages:
+        if len(page.judged.rejected):
+            now = page.asked_at
+            rejected = page.judged.rejected
+            record_rejected(connection, run.run_id, batch.market_id, rejected, now)
+    if bars.empty:
+        return Written()
+    return write_market_bars(connection, run, batch.route[1], batch.market_id, bars)
+
+
+def write_market_bars(
+    connection: Connection, run: Run, one: Market, market_id: int, bars: pd.DataFrame
+) -> Written:
+    """Write bars of one market, the days and weeks they touch, and where the changes are.
+
+    Args:
+        connection: In a transaction.
+        run: On whose behalf.
+        one: The market.
+        market_id: Its key.
+        bars: A judged bar frame of fetched intervals.
+    """
+    groups = sorted(bars.groupby("interval"), key=lambda group: -len(group[1]))
+    frames = [frame.assign(market_id=market_id) for _, frame in groups]
+    staged = stage_frame(connection, market_aggregate, frames[0])
+    version = take_dataset_version(connection)  # waits for the merges before it
+    stamps: dict[str, Any] = {
+        "dataset_version": version,
+        "known_at": datetime.now(UTC),
         "run_id": run.run_id,
-        "table_name": table_name,
-        "inserted": counts.inserted,
-        "updated": counts.updated,
-        "unchanged": counts.unchanged,
     }
-    sums = {name: receipt[name] + row[name] for name in ("inserted", "updated", "unchanged")}
-    statement = insert(ingestion_run_table).values(row)
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=["run_id", "table_name"], set_=sums)
-    )
-    this_run = ingestion_run.c.run_id == run.run_id
-    known = connection.execute(select(ingestion_run.c.outcome).where(this_run)).scalar()
-    worst = max(outcome, known or "ok", key=_RANK.__getitem__)
-    connection.execute(
-        update(ingestion_run)
-        .where(this_run)
-        .values(completed_at=func.clock_timestamp(), outcome=worst)
+    counts = [merge_staged(connection, staged, stamps)]
+    counts += [upsert_frame(connection, market_aggregate, frame, stamps) for frame in frames[1:]]
+    inserted = {
+        Interval(str(interval)): count.inserted
+        for (interval, _), count in zip(groups, counts, strict=True)
+    }
+    for build in (_rebuild_days, _rebuild_weeks):
+        derived = build(connection, run, one, market_id, pd.concat(frames))
+        if len(derived):
+            frames.append(derived.assign(market_id=market_id))
+            counts.append(upsert_frame(connection, market_aggregate, frames[-1], stamps))
+    total = sum(counts, WriteCounts())
+    if not total.written:
+        return Written(total)
+    _note_version(connection, market_id, pd.concat(frames), stamps)
+    return Written(total, version, inserted)
+
+
+def _join_good(pages: Iterable[Page]) -> pd.DataFrame:
+    frames = [page.judged.good for page in pages if len(page.judged.good)]
+    return pd.concat(frames, ignore_index=True) if frames else build_empty_bar_frame()
+
+
+def _rebuild_days(
+    connection: Connection, run: Run, one: Market, market_id: int, bars: pd.DataFrame
+) -> pd.DataFrame:
+    """Return the days of a market whose provider serves hours only."""
+    del run
+    hours = bars.loc[bars["interval"] == Interval.HOUR.value, "open_time"]
+    if Interval.DAY in one.intervals or hours.empty:
+        return bars.iloc[:0]
+    start = hours.min().to_pydatetime() - timedelta(days=2)
+    end = hours.max().to_pydatetime() + timedelta(days=2)
+    stored = read_bars(connection, market_id, Interval.HOUR, start, end)
+    days = build_daily_bars(stored, read_sessions(one.calendar, start, end))
+    first, last = hours.min() - pd.Timedelta(days=1), hours.max()
+    return days[days["open_time"].between(first, last)]
+
+
+def _rebuild_weeks(
+    connection: Connection, run: Run, one: Market, market_id: int, bars: pd.DataFrame
+) -> pd.DataFrame:
+    days = bars.loc[bars["interval"] == Interval.DAY.value, "open_time"]
+    if days.empty:
+        return bars.iloc[:0]
+    start = floor_to_monday(days.min().to_pydatetime())
+    end = floor_to_monday(days.max().to_pydatetime()) + timedelta(weeks=1)
+    stored = read_bars(connection, market_id, Interval.DAY, start, end)
+    return build_weekly_bars(stored, read_sessions(one.calendar, start, end), run.request.now)
+
+
+def _note_version(
+    connection: Connection, market_id: int, bars: pd.DataFrame, stamps: dict[str, Any]
+) -> None:
+    spans = bars.groupby("interval")["open_time"].agg(["min", "max"])
+    rows = [
+        {
+            "version": stamps["dataset_version"],
+            "interval": interval,
+            "market_id": market_id,
+            "first_open_time": first.to_pydatetime(),
+            "last_open_time": last.to_pydatetime(),
+            "known_at": stamps["known_at"],
+            "run_id": stamps["run_id"],
+        }
+        for interval, first, last in spans.itertuples()
+    ]
+    connection.execute(insert(dataset_version), rows)
+
+
+def _read_coverages(connection: Connection, market_id: int) -> Coverages:
+    found = read_coverage(connection, [market_id])
+    return {interval: coverage for (_, interval), coverage in found.items()}
+
+
+def _settle(batch: BarBatch, before: Coverages, written: Written) -> Coverages:
+    provider, one = batch.route
+    after = dict(before)
+    for page in batch.pages:
+        interval = page.ask.interval
+        known = after.get(interval, Coverage())
+        lag = provider.describe_history(one, interval).publication_lag
+        after[interval] = _settle_page(known, page, one.calendar, lag)
+    for interval, inserted in written.inserted.items():
+        if interval in after:
+            after[interval] = replace(after[interval], bars=after[interval].bars + inserted)
+    return after
+
+
+def _settle_page(known: Coverage, page: Page, calendar: str, lag: timedelta) -> Coverage:
+    ask = page.ask
+    if page.error is not None:
+        return settle_failure(known, ask.window, page.asked_at, page.error, page.status)
+    rejected = page.judged.rejected
+    refused = rejected.loc[rejected["interval"] == ask.interval.value, "open_time"]
+    good = page.judged.good
+    bars = good[good["interval"] == ask.interval.value]
+    return settle_answer(
+        known, ask.interval, calendar, lag, Answer(ask.window, bars, refused, page.now)
     )
 
 
-def mark_failed(engine: Engine, run: Run) -> None:
-    """Close a run's receipt as failed: nothing usable came."""
-    with engine.begin() as connection:
-        begin_receipt(connection, run)
-        add_table_receipt(connection, run, market_aggregate.name, WriteCounts(), "failed")
+def _write_coverages(
+    connection: Connection, run: Run, batch: BarBatch, before: Coverages, after: Coverages
+) -> None:
+    for interval, coverage in after.items():
+        known = before.get(interval, Coverage())
+        answered = [
+            page.asked_at
+            for page in batch.pages
+            if page.ask.interval is interval and page.error is None
+        ]
+        if coverage == known and not answered:
+            continue
+        key = (batch.market_id, interval)
+        refreshed_at = max(answered, default=None)
+        write_coverage(connection, key, known, coverage, refreshed_at, run.run_id)
+
+
+def _judge_batch(run: Run, batch: BarBatch, written: Written, after: Coverages) -> BatchResult:
+    progress, window = batch.progress, run.request.window
+    left = [
+        f"{interval} {hole.window.start:%Y-%m-%d %H:%M}: {hole.reason}"
+        for interval, coverage in after.items()
+        for hole in coverage.holes
+        if not hole.is_explained
+        and hole.window.start < window.end
+        and window.start < hole.window.end
+    ]
+    reasons = [*progress.failures]
+    reasons += [f"{count} bars rejected: {rule}" for rule, count in progress.quarantined.items()]
+    if left and not progress.failures:
+        reasons.append(f"{len(left)} holes left, the first at {left[0]}")
+    is_empty = bool(progress.asked) and not any(known.bars for known in after.values())
+    if is_empty and not reasons:
+        reasons = ["the provider has no bars in this window"]
+    outcome = "partial" if reasons else "ok"
+    if is_empty or (progress.asked and len(progress.failures) == progress.asked):
+        outcome = "failed"
+    if not batch.is_last:
+        outcome, reasons = "partial", [*reasons, "not finished"]
+    return BatchResult(written.counts, outcome, shorten_reason(reasons), len(left))
+
+
+def _describe_batch(
+    batch: BarBatch, written: Written, result: BatchResult, before: Coverages, after: Coverages
+) -> dict[str, Any]:
+    finest, progress = batch.route[1].intervals[0], batch.progress
+    spikes = [find_spikes(page.judged.good) for page in batch.pages if len(page.judged.good)]
+    return {
+        "requested": progress.requested,
+        "received": progress.received,
+        "inserted": written.counts.inserted,
+        "updated": written.counts.updated,
+        "unchanged": written.counts.unchanged,
+        "revised": written.counts.revised,
+        "quarantined": sum(progress.quarantined.values()),
+        "spikes": sum(map(len, spikes)),
+        "holes_left": result.holes_left,
+        "calls": progress.calls,
+        "throttled_calls": progress.throttled,
+        "seconds": progress.seconds,
+        "watermark_before": before.get(finest, Coverage()).watermark,
+        "watermark_after": after.get(finest, Coverage()).watermark,
+        "first_version": written.version,
+        "last_version": written.version,
+        "outcome": result.outcome,
+        "reason": result.reason,
+    }
+
+
+def _report_table(connection: Connection, run: Run, batch: BarBatch, result: BatchResult) -> None:
+    # One failed market of many makes a run partial; a batch that is not the last says nothing yet.
+    landed = "ok" if result.outcome == "ok" or not batch.is_last else "partial"
+    add_table_receipt(connection, run, market_aggregate.name, result.counts, landed)

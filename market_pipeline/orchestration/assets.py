@@ -15,7 +15,9 @@ from market_pipeline.domain.comparisons import compute_comparisons
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.roi import compute_roi_statistics
 from market_pipeline.domain.volatility import compute_snapshot_statistics
-from market_pipeline.ingestion.collect import BarStream, Route, collect_snapshots
+from market_pipeline.ingestion.request import Route
+from market_pipeline.ingestion.snapshots import collect_snapshots
+from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.orchestration.io_manager import Snapshots
 from market_pipeline.orchestration.lineage import (
     OWNERS,
@@ -24,7 +26,12 @@ from market_pipeline.orchestration.lineage import (
     name_provider_asset,
 )
 from market_pipeline.orchestration.market_reader import MarketReader
-from market_pipeline.orchestration.resources import IngestionRequest, Providers, describe_run
+from market_pipeline.orchestration.resources import (
+    Database,
+    IngestionRequest,
+    Providers,
+    describe_run,
+)
 from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage import tables
 
@@ -65,14 +72,17 @@ def markets(
     code_version="1",
 )
 def market_aggregates(
-    context: dg.AssetExecutionContext, request: IngestionRequest, providers: Providers
+    context: dg.AssetExecutionContext,
+    request: IngestionRequest,
+    providers: Providers,
+    database: Database,
 ) -> BarStream:
     """One row per market, interval and open_time: hourly, daily and weekly bars in UTC.
 
     Bars are final by their provider's own rule; weeks are rebuilt from stored days.
     """
-    asked = describe_run(context, request).request
-    return BarStream(list(providers.route(asked)), asked)
+    run = describe_run(context, request)
+    return BarStream(database.engine, run.run_id, run.request, providers.route(run.request))
 
 
 @dg.asset(

@@ -5,6 +5,7 @@ Not here: the transactions (``ingestion.write``), what the UI is told (``report`
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import dagster as dg
@@ -13,14 +14,11 @@ from pydantic import PrivateAttr
 from sqlalchemy import Engine, Table
 
 from market_pipeline.domain.errors import NothingIngestedError
-from market_pipeline.ingestion.collect import BarStream, SnapshotBatch
-from market_pipeline.ingestion.write import (
-    Run,
-    mark_failed,
-    write_bar_batch,
-    write_markets,
-    write_rows,
-)
+from market_pipeline.ingestion.receipts import Run, mark_failed
+from market_pipeline.ingestion.request import Route
+from market_pipeline.ingestion.snapshots import SnapshotBatch
+from market_pipeline.ingestion.stream import BarStream
+from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
 from market_pipeline.orchestration.gallery import Occasion, draw_picture
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.report import (
@@ -133,17 +131,20 @@ def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStrea
     Raises:
         NothingIngestedError: No market gave a usable bar; their receipts are committed.
     """
-    total, lines = WriteCounts(), []
-    for batch in stream:
-        counts = write_bar_batch(engine, run, batch)
-        total += counts
-        lines.append(build_receipt_line(batch, counts))
-        context.log.info(_tell(lines[-1]))
-    if all(line["outcome"] == "failed" for line in lines):
+    totals: dict[Route, WriteCounts] = {}
+    lines: dict[Route, dict[str, Any]] = {}
+    for item in stream:
+        result = commit_item(engine, run, item)
+        totals[item.route] = totals.get(item.route, WriteCounts()) + result.counts
+        lines[item.route] = build_receipt_line(item, result, totals[item.route])
+        context.log.info(_tell(lines[item.route]))
+    told = [lines[route] for route in stream.routes if route in lines]
+    if told and all(line["outcome"] == "failed" for line in told):
         mark_failed(engine, run)
-        reasons = "; ".join(f"{line['market']}: {line['reason']}" for line in lines[:20])
+        reasons = "; ".join(f"{line['market']}: {line['reason']}" for line in told[:20])
         raise NothingIngestedError(f"no market gave a usable bar. {reasons}")
-    return Written(total, sort_worst_first(lines), summarise_receipt(lines))
+    total = sum(totals.values(), WriteCounts())
+    return Written(total, sort_worst_first(told), summarise_receipt(told))
 
 
 def _warn(context: dg.OutputContext, failures: Mapping[str, str]) -> None:

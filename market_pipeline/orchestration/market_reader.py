@@ -12,9 +12,8 @@ import pandas as pd
 from sqlalchemy import Engine
 
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.ingestion.collect import Route
-from market_pipeline.ingestion.request import BASE_MARGIN, Request
-from market_pipeline.ingestion.write import register_markets
+from market_pipeline.ingestion.registration import register_markets
+from market_pipeline.ingestion.request import BASE_MARGIN, Request, Route
 from market_pipeline.storage.queries import read_final_bars, read_markets
 
 

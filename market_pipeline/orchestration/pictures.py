@@ -227,7 +227,7 @@ def _finish(axis: "Axes", show: Callable[[float], str]) -> None:
     axis.xaxis.set_major_locator(dates)
     axis.xaxis.set_major_formatter(ConciseDateFormatter(dates, tz="UTC", **formats))  # type: ignore[no-untyped-call]
     axis.yaxis.set_major_formatter(lambda value, _: show(value))
-    axis.margins(x=0.01)
+    axis.margins(x=0.03)
     axis.tick_params(labelsize=8, colors=_FAINT, length=0)
     axis.grid(visible=True, color=_GRID, linewidth=0.7)
     axis.set_axisbelow(True)

@@ -14,7 +14,9 @@ import pandas as pd
 from sqlalchemy import Engine, Table
 
 from market_pipeline.domain.records import Market
-from market_pipeline.ingestion.collect import BarBatch
+from market_pipeline.ingestion.batches import BarBatch, Progress
+from market_pipeline.ingestion.stream import MarketStopped
+from market_pipeline.ingestion.write import BatchResult
 from market_pipeline.storage.evidence import count_rows, read_relation_name
 from market_pipeline.storage.upsert import WriteCounts
 
@@ -67,18 +69,31 @@ def repeat_description(definition_metadata: Mapping[str, Any]) -> dict[str, Any]
     return {key: definition_metadata[key] for key in keys if key in definition_metadata}
 
 
-def build_receipt_line(batch: BarBatch, counts: WriteCounts) -> dict[str, Any]:
-    """Return one market's line in the table of a run's bars."""
+def build_receipt_line(
+    item: BarBatch | MarketStopped, result: BatchResult, counts: WriteCounts
+) -> dict[str, Any]:
+    """Return one market's line in the table of a run's bars.
+
+    Args:
+        item: The market's last.
+        result: What the database did with it.
+        counts: Of all the market's batches.
+    """
+    market = item.route[1]
+    progress = item.progress if isinstance(item, BarBatch) else Progress()
     return {
-        "market": batch.market.symbol,
-        "provider": batch.market.provider,
-        "outcome": batch.outcome,
-        "received": batch.received,
-        "rejected": len(batch.judged.rejected),
+        "market": market.symbol,
+        "provider": market.provider,
+        "outcome": result.outcome,
+        "received": progress.received,
+        "quarantined": sum(progress.quarantined.values()),
         "inserted": counts.inserted,
         "updated": counts.updated,
         "unchanged": counts.unchanged,
-        "reason": batch.reason or "",
+        "revised": counts.revised,
+        "holes left": result.holes_left,
+        "calls": progress.calls,
+        "reason": result.reason or "",
     }
 
 
@@ -88,7 +103,9 @@ def summarise_receipt(lines: Sequence[Line]) -> dict[str, int]:
         "markets": len(lines),
         "markets_short": sum(line["outcome"] != "ok" for line in lines),
         "bars_received": sum(line["received"] for line in lines),
-        "bars_rejected": sum(line["rejected"] for line in lines),
+        "bars_quarantined": sum(line["quarantined"] for line in lines),
+        "bars_revised": sum(line["revised"] for line in lines),
+        "holes_left": sum(line["holes left"] for line in lines),
     }
 
 

@@ -10,9 +10,8 @@ import dagster as dg
 from pydantic import Field
 from sqlalchemy import Engine
 
-from market_pipeline.ingestion.collect import Route
-from market_pipeline.ingestion.request import Request, build_request
-from market_pipeline.ingestion.write import Run
+from market_pipeline.ingestion.receipts import Run
+from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.providers.registry import route_markets
 from market_pipeline.storage.engine import check_database, find_database, open_engine
 from market_pipeline.storage.schema import ensure_schema
@@ -40,6 +39,14 @@ class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
         description="ISO 8601 time that is the run's clock, such as 2019-01-01T00:00Z; empty: now",
     )
 
+    history_from: str = Field(
+        default="",
+        description="ISO 8601 time from which history is filled, instead of the look-back",
+    )
+    history_to: str = Field(
+        default="", description="ISO 8601 time up to which history is filled; empty: now"
+    )
+
     def build(self, wall_clock: datetime) -> Request:
         """Return the checked request.
 
@@ -47,7 +54,13 @@ class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
             SettingError: A value is malformed; Dagster itself does not check bounds at launch.
         """
         return build_request(
-            wall_clock, self.symbols, self.provider, self.lookback_days, self.window_end
+            wall_clock,
+            self.symbols,
+            self.provider,
+            self.lookback_days,
+            self.window_end,
+            self.history_from,
+            self.history_to,
         )
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import pandas as pd
 
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import Market, PriceSnapshot, Window
+from market_pipeline.domain.records import HistoryTerms, Market, PriceSnapshot, Window
 
 
 @runtime_checkable
@@ -21,6 +21,11 @@ class Provider(Protocol):
         name: What ``INGESTION_PROVIDER`` calls it.
         summary: One line for listings: what it serves.
         homepage: Where the data comes from, for the lineage's external asset.
+
+    Attributes:
+        calls_per_minute: How many requests a minute the provider grants; None: no limit. A class
+            attribute, or an instance's where it depends on a setting such as the plan.
+        calls_per_month: The same for a calendar month.
     """
 
     name: ClassVar[str]
@@ -29,6 +34,14 @@ class Provider(Protocol):
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         """Read settings from the environment; an empty variable means unset."""
+
+    @property
+    def calls_per_minute(self) -> float | None:
+        """Requests a minute that the provider grants, shared by all processes; None: no limit."""
+
+    @property
+    def calls_per_month(self) -> int | None:
+        """Requests a calendar month that the provider grants; None: no limit."""
 
     def explain_missing_settings(self) -> str | None:
         """Return what must be set before this provider can be used, or None when it is ready."""
@@ -39,10 +52,24 @@ class Provider(Protocol):
     def find_market(self, symbol: str) -> Market | None:
         """Return the market behind a symbol, or None; never asks the network."""
 
+    def describe_history(self, market: Market, interval: Interval) -> HistoryTerms:
+        """Return on what terms bars are answered; never asks the network.
+
+        A window of at most one page is fetched in one request. A bar becomes final no earlier than
+        its close and the publication lag. The terms may be asked again after a fetch: some
+        providers learn them then.
+
+        Args:
+            market: A market of this provider.
+            interval: One of ``market.intervals``.
+        """
+
     def fetch_bars(
         self, market: Market, interval: Interval, window: Window, now: datetime
     ) -> pd.DataFrame:
         """Return the bar frame of one interval, ordered by open_time, without duplicates removed.
+
+        A window longer than a page is answered too, in several requests.
 
         Args:
             market: A market of this provider.

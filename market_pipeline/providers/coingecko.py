@@ -24,6 +24,7 @@ import pandas as pd
 from market_pipeline.domain.errors import PermanentProviderError, SettingError
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.records import (
+    HistoryTerms,
     Market,
     PriceSnapshot,
     Window,
@@ -39,8 +40,17 @@ PUBLIC_URL = "https://api.coingecko.com/api/v3"
 PRO_URL = "https://pro-api.coingecko.com/api/v3"
 PLANS = ("keyless", "demo", "pro")
 KEY_HEADERS = {"demo": "x-cg-demo-api-key", "pro": "x-cg-pro-api-key"}
+# plan: (calls a minute, calls a month); the keyless limit is unpublished, the pro one the smallest
+CALLS: Mapping[str, tuple[float | None, int | None]] = {
+    "keyless": (25.0, None),
+    "demo": (25.0, 10_000),
+    "pro": (250.0, 100_000),
+}
 FREE_HISTORY = timedelta(days=365)
-CHUNK = timedelta(days=89)
+FREE_REACH = FREE_HISTORY - timedelta(days=1)  # planned today, perhaps asked tomorrow
+DAILY_PAGE = timedelta(days=5000)
+HOURLY_PAGE = timedelta(days=89)
+CHUNK = HOURLY_PAGE + timedelta(hours=2)  # a page, widened to whole hours
 SHORTEST_HOURLY_SPAN = timedelta(days=2)
 PUBLICATION_LAG = timedelta(minutes=35)
 COINS_PER_PAGE = 250
@@ -102,6 +112,8 @@ class CoinGeckoProvider:
     name: ClassVar[str] = "coingecko"
     summary: ClassVar[str] = "Crypto prices averaged over venues; free, or with a key"
     homepage: ClassVar[str] = "https://www.coingecko.com"
+    calls_per_minute: float | None = CALLS["keyless"][0]
+    calls_per_month: int | None = CALLS["keyless"][1]
 
     def __init__(
         self,
@@ -119,6 +131,7 @@ class CoinGeckoProvider:
         self._limits = limits or Limits()
         self._client: HttpClient | None = None
         self._lock = Lock()
+        self._keep_to(self._plan or ("demo" if self._key else "keyless"))
 
     def explain_missing_settings(self) -> str | None:
         """Return that a key is missing where the chosen plan needs one."""
@@ -147,6 +160,14 @@ class CoinGeckoProvider:
             calendar=ALWAYS_OPEN,
             intervals=(Interval.HOUR, Interval.DAY),
         )
+
+    def describe_history(self, market: Market, interval: Interval) -> HistoryTerms:
+        """Return how far the plan reaches back; no limit is known of a key not used yet."""
+        del market  # all are served alike
+        page = HOURLY_PAGE if interval is Interval.HOUR else DAILY_PAGE
+        if self._plan == "pro" or (self._key and not self._plan):
+            return HistoryTerms(page, PUBLICATION_LAG)
+        return HistoryTerms(min(page, FREE_REACH), PUBLICATION_LAG, FREE_REACH)
 
     def fetch_bars(
         self, market: Market, interval: Interval, window: Window, now: datetime
@@ -200,8 +221,12 @@ class CoinGeckoProvider:
         with self._lock:
             if self._client is None:
                 self._plan = self._plan or self._detect_plan()
+                self._keep_to(self._plan)
                 self._client = self._make_client(self._plan)
             return self._client
+
+    def _keep_to(self, plan: str) -> None:
+        self.calls_per_minute, self.calls_per_month = CALLS[plan]
 
     def _detect_plan(self) -> str:
         """Return the plan of the key: only the pro host knows pro keys."""

@@ -7,7 +7,7 @@ mean (``tables.py``).
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -18,6 +18,7 @@ import pandas as pd
 from market_pipeline.domain.errors import PermanentProviderError, ProviderError, SettingError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import (
+    HistoryTerms,
     Market,
     PriceSnapshot,
     Window,
@@ -27,6 +28,7 @@ from market_pipeline.domain.symbols import describe_symbol, parse_symbol
 from market_pipeline.providers.tables import SPELLINGS, build_bars, name_columns
 from market_pipeline.settings import read_variable, split_list
 
+PAGE = timedelta(days=36_525)
 SUFFIXES = (".csv", ".parquet")
 _INTERVAL_SUFFIX = re.compile(r"[_-](1h|1d)$", re.IGNORECASE)
 _MISSING = [".", "-"]
@@ -51,6 +53,8 @@ class FileProvider:
     name: ClassVar[str] = "file"
     summary: ClassVar[str] = "Your own CSV or Parquet files; needs FILE_PROVIDER_PATH"
     homepage: ClassVar[str] = "https://en.wikipedia.org/wiki/Comma-separated_values"
+    calls_per_minute: ClassVar[float | None] = None
+    calls_per_month: ClassVar[int | None] = None
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._path = read_variable("FILE_PROVIDER_PATH", environ)
@@ -88,6 +92,11 @@ class FileProvider:
             calendar=description.calendar,
             intervals=self._detect_intervals(sources),
         )
+
+    def describe_history(self, market: Market, interval: Interval) -> HistoryTerms:
+        """Return one page for all: a file is read whole anyway."""
+        del market, interval  # all are served alike
+        return HistoryTerms(page=PAGE)
 
     def fetch_bars(
         self, market: Market, interval: Interval, window: Window, now: datetime

@@ -1,7 +1,7 @@
 """The one door to the network: requests leave and answers enter through here, and nowhere else.
 
-Here: a client with a total deadline, bounded retries that honour ``Retry-After``, and the decision
-which failures are worth another try.
+Here: a client with a total deadline, bounded retries that honour ``Retry-After``, the decision
+which failures are worth another try, and the gate (``gate.py``) that each try passes first.
 Not here: bytes that become values (``payloads.py``), what an answer means (the provider's parser),
 and retries of whole runs.
 
@@ -32,6 +32,7 @@ from market_pipeline.domain.errors import (
     SettingError,
     TransientProviderError,
 )
+from market_pipeline.providers.gate import admit, report_throttled
 from market_pipeline.providers.payloads import (
     BodyError,
     clean_text,
@@ -42,6 +43,7 @@ from market_pipeline.providers.payloads import (
 
 USER_AGENT = "Mozilla/5.0 (compatible; market-pipeline)"
 TRANSIENT_STATUSES = frozenset({408, 425, 429})
+THROTTLED_STATUSES = frozenset({429, 503})
 MAX_ERROR_BODY_BYTES = 64 * 1024
 RETRY_RESERVE = 10.0
 RETRY_SHARE = 0.2
@@ -55,7 +57,8 @@ class Limits:
 
     Attributes:
         request_seconds: One attempt, from connecting to the last byte of its body.
-        total_seconds: All attempts of one call and the waits between them.
+        total_seconds: All attempts of one call and the waits between them; not the time that the
+            gate kept them waiting, which the gate bounds itself.
         retry_after_seconds: The longest ``Retry-After`` that is believed.
         max_bytes: Size of a body, after decompression.
         attempts: Tries of one call.
@@ -154,7 +157,8 @@ class HttpClient:
             params: The query.
 
         Raises:
-            TransientProviderError: Every try failed in a way that may pass.
+            TransientProviderError: Every try failed in a way that may pass, or the budget is used
+                up for longer than the gate waits.
             PermanentProviderError: The same request would fail again.
         """
         end = self.clocks.monotonic() + self.limits.total_seconds
@@ -162,6 +166,7 @@ class HttpClient:
         self._spare_retries = min(self._spare_retries + RETRY_SHARE, RETRY_RESERVE)
         attempt = 1
         while True:
+            end += self._pass_gate()
             try:
                 return self._try_once(path, params or {}, end)
             except _RetryableError as error:
@@ -184,10 +189,18 @@ class HttpClient:
                 429,
             )
 
+    def _pass_gate(self) -> float:
+        """Wait until a call may be made, and return the seconds that took."""
+        began = self.clocks.monotonic()
+        admit(self.provider)
+        return self.clocks.monotonic() - began
+
     def _wait_or_give_up(self, error: "_RetryableError", attempt: int, end: float) -> None:
         wait = error.retry_after_seconds
         if wait is None:
             wait = min(0.5 * 2 ** (attempt - 1), 20.0) * self.clocks.jitter()
+        if error.status in THROTTLED_STATUSES:
+            report_throttled(self.provider, wait)
         now = self.clocks.monotonic()
         if attempt >= self.limits.attempts or self._spare_retries < 1 or now + wait >= end:
             if error.status == 429:

@@ -25,6 +25,7 @@ import pandas as pd
 from market_pipeline.domain.errors import PermanentProviderError, ProviderError
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.records import (
+    HistoryTerms,
     Market,
     PriceSnapshot,
     Window,
@@ -41,6 +42,9 @@ from market_pipeline.settings import read_variable
 NAME = "yahoo"
 BASE_URL = "https://query2.finance.yahoo.com"
 HOURLY_HISTORY = timedelta(days=730)
+HOURLY_REACH = HOURLY_HISTORY - timedelta(days=1)  # planned today, perhaps asked tomorrow
+HOURLY_PAGE = timedelta(days=200)
+DAILY_PAGE = timedelta(days=5000)
 MARGIN = timedelta(days=1)
 SESSION_LAG = timedelta(minutes=30)
 ALWAYS_OPEN_LAG = timedelta(minutes=10)
@@ -120,6 +124,8 @@ class YahooProvider:
     name: ClassVar[str] = NAME
     summary: ClassVar[str] = "Indices, shares and crypto pairs; unofficial, needs no key"
     homepage: ClassVar[str] = "https://finance.yahoo.com"
+    calls_per_minute: ClassVar[float | None] = 60.0  # polite: the real limit is unpublished
+    calls_per_month: ClassVar[int | None] = None
 
     def __init__(
         self,
@@ -144,6 +150,14 @@ class YahooProvider:
     def find_market(self, symbol: str) -> Market | None:
         """Return the market of an index, a listed pair, or anything shaped like a ticker."""
         return _find_index(symbol) or _find_pair(symbol) or _find_share(symbol)
+
+    def describe_history(self, market: Market, interval: Interval) -> HistoryTerms:
+        """Return pages of some 5,000 bars at most; hours reach back two years."""
+        lag = find_publication_lag(market)
+        if interval is Interval.DAY:
+            return HistoryTerms(DAILY_PAGE, lag)
+        page = HOURLY_PAGE if market.calendar == ALWAYS_OPEN else HOURLY_REACH
+        return HistoryTerms(page, lag, HOURLY_REACH)
 
     def fetch_bars(
         self, market: Market, interval: Interval, window: Window, now: datetime
@@ -201,6 +215,11 @@ class YahooProvider:
         if interval is Interval.HOUR:
             start = max(start, self._clocks.utc() - HOURLY_HISTORY + timedelta(hours=1))
         return Window(start, end)
+
+
+def find_publication_lag(market: Market) -> timedelta:
+    """Return how long after its close a bar is settled."""
+    return ALWAYS_OPEN_LAG if market.calendar == ALWAYS_OPEN else SESSION_LAG
 
 
 def _find_index(symbol: str) -> Market | None:
@@ -406,7 +425,7 @@ def _merge_rows(
     bars = rows.groupby("open_time").agg({**how, "close_time": "last", "stamp": "last"})
     closes = pd.DatetimeIndex(bars["close_time"])
     is_live = _find_live_rows(bars, chart)
-    lag = ALWAYS_OPEN_LAG if market.calendar == ALWAYS_OPEN else SESSION_LAG
+    lag = find_publication_lag(market)
     return build_bar_frame(
         {
             "interval": interval.value,

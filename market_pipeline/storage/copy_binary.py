@@ -16,7 +16,7 @@ import pandas as pd
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
-_EPOCH_MICROSECONDS = 946_684_800_000_000  # 2000-01-01, where PostgreSQL's clock starts
+EPOCH_MICROSECONDS = 946_684_800_000_000  # 2000-01-01, where PostgreSQL's clock starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def _encode_boolean(series: "pd.Series[Any]") -> EncodedColumn:
 def _encode_time(series: "pd.Series[Any]") -> EncodedColumn:
     times = pd.DatetimeIndex(pd.to_datetime(series, utc=True)).as_unit("us")
     missing = np.asarray(times.isna())
-    return _fixed((times.asi8 - _EPOCH_MICROSECONDS).astype(">i8"), missing)
+    return _fixed((times.asi8 - EPOCH_MICROSECONDS).astype(">i8"), missing)
 
 
 def _encode_words(series: "pd.Series[Any]", encode: Any) -> EncodedColumn:

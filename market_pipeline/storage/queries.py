@@ -77,14 +77,14 @@ def read_final_bars(
     )
 
 
-def read_daily_bars(
-    connection: Connection, market_id: int, start: datetime, end: datetime
+def read_bars(
+    connection: Connection, market_id: int, interval: Interval, start: datetime, end: datetime
 ) -> pd.DataFrame:
-    """Return one market's stored daily bars with open_time in ``[start, end)`` as a bar frame."""
+    """Return one market's stored bars with open_time in ``[start, end)`` as a bar frame."""
     bars = market_aggregate.c
     query = (
         select(*(bars[name] for name in BAR_COLUMNS))
-        .where(bars.market_id == market_id, bars.interval == Interval.DAY.value)
+        .where(bars.market_id == market_id, bars.interval == interval.value)
         .where(bars.open_time >= start, bars.open_time < end)
         .order_by(bars.open_time)
     )

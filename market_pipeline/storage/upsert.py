@@ -70,6 +70,11 @@ def merge_staged(
     return WriteCounts(inserted, updated, staged.count - inserted - updated, revised)
 
 
+def lock_merges(connection: Connection) -> None:
+    """Wait for the merges before this one; later ones wait until the transaction ends."""
+    connection.exec_driver_sql(_LOCK)
+
+
 def take_dataset_version(connection: Connection) -> int:
     """Return the next dataset version; the merge lock is held, so versions follow commit order."""
     version = connection.exec_driver_sql(f"{_LOCK}; SELECT nextval('{SCHEMA}.dataset_version_seq')")

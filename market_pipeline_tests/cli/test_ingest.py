@@ -38,7 +38,7 @@ def test_a_run_prints_a_line_for_each_market_and_its_receipt(command: Command) -
 
     assert ran.returncode == 0, ran.stderr
     assert_quiet(ran.stderr)
-    progress = ran.stderr.splitlines()
+    progress = sorted(ran.stderr.splitlines())
     assert [line.split(":")[0] for line in progress] == [
         "BTC-USD from mock",
         "ETH-USD from mock",

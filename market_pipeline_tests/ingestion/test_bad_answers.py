@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from market_pipeline.ingestion.collect import BarBatch, BarStream, collect_bars
-from market_pipeline.ingestion.request import Request, build_request
-from market_pipeline.ingestion.write import Run, write_bar_batch
+from market_pipeline.ingestion.receipts import Run
+from market_pipeline.ingestion.request import build_request
+from market_pipeline.ingestion.stream import BarStream
+from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.yahoo import YahooProvider
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.providers.clocks import QUICK, FakeTime
@@ -26,6 +27,7 @@ from market_pipeline_tests.replay import (
 )
 
 NOW = datetime(2014, 12, 31, tzinfo=UTC)
+YESTERDAY = datetime(2014, 12, 30, tzinfo=UTC)
 BARS = """
     SELECT format('%s %s %s %s %s %s', interval, open_time, open, high, low, close)
     FROM market_data.market_aggregate ORDER BY interval, open_time"""
@@ -40,27 +42,31 @@ def server() -> Iterator[ReplayServer]:
 
 
 class Ingestion:
-    """Ingests SPX from the local server into a real database; only daily bars reach back so far."""
+    """Ingests from the local server into a real database; only daily bars reach back so far."""
 
     def __init__(self, engine: Engine, server: ReplayServer) -> None:
         self.engine = engine
-        self.request: Request = build_request(NOW, ["SPX"], "yahoo", 14)
         self.provider = YahooProvider(server.environ, clocks=FakeTime().clocks, limits=QUICK)
 
-    def ingest(self, symbol: str = "SPX") -> tuple[BarBatch, UUID]:
-        """Fetch, judge and commit one market."""
-        market = self.provider.find_market(symbol)
-        assert market is not None
-        batch = collect_bars(self.provider, market, self.request)
-        run = Run(uuid4(), "manual", NOW, self.request)
-        write_bar_batch(self.engine, run, batch)
-        return batch, run.run_id
+    def ingest(self, now: datetime = NOW, symbols: tuple[str, ...] = ("SPX",)) -> dict[str, Any]:
+        """Fetch, judge and commit, and return the receipt of the last symbol's market."""
+        request = build_request(datetime.now(UTC), symbols, "yahoo", 14, now.isoformat())
+        run = Run(uuid4(), "manual", now, request)
+        markets = [self.provider.find_market(symbol) for symbol in symbols]
+        routes = [(self.provider, market) for market in markets if market is not None]
+        for item in BarStream(self.engine, run.run_id, request, routes):
+            commit_item(self.engine, run, item)
+        return self.read_receipt(run.run_id, symbols[-1])
 
-    def read_receipt(self, run_id: UUID) -> dict[str, Any]:
-        """Return what the run says about its one market."""
-        query = text("SELECT * FROM market_data.ingestion_run_market WHERE run_id = :run_id")
+    def read_receipt(self, run_id: UUID, symbol: str) -> dict[str, Any]:
+        """Return what the run says about a market."""
+        query = text("""
+            SELECT receipt.* FROM market_data.ingestion_run_market receipt
+            JOIN market_data.market USING (market_id) WHERE run_id = :run_id AND symbol = :symbol
+        """)
+        parameters = {"run_id": run_id, "symbol": symbol}
         with self.engine.connect() as connection:
-            return dict(connection.execute(query, {"run_id": run_id}).mappings().one())
+            return dict(connection.execute(query, parameters).mappings().one())
 
 
 @pytest.fixture
@@ -112,15 +118,14 @@ def test_a_failed_answer_is_a_receipt_and_no_row_changes(
     ingestion: Ingestion, server: ReplayServer, fault: Fault, reason: str
 ) -> None:
     """The market's outcome is failed with its reason; bars from before stay as they were."""
-    ingestion.ingest()
+    ingestion.ingest(YESTERDAY)
     before = [read_column(ingestion.engine, query) for query in (BARS, VERSIONS)]
     assert before[0]
     server.misbehave(fault, times=QUICK.attempts)
 
-    batch, run_id = ingestion.ingest()
+    receipt = ingestion.ingest()
 
-    receipt = ingestion.read_receipt(run_id)
-    assert batch.outcome == receipt["outcome"] == "failed"
+    assert receipt["outcome"] == "failed"
     assert reason in receipt["reason"]
     assert receipt["inserted"] + receipt["updated"] + receipt["unchanged"] == 0
     assert [read_column(ingestion.engine, query) for query in (BARS, VERSIONS)] == before
@@ -139,15 +144,16 @@ def test_a_harmless_answer_gives_the_same_bars(
 ) -> None:
     """Order and repetition make no difference; a failure that passes is tried again."""
     ingestion.ingest()
-    before = [read_column(ingestion.engine, query) for query in (BARS, VERSIONS)]
+    before = read_column(ingestion.engine, BARS)
+    with ingestion.engine.begin() as connection:
+        connection.execute(text("TRUNCATE market_data.market CASCADE"))
     server.misbehave(fault)
 
-    batch, run_id = ingestion.ingest()
+    receipt = ingestion.ingest()
 
-    receipt = ingestion.read_receipt(run_id)
-    assert batch.outcome == receipt["outcome"] == "ok"
-    assert receipt["inserted"] + receipt["updated"] == 0
-    assert [read_column(ingestion.engine, query) for query in (BARS, VERSIONS)] == before
+    assert receipt["outcome"] == "ok"
+    assert receipt["inserted"] == len(before)
+    assert read_column(ingestion.engine, BARS) == before
 
 
 REJECTED = {
@@ -164,25 +170,31 @@ def test_an_impossible_bar_is_counted_and_the_others_land(
     """The row is left out by name; its neighbours are stored, and the outcome is partial."""
     server.misbehave(fault)
 
-    batch, run_id = ingestion.ingest()
+    receipt = ingestion.ingest()
 
-    receipt = ingestion.read_receipt(run_id)
-    assert batch.outcome == receipt["outcome"] == "partial"
-    assert receipt["quarantined"] == 1
-    assert receipt["reason"] == f"1 bars rejected: {rule}"
+    assert receipt["outcome"] == "partial"
+    assert receipt["quarantined"] == receipt["holes_left"] == 1
+    assert receipt["reason"].startswith(f"1 bars rejected: {rule}")
     days = "SELECT count(*) FROM market_data.market_aggregate WHERE interval = '1d'"
-    assert read_column(ingestion.engine, days) == [batch.received - 1]
+    assert read_column(ingestion.engine, days) == [receipt["received"] - 1]
+    kept = "SELECT rule FROM market_data.quarantined_row"
+    assert read_column(ingestion.engine, kept) == [rule]
+    assert read_column(ingestion.engine, "SELECT reason FROM market_data.coverage_hole") == [
+        "quarantined"
+    ]
 
 
-def test_a_null_row_is_no_bar(ingestion: Ingestion, server: ReplayServer) -> None:
-    """Yahoo marks a day without trading so; the others land."""
-    ingestion.ingest()
-    received = ingestion.ingest()[0].received
+def test_a_null_row_is_a_hole_that_the_next_run_fills(
+    ingestion: Ingestion, server: ReplayServer
+) -> None:
+    """Yahoo marks a day without trading so; the others land, and the day is asked for again."""
     nothing = dict.fromkeys(("open", "high", "low", "close", "volume"))
     server.misbehave(with_third(**nothing))
-    batch, _ = ingestion.ingest()
-    assert batch.received == received - 1
-    assert batch.outcome == "ok"
+    first = ingestion.ingest()
+    assert (first["outcome"], first["holes_left"]) == ("partial", 1)
+    second = ingestion.ingest()
+    assert (second["outcome"], second["holes_left"]) == ("ok", 0)
+    assert (second["requested"], second["calls"]) == (1, 1)
 
 
 def test_one_market_that_fails_leaves_the_others_bars(
@@ -190,17 +202,7 @@ def test_one_market_that_fails_leaves_the_others_bars(
 ) -> None:
     """A stream goes on after a failure, and each batch is a transaction of its own."""
     server.misbehave(answer_with(b"{}", 404), path="/yahoo/v8/finance/chart/AAPL")
-    routes = [
-        (ingestion.provider, market)
-        for market in map(ingestion.provider.find_market, ("AAPL", "SPX"))
-        if market is not None
-    ]
-    run = Run(uuid4(), "manual", NOW, ingestion.request)
-    outcomes = []
-    for batch in BarStream(routes, ingestion.request):
-        write_bar_batch(ingestion.engine, run, batch)
-        outcomes.append((batch.market.symbol, batch.outcome))
-    assert outcomes == [("AAPL", "failed"), ("SPX", "ok")]
+    assert ingestion.ingest(NOW, ("AAPL", "SPX"))["outcome"] == "ok"
     assert read_column(ingestion.engine, BARS)
     receipts = "SELECT outcome FROM market_data.ingestion_run_market ORDER BY outcome"
     assert read_column(ingestion.engine, receipts) == ["failed", "ok"]
@@ -219,6 +221,6 @@ def test_a_batch_that_breaks_at_its_end_leaves_nothing(
         )
     with pytest.raises(IntegrityError):
         Ingestion(engine, server).ingest()
-    for table in ("market", "market_aggregate", "ingestion_run", "ingestion_run_market"):
+    for table in ("market_aggregate", "market_coverage", "ingestion_run", "fetch_claim"):
         query = f"SELECT count(*) FROM market_data.{table}"  # noqa: S608 - a literal above
         assert read_column(engine, query) == [0]

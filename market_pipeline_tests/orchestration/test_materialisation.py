@@ -94,8 +94,9 @@ def test_a_second_run_tells_no_news(materialise: Materialise, database_url: str)
     second = read_metadata(materialise(window_end=MORNING))
     for asset, metadata in second.items():
         assert (metadata["rows_inserted"], metadata["rows_updated"]) == (0, 0)
-        assert metadata["rows_unchanged"] == metadata["dagster/row_count"]
         assert metadata["dagster/row_count"] == count_rows(database_url, asset)
+        if asset != "market_aggregates":  # of them only the newest are asked for again
+            assert metadata["rows_unchanged"] == metadata["dagster/row_count"]
         assert not {"picture", "rows"} & set(metadata)
         assert "dagster/column_schema" in metadata
 
@@ -105,7 +106,7 @@ def test_the_row_count_is_the_tables(materialise: Materialise, database_url: str
     materialise(window_end=MORNING)
     metadata = read_metadata(materialise(symbols=["SPX"], window_end=MORNING))["market_aggregates"]
     rows = count_rows(database_url, "market_aggregates")
-    assert metadata["dagster/row_count"] == rows > metadata["rows_unchanged"] > 0
+    assert metadata["dagster/row_count"] == rows > metadata["rows_unchanged"]
 
 
 def test_pictures_follow_final_days_only(materialise: Materialise) -> None:

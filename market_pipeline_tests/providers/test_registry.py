@@ -91,13 +91,16 @@ def test_a_provider_that_lacks_a_setting_serves_nothing() -> None:
 PLUGIN = """
 from datetime import timedelta
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import Market, PriceSnapshot, build_bar_frame
+from market_pipeline.domain.records import (
+    HistoryTerms, Market, PriceSnapshot, build_bar_frame)
 
 
 class HalvesProvider:
     name = "halves"
     summary = "Half a dollar, always"
     homepage = "https://example.org"
+    calls_per_minute = 120
+    calls_per_month = None
 
     def __init__(self, environ):
         self._price = float(environ.get("HALVES_PRICE") or 0.5)
@@ -112,6 +115,9 @@ class HalvesProvider:
         if symbol != "HALF-USD":
             return None
         return Market("halves", symbol, "half", "Half", "HALF", "USD", "x", "24/7", (Interval.DAY,))
+
+    def describe_history(self, market, interval):
+        return HistoryTerms(page=timedelta(days=500))
 
     def fetch_bars(self, market, interval, window, now):
         day = timedelta(days=1)

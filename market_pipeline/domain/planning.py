@@ -1,0 +1,140 @@
+"""Planning: what to ask a provider for, so that everything that should be there is.
+
+Missing is what is wanted less what is settled: arithmetic on spans, whatever the number of bars.
+To that come a few known bars before the newest (a correction or split shows there first), holes
+whose time has come, and settled spans that are read again at growing ages.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from market_pipeline.domain.coverage import AFTER_LAST, FETCH_FAILED, Coverage, Hole
+from market_pipeline.domain.grids import Grid, find_grid
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.ranges import (
+    bridge_windows,
+    intersect_windows,
+    split_window,
+    subtract_windows,
+)
+from market_pipeline.domain.records import HistoryTerms, Window
+
+OVERLAP_BARS = 3
+VERIFIED_AGES_DAYS = (1, 7, 30, 365)
+VERIFICATION_STEP = timedelta(days=1)
+MISSING, TAIL, RETRY, VERIFY, RELOAD = "missing", "tail", "retry", "verify", "reload"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request to a provider.
+
+    Attributes:
+        interval: Of the bars. window: By open_time (UTC).
+        purpose: ``missing``, ``tail`` (the newest), ``retry`` (a hole), ``verify`` or ``reload``.
+        bars: How many bars the calendar expects in it.
+    """
+
+    interval: Interval
+    window: Window
+    purpose: str
+    bars: int
+
+
+def plan_interval(
+    interval: Interval,
+    calendar: str,
+    wanted: Window,
+    now: datetime,
+    coverage: Coverage,
+    terms: HistoryTerms,
+    earliest: datetime | None = None,
+) -> list[Ask]:
+    """Return the requests that make a window complete, oldest first, in the fewest calls.
+
+    Args:
+        interval: Of the bars.
+        calendar: The market's.
+        wanted: What should be there.
+        now: The run's clock (UTC); what has not begun by then is not asked for.
+        coverage: What is known.
+        terms: The provider's.
+        earliest: The provider has nothing before it (UTC); None: no limit known.
+    """
+    grid = find_grid(calendar, interval, Window(wanted.start, max(wanted.end, now)))
+    wanted = _limit(wanted, grid, now, coverage, earliest)
+    missing = _find_missing(wanted, grid, now, coverage)
+    due = [hole.window for hole in _find_due(coverage.holes, now)]
+    retried = [part for part in intersect_windows(due, [wanted]) if grid.count(part)]
+    asked = bridge_windows(
+        [*(_overlap(part, wanted, grid, coverage) for part in missing), *retried], terms.page
+    )
+    return [
+        Ask(interval, page, _name_purpose(page, missing, wanted, coverage), grid.count(page))
+        for window in asked
+        for page in split_window(window, terms.page)
+    ]
+
+
+def plan_verification(
+    interval: Interval,
+    calendar: str,
+    now: datetime,
+    coverage: Coverage,
+    terms: HistoryTerms,
+    earliest: datetime | None = None,
+) -> list[Ask]:
+    """Return one request for each age whose turn has come, of settled bars only."""
+    asks = []
+    for age in VERIFIED_AGES_DAYS:
+        start, end = coverage.verified.get(age), now - timedelta(days=age)
+        if start is None or end - start < VERIFICATION_STEP:
+            continue
+        if earliest is not None:
+            start = max(start, earliest)
+        page = Window(start, min(end, start + terms.page))
+        grid = find_grid(calendar, interval, page) if page.start < page.end else None
+        if grid is not None and grid.count(page) and intersect_windows([page], coverage.settled):
+            asks.append(Ask(interval, page, VERIFY, grid.count(page)))
+    return asks
+
+
+def _limit(
+    wanted: Window, grid: Grid, now: datetime, coverage: Coverage, earliest: datetime | None
+) -> Window:
+    """Cut off what has not begun, what the provider cannot have, and what comes after the end."""
+    end = min(wanted.end, grid.find_begun_end(now))
+    gone = [hole.window.start for hole in coverage.holes if hole.reason == AFTER_LAST]
+    start = max([wanted.start, *([] if earliest is None else [earliest])])
+    return Window(start, min([end, *gone]))
+
+
+def _find_missing(wanted: Window, grid: Grid, now: datetime, coverage: Coverage) -> list[Window]:
+    waiting = [
+        hole.window
+        for hole in coverage.holes
+        if hole.reason == FETCH_FAILED and not hole.is_due(now)
+    ]
+    left = subtract_windows([wanted], [*coverage.settled, *waiting])
+    return [part for part in left if grid.count(part)]
+
+
+def _find_due(holes: Iterable[Hole], now: datetime) -> list[Hole]:
+    return [hole for hole in holes if hole.reason != FETCH_FAILED and hole.is_due(now)]
+
+
+def _overlap(part: Window, wanted: Window, grid: Grid, coverage: Coverage) -> Window:
+    """Begin the newest span a few known bars earlier."""
+    if part.end < wanted.end:
+        return part
+    before = [window for window in coverage.settled if window.start < part.start <= window.end]
+    if not before:
+        return part
+    return Window(max(before[0].start, grid.step_back(part.start, OVERLAP_BARS)), part.end)
+
+
+def _name_purpose(page: Window, missing: list[Window], wanted: Window, coverage: Coverage) -> str:
+    if not intersect_windows([page], missing):
+        return RETRY
+    return TAIL if page.end == wanted.end and coverage.watermark is not None else MISSING

@@ -1,0 +1,230 @@
+"""Settling: what an answer proves about the span that was asked for.
+
+Every expected bar of the span ends up in one of three ways: it came and is final (settled); it is
+running, or its provider may still change it (asked for again); it should be there and is not (a
+hole with a reason, asked for again at growing distances, then remembered).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from market_pipeline.domain.coverage import (
+    AFTER_LAST,
+    BEFORE_FIRST,
+    FETCH_FAILED,
+    NO_TRADES,
+    PROVIDER_EMPTY,
+    QUARANTINED,
+    Coverage,
+    Hole,
+    find_next_check,
+)
+from market_pipeline.domain.grids import Grid, find_grid, from_micros, to_micros
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.planning import VERIFIED_AGES_DAYS
+from market_pipeline.domain.ranges import merge_windows, subtract_windows
+from market_pipeline.domain.records import Window
+
+TRIES_UNTIL_GONE = 3
+FEW_BARS = 3
+_NOT_FOUND = 404
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back for one request.
+
+    Attributes:
+        window: What was asked for, by open_time.
+        bars: The good bars of the interval.
+        quarantined: open_time of the bars that were refused.
+        asked_at: The run's clock (UTC).
+    """
+
+    window: Window
+    bars: pd.DataFrame
+    quarantined: "pd.Series[pd.Timestamp]"
+    asked_at: datetime
+
+
+def settle_answer(
+    coverage: Coverage,
+    interval: Interval,
+    calendar: str,
+    publication_lag: timedelta,
+    answer: Answer,
+) -> Coverage:
+    """Return the coverage after an answer; ``bars`` is left to whoever counts them.
+
+    Args:
+        coverage: As it was.
+        interval: Of the bars.
+        calendar: The market's.
+        publication_lag: From a bar's close until its final values are out.
+        answer: What came.
+    """
+    grid = find_grid(calendar, interval, answer.window)
+    part = grid.cut(answer.window)
+    edges = np.append(part.opens, _find_next_open(grid, answer.window))
+    is_final, is_present = _match(part, answer.bars)
+    # A bar that is stored and final stays so, also when the provider has forgotten it.
+    is_final |= find_known(coverage, part)
+    due_by = to_micros(answer.asked_at - publication_lag)
+    is_missing = ~is_final & ~is_present & (part.closes <= due_by)
+    is_pending = ~is_final & ~is_missing
+    span = Window(answer.window.start, max(answer.window.end, from_micros(edges[-1])))
+    pending = [_span(edges, first, last) for first, last in _find_runs(is_pending)]
+    new_holes = _describe_holes(coverage, interval, answer, part, edges, is_missing)
+    return replace(
+        stretch_coverage(coverage, answer.bars),
+        settled=tuple(merge_windows([*coverage.settled, *subtract_windows([span], pending)])),
+        holes=_replace_holes(coverage.holes, span, new_holes),
+        verified=_advance_verified(coverage, answer),
+    )
+
+
+def settle_failure(
+    coverage: Coverage, window: Window, asked_at: datetime, detail: str, status: int | None
+) -> Coverage:
+    """Return the coverage after a request that failed: what it would have settled is a hole.
+
+    A provider that says three times that it does not know the market is believed: the market ended.
+    """
+    holes = []
+    for part in subtract_windows([window], coverage.settled):
+        tries, first_seen_at = _count_tries(coverage.holes, part, asked_at)
+        is_gone = status == _NOT_FOUND and tries >= TRIES_UNTIL_GONE and coverage.bars > 0
+        reason = AFTER_LAST if is_gone else FETCH_FAILED
+        again = find_next_check(reason, tries, asked_at)
+        holes.append(Hole(part, reason, tries, first_seen_at, asked_at, again, detail))
+    return replace(coverage, holes=_replace_holes(coverage.holes, window, holes))
+
+
+def forget_settled(coverage: Coverage) -> Coverage:
+    """Return the coverage of a series that must be read again as a whole."""
+    return replace(coverage, settled=(), holes=(), verified={})
+
+
+def find_known(coverage: Coverage, part: Grid) -> npt.NDArray[np.bool_]:
+    """Tell which expected bars are stored and final: settled, and in no hole."""
+    known = np.zeros(len(part.opens), dtype=bool)
+    spans = subtract_windows(coverage.settled, [hole.window for hole in coverage.holes])
+    for span in spans:
+        first, last = np.searchsorted(part.opens, [to_micros(span.start), to_micros(span.end)])
+        known[first:last] = True
+    return known
+
+
+def _find_next_open(grid: Grid, window: Window) -> int:
+    """Return where the first expected bar after a window opens: until then nothing can come."""
+    at = int(np.searchsorted(grid.opens, to_micros(window.end)))
+    return int(grid.opens[at]) if at < len(grid.opens) else to_micros(window.end)
+
+
+def _match(part: Grid, bars: pd.DataFrame) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    opens = pd.DatetimeIndex(bars["open_time"]).as_unit("us").asi8
+    finals = opens[bars["is_final"].to_numpy(dtype=bool)]
+    return np.isin(part.opens, finals), np.isin(part.opens, opens)
+
+
+def _find_runs(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the first and last position of each run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _span(edges: npt.NDArray[np.int64], first: int, last: int) -> Window:
+    return Window(from_micros(edges[first]), from_micros(edges[last + 1]))
+
+
+def _describe_holes(
+    coverage: Coverage,
+    interval: Interval,
+    answer: Answer,
+    part: Grid,
+    edges: npt.NDArray[np.int64],
+    is_missing: npt.NDArray[np.bool_],
+) -> list[Hole]:
+    refused = np.isin(part.opens, pd.DatetimeIndex(answer.quarantined).as_unit("us").asi8)
+    holes = []
+    for first, last in _find_runs(is_missing):
+        for is_refused, group in groupby(range(first, last + 1), key=lambda at: bool(refused[at])):
+            members = list(group)
+            window = _span(edges, members[0], members[-1])
+            few = interval is Interval.HOUR and first > 0 and last + 1 < len(is_missing)
+            few = few and last - first < FEW_BARS
+            reason = QUARANTINED if is_refused else NO_TRADES if few else PROVIDER_EMPTY
+            holes.append(_make_hole(coverage, window, reason, answer, is_oldest=members[0] == 0))
+    return holes
+
+
+def _make_hole(
+    coverage: Coverage, window: Window, reason: str, answer: Answer, is_oldest: bool
+) -> Hole:
+    tries, first_seen_at = _count_tries(coverage.holes, window, answer.asked_at)
+    first_bar_at = stretch_coverage(coverage, answer.bars).first_bar_at
+    if (
+        reason == PROVIDER_EMPTY
+        and is_oldest
+        and tries > 1
+        and first_bar_at is not None
+        and first_bar_at >= window.end
+    ):
+        reason = BEFORE_FIRST
+    again = find_next_check(reason, tries, answer.asked_at)
+    return Hole(window, reason, tries, first_seen_at, answer.asked_at, again)
+
+
+def _count_tries(holes: Sequence[Hole], window: Window, now: datetime) -> tuple[int, datetime]:
+    """Return which try this was for a window, and since when it has been missed."""
+    known = [h for h in holes if h.window.start < window.end and window.start < h.window.end]
+    tries = max((hole.tries for hole in known), default=0) + 1
+    return tries, min((hole.first_seen_at for hole in known), default=now)
+
+
+def _replace_holes(holes: Sequence[Hole], window: Window, new: Sequence[Hole]) -> tuple[Hole, ...]:
+    """Put new holes in the place of what the old ones said about a window."""
+    kept = [
+        replace(hole, window=part)
+        for hole in holes
+        for part in subtract_windows([hole.window], [window])
+    ]
+    return tuple(sorted([*kept, *new], key=lambda hole: hole.window.start))
+
+
+def _advance_verified(coverage: Coverage, answer: Answer) -> dict[int, datetime]:
+    """Move each age's mark to where bars have now been read at that age; older ones count too."""
+    marks = dict(coverage.verified)
+    window = answer.window
+    for age in VERIFIED_AGES_DAYS:
+        mark, of_age = marks.get(age), answer.asked_at - timedelta(days=age)
+        read_to = max(window.start, min(window.end, of_age))
+        goes_on = mark is not None and window.start <= mark <= window.end and read_to > mark
+        if mark is None or goes_on or of_age < window.end < mark:
+            marks[age] = read_to
+    return marks
+
+
+def stretch_coverage(coverage: Coverage, bars: pd.DataFrame) -> Coverage:
+    """Return a coverage whose watermark, first and last bar have taken bars in."""
+    finals = bars.loc[bars["is_final"].astype(bool), "close_time"]
+    latest = [coverage.watermark, *_to_moments(finals.max() if len(finals) else pd.NaT)]
+    first, last = (bars["open_time"].min(), bars["open_time"].max()) if len(bars) else (pd.NaT,) * 2
+    firsts, lasts = [coverage.first_bar_at, *_to_moments(first)], _to_moments(last)
+    return replace(
+        coverage,
+        watermark=max(filter(None, latest), default=None),
+        first_bar_at=min(filter(None, firsts), default=None),
+        last_bar_at=max(filter(None, [coverage.last_bar_at, *lasts]), default=None),
+    )
+
+
+def _to_moments(stamp: Any) -> list[datetime]:
+    return [] if pd.isna(stamp) else [stamp.to_pydatetime()]

@@ -1,0 +1,78 @@
+"""One request to a provider, and its answer judged: a page."""
+
+import logging
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pandas as pd
+
+from market_pipeline.domain.errors import ProviderError
+from market_pipeline.domain.judging import JudgedBars, judge_bars
+from market_pipeline.domain.planning import Ask
+from market_pipeline.domain.records import Market, build_empty_bar_frame
+from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
+from market_pipeline.providers.base import Provider
+
+logger = logging.getLogger("market_pipeline.ingestion")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_DAY = datetime(2200, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What came back for one request.
+
+    Attributes:
+        ask: The request. judged: Its bars, good and rejected. received: How many came.
+        now: The run's clock (UTC).
+        asked_at: When it was sent (UTC, wall clock). seconds: How long the answer took.
+        error: What came instead of bars. status: The HTTP status of that, where there was one.
+    """
+
+    ask: Ask
+    judged: JudgedBars
+    received: int
+    now: datetime
+    asked_at: datetime
+    seconds: float
+    error: str | None = None
+    status: int | None = None
+
+
+def fetch_page(provider: Provider, market: Market, ask: Ask, now: datetime) -> Page:
+    """Ask and judge; an error of the provider becomes part of the page.
+
+    Args:
+        provider: The market's.
+        market: Whose bars.
+        ask: Which.
+        now: The run's clock (UTC).
+    """
+    asked_at, began = datetime.now(UTC), time.perf_counter()
+    bars, error, status = build_empty_bar_frame(), None, None
+    try:
+        bars = provider.fetch_bars(market, ask.interval, ask.window, now)
+    except ProviderError as failure:
+        error, status = str(failure), failure.status
+        logger.warning("%s %s: %s", market.symbol, ask.interval, failure)
+    seconds = time.perf_counter() - began
+    judged = judge_page(bars, market, now)
+    return Page(ask, judged, len(bars), now, asked_at, seconds, error, status)
+
+
+def judge_page(bars: pd.DataFrame, market: Market, now: datetime) -> JudgedBars:
+    """Separate possible bars from impossible ones by the market's own sessions."""
+    return judge_bars(bars, now, build_hourly_grid(_read_sessions_around(bars, market)))
+
+
+def _read_sessions_around(bars: pd.DataFrame, market: Market) -> pd.DataFrame:
+    """Return every session that a received bar can belong to, those beyond the window included."""
+    if bars.empty:
+        return read_sessions(market.calendar, EPOCH, EPOCH)
+    first, last = bars["open_time"].min().to_pydatetime(), bars["open_time"].max().to_pydatetime()
+    return read_sessions(
+        market.calendar,
+        max(first, EPOCH) - timedelta(days=2),
+        min(last, LAST_DAY) + timedelta(days=2),
+    )

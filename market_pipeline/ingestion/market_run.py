@@ -1,0 +1,140 @@
+"""One market's part of a run: claim it, plan, ask page by page, hand over what came.
+
+Not here: the transaction that a batch lands in (``write``), and the other markets (``stream``).
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.grids import find_grid
+from market_pipeline.domain.planning import TAIL, Ask
+from market_pipeline.domain.settling import find_known
+from market_pipeline.domain.splits import find_split_ratio
+from market_pipeline.ingestion.batches import BarBatch, Progress
+from market_pipeline.ingestion.fetching import Page, fetch_page
+from market_pipeline.ingestion.planning import Coverages, plan_market, plan_reload
+from market_pipeline.ingestion.registration import ensure_market
+from market_pipeline.ingestion.request import Request, Route
+from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
+from market_pipeline.storage.claims import renew_claim, wait_for_claim
+from market_pipeline.storage.coverage import read_coverage
+from market_pipeline.storage.events import has_open_event
+from market_pipeline.storage.queries import read_final_bars
+
+CLAIM_TIME = timedelta(minutes=2)
+CLAIM_PATIENCE = timedelta(minutes=10)
+BATCH_BARS = 20_000
+MOST_FAILURES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class MarketRun:
+    """A market that a run is about to claim.
+
+    Attributes:
+        engine: Where the ledgers are. run_id: The run. request: What it was asked.
+        route: Provider and market.
+    """
+
+    engine: Engine
+    run_id: UUID
+    request: Request
+    route: Route
+
+    def __iter__(self) -> Iterator[BarBatch]:
+        """Yield batches to commit in order; the last one gives the claim back."""
+        market_id = ensure_market(self.engine, self.route[1], self.request.is_default_routing)
+        token = wait_for_claim(self.engine, market_id, self.run_id, CLAIM_TIME, CLAIM_PATIENCE)
+        claimed = BarBatch(self.route, market_id, token, (), Progress())
+        began = time.monotonic()
+        for batch in self._iterate_batches(claimed):
+            batch.progress.seconds = time.monotonic() - began
+            yield batch
+
+    def _iterate_batches(self, claimed: BarBatch) -> Iterator[BarBatch]:
+        coverages, is_rescaled = self._read_state(claimed.market_id)
+        plan = plan_market(self.route, coverages, self.request)
+        waiting: list[Page] = []
+        for page in self._iterate_pages(claimed, () if is_rescaled else plan.asks, coverages):
+            ratio = self._find_split(claimed.market_id, page)
+            if ratio is not None:
+                is_rescaled = True
+                yield replace(claimed, split_ratio=ratio)
+                break
+            waiting.append(page)
+            if _is_full(waiting):
+                yield replace(claimed, pages=tuple(waiting))
+                waiting = []
+        if is_rescaled:
+            yield from self._iterate_reload(claimed, coverages)
+        else:
+            yield replace(claimed, pages=tuple(waiting), is_last=True)
+
+    def _iterate_reload(self, claimed: BarBatch, coverages: Coverages) -> Iterator[BarBatch]:
+        """Yield the whole market again: old and new scale must not stand side by side."""
+        waiting: list[Page] = []
+        asks = plan_reload(self.route, coverages, self.request)
+        for page in self._iterate_pages(claimed, asks, {}):
+            waiting.append(page)
+            if _is_full(waiting):
+                yield replace(claimed, pages=tuple(waiting))
+                waiting = []
+        is_whole = not claimed.progress.failures
+        yield replace(claimed, pages=tuple(waiting), is_last=True, ends_reload=is_whole)
+
+    def _iterate_pages(
+        self, claimed: BarBatch, asks: Iterable[Ask], coverages: Coverages
+    ) -> Iterator[Page]:
+        provider, market = self.route
+        for ask in asks:
+            if len(claimed.progress.failures) >= MOST_FAILURES:
+                return
+            renew_claim(self.engine, claimed.market_id, claimed.token, CLAIM_TIME)
+            gate = CountingGate(current_gate())
+            with use_gate(gate):
+                page = fetch_page(provider, market, ask, self.request.now)
+            page = _doubt_silence(page, market.calendar, coverages.get(ask.interval))
+            claimed.progress.count_page(page, gate.calls, gate.throttled)
+            yield page
+
+    def _read_state(self, market_id: int) -> tuple[Coverages, bool]:
+        with self.engine.connect() as connection:
+            found = read_coverage(connection, [market_id])
+            is_rescaled = has_open_event(connection, market_id)
+        return {interval: coverage for (_, interval), coverage in found.items()}, is_rescaled
+
+    def _find_split(self, market_id: int, page: Page) -> float | None:
+        if page.ask.purpose != TAIL or page.judged.good.empty:
+            return None
+        with self.engine.connect() as connection:
+            known = read_final_bars(
+                connection,
+                [market_id],
+                page.ask.interval,
+                page.ask.window.start,
+                self.request.now,
+            )
+        return find_split_ratio(known, page.judged.good)
+
+
+def _is_full(pages: list[Page]) -> bool:
+    return sum(page.received for page in pages) >= BATCH_BARS
+
+
+def _doubt_silence(page: Page, calendar: str, known: Coverage | None) -> Page:
+    """Turn an empty answer about a span that has bars into a failure: it had them before."""
+    if known is None or page.error is not None or page.received:
+        return page
+    part = find_grid(calendar, page.ask.interval, page.ask.window).cut(page.ask.window)
+    stored = int(find_known(known, part).sum())
+    if not stored:
+        return page
+    return replace(
+        page, error=f"the provider has no bars in this window, of which {stored} are stored"
+    )

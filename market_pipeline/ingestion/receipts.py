@@ -1,0 +1,142 @@
+"""The receipt of a run: what was asked, what came, what was written, what is left."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from market_pipeline.ingestion.fetching import Page
+from market_pipeline.ingestion.request import Request
+from market_pipeline.storage.ledgers import ingestion_request
+from market_pipeline.storage.tables import (
+    ingestion_run,
+    ingestion_run_market,
+    ingestion_run_table,
+    market_aggregate,
+)
+from market_pipeline.storage.upsert import WriteCounts
+
+_RANK = {"ok": 0, "partial": 1, "failed": 2}
+_ADDED = ("inserted", "updated", "unchanged", "revised", "spikes")
+_MAX_REASON = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The run on whose behalf rows are written."""
+
+    run_id: UUID
+    trigger: str
+    started_at: datetime
+    request: Request
+
+
+def begin_receipt(connection: Connection, run: Run) -> None:
+    """Make sure the run's receipt exists."""
+    request = {
+        "symbols": run.request.symbols,
+        "lookback_days": run.request.lookback_days,
+        "window_start": run.request.window.start.isoformat(),
+        "window_end": run.request.window.end.isoformat(),
+    }
+    row = {
+        "run_id": run.run_id,
+        "trigger": run.trigger,
+        "provider": ",".join(run.request.providers),
+        "request": json.loads(json.dumps(request)),
+        "started_at": run.started_at,
+    }
+    connection.execute(insert(ingestion_run).values(row).on_conflict_do_nothing())
+
+
+def add_market_receipt(
+    connection: Connection, run: Run, market_id: int, row: dict[str, Any]
+) -> None:
+    """Add a batch to a market's receipt: counts of rows add up, all else is as of now."""
+    statement = insert(ingestion_run_market).values(run_id=run.run_id, market_id=market_id, **row)
+    receipt, new = ingestion_run_market.c, statement.excluded
+    changes: dict[str, Any] = {name: new[name] for name in row}
+    changes |= {name: receipt[name] + new[name] for name in _ADDED if name in row}
+    for name in ("first_version", "watermark_before"):
+        if name in row:
+            changes[name] = func.coalesce(receipt[name], new[name])
+    if "last_version" in row:
+        changes["last_version"] = func.coalesce(new["last_version"], receipt["last_version"])
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["run_id", "market_id"], set_=changes)
+    )
+
+
+def add_requests(connection: Connection, run: Run, market_id: int, pages: Sequence[Page]) -> None:
+    """Note each request, so that a bar can be traced to it."""
+    rows = [
+        {
+            "run_id": run.run_id,
+            "market_id": market_id,
+            "interval": page.ask.interval.value,
+            "starts_at": page.ask.window.start,
+            "ends_at": page.ask.window.end,
+            "purpose": page.ask.purpose,
+            "asked_at": page.asked_at,
+            "seconds": page.seconds,
+            "received": page.received,
+            "error": page.error,
+        }
+        for page in pages
+    ]
+    if rows:
+        connection.execute(insert(ingestion_request), rows)
+
+
+def add_table_receipt(
+    connection: Connection, run: Run, table_name: str, counts: WriteCounts, outcome: str
+) -> None:
+    """Add counts to a run's receipt, and let its outcome only get worse."""
+    receipt = ingestion_run_table.c
+    row = {
+        "run_id": run.run_id,
+        "table_name": table_name,
+        "inserted": counts.inserted,
+        "updated": counts.updated,
+        "unchanged": counts.unchanged,
+    }
+    sums = {name: receipt[name] + row[name] for name in ("inserted", "updated", "unchanged")}
+    statement = insert(ingestion_run_table).values(row)
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["run_id", "table_name"], set_=sums)
+    )
+    _worsen(connection, run, outcome)
+
+
+def mark_failed(engine: Engine, run: Run) -> None:
+    """Close a run's receipt as failed: nothing usable came, or a step broke."""
+    with engine.begin() as connection:
+        begin_receipt(connection, run)
+        add_table_receipt(connection, run, market_aggregate.name, WriteCounts(), "failed")
+
+
+def describe_stop(reason: str, outcome: str) -> dict[str, Any]:
+    """Return the receipt of a market that gave no batch."""
+    counts = dict.fromkeys(("received", "inserted", "updated", "unchanged"), 0)
+    return {**counts, "outcome": outcome, "reason": reason[:_MAX_REASON]}
+
+
+def shorten_reason(reasons: Sequence[str]) -> str | None:
+    """Return reasons in one line; None when there are none."""
+    return "; ".join(reasons)[:_MAX_REASON] or None
+
+
+def _worsen(connection: Connection, run: Run, outcome: str) -> None:
+    this_run = ingestion_run.c.run_id == run.run_id
+    # Locked: markets of one run commit from one process, but assets may not.
+    query = select(ingestion_run.c.outcome).where(this_run).with_for_update()
+    known = connection.execute(query).scalar()
+    worst = max(outcome, known or "ok", key=_RANK.__getitem__)
+    connection.execute(
+        update(ingestion_run).where(this_run).values(completed_at=datetime.now(UTC), outcome=worst)
+    )

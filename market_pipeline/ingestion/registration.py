@@ -1,0 +1,108 @@
+"""Keeping the market table: which markets there are, and which is a symbol's primary."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Engine, insert, select, tuple_, update
+
+from market_pipeline.domain.records import Market
+from market_pipeline.storage.tables import market
+from market_pipeline.storage.upsert import WriteCounts, lock_merges
+
+_COLUMNS = (
+    "provider", "provider_market_id", "symbol", "name", "base", "quote", "venue", "calendar",
+    "price_basis",
+)  # fmt: skip
+Rows = Mapping[tuple[str, str], Mapping[str, Any]]
+
+
+def ensure_market(engine: Engine, one: Market, claim_primary: bool) -> int:
+    """Return a market's key; registers it where it is new."""
+    with engine.begin() as connection:
+        register_markets(connection, [one], claim_primary)
+        known = _read_known(connection, [one])
+    return int(known[one.provider, one.symbol]["market_id"])
+
+
+def register_markets(
+    connection: Connection, markets: Sequence[Market], claim_primary: bool
+) -> WriteCounts:
+    """Insert or update market rows; a symbol's primary is the configured provider's.
+
+    Waits for other writers only when something has to change.
+
+    Args:
+        connection: In a transaction.
+        markets: As routed.
+        claim_primary: Take the place of another provider's primary market; without it only a
+            vacant place is taken.
+    """
+    if not _find_work(connection, markets, claim_primary):
+        return WriteCounts(unchanged=len(markets))
+    lock_merges(connection)
+    known = _read_known(connection, markets)
+    counts = WriteCounts()
+    for one in markets:
+        counts += _register(connection, one, known)
+    for one in markets:
+        _settle_primary(connection, one, claim_primary)
+    return counts
+
+
+def _find_work(connection: Connection, markets: Sequence[Market], claim_primary: bool) -> bool:
+    known = _read_known(connection, markets)
+    primaries = _read_primaries(connection, [one.symbol for one in markets])
+    return any(
+        _find_changes(one, known.get((one.provider, one.symbol))) != {}
+        or _wants_primary(one, primaries.get(one.symbol), claim_primary)
+        for one in markets
+    )
+
+
+def _read_known(connection: Connection, markets: Sequence[Market]) -> Rows:
+    keys = [(one.provider, one.symbol) for one in markets]
+    query = select(market).where(
+        tuple_(market.c.provider, market.c.symbol).in_(keys), market.c.is_active
+    )
+    rows = (dict(row) for row in connection.execute(query).mappings())
+    return {(row["provider"], row["symbol"]): row for row in rows}
+
+
+def _read_primaries(connection: Connection, symbols: Sequence[str]) -> dict[str, str]:
+    query = select(market.c.symbol, market.c.provider).where(
+        market.c.symbol.in_(symbols), market.c.is_primary
+    )
+    return {row.symbol: row.provider for row in connection.execute(query)}
+
+
+def _find_changes(one: Market, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(one, name) for name in _COLUMNS}
+    row["intervals"] = [interval.value for interval in one.intervals]
+    return row if known is None else {k: v for k, v in row.items() if known[k] != v}
+
+
+def _register(connection: Connection, one: Market, known: Rows) -> WriteCounts:
+    stored = known.get((one.provider, one.symbol))
+    changes = _find_changes(one, stored)
+    if stored is None:
+        connection.execute(insert(market).values(changes))
+        return WriteCounts(inserted=1)
+    if not changes:
+        return WriteCounts(unchanged=1)
+    this = market.c.market_id == stored["market_id"]
+    connection.execute(update(market).where(this).values(changes))
+    return WriteCounts(updated=1)
+
+
+def _wants_primary(one: Market, primary: str | None, claim: bool) -> bool:
+    return primary is None or (claim and primary != one.provider)
+
+
+def _settle_primary(connection: Connection, one: Market, claim: bool) -> None:
+    primary = _read_primaries(connection, [one.symbol]).get(one.symbol)
+    if not _wants_primary(one, primary, claim):
+        return
+    same_symbol = update(market).where(market.c.symbol == one.symbol)
+    connection.execute(same_symbol.where(market.c.is_primary).values(is_primary=False))
+    this = (market.c.provider == one.provider, market.c.is_active)
+    connection.execute(same_symbol.where(*this).values(is_primary=True))

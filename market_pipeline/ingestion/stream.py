@@ -1,0 +1,91 @@
+"""All markets of a run at once: workers fetch while whoever drains the stream commits."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import Empty, Full, Queue
+from threading import Event
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from market_pipeline.domain.errors import PipelineError, SupersededError
+from market_pipeline.ingestion.batches import BarBatch
+from market_pipeline.ingestion.market_run import MarketRun
+from market_pipeline.ingestion.request import Request, Route
+from market_pipeline.providers.gate import keep_gate
+from market_pipeline.storage.claims import release_run_claims
+
+WORKERS = 4
+_WAIT_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class MarketStopped:
+    """A market that gave no batch, and why."""
+
+    route: Route
+    error: PipelineError
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether another run does this market's work."""
+        return isinstance(self.error, SupersededError)
+
+
+Item = BarBatch | MarketStopped
+
+
+@dataclass(frozen=True)
+class BarStream:
+    """The batches of a run; at most a few wait in memory for their transaction."""
+
+    engine: Engine
+    run_id: UUID
+    request: Request
+    routes: Sequence[Route]
+
+    def __iter__(self) -> Iterator[Item]:
+        """Yield batches as they come; those of one market in their order."""
+        ready: Queue[Item] = Queue(maxsize=WORKERS)
+        stop = Event()
+        with ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="fetch") as pool:
+            run = keep_gate(self._work)
+            work = [pool.submit(run, route, ready, stop) for route in self.routes]
+            try:
+                yield from _drain(ready, work)
+            finally:
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                release_run_claims(self.engine, self.run_id)
+
+    def _work(self, route: Route, ready: Queue[Item], stop: Event) -> None:
+        try:
+            for batch in MarketRun(self.engine, self.run_id, self.request, route):
+                _put(batch, ready, stop)
+                if stop.is_set():
+                    return
+        except PipelineError as error:
+            _put(MarketStopped(route, error), ready, stop)
+
+
+def _drain(ready: Queue[Item], work: Sequence["Future[None]"]) -> Iterator[Item]:
+    """Yield until all workers are done; what one did not expect is raised here."""
+    while True:
+        is_done = all(future.done() for future in work)
+        try:
+            yield ready.get(timeout=0 if is_done else _WAIT_SECONDS)
+        except Empty:
+            if is_done:
+                break
+    for future in work:
+        future.result()
+
+
+def _put(item: Item, ready: Queue[Item], stop: Event) -> None:
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=_WAIT_SECONDS)
+        except Full:
+            continue
+        return

@@ -1,0 +1,12 @@
+"""Reading what is stored: tidy frames for analysts, what changed, and why a number is what it is.
+
+Here: questions in the words of the field (symbols, versions, times), checked and answered. Not
+here: SQL (``storage``), the network, Dagster.
+"""
+
+from market_pipeline.readers.aggregates import read_aggregates
+from market_pipeline.readers.changes import read_changes
+from market_pipeline.readers.opening import open_database
+from market_pipeline.readers.why import explain_statistic
+
+__all__ = ["explain_statistic", "open_database", "read_aggregates", "read_changes"]

@@ -1,0 +1,170 @@
+"""``read_aggregates``: final bars as a tidy frame, of now, of a time, or of a dataset version."""
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+from sqlalchemy import Connection, Engine
+
+from market_pipeline.domain.errors import HistoryRequestError, NothingKnownYetError
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import Market
+from market_pipeline.providers.registry import load_provider
+from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.readers.questions import (
+    check_version,
+    find_markets,
+    parse_interval,
+    parse_moment,
+    parse_window,
+)
+from market_pipeline.storage.history_queries import (
+    BarSpan,
+    read_bars,
+    read_bars_as_of,
+    read_bars_assumed,
+    read_bars_at_version,
+    read_first_known_at,
+)
+
+Basis: TypeAlias = Literal["strict", "assumed"]
+COLUMNS = (
+    "symbol", "provider", "interval", "open_time", "close_time", "open", "high", "low", "close",
+    "volume", "volume_kind", "known_at", "dataset_version", "run_id",
+)  # fmt: skip
+
+
+def read_aggregates(
+    symbols: str | Sequence[str],
+    interval: Interval | str,
+    start: datetime | str,
+    end: datetime | str,
+    as_of: datetime | str | None = None,
+    version: int | None = None,
+    basis: Basis = "strict",
+    engine: Engine | None = None,
+) -> pd.DataFrame:
+    """Return final bars, one row each: the newest values, or those of a time or dataset version.
+
+    Args:
+        symbols: One or several. ``BTC-USD`` is the symbol's primary market, ``yahoo:BTC-USD`` that
+            of a provider.
+        interval: ``1h``, ``1d`` or ``1w``.
+        start: Bars that open at or after it. A time without a zone is UTC.
+        end: Bars that open before it.
+        as_of: The values that were known at this time.
+        version: The values of this dataset version; versions follow the order of commits.
+        basis: ``strict`` goes by the record of when values became known. ``assumed``, with
+            ``as_of``, takes each bar's first-loaded values as known at its close plus the
+            provider's publication lag, unless the record says earlier: for back-tests on history
+            that was loaded later. Corrections count from when they came, on either basis.
+        engine: Of :func:`open_database`, for many reads; None opens the database for this one.
+
+    Returns:
+        Ordered by symbol, provider and open_time, with these columns, also without rows:
+
+        - ``symbol``, ``provider``, ``interval``, ``volume_kind``: str
+        - ``open_time``, ``close_time``, ``known_at``: datetime64[us, UTC]
+        - ``open``, ``high``, ``low``, ``close``, ``volume``: float64, NaN for no volume
+        - ``dataset_version``: int64
+        - ``run_id``: str, NaN where unknown
+        - ``is_assumed`` (basis ``assumed`` only): bool, true where the record alone would not have
+          the row
+
+    Raises:
+        UnknownMarketError: Names every symbol that is not stored.
+        NothingKnownYetError: There are bars, but none was known at ``as_of``.
+        HistoryRequestError: ``as_of`` is in the future, the version does not exist, or arguments
+            are malformed or contradict each other.
+        StorageError: The database cannot be used.
+    """
+    window, chosen = parse_window(start, end), parse_interval(interval)
+    moment = None if as_of is None else _parse_as_of(as_of)
+    _check_question(moment, version, basis)
+    with open_snapshot(engine) as connection:
+        markets = find_markets(connection, symbols)
+        span = BarSpan(tuple(markets), chosen, window)
+        if version is not None:
+            check_version(connection, version)
+            bars = read_bars_at_version(connection, span, version)
+        elif moment is None:
+            bars = read_bars(connection, span)
+        elif basis == "strict":
+            bars = _read_strictly(connection, span, moment)
+        else:
+            lags = find_publication_lags(markets, chosen)
+            bars = read_bars_assumed(connection, span, moment, lags)
+    return _arrange(bars, markets, chosen)
+
+
+def _parse_as_of(as_of: datetime | str) -> datetime:
+    moment = parse_moment("as_of", as_of)
+    if moment > datetime.now(UTC):
+        raise HistoryRequestError(
+            f"as_of={moment.isoformat()} is in the future: what will be known then is not known yet"
+        )
+    return moment
+
+
+def _check_question(as_of: datetime | None, version: int | None, basis: str) -> None:
+    if as_of is not None and version is not None:
+        raise HistoryRequestError("as_of and version exclude each other: give one of them")
+    if basis not in {"strict", "assumed"}:
+        raise HistoryRequestError(f"basis {basis!r} is unknown: expected strict or assumed")
+    if basis == "assumed" and as_of is None:
+        raise HistoryRequestError("basis='assumed' is about a time: give as_of as well")
+
+
+def _read_strictly(connection: Connection, span: BarSpan, as_of: datetime) -> pd.DataFrame:
+    """Return the bars known at a time; none, though there are some now, is an error."""
+    bars = read_bars_as_of(connection, span, as_of)
+    known_at = read_first_known_at(connection, span) if bars.empty else None
+    if known_at is not None:
+        raise NothingKnownYetError(
+            f"at {as_of.isoformat()} none of these bars was known: the first became known at "
+            f"{known_at.isoformat()}. For back-tests, basis='assumed' takes first-loaded values as "
+            "known at their close plus the provider's publication lag"
+        )
+    return bars
+
+
+def find_publication_lags(
+    markets: Mapping[int, Market], interval: Interval
+) -> dict[int, timedelta]:
+    """Return for each market how long after a bar's close its provider has the final values.
+
+    Raises:
+        SettingError: A provider is not installed any more, or wrongly set.
+    """
+    names = {market.provider for market in markets.values()}
+    providers = {name: load_provider(name, os.environ) for name in names}
+    return {
+        market_id: providers[market.provider]
+        .describe_history(market, find_fetched_interval(market, interval))
+        .publication_lag
+        for market_id, market in markets.items()
+    }
+
+
+def find_fetched_interval(market: Market, interval: Interval) -> Interval:
+    """Return what bars are made of: weeks are built here from the longest bars there are."""
+    return interval if interval in market.intervals else market.intervals[-1]
+
+
+def _arrange(bars: pd.DataFrame, markets: Mapping[int, Market], interval: Interval) -> pd.DataFrame:
+    """Return the bars in order, with the names of their markets."""
+    rank = pd.Index(list(markets)).get_indexer(pd.Index(bars["market_id"]))
+    order = np.lexsort([bars["open_time"].array.asi8, rank])
+    place = rank[order]
+    rows = bars.take(order).reset_index(drop=True)
+    names = {
+        "symbol": [market.symbol for market in markets.values()],
+        "provider": [market.provider for market in markets.values()],
+    }
+    for name, words in names.items():
+        rows[name] = pd.array(words, dtype="str").take(place)
+    rows["interval"] = pd.array([interval.value], dtype="str").take(place * 0)
+    return rows[[*COLUMNS, *(name for name in rows if name == "is_assumed")]]

@@ -1,0 +1,32 @@
+"""The database as readers see it: found as every command finds it, one snapshot for a question."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from sqlalchemy import Connection, Engine
+
+from market_pipeline.settings import load_dotenv
+from market_pipeline.storage import database
+
+
+@contextmanager
+def open_database() -> Iterator[Engine]:
+    """Open DATABASE_URL, else the embedded database; ``.env`` of the current folder counts.
+
+    Raises:
+        StorageError: Unreachable, read-only, or at another schema version.
+    """
+    load_dotenv()
+    with database.open_database() as engine:
+        yield engine
+
+
+@contextmanager
+def open_snapshot(engine: Engine | None) -> Iterator[Connection]:
+    """Open a connection whose queries all see the same moment, on an engine or the database in use.
+
+    Raises:
+        StorageError: As of :func:`open_database`.
+    """
+    with nullcontext(engine) if engine else open_database() as opened, opened.connect() as found:
+        yield found.execution_options(isolation_level="REPEATABLE READ")

@@ -1,0 +1,123 @@
+"""What readers take: names of markets, times, intervals and versions, in their one form.
+
+Every refusal is a ``HistoryRequestError`` that says what was expected or what there is.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection
+
+from market_pipeline.domain.errors import HistoryRequestError, UnknownMarketError
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import Market, Window
+from market_pipeline.domain.symbols import parse_symbols
+from market_pipeline.storage.history_queries import (
+    StoredMarket,
+    read_markets_called,
+    read_newest_version,
+    read_primary_symbols,
+)
+
+MAX_NAMES_SHOWN = 20
+
+
+def find_markets(connection: Connection, names: str | Sequence[str]) -> dict[int, Market]:
+    """Return the markets behind names by key, each once, by symbol and provider.
+
+    Args:
+        connection: Any.
+        names: ``BTC-USD`` is the symbol's primary market, ``yahoo:BTC-USD`` that of a provider.
+
+    Raises:
+        UnknownMarketError: Names every one that no stored market has.
+        SettingError: A name is malformed, or there are none.
+    """
+    wanted = parse_symbols([names] if isinstance(names, str) else names)
+    symbols = {part for name in wanted for part in (name, _split(name)[1])}
+    stored = read_markets_called(connection, sorted(symbols))
+    found = {name: _choose(name, stored) for name in wanted}
+    unknown = [name for name, market in found.items() if market is None]
+    if unknown:
+        raise UnknownMarketError(
+            f"no stored market is called {', '.join(unknown)}: "
+            f"there is {shorten_list(read_primary_symbols(connection))}"
+        )
+    chosen = [market for market in found.values() if market is not None]
+    chosen.sort(key=lambda one: (one.record.symbol, one.record.provider))
+    return {one.market_id: one.record for one in chosen}
+
+
+def _choose(name: str, stored: Sequence[StoredMarket]) -> StoredMarket | None:
+    """Return the market of a name; a symbol may have a colon of its own."""
+    explicit = (one for one in stored if _split(name) == _spell(one.record))
+    primary = (one for one in stored if one.is_primary and one.record.symbol == name)
+    return next(explicit, None) or next(primary, None)
+
+
+def _split(name: str) -> tuple[str, str]:
+    provider, _, symbol = name.partition(":")
+    return provider, symbol
+
+
+def _spell(market: Market) -> tuple[str, str]:
+    return market.provider.upper(), market.symbol
+
+
+def shorten_list(words: Sequence[str]) -> str:
+    """Return words with commas, and only how many more there are after the first twenty."""
+    more = len(words) - MAX_NAMES_SHOWN
+    shown = ", ".join(words[:MAX_NAMES_SHOWN]) or "nothing yet"
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def parse_interval(text: str) -> Interval:
+    """Return the interval.
+
+    Raises:
+        HistoryRequestError: There is no such interval.
+    """
+    known: Mapping[str, Interval] = {one.value: one for one in Interval}
+    if text not in known:
+        raise HistoryRequestError(f"interval {text!r} is unknown: expected {', '.join(known)}")
+    return known[text]
+
+
+def parse_moment(name: str, moment: datetime | str) -> datetime:
+    """Return a time in UTC; one without a zone is UTC.
+
+    Raises:
+        HistoryRequestError: It is no time.
+    """
+    try:
+        parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+        return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+    except (ValueError, OverflowError, AttributeError):
+        raise HistoryRequestError(
+            f"{name}={moment!r}: expected a datetime or an ISO 8601 text, such as 2024-01-31T00:00Z"
+        ) from None
+
+
+def parse_window(start: datetime | str, end: datetime | str) -> Window:
+    """Return the window ``[start, end)`` in UTC.
+
+    Raises:
+        HistoryRequestError: It ends before it starts, or one is no time.
+    """
+    window = Window(parse_moment("start", start), parse_moment("end", end))
+    if window.start > window.end:
+        raise HistoryRequestError(f"start={start!r} is after end={end!r}")
+    return window
+
+
+def check_version(connection: Connection, version: int) -> None:
+    """Make sure that a dataset version exists; 0 is the empty one before the first.
+
+    Raises:
+        HistoryRequestError: Names the newest.
+    """
+    newest = read_newest_version(connection)
+    if not 0 <= version <= newest:
+        raise HistoryRequestError(
+            f"dataset version {version} does not exist: the newest is {newest}"
+        )

@@ -1,0 +1,140 @@
+"""The coverage ledger: read as a whole for many markets, changed in the bars' own transaction."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, text
+
+from market_pipeline.domain.coverage import Coverage, Hole
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import Window
+from market_pipeline.storage.ledgers import coverage_hole
+from market_pipeline.storage.tables import SCHEMA
+
+Key = tuple[int, Interval]
+_READ = text(f"""
+    SELECT market_id, interval, watermark, first_bar_at, last_bar_at, bars, verified,
+        ARRAY(SELECT lower(span) FROM unnest(settled) span ORDER BY span) AS starts,
+        ARRAY(SELECT upper(span) FROM unnest(settled) span ORDER BY span) AS ends
+    FROM {SCHEMA}.market_coverage WHERE market_id = ANY(:markets)
+""")  # noqa: S608 - a constant
+_WRITE = text(f"""
+    INSERT INTO {SCHEMA}.market_coverage AS known (market_id, interval, settled, watermark,
+        first_bar_at, last_bar_at, bars, verified, refreshed_at, refreshed_by)
+    VALUES (:market_id, :interval, CAST(:settled AS tstzmultirange), :watermark,
+        :first_bar_at, :last_bar_at, :bars, CAST(:verified AS jsonb), :refreshed_at, :refreshed_by)
+    ON CONFLICT (market_id, interval) DO UPDATE SET settled = excluded.settled,
+        watermark = excluded.watermark, first_bar_at = excluded.first_bar_at,
+        last_bar_at = excluded.last_bar_at, bars = excluded.bars, verified = excluded.verified,
+        refreshed_at = coalesce(excluded.refreshed_at, known.refreshed_at),
+        refreshed_by = coalesce(excluded.refreshed_by, known.refreshed_by)
+""")  # noqa: S608 - a constant
+
+
+def read_coverage(connection: Connection, market_ids: Sequence[int]) -> dict[Key, Coverage]:
+    """Return what is known of each market and interval; what was never asked for is absent."""
+    holes = _read_holes(connection, market_ids)
+    rows = connection.execute(_READ, {"markets": list(market_ids)}).mappings()
+    found = {(row["market_id"], Interval(row["interval"])): row for row in rows}
+    return {
+        key: Coverage(
+            settled=tuple(map(Window, found[key]["starts"], found[key]["ends"])),
+            holes=tuple(holes[key]),
+            watermark=found[key]["watermark"],
+            first_bar_at=found[key]["first_bar_at"],
+            last_bar_at=found[key]["last_bar_at"],
+            bars=found[key]["bars"],
+            verified=_parse_marks(found[key]["verified"]),
+        )
+        for key in found
+    }
+
+
+def write_coverage(
+    connection: Connection,
+    key: Key,
+    before: Coverage,
+    after: Coverage,
+    refreshed_at: datetime | None,
+    run_id: UUID,
+) -> None:
+    """Put new coverage in the place of the old.
+
+    Args:
+        connection: In the transaction of the bars.
+        key: Market and interval.
+        before: As it was read in this transaction.
+        after: As it is now.
+        refreshed_at: When the provider answered (UTC); None: it did not.
+        run_id: Who asked.
+    """
+    marks = {str(age): mark.isoformat() for age, mark in after.verified.items()}
+    spans = ",".join(f"[{w.start.isoformat()},{w.end.isoformat()})" for w in after.settled)
+    row = {
+        "market_id": key[0],
+        "interval": key[1].value,
+        "settled": f"{{{spans}}}",
+        "watermark": after.watermark,
+        "first_bar_at": after.first_bar_at,
+        "last_bar_at": after.last_bar_at,
+        "bars": after.bars,
+        "verified": json.dumps(marks),
+        "refreshed_at": refreshed_at,
+        "refreshed_by": None if refreshed_at is None else run_id,
+    }
+    connection.execute(_WRITE, row)
+    _write_holes(connection, key, set(before.holes), set(after.holes), run_id)
+
+
+def _read_holes(connection: Connection, market_ids: Sequence[int]) -> dict[Key, list[Hole]]:
+    query = select(coverage_hole).where(coverage_hole.c.market_id.in_(list(market_ids)))
+    holes: dict[Key, list[Hole]] = defaultdict(list)
+    for row in connection.execute(query.order_by(coverage_hole.c.starts_at)).mappings():
+        hole = Hole(
+            window=Window(row["starts_at"], row["ends_at"]),
+            reason=row["reason"],
+            tries=row["tries"],
+            first_seen_at=row["first_seen_at"],
+            last_checked_at=row["last_checked_at"],
+            next_check_at=row["next_check_at"],
+            detail=row["detail"],
+        )
+        holes[row["market_id"], Interval(row["interval"])].append(hole)
+    return holes
+
+
+def _write_holes(
+    connection: Connection, key: Key, before: set[Hole], after: set[Hole], run_id: UUID
+) -> None:
+    gone, new = before - after, after - before
+    if gone:
+        this = (coverage_hole.c.market_id == key[0], coverage_hole.c.interval == key[1].value)
+        statement = delete(coverage_hole).where(*this, coverage_hole.c.starts_at == bindparam("at"))
+        connection.execute(statement, [{"at": hole.window.start} for hole in gone])
+    if new:
+        rows = [_describe_hole(key, hole, run_id) for hole in new]
+        connection.execute(insert(coverage_hole), rows)
+
+
+def _describe_hole(key: Key, hole: Hole, run_id: UUID) -> dict[str, Any]:
+    return {
+        "market_id": key[0],
+        "interval": key[1].value,
+        "starts_at": hole.window.start,
+        "ends_at": hole.window.end,
+        "reason": hole.reason,
+        "detail": hole.detail,
+        "tries": hole.tries,
+        "first_seen_at": hole.first_seen_at,
+        "last_checked_at": hole.last_checked_at,
+        "next_check_at": hole.next_check_at,
+        "run_id": run_id,
+    }
+
+
+def _parse_marks(marks: dict[str, str]) -> dict[int, datetime]:
+    return {int(age): datetime.fromisoformat(mark) for age, mark in marks.items()}

@@ -1,0 +1,205 @@
+"""Final bars as they are, as they were known at a time, and as a dataset version holds them.
+
+A bar's history is a chain: each value is in force from its ``known_at`` (and ``dataset_version``)
+until the next one's. The last is in ``market_aggregate``, those before it are revisions. Every
+query is bounded to ranges of the primary keys, and reads one snapshot in one statement.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pandas as pd
+from sqlalchemy import Connection, func, select
+
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import Market, Window
+from market_pipeline.storage.copy_out import (
+    FLAG,
+    IDENTITY,
+    INTEGER,
+    NUMBER,
+    TIME,
+    WORD,
+    Column,
+    read_copied,
+)
+from market_pipeline.storage.ledgers import dataset_version
+from market_pipeline.storage.tables import market, market_aggregate, market_aggregate_revision
+
+COLUMNS: Mapping[str, Column] = {
+    "market_id": INTEGER,
+    "open_time": TIME,
+    "close_time": TIME,
+    **dict.fromkeys(("open", "high", "low", "close", "volume"), NUMBER),
+    "volume_kind": WORD,
+    "known_at": TIME,
+    "dataset_version": INTEGER,
+    "run_id": IDENTITY,
+}
+_IN_SPAN = (
+    'market_id = ANY(%(market_ids)s) AND "interval" = %(interval)s '
+    "AND open_time >= %(start)s AND open_time < %(end)s AND is_final"
+)
+_IS_REVISED = f"""EXISTS (SELECT FROM {market_aggregate_revision} earlier
+    WHERE earlier.market_id = bar.market_id AND earlier."interval" = bar."interval"
+    AND earlier.open_time = bar.open_time"""
+_WITH_LAGS = """JOIN unnest(%(lag_markets)s::bigint[], %(lags)s::interval[])
+    AS terms (market_id, lag) USING (market_id)"""
+_WAS_ASSUMED = replace(FLAG, send="known_at > %(as_of)s")
+
+
+@dataclass(frozen=True, slots=True)
+class BarSpan:
+    """Which bars are read: of these markets and interval, by open_time in the window."""
+
+    market_ids: tuple[int, ...]
+    interval: Interval
+    window: Window
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the queries call ``market_ids``, ``interval``, ``start`` and ``end``."""
+        return {
+            "market_ids": list(self.market_ids),
+            "interval": self.interval.value,
+            "start": self.window.start,
+            "end": self.window.end,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMarket:
+    """A market and its key."""
+
+    market_id: int
+    is_primary: bool
+    record: Market
+
+
+def read_bars(connection: Connection, span: BarSpan) -> pd.DataFrame:
+    """Return the final bars of now, in no order; the columns are ``COLUMNS``, text NaN if NULL."""
+    return _read(connection, span, {}, build_query)
+
+
+def build_query(
+    selected: str, of_current: str = "", of_replaced: str | None = None, joined: str = ""
+) -> str:
+    """Return the query for final bars: the current ones, and with a condition the replaced ones."""
+    parts = {market_aggregate: of_current, market_aggregate_revision: of_replaced}
+    return " UNION ALL ".join(
+        f"SELECT {selected} FROM {table} bar {joined} WHERE {_IN_SPAN} {condition}"  # noqa: S608 - names of our own tables
+        for table, condition in parts.items()
+        if condition is not None
+    )
+
+
+def read_bars_as_of(connection: Connection, span: BarSpan, as_of: datetime) -> pd.DataFrame:
+    """Return the final bars known at a time (UTC)."""
+    return _read(connection, span, {"as_of": as_of}, build_query_as_of)
+
+
+def build_query_as_of(selected: str) -> str:
+    """Return the query of :func:`read_bars_as_of`."""
+    return build_query(
+        selected,
+        "AND known_at <= %(as_of)s",
+        "AND known_at <= %(as_of)s AND known_until > %(as_of)s",
+    )
+
+
+def read_bars_at_version(connection: Connection, span: BarSpan, version: int) -> pd.DataFrame:
+    """Return the final bars as a dataset version holds them."""
+    return _read(connection, span, {"version": version}, build_query_at_version)
+
+
+def build_query_at_version(selected: str) -> str:
+    """Return the query of :func:`read_bars_at_version`."""
+    return build_query(
+        selected,
+        "AND dataset_version <= %(version)s",
+        "AND dataset_version <= %(version)s AND replaced_by_version > %(version)s",
+    )
+
+
+def read_bars_assumed(
+    connection: Connection, span: BarSpan, as_of: datetime, lags: Mapping[int, timedelta]
+) -> pd.DataFrame:
+    """Return the final bars known at a time, if each bar had been loaded when it was due.
+
+    Args:
+        connection: Any.
+        span: Which bars.
+        as_of: The time (UTC).
+        lags: For each market, from a bar's close until its final values are out.
+
+    Returns:
+        As of :func:`read_bars`, with ``is_assumed``: true where a bar was not yet known then, but
+        due, and so has its first-loaded values.
+    """
+    parameters = {"as_of": as_of, "lag_markets": list(lags), "lags": list(lags.values())}
+    columns = {**COLUMNS, "is_assumed": _WAS_ASSUMED}
+    return _read(connection, span, parameters, build_query_assumed, columns)
+
+
+def build_query_assumed(selected: str) -> str:
+    """Return the query of :func:`read_bars_assumed`."""
+    is_known = "known_at <= %(as_of)s"
+    is_first = f"close_time + lag <= %(as_of)s AND NOT {_IS_REVISED}"
+    return build_query(
+        selected,
+        f"AND ({is_known} OR {is_first}))",
+        f"AND known_until > %(as_of)s AND ({is_known} OR {is_first} "
+        "AND earlier.replaced_by_version < bar.replaced_by_version))",
+        _WITH_LAGS,
+    )
+
+
+def _read(
+    connection: Connection,
+    span: BarSpan,
+    parameters: Mapping[str, object],
+    build: Callable[[str], str],
+    columns: Mapping[str, Column] = COLUMNS,
+) -> pd.DataFrame:
+    return read_copied(connection, build, columns, {**span.parameters, **parameters})
+
+
+def read_first_known_at(connection: Connection, span: BarSpan) -> datetime | None:
+    """Return when the first of the bars became known (UTC); None when there is none to this day."""
+    query = build_query("min(known_at) AS known_at", "", "")
+    answer = connection.exec_driver_sql(
+        f"SELECT min(known_at) FROM ({query}) AS first",  # noqa: S608 - names of our own tables
+        span.parameters,
+    )
+    found: datetime | None = answer.scalar_one()
+    return found
+
+
+def read_newest_version(connection: Connection) -> int:
+    """Return the newest dataset version, 0 when nothing was ever written."""
+    return int(connection.execute(select(func.max(dataset_version.c.version))).scalar() or 0)
+
+
+def read_markets_called(connection: Connection, symbols: Sequence[str]) -> list[StoredMarket]:
+    """Return all markets of some symbols, whoever provides them; active and younger ones first."""
+    query = (
+        select(market)
+        .where(market.c.symbol.in_(list(symbols)))
+        .order_by(market.c.is_active.desc(), market.c.listed_from.desc(), market.c.market_id)
+    )
+    return [_build_market(row) for row in connection.execute(query).mappings()]
+
+
+def _build_market(row: Mapping[Any, Any]) -> StoredMarket:
+    names = [name for name in Market.__dataclass_fields__ if name != "intervals"]
+    intervals = tuple(Interval(text) for text in row["intervals"])
+    record = Market(**{name: row[name] for name in names}, intervals=intervals)
+    return StoredMarket(row["market_id"], row["is_primary"], record)
+
+
+def read_primary_symbols(connection: Connection) -> list[str]:
+    """Return the symbols that name a market without its provider, in alphabetical order."""
+    query = select(market.c.symbol).where(market.c.is_primary).order_by(market.c.symbol)
+    return list(connection.execute(query).scalars())

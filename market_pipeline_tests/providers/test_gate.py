@@ -1,0 +1,154 @@
+"""The gate: every try of every request passes it, and refusals are told to it."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from market_pipeline.domain.errors import TransientProviderError
+from market_pipeline.providers.gate import (
+    CountingGate,
+    OpenGate,
+    admit,
+    current_gate,
+    keep_gate,
+    report_throttled,
+    use_gate,
+)
+from market_pipeline.providers.http import HttpClient
+from market_pipeline_tests.providers.clocks import QUICK, FakeTime
+from market_pipeline_tests.replay import ReplayServer, answer_with, throttle
+
+Client = Callable[..., HttpClient]
+PING = {"gecko_says": "(V3) To the Moon!"}
+
+
+@dataclass
+class SlowGate:
+    """Keeps each call waiting, and closes after a number of them."""
+
+    clock: FakeTime
+    wait_seconds: float = 0.0
+    calls_left: int = 1000
+    reported: list[tuple[str, float]] = field(default_factory=list)
+
+    def admit(self, provider: str) -> None:
+        """Let a call through after a wait."""
+        if not self.calls_left:
+            raise TransientProviderError(provider, "the budget is used up")
+        self.calls_left -= 1
+        self.clock.sleep(self.wait_seconds)
+
+    def report_throttled(self, provider: str, seconds: float) -> None:
+        """Keep what was said."""
+        self.reported.append((provider, seconds))
+
+
+def test_without_a_choice_the_gate_is_open(make_client: Client) -> None:
+    """A client works where nobody set a budget."""
+    assert isinstance(current_gate(), OpenGate)
+    assert make_client().fetch_json("/ping") == PING
+
+
+def test_each_try_passes_the_gate(
+    make_client: Client, server: ReplayServer, fake_time: FakeTime
+) -> None:
+    """Two failures and a success are three calls, as the provider counts them."""
+    server.misbehave(answer_with(status=500), times=2)
+    gate = SlowGate(fake_time)
+    with use_gate(gate):
+        make_client().fetch_json("/ping")
+    assert 1000 - gate.calls_left == len(server.requests) == 3
+    assert gate.reported == []
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "seconds"), [(429, "7", 7.0), (503, "7", 7.0), (429, None, 0.5)]
+)
+def test_a_refusal_is_told_with_its_retry_after(
+    make_client: Client,
+    server: ReplayServer,
+    fake_time: FakeTime,
+    status: int,
+    retry_after: str | None,
+    seconds: float,
+) -> None:
+    """What the provider asked for, or the usual pause, for everybody behind the same gate."""
+    headers = {"Retry-After": retry_after} if retry_after else {}
+    server.misbehave(answer_with(status=status, headers=headers))
+    gate = SlowGate(fake_time)
+    with use_gate(gate):
+        make_client().fetch_json("/ping")
+    assert gate.reported == [("coingecko", seconds)]
+
+
+def test_a_refusal_is_told_also_when_the_client_gives_up(
+    make_client: Client, server: ReplayServer, fake_time: FakeTime
+) -> None:
+    """The last try's Retry-After holds the others back too."""
+    server.misbehave(throttle("25"))
+    gate = SlowGate(fake_time)
+    with use_gate(gate), pytest.raises(TransientProviderError):
+        make_client(replace(QUICK, attempts=1)).fetch_json("/ping")
+    assert gate.reported == [("coingecko", 25.0)]
+
+
+def test_waiting_at_the_gate_does_not_use_up_the_deadline(
+    make_client: Client, server: ReplayServer, fake_time: FakeTime
+) -> None:
+    """Four tries, each kept waiting longer than the whole call may take, all get their time."""
+    server.misbehave(answer_with(status=500), times=3)
+    with use_gate(SlowGate(fake_time, wait_seconds=100.0)):
+        assert make_client(replace(QUICK, total_seconds=50.0)).fetch_json("/ping") == PING
+    assert fake_time.slept == [100.0, 0.5, 100.0, 1.0, 100.0, 2.0, 100.0]
+
+
+def test_a_closed_gate_ends_the_call_before_it_is_made(
+    make_client: Client, server: ReplayServer, fake_time: FakeTime
+) -> None:
+    """Nothing is asked beyond the budget, and a used-up budget is not tried again."""
+    server.misbehave(answer_with(status=500), times=9)
+    with (
+        use_gate(SlowGate(fake_time, calls_left=2)),
+        pytest.raises(TransientProviderError, match="budget is used up"),
+    ):
+        make_client().fetch_json("/ping")
+    assert len(server.requests) == 2
+
+
+def test_gates_are_nested_and_counts_add_up(fake_time: FakeTime) -> None:
+    """A market's count is part of the run's; what the inner gate refuses is not counted."""
+    run = CountingGate(SlowGate(fake_time, calls_left=3))
+    market = CountingGate(run)
+    with use_gate(run):
+        admit("mock")
+        with use_gate(market):
+            admit("mock")
+            admit("mock")
+            report_throttled("mock", 1.0)
+            with pytest.raises(TransientProviderError):
+                admit("mock")
+        assert current_gate() is run
+    assert (run.calls, market.calls, run.throttled, market.throttled) == (3, 2, 1, 1)
+
+
+def test_threads_take_the_gate_along_and_no_call_is_lost() -> None:
+    """A thread's own context has the open gate; a kept one counts from eight threads at once."""
+    counter = CountingGate(OpenGate())
+    begin = threading.Barrier(8)
+
+    def call_often(times: int) -> None:
+        begin.wait()
+        for _ in range(times):
+            admit("mock")
+            report_throttled("mock", 0.0)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(call_often, [500] * 8))
+        assert counter.calls == 0
+        with use_gate(counter):
+            kept = keep_gate(call_often)
+        list(pool.map(kept, [500] * 8))
+    assert (counter.calls, counter.throttled) == (4000, 4000)
