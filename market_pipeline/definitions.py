@@ -10,6 +10,7 @@ from market_pipeline.orchestration.automation import (
     build_schedule,
     ingest_job,
 )
+from market_pipeline.orchestration.backfill import backfill_history_job, statistics_job
 from market_pipeline.orchestration.checks import check_ingestion_complete
 from market_pipeline.orchestration.io_manager import PostgresIOManager
 from market_pipeline.orchestration.resources import Database, IngestionRequest, Providers
@@ -37,7 +38,7 @@ def build_definitions(resources: Mapping[str, object] | None = None) -> dg.Defin
     return dg.Definitions(
         assets=ASSETS,
         asset_checks=[check_ingestion_complete],
-        jobs=[ingest_job],
+        jobs=[ingest_job, backfill_history_job, statistics_job],
         schedules=[build_schedule()],
         sensors=[build_failure_sensor()],
         executor=_choose_executor(),

@@ -1,10 +1,10 @@
-"""Running the ingest job in this process, recorded in Dagster like any other run."""
+"""Running a job in this process, recorded in Dagster like any other run."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import click
 import dagster as dg
@@ -22,21 +22,27 @@ class FinishedRun:
     causes: tuple[str, ...]
 
 
-def run_ingest_job(options: Mapping[str, Any]) -> FinishedRun:
-    """Run the job to its end, with a line on stderr for each market.
+def run_job(
+    name: str, options: Mapping[str, Any], run_id: UUID | None = None, trigger: str = "manual"
+) -> FinishedRun:
+    """Run a job to its end, with a line on stderr for each market.
 
     Args:
+        name: The job's.
         options: Fields of ``IngestionRequest``.
+        run_id: The run's; a new one by default.
+        trigger: What the receipt says started it.
 
     Raises:
         PipelineError: A setting is wrong, or the database cannot be used.
     """
     from market_pipeline.definitions import defs
+    from market_pipeline.orchestration.resources import TRIGGER_TAG
 
     with open_database():  # A misfit is told in one line here, before Dagster opens its storage.
         pass
     loggers = {"console": dg.colored_console_logger, "progress": show_progress}
-    job = defs.resolve_job_def("ingest").with_logger_defs(loggers)
+    job = defs.resolve_job_def(name).with_logger_defs(loggers)
     with dg.DagsterInstance.get() as instance:
         result = job.execute_in_process(
             run_config={
@@ -45,6 +51,8 @@ def run_ingest_job(options: Mapping[str, Any]) -> FinishedRun:
             },
             instance=instance,
             raise_on_error=False,
+            run_id=str(run_id or uuid4()),
+            tags={TRIGGER_TAG: trigger},
         )
     return FinishedRun(UUID(result.run_id), result.success, _find_causes(result))
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-_UNATTENDED_WIDTH = 140
+_UNATTENDED_WIDTH = 160
 _VERSIONS = ("first_version", "last_version")
 _COUNTS = (
     "received", "inserted", "updated", "unchanged", "revised", "quarantined", "holes_left", "calls",
@@ -99,8 +100,7 @@ def _read_receipt(run_id: UUID, has_failed: bool) -> dict[str, Any]:
 def _pick_columns(row: Mapping[Any, Any]) -> dict[str, object]:
     """Return what fits a line of the terminal; --json has the rest."""
     counts = {name: row[name] for name in _COUNTS}
-    final_to = f"{row['watermark_after']:%Y-%m-%d %H:%M}" if row["watermark_after"] else None
-    ends = {"final to (UTC)": final_to, "outcome": row["outcome"], "reason": row["reason"]}
+    ends = {"final to": row["watermark_after"], "outcome": row["outcome"], "reason": row["reason"]}
     return {"symbol": row["symbol"], "provider": row["provider"], **counts, **ends}
 
 
@@ -145,4 +145,6 @@ def _format_cell(value: object) -> Any:
 
     if value is None:
         return Text("")
+    if isinstance(value, datetime):
+        return Text(f"{value.astimezone(UTC):%Y-%m-%d %H:%M}")
     return Text(f"{value:,}" if isinstance(value, int) else str(value))

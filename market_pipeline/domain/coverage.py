@@ -8,7 +8,6 @@ is neither is simply missing.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from types import MappingProxyType
 
 from market_pipeline.domain.records import Window
 
@@ -75,7 +74,7 @@ class Coverage:
         watermark: Close of the last final bar.
         first_bar_at: open_time of the first stored bar. last_bar_at: Of the last.
         bars: How many are stored.
-        verified: For each age in days, up to where bars were read again at that age.
+        verified: For each age in days, the spans that were read when they were older than that.
     """
 
     settled: tuple[Window, ...] = ()
@@ -84,7 +83,7 @@ class Coverage:
     first_bar_at: datetime | None = None
     last_bar_at: datetime | None = None
     bars: int = 0
-    verified: Mapping[int, datetime] = field(default_factory=lambda: MappingProxyType({}))
+    verified: Mapping[int, tuple[Window, ...]] = field(default_factory=dict)
 
 
 def find_next_check(reason: str, tries: int, now: datetime) -> datetime | None:

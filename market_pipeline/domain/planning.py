@@ -7,7 +7,7 @@ whose time has come, and settled spans that are read again at growing ages.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from market_pipeline.domain.coverage import AFTER_LAST, FETCH_FAILED, Coverage, Hole
 from market_pipeline.domain.grids import Grid, find_grid
@@ -23,6 +23,7 @@ from market_pipeline.domain.records import HistoryTerms, Window
 OVERLAP_BARS = 3
 VERIFIED_AGES_DAYS = (1, 7, 30, 365)
 VERIFICATION_STEP = timedelta(days=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MISSING, TAIL, RETRY, VERIFY, RELOAD = "missing", "tail", "retry", "verify", "reload"
 
 
@@ -88,15 +89,14 @@ def plan_verification(
     """Return one request for each age whose turn has come, of settled bars only."""
     asks = []
     for age in VERIFIED_AGES_DAYS:
-        start, end = coverage.verified.get(age), now - timedelta(days=age)
-        if start is None or end - start < VERIFICATION_STEP:
-            continue
-        if earliest is not None:
-            start = max(start, earliest)
-        page = Window(start, min(end, start + terms.page))
-        grid = find_grid(calendar, interval, page) if page.start < page.end else None
-        if grid is not None and grid.count(page) and intersect_windows([page], coverage.settled):
-            asks.append(Ask(interval, page, VERIFY, grid.count(page)))
+        old_enough = Window(earliest or _EPOCH, now - timedelta(days=age))
+        settled = intersect_windows(coverage.settled, [old_enough])
+        due = subtract_windows(settled, coverage.verified.get(age, ()))
+        # A day's worth at least: verification must not cost a call every few minutes.
+        for span in [span for span in due if span.end - span.start >= VERIFICATION_STEP][:1]:
+            page = Window(span.start, min(span.end, span.start + terms.page))
+            bars = find_grid(calendar, interval, page).count(page)
+            asks.append(Ask(interval, page, VERIFY, bars))
     return asks
 
 

@@ -86,7 +86,7 @@ def settle_answer(
         stretch_coverage(coverage, answer.bars),
         settled=tuple(merge_windows([*coverage.settled, *subtract_windows([span], pending)])),
         holes=_replace_holes(coverage.holes, span, new_holes),
-        verified=_advance_verified(coverage, answer),
+        verified=_advance_verified(coverage, answer, span),
     )
 
 
@@ -199,17 +199,15 @@ def _replace_holes(holes: Sequence[Hole], window: Window, new: Sequence[Hole]) -
     return tuple(sorted([*kept, *new], key=lambda hole: hole.window.start))
 
 
-def _advance_verified(coverage: Coverage, answer: Answer) -> dict[int, datetime]:
-    """Move each age's mark to where bars have now been read at that age; older ones count too."""
-    marks = dict(coverage.verified)
-    window = answer.window
+def _advance_verified(
+    coverage: Coverage, answer: Answer, span: Window
+) -> dict[int, tuple[Window, ...]]:
+    """Add what has now been read at each age; what is loaded late has been read at all of them."""
+    verified = {}
     for age in VERIFIED_AGES_DAYS:
-        mark, of_age = marks.get(age), answer.asked_at - timedelta(days=age)
-        read_to = max(window.start, min(window.end, of_age))
-        goes_on = mark is not None and window.start <= mark <= window.end and read_to > mark
-        if mark is None or goes_on or of_age < window.end < mark:
-            marks[age] = read_to
-    return marks
+        read = Window(span.start, min(span.end, answer.asked_at - timedelta(days=age)))
+        verified[age] = tuple(merge_windows([*coverage.verified.get(age, ()), read]))
+    return verified
 
 
 def stretch_coverage(coverage: Coverage, bars: pd.DataFrame) -> Coverage:

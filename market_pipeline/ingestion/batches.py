@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from market_pipeline.domain.planning import VERIFY
 from market_pipeline.ingestion.fetching import Page
 from market_pipeline.ingestion.request import Route
 
@@ -12,7 +13,7 @@ class Progress:
 
     Attributes:
         requested: Bars the calendar expects in what was asked for.
-        asked: Requests made. failures: What went wrong with the others, in words.
+        asked: Requests that were needed. failures: What went wrong with some of them, in words.
         received: Bars that came. quarantined: Of them, impossible ones.
         calls: Requests as the provider counts them, retries included. throttled: Refused for
             coming too often.
@@ -33,9 +34,10 @@ class Progress:
         self.calls += calls
         self.throttled += throttled
         self.requested += page.ask.bars
-        self.asked += 1
         self.received += page.received
-        if page.error is not None:
+        is_needed = page.ask.purpose != VERIFY  # what is read again for safety may fail
+        self.asked += is_needed
+        if is_needed and page.error is not None:
             self.failures.append(f"{page.ask.interval}: {page.error}")
         for rule in page.judged.rejected["rule"] if len(page.judged.rejected) else ():
             self.quarantined[rule] = self.quarantined.get(rule, 0) + 1

@@ -11,9 +11,10 @@ from uuid import UUID
 
 from sqlalchemy import Engine
 
+from market_pipeline.domain.budgets import BudgetLimit
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.grids import find_grid
-from market_pipeline.domain.planning import TAIL, Ask
+from market_pipeline.domain.planning import TAIL, VERIFY, Ask
 from market_pipeline.domain.settling import find_known
 from market_pipeline.domain.splits import find_split_ratio
 from market_pipeline.ingestion.batches import BarBatch, Progress
@@ -22,6 +23,7 @@ from market_pipeline.ingestion.planning import Coverages, plan_market, plan_relo
 from market_pipeline.ingestion.registration import ensure_market
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
+from market_pipeline.storage.budget import count_verifications_left, note_verifications
 from market_pipeline.storage.claims import renew_claim, wait_for_claim
 from market_pipeline.storage.coverage import read_coverage
 from market_pipeline.storage.events import has_open_event
@@ -39,13 +41,14 @@ class MarketRun:
 
     Attributes:
         engine: Where the ledgers are. run_id: The run. request: What it was asked.
-        route: Provider and market.
+        route: Provider and market. limit: How often the provider may be asked.
     """
 
     engine: Engine
     run_id: UUID
     request: Request
     route: Route
+    limit: BudgetLimit
 
     def __iter__(self) -> Iterator[BarBatch]:
         """Yield batches to commit in order; the last one gives the claim back."""
@@ -59,9 +62,9 @@ class MarketRun:
 
     def _iterate_batches(self, claimed: BarBatch) -> Iterator[BarBatch]:
         coverages, is_rescaled = self._read_state(claimed.market_id)
-        plan = plan_market(self.route, coverages, self.request)
+        asks = () if is_rescaled else self._choose_asks(coverages)
         waiting: list[Page] = []
-        for page in self._iterate_pages(claimed, () if is_rescaled else plan.asks, coverages):
+        for page in self._iterate_pages(claimed, asks, coverages):
             ratio = self._find_split(claimed.market_id, page)
             if ratio is not None:
                 is_rescaled = True
@@ -88,12 +91,21 @@ class MarketRun:
         is_whole = not claimed.progress.failures
         yield replace(claimed, pages=tuple(waiting), is_last=True, ends_reload=is_whole)
 
+    def _choose_asks(self, coverages: Coverages) -> tuple[Ask, ...]:
+        """Return what is needed, and as much verification as the provider's budget has left."""
+        plan = plan_market(self.route, coverages, self.request)
+        if not plan.verifications:
+            return plan.asks
+        left = count_verifications_left(self.engine, self.route[0].name, self.limit)
+        return (*plan.asks, *plan.verifications[:left])
+
     def _iterate_pages(
         self, claimed: BarBatch, asks: Iterable[Ask], coverages: Coverages
     ) -> Iterator[Page]:
         provider, market = self.route
         for ask in asks:
-            if len(claimed.progress.failures) >= MOST_FAILURES:
+            most = 1 if ask.purpose == VERIFY else MOST_FAILURES
+            if len(claimed.progress.failures) >= most:
                 return
             renew_claim(self.engine, claimed.market_id, claimed.token, CLAIM_TIME)
             gate = CountingGate(current_gate())
@@ -101,6 +113,8 @@ class MarketRun:
                 page = fetch_page(provider, market, ask, self.request.now)
             page = _doubt_silence(page, market.calendar, coverages.get(ask.interval))
             claimed.progress.count_page(page, gate.calls, gate.throttled)
+            if ask.purpose == VERIFY and not self.limit.is_open:
+                note_verifications(self.engine, provider.name, gate.calls)
             yield page
 
     def _read_state(self, market_id: int) -> tuple[Coverages, bool]:

@@ -13,7 +13,8 @@ from market_pipeline.domain.errors import PipelineError, SupersededError
 from market_pipeline.ingestion.batches import BarBatch
 from market_pipeline.ingestion.market_run import MarketRun
 from market_pipeline.ingestion.request import Request, Route
-from market_pipeline.providers.gate import keep_gate
+from market_pipeline.providers.gate import use_gate
+from market_pipeline.storage.budget import DatabaseGate, read_budget_limits
 from market_pipeline.storage.claims import release_run_claims
 
 WORKERS = 4
@@ -50,8 +51,8 @@ class BarStream:
         ready: Queue[Item] = Queue(maxsize=WORKERS)
         stop = Event()
         with ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="fetch") as pool:
-            run = keep_gate(self._work)
-            work = [pool.submit(run, route, ready, stop) for route in self.routes]
+            gate = make_gate(self.engine, self.routes)
+            work = [pool.submit(self._work, gate, route, ready, stop) for route in self.routes]
             try:
                 yield from _drain(ready, work)
             finally:
@@ -59,12 +60,14 @@ class BarStream:
                 pool.shutdown(wait=True, cancel_futures=True)
                 release_run_claims(self.engine, self.run_id)
 
-    def _work(self, route: Route, ready: Queue[Item], stop: Event) -> None:
+    def _work(self, gate: DatabaseGate, route: Route, ready: Queue[Item], stop: Event) -> None:
+        limit = gate.limits[route[0].name]
         try:
-            for batch in MarketRun(self.engine, self.run_id, self.request, route):
-                _put(batch, ready, stop)
-                if stop.is_set():
-                    return
+            with use_gate(gate):
+                for batch in MarketRun(self.engine, self.run_id, self.request, route, limit):
+                    _put(batch, ready, stop)
+                    if stop.is_set():
+                        return
         except PipelineError as error:
             _put(MarketStopped(route, error), ready, stop)
 
@@ -89,3 +92,8 @@ def _put(item: Item, ready: Queue[Item], stop: Event) -> None:
         except Full:
             continue
         return
+
+
+def make_gate(engine: Engine, routes: Sequence[Route]) -> DatabaseGate:
+    """Return the gate before the providers of some markets, shared with all other processes."""
+    return DatabaseGate(engine, read_budget_limits(provider for provider, _ in routes))

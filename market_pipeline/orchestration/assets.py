@@ -17,7 +17,7 @@ from market_pipeline.domain.roi import compute_roi_statistics
 from market_pipeline.domain.volatility import compute_snapshot_statistics
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.snapshots import collect_snapshots
-from market_pipeline.ingestion.stream import BarStream
+from market_pipeline.ingestion.stream import BarStream, make_gate
 from market_pipeline.orchestration.io_manager import Snapshots
 from market_pipeline.orchestration.lineage import (
     OWNERS,
@@ -32,6 +32,7 @@ from market_pipeline.orchestration.resources import (
     Providers,
     describe_run,
 )
+from market_pipeline.providers.gate import use_gate
 from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage import tables
 
@@ -96,7 +97,8 @@ def market_aggregates(
 def market_snapshots(market_aggregates: MarketReader) -> Snapshots:
     """One row per market and observed_at: live prices with volatility and ROI from final bars."""
     reader = market_aggregates
-    batch = collect_snapshots(reader.routes, reader.request)
+    with use_gate(make_gate(reader.engine, reader.routes)):
+        batch = collect_snapshots(reader.routes, reader.request)
     stored = reader.markets
     ids = {(row.provider, row.symbol): row.market_id for row in stored.itertuples()}
     prices = pd.DataFrame(

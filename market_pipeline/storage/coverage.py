@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -72,7 +72,6 @@ def write_coverage(
         refreshed_at: When the provider answered (UTC); None: it did not.
         run_id: Who asked.
     """
-    marks = {str(age): mark.isoformat() for age, mark in after.verified.items()}
     spans = ",".join(f"[{w.start.isoformat()},{w.end.isoformat()})" for w in after.settled)
     row = {
         "market_id": key[0],
@@ -82,7 +81,7 @@ def write_coverage(
         "first_bar_at": after.first_bar_at,
         "last_bar_at": after.last_bar_at,
         "bars": after.bars,
-        "verified": json.dumps(marks),
+        "verified": _format_marks(after.verified),
         "refreshed_at": refreshed_at,
         "refreshed_by": None if refreshed_at is None else run_id,
     }
@@ -136,5 +135,17 @@ def _describe_hole(key: Key, hole: Hole, run_id: UUID) -> dict[str, Any]:
     }
 
 
-def _parse_marks(marks: dict[str, str]) -> dict[int, datetime]:
-    return {int(age): datetime.fromisoformat(mark) for age, mark in marks.items()}
+def _format_marks(verified: Mapping[int, Sequence[Window]]) -> str:
+    return json.dumps(
+        {
+            str(age): [[span.start.isoformat(), span.end.isoformat()] for span in spans]
+            for age, spans in verified.items()
+        }
+    )
+
+
+def _parse_marks(marks: Mapping[str, list[list[str]]]) -> dict[int, tuple[Window, ...]]:
+    return {
+        int(age): tuple(Window(*map(datetime.fromisoformat, span)) for span in spans)
+        for age, spans in marks.items()
+    }

@@ -65,7 +65,7 @@ market_coverage = Table(
         JSONB,
         nullable=False,
         server_default="{}",
-        comment="For each age in days, up to where bars were read again at that age (UTC)",
+        comment="For each age in days, the spans that were read when older than that (UTC)",
     ),
     Column("refreshed_at", _TIME, comment="When the provider last answered (UTC)"),
     Column("refreshed_by", Uuid, comment="The run that asked"),

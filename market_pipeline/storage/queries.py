@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pandas as pd
-from sqlalchemy import Connection, Select, select, tuple_
+from sqlalchemy import Connection, Select, func, select, tuple_
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, UTC_DTYPE
@@ -102,6 +102,13 @@ def read_runs(connection: Connection, limit: int) -> pd.DataFrame:
     return read_frame(
         connection, select(ingestion_run).order_by(ingestion_run.c.started_at.desc()).limit(limit)
     )
+
+
+def count_received(connection: Connection, run_id: UUID) -> int:
+    """Return how many bars a run has received so far."""
+    received = func.coalesce(func.sum(ingestion_run_market.c.received), 0)
+    query = select(received).where(ingestion_run_market.c.run_id == run_id)
+    return int(connection.execute(query).scalar_one())
 
 
 def read_run_outcome(connection: Connection, run_id: UUID) -> str | None:

@@ -332,7 +332,7 @@ def upgrade() -> None:
             postgresql.JSONB(astext_type=sa.Text()),
             server_default="{}",
             nullable=False,
-            comment="For each age in days, up to where bars were read again at that age (UTC)",
+            comment="For each age in days, the spans that were read when older than that (UTC)",
         ),
         sa.Column(
             "refreshed_at",

@@ -1,0 +1,73 @@
+"""Options that several commands share, checked as they are read."""
+
+from collections.abc import Callable
+
+import click
+
+from market_pipeline.domain.symbols import parse_symbols
+from market_pipeline.settings import name_errors, parse_provider_names, shorten, split_list
+
+Check = Callable[[click.Context, click.Parameter, str | None], object]
+
+
+def check_with(parse: Callable[[str], object]) -> Check:
+    """Return a callback for an option whose errors name the option and its value."""
+
+    def check(ctx: click.Context, parameter: click.Parameter, text: str | None) -> object:
+        del ctx
+        if text is None:
+            return None
+        with name_errors(f"{parameter.opts[0]} {shorten(text)!r}"):
+            return parse(text)
+
+    return check
+
+
+def parse_time(text: str) -> str:
+    """Return a moment up to now in ISO 8601, UTC."""
+    from datetime import UTC, datetime
+
+    from market_pipeline.ingestion.request import parse_moment
+
+    return parse_moment(text, datetime.now(UTC)).isoformat()
+
+
+def _parse_symbols(text: str) -> list[str]:
+    return list(parse_symbols(split_list(text)))
+
+
+def _parse_providers(text: str) -> str:
+    return ",".join(parse_provider_names(text))
+
+
+SYMBOLS = click.option(
+    "--symbols",
+    metavar="LIST",
+    callback=check_with(_parse_symbols),
+    help="Symbols separated by commas; default INGESTION_MARKETS.",
+)
+PROVIDER = click.option(
+    "--provider",
+    metavar="LIST",
+    callback=check_with(_parse_providers),
+    help="Provider, or several in order of preference; default INGESTION_PROVIDER.",
+)
+TO = click.option(
+    "--to",
+    "history_to",
+    metavar="TIME",
+    callback=check_with(parse_time),
+    help="ISO 8601 time at which the history ends; default now.",
+)
+
+
+def make_from_option(is_required: bool) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    """Return the option that says where history begins."""
+    return click.option(
+        "--from",
+        "history_from",
+        metavar="TIME",
+        required=is_required,
+        callback=check_with(parse_time),
+        help="ISO 8601 time from which history is wanted, such as 2015-01-01.",
+    )

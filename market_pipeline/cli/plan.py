@@ -1,0 +1,146 @@
+"""``market-pipeline plan``, ``coverage``, ``backfill``: what is there, what is missing, get it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import click
+
+from market_pipeline.cli.options import PROVIDER, SYMBOLS, TO, make_from_option
+from market_pipeline.cli.show import AS_JSON, print_json, print_rows, show_run
+
+if TYPE_CHECKING:
+    from market_pipeline.ingestion.estimate import ProviderEstimate
+
+_BACKFILL_EPILOG = """\b
+Examples:
+  market-pipeline plan --from 2015-01-01        # what it would cost, without asking anybody
+  market-pipeline backfill --from 2015-01-01
+  market-pipeline backfill --from 2015-01-01 --symbols SPX --provider file
+
+\b
+Interrupt it at any time: what was committed stays, and the same command goes on from there.
+Exits with 0 when every market gave all its bars, 3 when some came short, 1 when nothing came.
+"""
+
+
+@click.command(short_help="Show what a run would ask for, without asking.")
+@SYMBOLS
+@PROVIDER
+@make_from_option(is_required=False)
+@TO
+@AS_JSON
+def plan(as_json: bool, **options: object) -> None:
+    """Show the requests that would make history complete: calls, bars, minutes, share of budget.
+
+    Without --from it is the look-back that is planned, as `market-pipeline ingest` would.
+    """
+    estimates = _estimate(_keep_given(options))
+    rows = [estimate.describe() for estimate in estimates]
+    markets = [row for estimate in estimates for row in estimate.describe_markets()]
+    if as_json:
+        print_json({"providers": rows, "markets": markets})
+        return
+    print_rows("Requests by market", markets)
+    print_rows("By provider", rows)
+    if not any(estimate.calls for estimate in estimates):
+        click.echo("Nothing is missing.")
+
+
+@click.command(
+    short_help="Fill history; goes on where it was interrupted.", epilog=_BACKFILL_EPILOG
+)
+@make_from_option(is_required=True)
+@TO
+@SYMBOLS
+@PROVIDER
+@AS_JSON
+@click.pass_context
+def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
+    """Fetch what is missing of a span of history, then compute the statistics once."""
+    from market_pipeline.cli.checking import check_options
+    from market_pipeline.cli.ingest import EXIT_CODES, EXIT_FAILED
+
+    given = _keep_given(options)
+    check_options(given)
+    estimates = _estimate(given)
+    expected = sum(estimate.bars for estimate in estimates)
+    calls = sum(estimate.calls for estimate in estimates)
+    click.echo(f"{calls:,} requests, about {expected:,} bars", err=True)
+    from market_pipeline.cli.run import run_job
+
+    run_id = uuid4()
+    with _show_progress(run_id, expected):
+        finished = run_job("backfill_history", given, run_id, trigger="backfill")
+    causes = finished.causes
+    if finished.succeeded:
+        later: dict[str, Any] = {
+            name: given[name] for name in ("symbols", "provider") if name in given
+        }
+        causes = run_job("statistics", later, trigger="backfill").causes
+    outcome = show_run(run_id, as_json, has_failed=bool(causes))
+    for cause in causes:
+        click.echo(f"Error: {cause}", err=True)
+    ctx.exit(EXIT_CODES.get(outcome or "", EXIT_FAILED))
+
+
+@click.command(short_help="Show what is complete, and every hole with its reason.")
+@SYMBOLS
+@click.option("--verify", is_flag=True, help="Scan the bars and compare them with the ledger.")
+@AS_JSON
+@click.pass_context
+def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_json: bool) -> None:
+    """List market, interval, first and last bar, bars, holes with reasons, last refresh.
+
+    Exits with 3 when --verify finds bars that the ledger does not know, or misses some.
+    """
+    from market_pipeline.cli.database import open_database
+    from market_pipeline.storage.coverage_queries import list_coverage, list_holes, verify_bars
+
+    with open_database() as engine, engine.connect() as connection:
+        rows = list_coverage(connection, symbols)
+        holes = list_holes(connection, symbols)
+        wrong = verify_bars(connection, symbols) if verify else []
+    if as_json:
+        print_json({"coverage": rows, "holes": holes, **({"wrong": wrong} if verify else {})})
+    else:
+        print_rows("Coverage", rows)
+        print_rows("Holes", holes)
+        print_rows("The ledger and the bars disagree", wrong)
+        if not rows:
+            click.echo("Nothing is stored yet: run `market-pipeline ingest`")
+        elif verify and not wrong:
+            click.echo("The ledger and the bars agree.")
+    ctx.exit(3 if wrong else 0)
+
+
+def _keep_given(options: Mapping[str, object]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _estimate(given: Mapping[str, Any]) -> "Sequence[ProviderEstimate]":
+    import os
+    from datetime import UTC, datetime
+
+    from market_pipeline.cli.database import open_database
+    from market_pipeline.ingestion.estimate import estimate_request
+    from market_pipeline.ingestion.request import build_request
+    from market_pipeline.providers.registry import route_markets
+
+    request = build_request(datetime.now(UTC), **given)
+    routes = route_markets(request.symbols, request.providers, os.environ)
+    with open_database() as engine, engine.connect() as connection:
+        return estimate_request(connection, routes, request, os.environ)
+
+
+@contextmanager
+def _show_progress(run_id: UUID, expected: int) -> Iterator[None]:
+    """Show a bar on a terminal while a run goes on; the receipt tells how far it is."""
+    from market_pipeline.cli.progress import BarProgress, is_terminal
+
+    if not expected or not is_terminal():
+        yield
+        return
+    with BarProgress(run_id, expected):
+        yield

@@ -1,0 +1,259 @@
+"""Replaying quarantined bars: judged again by today's rules, and written if they are good now.
+
+Here: the verdict on each row and its transaction. Not here: the table (``storage.quarantine``), the
+rules (``domain.judging``).
+
+A row is good when it breaks no rule and does not contradict a bar that is stored: what the provider
+said later, and what was accepted, is worth more than a row that was once refused. Of several good
+rows of one bar the one seen last wins.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pandas as pd
+from sqlalchemy import Connection, Engine, func, select, tuple_
+
+from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.errors import PipelineError
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, Market, Window
+from market_pipeline.domain.settling import Answer, settle_answer
+from market_pipeline.ingestion.fetching import judge_page
+from market_pipeline.ingestion.receipts import (
+    Run,
+    add_market_receipt,
+    add_table_receipt,
+    begin_receipt,
+)
+from market_pipeline.ingestion.request import Request
+from market_pipeline.ingestion.write import Written, write_market_bars
+from market_pipeline.storage.claims import hold_claim, release_run_claims, wait_for_claim
+from market_pipeline.storage.coverage import read_coverage, write_coverage
+from market_pipeline.storage.ledgers import market_event
+from market_pipeline.storage.quarantine import parse_payloads, read_quarantine, resolve_rows
+from market_pipeline.storage.queries import read_frame
+from market_pipeline.storage.tables import market, market_aggregate
+
+TRIGGER = "replay"
+BEFORE_SPLIT = "before_split"
+CLAIM_TIME = timedelta(minutes=2)
+CLAIM_PATIENCE = timedelta(minutes=1)
+_STORED = 0  # No row of the quarantine has this id.
+_MARKET_COLUMNS = (
+    "provider", "symbol", "provider_market_id", "name", "base", "quote", "venue", "calendar",
+    "price_basis",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What became of the rows.
+
+    Attributes:
+        run_id: The run that wrote them; it has a receipt if any was good.
+        replayed: The rows that are stored now.
+        refused: The others, each with the rule that it still breaks and its evidence.
+    """
+
+    run_id: UUID
+    replayed: tuple[int, ...] = ()
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+    def __or__(self, other: "Replay") -> "Replay":
+        replayed = tuple(sorted((*self.replayed, *other.replayed)))
+        return Replay(self.run_id, replayed, {**self.refused, **other.refused})
+
+
+def replay_rows(engine: Engine, row_ids: Sequence[int] | None, now: datetime) -> Replay:
+    """Judge rows again and store the good ones, market by market, each in one transaction.
+
+    Args:
+        engine: The database.
+        row_ids: Which; None: every open one.
+        now: By this clock bars lie in the future, or not (UTC).
+
+    Raises:
+        PipelineError: A row does not exist or is not open; nothing was written.
+        ClaimTimeoutError: A market is being ingested and stays so; those before it were written.
+    """
+    with engine.connect() as connection:
+        rows = read_open_rows(connection, row_ids)
+    result = Replay(uuid4())
+    for market_id, group in rows.groupby("market_id", sort=True):
+        result |= _replay_market(engine, result.run_id, int(str(market_id)), group, now)
+    return result
+
+
+def discard_rows(engine: Engine, row_ids: Sequence[int], now: datetime) -> list[int]:
+    """Mark rows as bad for good, and return them.
+
+    Raises:
+        PipelineError: A row does not exist or is not open; nothing was changed.
+    """
+    with engine.begin() as connection:
+        read_open_rows(connection, row_ids)
+        return resolve_rows(connection, row_ids, "discarded", now)
+
+
+def read_open_rows(connection: Connection, row_ids: Sequence[int] | None) -> pd.DataFrame:
+    """Return the rows asked for, or all that are open.
+
+    Raises:
+        PipelineError: One of them does not exist or is not open.
+    """
+    if row_ids is None:
+        return read_quarantine(connection, status="open")
+    rows = read_quarantine(connection, row_ids=row_ids)
+    unknown = sorted(set(row_ids) - set(rows["row_id"]))
+    if unknown:
+        raise PipelineError(
+            f"row {_list(unknown)} is not in the quarantine: `market-pipeline quarantine list` "
+            "shows what is"
+        )
+    closed = rows[rows["status"] != "open"]
+    if len(closed):
+        told = [
+            f"{row.row_id} was {row.status} at {row.resolved_at:%Y-%m-%d %H:%M} UTC"
+            for row in closed.sort_values("row_id").itertuples()
+        ]
+        raise PipelineError(f"row {'; row '.join(told)}: name open rows only. Nothing was changed")
+    return rows
+
+
+def _list(row_ids: Iterable[int]) -> str:
+    return ", ".join(map(str, row_ids))
+
+
+def _replay_market(
+    engine: Engine, run_id: UUID, market_id: int, rows: pd.DataFrame, now: datetime
+) -> Replay:
+    token = wait_for_claim(engine, market_id, run_id, CLAIM_TIME, CLAIM_PATIENCE)
+    try:
+        with engine.begin() as connection:
+            hold_claim(connection, market_id, token)
+            one = _read_market(connection, market_id)
+            refused, good = _judge(connection, one, market_id, rows, now)
+            kept = sorted(set(rows["row_id"]) - refused.keys())
+            if kept:
+                run = _describe_run(run_id, one, good, now)
+                _write(connection, run, one, market_id, good)
+                resolve_rows(connection, kept, "replayed", now)
+    finally:
+        release_run_claims(engine, run_id)
+    return Replay(run_id, tuple(kept), refused)
+
+
+def _read_market(connection: Connection, market_id: int) -> Market:
+    query = select(market).where(market.c.market_id == market_id)
+    row = connection.execute(query).mappings().one()
+    intervals = tuple(Interval(name) for name in row["intervals"])
+    return Market(**{name: row[name] for name in _MARKET_COLUMNS}, intervals=intervals)
+
+
+def _judge(
+    connection: Connection, one: Market, market_id: int, rows: pd.DataFrame, now: datetime
+) -> tuple[dict[int, str], pd.DataFrame]:
+    """Return why rows are refused, and the bar frame of the others."""
+    ordered = rows.sort_values(["last_seen_at", "row_id"])
+    bars = parse_payloads(list(ordered["payload"])).assign(row_id=list(ordered["row_id"]))
+    refused = _refuse_before_split(connection, market_id, ordered)
+    bars = bars[~bars["row_id"].isin(refused.keys())]
+    stored = _read_stored(connection, market_id, bars)
+    # Of equals the last is kept, so that a stored bar is contradicted, never replaced by its equal.
+    judged = judge_page(pd.concat([bars, stored], ignore_index=True), one, now)
+    for row in judged.rejected.itertuples():
+        refused[int(str(row.row_id))] = f"{row.rule}: {row.detail}"
+    refused.pop(_STORED, None)
+    kept = bars[~bars["row_id"].isin(refused.keys())]
+    keys = kept.set_index(["interval", "open_time"]).index
+    wanted = judged.good.set_index(["interval", "open_time"]).index.isin(keys)
+    return refused, judged.good.loc[wanted, list(BAR_COLUMNS)].reset_index(drop=True)
+
+
+def _refuse_before_split(
+    connection: Connection, market_id: int, rows: pd.DataFrame
+) -> dict[int, str]:
+    """Refuse what came in the scale of before a split."""
+    query = select(func.max(market_event.c.detected_at)).where(
+        market_event.c.market_id == market_id, market_event.c.kind == "split"
+    )
+    split_at = connection.execute(query).scalar()
+    old = rows[rows["last_seen_at"] < split_at] if split_at else rows.iloc[:0]
+    reason = f"{BEFORE_SPLIT}: its prices are of before the split seen at {split_at}"
+    return {int(row_id): reason for row_id in old["row_id"]}
+
+
+def _read_stored(connection: Connection, market_id: int, bars: pd.DataFrame) -> pd.DataFrame:
+    """Return the stored bars that have the key of one of the bars."""
+    timed = bars[bars["open_time"].between(pd.Timestamp.min, pd.Timestamp.max)]
+    keys = [(row.interval, row.open_time.to_pydatetime()) for row in timed.itertuples()]
+    columns = market_aggregate.c
+    query = select(*(columns[name] for name in BAR_COLUMNS)).where(
+        columns.market_id == market_id, tuple_(columns.interval, columns.open_time).in_(keys)
+    )
+    return read_frame(connection, query).astype(dict(BAR_DTYPES)).assign(row_id=_STORED)
+
+
+def _describe_run(run_id: UUID, one: Market, good: pd.DataFrame, now: datetime) -> Run:
+    start, end = good["open_time"].min(), good["close_time"].max()
+    request = Request(
+        symbols=(one.symbol,),
+        providers=(one.provider,),
+        lookback_days=0,
+        now=now,
+        window=Window(start.to_pydatetime(), end.to_pydatetime()),
+        is_default_routing=False,
+    )
+    return Run(run_id, TRIGGER, now, request)
+
+
+def _write(
+    connection: Connection, run: Run, one: Market, market_id: int, good: pd.DataFrame
+) -> None:
+    """Write bars as an ingestion would: weeks, version, coverage and receipt in one transaction."""
+    begin_receipt(connection, run)
+    written = write_market_bars(connection, run, one, market_id, good)
+    _heal_coverage(connection, run, one, market_id, good, written)
+    counts = {
+        name: getattr(written.counts, name)
+        for name in ("inserted", "updated", "unchanged", "revised")
+    }
+    versions = dict.fromkeys(("first_version", "last_version"), written.version)
+    row: dict[str, Any] = {"received": len(good), **counts, **versions, "outcome": "ok"}
+    add_market_receipt(connection, run, market_id, row)
+    add_table_receipt(connection, run, market_aggregate.name, written.counts, "ok")
+
+
+def _heal_coverage(
+    connection: Connection,
+    run: Run,
+    one: Market,
+    market_id: int,
+    good: pd.DataFrame,
+    written: Written,
+) -> None:
+    """Close the holes that the bars leave; nothing was asked of the provider."""
+    known = {key[1]: value for key, value in read_coverage(connection, [market_id]).items()}
+    for name, bars in good.groupby("interval"):
+        interval = Interval(str(name))
+        before = known.get(interval, Coverage())
+        after = _settle(before, interval, one.calendar, bars, run.request.now)
+        after = replace(after, bars=before.bars + written.inserted.get(interval, 0))
+        write_coverage(connection, (market_id, interval), before, after, None, run.run_id)
+
+
+def _settle(
+    coverage: Coverage, interval: Interval, calendar: str, bars: pd.DataFrame, now: datetime
+) -> Coverage:
+    marks = coverage.verified
+    nothing = bars["open_time"].iloc[:0]
+    for at in range(len(bars)):
+        bar = bars.iloc[at : at + 1]
+        opens = bar["open_time"].iloc[0].to_pydatetime()
+        answer = Answer(Window(opens, opens + timedelta(microseconds=1)), bar, nothing, now)
+        coverage = settle_answer(coverage, interval, calendar, timedelta(0), answer)
+    return replace(coverage, verified=marks)
