@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from sqlalchemy import Engine
 
-from benchmarks.bar_table import BarTable, prepare_markets, write_bars
+from benchmarks.bar_table import KEYS, TABLE, BarTable, prepare_markets, write_bars
 from benchmarks.bars import Span, build_bars
 from benchmarks.database import Database
 from benchmarks.figures import Target
+from benchmarks.rivals import COLUMNS, stamp_bars
 from benchmarks.rounds import Way, compare
 from benchmarks.write_path import count_dead_rows
 
@@ -87,6 +88,17 @@ def test_copy_loads_what_the_product_wrote(table: BarTable) -> None:
         copy()
         again = write_bars(table.database, table.bars)
         assert (again.written, again.unchanged) == (0, 1_000)
+
+
+def test_other_tools_are_handed_what_is_stored(table: BarTable) -> None:
+    """All columns agree, stamps too: a tool that skips equal rows has nothing to write either."""
+    table.fill()
+    query = f"SELECT {', '.join(COLUMNS)} FROM {TABLE} ORDER BY {', '.join(KEYS)}"  # noqa: S608
+    with table.database.engine.connect() as connection:
+        stored = pd.DataFrame(connection.exec_driver_sql(query).all(), columns=COLUMNS)
+    handed = stamp_bars(table.bars)
+    stored = stored.astype({**handed.dtypes, "run_id": "str"})
+    pd.testing.assert_frame_equal(stored, handed.astype({"run_id": "str"}))
 
 
 def test_a_bar_is_the_same_in_every_span() -> None:

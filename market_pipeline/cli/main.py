@@ -10,6 +10,7 @@ import click
 from market_pipeline.cli.database import db
 from market_pipeline.cli.ingest import ingest
 from market_pipeline.cli.plan import backfill, coverage, plan
+from market_pipeline.cli.quarantine import quarantine
 from market_pipeline.cli.show import providers, runs
 from market_pipeline.cli.why import diff, why
 from market_pipeline.domain.errors import PipelineError
@@ -62,5 +63,5 @@ def init() -> None:
     click.echo(f"DAGSTER_HOME in {file.name} is {home}")
 
 
-for command in (ingest, plan, backfill, coverage, runs, diff, why, providers, db):
+for command in (ingest, plan, backfill, coverage, runs, diff, why, quarantine, providers, db):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""``market-pipeline quarantine``: look at impossible rows, take them in after all, or dismiss them."""
+"""``market-pipeline quarantine``: impossible rows: look, take in after all, dismiss."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any

@@ -3,7 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pandas as pd
 
@@ -68,11 +68,9 @@ def judge_page(bars: pd.DataFrame, market: Market, now: datetime) -> JudgedBars:
 
 def _read_sessions_around(bars: pd.DataFrame, market: Market) -> pd.DataFrame:
     """Return every session that a received bar can belong to, those beyond the window included."""
-    if bars.empty:
+    times = bars["open_time"]
+    times = times[times.between(EPOCH, LAST_DAY)]  # Others cannot be true: they need no session.
+    if times.empty:
         return read_sessions(market.calendar, EPOCH, EPOCH)
-    first, last = bars["open_time"].min().to_pydatetime(), bars["open_time"].max().to_pydatetime()
-    return read_sessions(
-        market.calendar,
-        max(first, EPOCH) - timedelta(days=2),
-        min(last, LAST_DAY) + timedelta(days=2),
-    )
+    margin = pd.Timedelta(days=2)
+    return read_sessions(market.calendar, times.min() - margin, times.max() + margin)

@@ -22,7 +22,7 @@ from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, Market, Window
 from market_pipeline.domain.settling import Answer, settle_answer
-from market_pipeline.ingestion.fetching import judge_page
+from market_pipeline.ingestion.fetching import EPOCH, LAST_DAY, judge_page
 from market_pipeline.ingestion.receipts import (
     Run,
     add_market_receipt,
@@ -189,8 +189,8 @@ def _refuse_before_split(
 
 def _read_stored(connection: Connection, market_id: int, bars: pd.DataFrame) -> pd.DataFrame:
     """Return the stored bars that have the key of one of the bars."""
-    timed = bars[bars["open_time"].between(pd.Timestamp.min, pd.Timestamp.max)]
-    keys = [(row.interval, row.open_time.to_pydatetime()) for row in timed.itertuples()]
+    timed = bars[bars["open_time"].between(EPOCH, LAST_DAY)]
+    keys = list(zip(timed["interval"], timed["open_time"].dt.to_pydatetime(), strict=True))
     columns = market_aggregate.c
     query = select(*(columns[name] for name in BAR_COLUMNS)).where(
         columns.market_id == market_id, tuple_(columns.interval, columns.open_time).in_(keys)
@@ -204,6 +204,7 @@ def _describe_run(run_id: UUID, one: Market, good: pd.DataFrame, now: datetime) 
         symbols=(one.symbol,),
         providers=(one.provider,),
         lookback_days=0,
+        asked_at=now,
         now=now,
         window=Window(start.to_pydatetime(), end.to_pydatetime()),
         is_default_routing=False,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from queue import Empty, Full, Queue
 from threading import Event
 from uuid import UUID
@@ -18,6 +19,8 @@ from market_pipeline.storage.budget import DatabaseGate, read_budget_limits
 from market_pipeline.storage.claims import release_run_claims
 
 WORKERS = 4
+# Shorter than a claim holds: a market whose provider has no budget left is given up for now.
+GATE_PATIENCE = timedelta(seconds=60)
 _WAIT_SECONDS = 0.2
 
 
@@ -51,7 +54,7 @@ class BarStream:
         ready: Queue[Item] = Queue(maxsize=WORKERS)
         stop = Event()
         with ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="fetch") as pool:
-            gate = make_gate(self.engine, self.routes)
+            gate = make_gate(self.engine, self.routes, stop)
             work = [pool.submit(self._work, gate, route, ready, stop) for route in self.routes]
             try:
                 yield from _drain(ready, work)
@@ -94,6 +97,18 @@ def _put(item: Item, ready: Queue[Item], stop: Event) -> None:
         return
 
 
-def make_gate(engine: Engine, routes: Sequence[Route]) -> DatabaseGate:
-    """Return the gate before the providers of some markets, shared with all other processes."""
-    return DatabaseGate(engine, read_budget_limits(provider for provider, _ in routes))
+def make_gate(engine: Engine, routes: Sequence[Route], stop: Event | None = None) -> DatabaseGate:
+    """Return the gate before the providers of some markets, shared with all other processes.
+
+    Args:
+        engine: Where the budget is kept.
+        routes: Provider and market.
+        stop: Ends every wait when it is set.
+    """
+    limits = read_budget_limits(provider for provider, _ in routes)
+    pause = stop or Event()
+    return DatabaseGate(engine, limits, GATE_PATIENCE, sleep=lambda seconds: _wait(pause, seconds))
+
+
+def _wait(stop: Event, seconds: float) -> None:
+    stop.wait(seconds)

@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain import comparisons, roi
 from market_pipeline.domain.comparisons import compute_comparisons
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.roi import compute_roi_statistics
 from market_pipeline.domain.volatility import compute_snapshot_statistics
+from market_pipeline.domain.withholding import withhold
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.snapshots import collect_snapshots
 from market_pipeline.ingestion.stream import BarStream, make_gate
@@ -142,7 +144,14 @@ def market_comparisons(market_aggregates: MarketReader) -> pd.DataFrame:
         pairs,
         min_returns=settings.min_returns,
     )
-    return rows.dropna(subset=["as_of"])
+    keys = ("base_market_id", "quote_market_id")
+    rows = withhold(
+        rows.dropna(subset=["as_of"]),
+        keys,
+        comparisons.MEASURES,
+        market_aggregates.read_flaws(Interval.DAY),
+    )
+    return _carry_versions(rows, keys, bars)
 
 
 @dg.asset(
@@ -166,7 +175,20 @@ def market_roi_statistics(market_aggregates: MarketReader) -> pd.DataFrame:
         risk_free_annual=settings.risk_free_annual,
         min_returns=settings.min_returns,
     )
-    return rows.rename(columns={"reasons": "reason"})
+    rows = withhold(
+        rows.rename(columns={"reasons": "reason"}),
+        ("market_id",),
+        roi.MEASURES,
+        market_aggregates.read_flaws(Interval.DAY),
+    )
+    return _carry_versions(rows, ("market_id",), bars)
+
+
+def _carry_versions(rows: pd.DataFrame, keys: Sequence[str], bars: pd.DataFrame) -> pd.DataFrame:
+    """Add the newest dataset version among the bars that a row's markets had."""
+    newest = bars.groupby("market_id")["dataset_version"].max()
+    versions = [rows[key].map(newest) for key in keys]
+    return rows.assign(dataset_version=pd.concat(versions, axis=1).max(axis=1).astype("Int64"))
 
 
 def _observe_providers(routes: Sequence[Route]) -> list[dg.AssetObservation]:

@@ -12,8 +12,10 @@ import pandas as pd
 from sqlalchemy import Engine
 
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.withholding import Flaw
 from market_pipeline.ingestion.registration import register_markets
 from market_pipeline.ingestion.request import BASE_MARGIN, Request, Route
+from market_pipeline.storage.coverage import read_flaws
 from market_pipeline.storage.queries import read_final_bars, read_markets
 
 
@@ -50,3 +52,8 @@ class MarketReader:
         wanted = self.markets["market_id"].tolist() if market_ids is None else market_ids
         with self.engine.connect() as connection:
             return read_final_bars(connection, wanted, interval, start, self.request.now)
+
+    def read_flaws(self, interval: Interval) -> list[Flaw]:
+        """Return the unexplained holes and open events of the run's markets."""
+        with self.engine.connect() as connection:
+            return read_flaws(connection, self.markets["market_id"].tolist(), interval)

@@ -4,18 +4,15 @@ Here: what a gate does, which gate is in force, and a gate that counts. Not here
 it, which is a table that all processes share (``storage/budget.py``).
 
 The gate in force belongs to a context, as ``contextvars`` has it: a new thread starts with the open
-gate, whatever its maker uses. Hand a thread its work wrapped in :func:`keep_gate`.
+gate, whatever its maker uses, and puts its own in force.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import ParamSpec, Protocol, TypeVar
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
+from typing import Protocol
 
 
 class Gate(Protocol):
@@ -91,17 +88,6 @@ def use_gate(gate: Gate) -> Iterator[Gate]:
         yield gate
     finally:
         _current.reset(token)
-
-
-def keep_gate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Return the function as it runs under the present gate, in whichever thread it is called."""
-    gate = current_gate()
-
-    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with use_gate(gate):
-            return function(*args, **kwargs)
-
-    return run
 
 
 def admit(provider: str) -> None:

@@ -12,6 +12,8 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, text
 from market_pipeline.domain.coverage import Coverage, Hole
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
+from market_pipeline.domain.withholding import UNEXPLAINED_HOLE, Flaw
+from market_pipeline.storage.events import read_open_events
 from market_pipeline.storage.ledgers import coverage_hole
 from market_pipeline.storage.tables import SCHEMA
 
@@ -149,3 +151,16 @@ def _parse_marks(marks: Mapping[str, list[list[str]]]) -> dict[int, tuple[Window
         int(age): tuple(Window(*map(datetime.fromisoformat, span)) for span in spans)
         for age, spans in marks.items()
     }
+
+
+def read_flaws(connection: Connection, market_ids: Sequence[int], interval: Interval) -> list[Flaw]:
+    """Return what keeps statistics of some markets from being trusted."""
+    holes = _read_holes(connection, market_ids)
+    flaws = [
+        Flaw(market_id, UNEXPLAINED_HOLE, hole.window)
+        for (market_id, of), found in holes.items()
+        for hole in found
+        if of is interval and not hole.is_explained
+    ]
+    events = read_open_events(connection, market_ids)
+    return [*flaws, *(Flaw(market_id, kind) for market_id, kind in events.items())]

@@ -51,7 +51,7 @@ def read_final_bars(
 
     Returns:
         Columns ``market_id``, ``open_time``, ``close_time``, ``open`` to ``close``, ``volume``,
-        ordered by market and open_time.
+        ``dataset_version``, ordered by market and open_time.
     """
     bars = market_aggregate.c
     columns = (
@@ -63,6 +63,7 @@ def read_final_bars(
         bars.low,
         bars.close,
         bars.volume,
+        bars.dataset_version,
     )
     query = (
         select(*columns)

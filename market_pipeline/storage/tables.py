@@ -1,7 +1,8 @@
 """The tables, column by column; comments are shown in PostgreSQL and in Dagster alike.
 
 ``Table.info`` says how the bulk upsert treats a table: ``stamps`` are columns that describe the
-write and never make a row differ; ``guard`` is a condition under which a stored row may be replaced.
+write, ``carried`` are columns of the rows; neither makes a row differ. ``guard`` is a condition
+under which a stored row may be replaced, ``revisions`` the table that keeps replaced final rows.
 """
 
 from uuid import UUID
@@ -66,7 +67,7 @@ def _count(name: str, comment: str) -> Column[int]:
 
 def _version() -> "Column[int]":
     return Column(
-        "dataset_version", BigInteger, comment="The newest version among the bars it was made of"
+        "dataset_version", BigInteger, comment="Newest version of the bars it was made of"
     )
 
 
@@ -223,7 +224,7 @@ market_comparison = Table(
     CheckConstraint("correlation BETWEEN -1 AND 1", name="correlation_in_range"),
     *_finite("price_ratio", "volume_ratio", "roi_spread", "close_skew_seconds"),
     comment="One row per pair of markets, interval, horizon and as_of",
-    info={"stamps": ("dataset_version", "run_id")},
+    info={"stamps": ("run_id",), "carried": ("dataset_version",)},
 )
 
 market_roi_statistic = Table(
@@ -269,7 +270,7 @@ market_roi_statistic = Table(
         "calmar",
     ),
     comment="One row per market, interval, horizon, as_of and method: risk and return",
-    info={"stamps": ("dataset_version", "run_id")},
+    info={"stamps": ("run_id",), "carried": ("dataset_version",)},
 )
 
 ingestion_run = Table(

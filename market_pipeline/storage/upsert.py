@@ -119,7 +119,7 @@ def _build_delta(table: Table, keys: list[str], values: list[str]) -> str:
         SELECT incoming.*, stored."{keys[0]}" IS NOT NULL AS is_stored
         FROM incoming LEFT JOIN {_name(table)} stored ON {same_key}
         WHERE stored."{keys[0]}" IS NULL
-            OR ({" OR ".join(differs)}) AND {table.info.get("guard", "true")}
+            OR ({" OR ".join(differs or ["false"])}) AND {table.info.get("guard", "true")}
     """  # noqa: S608 - names of our own tables
 
 

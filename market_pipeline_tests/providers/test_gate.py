@@ -13,7 +13,6 @@ from market_pipeline.providers.gate import (
     OpenGate,
     admit,
     current_gate,
-    keep_gate,
     report_throttled,
     use_gate,
 )
@@ -134,8 +133,8 @@ def test_gates_are_nested_and_counts_add_up(fake_time: FakeTime) -> None:
     assert (run.calls, market.calls, run.throttled, market.throttled) == (3, 2, 1, 1)
 
 
-def test_threads_take_the_gate_along_and_no_call_is_lost() -> None:
-    """A thread's own context has the open gate; a kept one counts from eight threads at once."""
+def test_threads_share_a_gate_that_each_puts_in_force_and_no_call_is_lost() -> None:
+    """A new thread has the open gate, whatever its maker uses; eight threads count on one gate."""
     counter = CountingGate(OpenGate())
     begin = threading.Barrier(8)
 
@@ -145,10 +144,12 @@ def test_threads_take_the_gate_along_and_no_call_is_lost() -> None:
             admit("mock")
             report_throttled("mock", 0.0)
 
-    with ThreadPoolExecutor(8) as pool:
+    def call_through_the_counter(times: int) -> None:
+        with use_gate(counter):
+            call_often(times)
+
+    with use_gate(counter), ThreadPoolExecutor(8) as pool:
         list(pool.map(call_often, [500] * 8))
         assert counter.calls == 0
-        with use_gate(counter):
-            kept = keep_gate(call_often)
-        list(pool.map(kept, [500] * 8))
+        list(pool.map(call_through_the_counter, [500] * 8))
     assert (counter.calls, counter.throttled) == (4000, 4000)

@@ -6,11 +6,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from market_pipeline.domain.errors import MarketNotServedError, SettingError
 from market_pipeline.providers.base import Provider
 from market_pipeline.providers.registry import list_provider_names, load_provider, route_markets
+from market_pipeline_tests.commands import run_command
+from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.replay import ReplayServer, answer_with
 
 BUILT_IN = ("coingecko", "file", "mock", "yahoo")
@@ -90,6 +93,7 @@ def test_a_provider_that_lacks_a_setting_serves_nothing() -> None:
 
 PLUGIN = """
 from datetime import timedelta
+import pandas as pd
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import (
     HistoryTerms, Market, PriceSnapshot, build_bar_frame)
@@ -117,14 +121,16 @@ class HalvesProvider:
         return Market("halves", symbol, "half", "Half", "HALF", "USD", "x", "24/7", (Interval.DAY,))
 
     def describe_history(self, market, interval):
-        return HistoryTerms(page=timedelta(days=500))
+        return HistoryTerms(page=timedelta(days=20), publication_lag=timedelta(hours=2))
 
     def fetch_bars(self, market, interval, window, now):
-        day = timedelta(days=1)
-        starts = [window.start + n * day for n in range((window.end - window.start) // day)]
+        assert window.end - window.start <= timedelta(days=20)
+        last = min(window.end, now) - timedelta(microseconds=1)
+        starts = pd.date_range(pd.Timestamp(window.start).ceil("D"), last, freq="D")
+        closes = starts + timedelta(days=1)
         prices = dict.fromkeys(("open", "high", "low", "close"), self._price)
         return build_bar_frame({"interval": "1d", "open_time": starts, **prices,
-            "close_time": [start + day for start in starts], "is_final": True})
+            "close_time": closes, "is_final": closes + timedelta(hours=2) <= now})
 
     def fetch_snapshots(self, markets, now):
         return [PriceSnapshot(market, now, self._price) for market in markets]
@@ -204,3 +210,29 @@ def test_a_third_party_adds_a_provider_by_installing_a_package(
     assert lines[3].startswith(f"provider 'broken' from {source} cannot be loaded")
     assert "is not a provider of that name" in lines[4]
     assert "'mock' is offered more than once" in lines[5]
+
+
+FINAL_DAYS = """
+    SELECT to_char(open_time, 'YYYY-MM-DD') FROM market_data.market_aggregate
+    WHERE interval = '1d' AND is_final AND close = 0.5 ORDER BY open_time"""
+
+
+def test_a_third_partys_provider_feeds_whole_ingestions(
+    plugin_folder: Path, tmp_path: Path, project_environment: dict[str, str]
+) -> None:
+    """Its terms are kept: pages of 20 days, and a day is final two hours after its close."""
+    environment = {**project_environment, "PYTHONPATH": str(plugin_folder)}
+    arguments = ["--provider", "halves", "--symbols", "HALF-USD", "--lookback-days", "90"]
+    database = project_environment["DATABASE_URL"]
+    for moment, newest in [("2024-03-15T01:00", "2024-03-13"), ("2024-03-15T02:00", "2024-03-14")]:
+        ran = run_command(
+            "market-pipeline", "ingest", *arguments, "--window-end", moment,
+            environment=environment, folder=tmp_path,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        stored = [str(day) for day in read_column(database, FINAL_DAYS)]
+        days = pd.date_range(stored[0], newest, freq="D").strftime("%Y-%m-%d").tolist()
+        assert len(days) >= 89
+        assert stored == days
+    assert set(read_column(database, "SELECT price FROM market_data.market_snapshot")) == {0.5}
+    assert read_column(database, "SELECT provider FROM market_data.market") == ["halves"]

@@ -24,7 +24,7 @@ from market_pipeline.storage.budget import (
 )
 from market_pipeline.storage.engine import DatabaseAddress, open_engine
 from market_pipeline_tests.children import start_child
-from market_pipeline_tests.replay import Reply, ReplayServer, throttle
+from market_pipeline_tests.replay import ReplayServer, Reply, throttle
 
 PERIOD = timedelta(seconds=2)
 RATE = BudgetLimit(calls_per_minute=20)
@@ -116,8 +116,8 @@ def test_a_retry_after_of_one_process_holds_the_others_back(
         server.misbehave(throttle("3"))
         with start_child(call_once, database_url, f"{server.address}/coingecko") as child:
             assert child.hear() == 429
-    with pytest.raises(TransientProviderError, match=r"left alone until 2\d{3}-.* UTC"):
-        stage.admit(RATE)
+            with pytest.raises(TransientProviderError, match=r"left alone until 2\d{3}-.* UTC"):
+                stage.admit(RATE)
     stage.admit(RATE, patience=timedelta(seconds=5))
     account = read_account(stage.engine, "coingecko", RATE)
     assert account.blocked_until is not None
@@ -159,10 +159,9 @@ def test_a_used_up_quota_ends_the_call_at_once_and_says_when_it_resets(
     stage.admit(limit)
     stage.admit(limit)
     expected = rf"budget of 2 calls a {span} is used up; it begins anew at 2.* 00:00:00 UTC"
+    stage.engine.dispose()
     with pytest.raises(TransientProviderError, match=expected):
-        Stage(open_engine(DatabaseAddress(_address(stage), is_embedded=False))).admit(
-            limit, timedelta(days=60)
-        )
+        stage.admit(limit, patience=timedelta(days=60))
     stage.edit("day = day - 40, month = (month - interval '40 days')::date")
     stage.admit(limit)
     account = read_account(stage.engine, "coingecko", limit)
@@ -231,7 +230,3 @@ def test_a_malformed_limit_is_refused_by_name(text_: str) -> None:
     """The message names the variable, and the part that is wrong."""
     with pytest.raises(SettingError, match=r"^PROVIDER_CALLS_PER_MINUTE='.*': '.*expected"):
         read_budget_limits([], {"PROVIDER_CALLS_PER_MINUTE": text_})
-
-
-def _address(stage: Stage) -> str:
-    return stage.engine.url.render_as_string(hide_password=False)

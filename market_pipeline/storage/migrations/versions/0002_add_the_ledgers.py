@@ -588,7 +588,7 @@ def upgrade() -> None:
             "dataset_version",
             sa.BigInteger(),
             nullable=True,
-            comment="The newest version among the bars it was made of",
+            comment="Newest version of the bars it was made of",
         ),
         schema="market_data",
     )
@@ -598,7 +598,7 @@ def upgrade() -> None:
             "dataset_version",
             sa.BigInteger(),
             nullable=True,
-            comment="The newest version among the bars it was made of",
+            comment="Newest version of the bars it was made of",
         ),
         schema="market_data",
     )
