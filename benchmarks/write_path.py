@@ -60,7 +60,7 @@ def measure_writes(bench: Bench, wanted: frozenset[str]) -> Iterator[Figure]:
     needed = _find_ways(wanted)
     with bench.open_database() as database:
         builders = _Builders(bench, database)
-        ways = [way for name in builders.order if name in needed for way in [builders.build(name)]]
+        ways = [builders.build(name) for name in builders.order if name in needed]
         comparison = compare(ways, bench.rounds, bench.report)
         yield from builders.trace.build_figures(wanted)
     yield from _build_ratios(comparison, wanted)

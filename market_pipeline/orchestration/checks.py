@@ -1,25 +1,232 @@
-"""Asset checks: evidence about what was written; rows were judged before the commit."""
+"""Asset checks: evidence about what was written; rows were judged before the commit.
 
+All are one step that asks the database once, so that they cost a run next to nothing. Each always
+tells its numbers. Only what constraints make impossible blocks: a market that is short, late or
+odd must not keep the others from their statistics.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import dagster as dg
+import pandas as pd
 
+from market_pipeline.domain.freshness import find_newest_due
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.orchestration.assets import market_aggregates
-from market_pipeline.orchestration.resources import Database
-from market_pipeline.storage.queries import read_run_markets
+from market_pipeline.orchestration.report import MAX_LINES, build_table
+from market_pipeline.orchestration.resources import Database, IngestionRequest, Providers
+from market_pipeline.storage.run_evidence import RunEvidence, read_run_evidence
+
+MAX_QUARANTINE_RATIO = 0.01
+Line = dict[str, Any]
 
 
-@dg.asset_check(asset=market_aggregates, name="ingestion_complete")
-def check_ingestion_complete(
-    context: dg.AssetCheckExecutionContext, database: Database
-) -> dg.AssetCheckResult:
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a check judges: the evidence, and what was asked for."""
+
+    evidence: RunEvidence
+    request: Request
+    routes: Sequence[Route]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check found: numbers that plot over time, and what it objects to."""
+
+    numbers: Mapping[str, int | float]
+    objections: Sequence[Line] = ()
+
+
+def judge_completeness(case: Case) -> Verdict:
     """Every market of the run gave all its bars; a short one makes the outcome partial."""
-    with database.engine.connect() as connection:
-        receipt = read_run_markets(connection, UUID(context.run.run_id))
+    receipt = case.evidence.receipt
     short = receipt[receipt["outcome"] != "ok"]
-    reasons = {row.symbol: str(row.reason) for row in short.itertuples()}
+    lines = [
+        {**_name(row), "outcome": row["outcome"], "reason": str(row["reason"])}
+        for row in _list_rows(short)
+    ]
+    return Verdict({"markets": len(receipt), "short": len(short)}, lines)
+
+
+def judge_freshness(case: Case) -> Verdict:
+    """The newest bar that its calendar and provider promise by the run's clock is final and stored.
+
+    A bar that the provider is known not to have is not waited for.
+    """
+    ids = {(row["provider"], row["symbol"]): row["market_id"] for row in _list(case)}
+    known = {(row["market_id"], row["interval"]): row for row in _list_rows(case.evidence.coverage)}
+    late, series = [], 0
+    for route in case.routes:
+        market_id = ids.get((route[1].provider, route[1].symbol))
+        for interval in route[1].intervals if market_id is not None else ():
+            series += 1
+            line = _find_delay(case.request, route, interval, known.get((market_id, interval)))
+            late += [line] if line else []
+    return Verdict({"series": series, "late": len(late)}, late)
+
+
+def _find_delay(
+    request: Request, route: Route, interval: Interval, known: Mapping[str, Any] | None
+) -> Line | None:
+    """Return what to say about a series that is not fresh."""
+    provider, market = route
+    lag = provider.describe_history(market, interval).publication_lag
+    due = find_newest_due(market.calendar, interval, request.window.end, request.now, lag)
+    watermark = known["watermark"] if known else None
+    if due is None or (watermark is not None and watermark >= due.end):
+        return None
+    if known and known["ends_at"] is not None and known["starts_at"] <= due.start < known["ends_at"]:
+        return None
+    return {
+        "market": market.symbol,
+        "provider": market.provider,
+        "interval": interval.value,
+        "final to": _show(watermark),
+        "expected to": _show(due.end),
+    }
+
+
+def judge_holes(case: Case) -> Verdict:
+    """No bars are missing that should be there and were not explained by their provider."""
+    holes = _list_rows(case.evidence.holes)
+    lines = [
+        {
+            **_name(row),
+            "interval": row["interval"],
+            "from": _show(row["starts_at"]),
+            "to": _show(row["ends_at"]),
+            "reason": row["reason"],
+            "tries": row["tries"],
+        }
+        for row in holes
+    ]
+    return Verdict({"holes": holes[0]["found"] if holes else 0}, lines)
+
+
+def judge_keys(case: Case) -> Verdict:
+    """Each bar that the run wrote is stored once."""
+    written = case.evidence.written
+    lines = _locate(case, written.repeated_examples, "copies")
+    return Verdict({"bars": written.bars, "repeated": written.repeated}, lines)
+
+
+def judge_order(case: Case) -> Verdict:
+    """In each bar that the run wrote, low is the lowest price, high the highest, all are real."""
+    written = case.evidence.written
+    lines = _locate(case, written.disordered_examples)
+    return Verdict({"bars": written.bars, "disordered": written.disordered}, lines)
+
+
+def _locate(case: Case, examples: Sequence[Mapping[str, Any]], *columns: str) -> list[Line]:
+    names = {row["market_id"]: _name(row) for row in _list(case)}
+    return [
+        {
+            **names[one["market_id"]],
+            "interval": one["interval"],
+            "open time": one["open_time"],
+            **{column: one[column] for column in columns},
+        }
+        for one in examples
+    ]
+
+
+def judge_spikes(case: Case) -> Verdict:
+    """No bar jumps beyond ten robust standard deviations and 15 %; those that do are stored."""
+    lines = [{**_name(row), "spikes": row["spikes"]} for row in _list(case) if row["spikes"]]
+    return Verdict({"spikes": sum(line["spikes"] for line in lines)}, lines)
+
+
+def judge_quarantine(case: Case) -> Verdict:
+    """Of no market's bars more than 1 % are impossible; they are in the quarantine, not stored."""
+    rows = _list(case)
+    lines = [
+        {**_name(row), "received": row["received"], "quarantined": row["quarantined"]}
+        for row in rows
+        if row["quarantined"] > MAX_QUARANTINE_RATIO * row["received"]
+    ]
+    received, refused = (sum(row[name] for row in rows) for name in ("received", "quarantined"))
+    rate = refused / received if received else 0.0
+    return Verdict({"received": received, "quarantined": refused, "quarantine_ratio": rate}, lines)
+
+
+JUDGES: Mapping[str, Callable[[Case], Verdict]] = {
+    "ingestion_complete": judge_completeness,
+    "bars_fresh": judge_freshness,
+    "no_unexplained_holes": judge_holes,
+    "keys_unique": judge_keys,
+    "ohlc_in_order": judge_order,
+    "no_spikes": judge_spikes,
+    "quarantine_rate": judge_quarantine,
+}
+BLOCKING = frozenset({"keys_unique", "ohlc_in_order"})
+
+
+@dg.multi_asset_check(
+    name="market_aggregates_checks",
+    specs=[
+        dg.AssetCheckSpec(
+            name,
+            asset=market_aggregates,
+            description=(judge.__doc__ or "").strip(),
+            blocking=name in BLOCKING,
+        )
+        for name, judge in JUDGES.items()
+    ],
+    can_subset=True,
+)
+def check_market_aggregates(
+    context: dg.AssetCheckExecutionContext,
+    database: Database,
+    request: IngestionRequest,
+    providers: Providers,
+) -> Iterator[dg.AssetCheckResult]:
+    """Judge this run's receipt; in a run of checks alone, the last receipt by today's clock."""
+    with database.engine.connect() as connection:
+        evidence = read_run_evidence(connection, UUID(context.run.run_id))
+    asked = request.build(_find_clock(context))
+    case = Case(evidence, asked, providers.route(asked))
+    for key in sorted(context.selected_asset_check_keys):
+        yield _build_result(key, JUDGES[key.name](case), evidence.run_id)
+
+
+def _find_clock(context: dg.AssetCheckExecutionContext) -> datetime:
+    record = context.instance.get_run_record_by_id(context.run.run_id)
+    return (record.create_timestamp if record else datetime.now(UTC)).astimezone(UTC)
+
+
+def _build_result(
+    key: dg.AssetCheckKey, verdict: Verdict, run_id: UUID | None
+) -> dg.AssetCheckResult:
+    severity = dg.AssetCheckSeverity
+    metadata: dict[str, Any] = {**verdict.numbers, "receipt_of_run": str(run_id)}
+    if verdict.objections:
+        metadata["objections"] = build_table(verdict.objections[:MAX_LINES])
     return dg.AssetCheckResult(
-        passed=short.empty,
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={"markets": len(receipt), "short": len(short), "reasons": reasons},
+        passed=not verdict.objections,
+        asset_key=key.asset_key,
+        check_name=key.name,
+        severity=severity.ERROR if key.name in BLOCKING else severity.WARN,
+        metadata=metadata,
     )
+
+
+def _list(case: Case) -> list[dict[Any, Any]]:
+    return _list_rows(case.evidence.receipt)
+
+
+def _list_rows(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    return frame.to_dict("records")
+
+
+def _name(row: Mapping[Any, Any]) -> Line:
+    return {"market": row["symbol"], "provider": row["provider"]}
+
+
+def _show(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%d %H:%M}" if moment else "never"

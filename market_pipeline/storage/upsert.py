@@ -112,9 +112,8 @@ def build_merge(staged: Staged, stamps: list[str]) -> str:
 
 def _build_delta(table: Table, keys: list[str], values: list[str]) -> str:
     same_key = " AND ".join(f'stored."{key}" = incoming."{key}"' for key in keys)
-    differs = [f'stored."{name}" IS DISTINCT FROM incoming."{name}"' for name in values] or [
-        "false"
-    ]
+    compared = [name for name in values if name not in table.info.get("carried", ())]
+    differs = [f'stored."{name}" IS DISTINCT FROM incoming."{name}"' for name in compared]
     return f"""
         SELECT incoming.*, stored."{keys[0]}" IS NOT NULL AS is_stored
         FROM incoming LEFT JOIN {_name(table)} stored ON {same_key}
