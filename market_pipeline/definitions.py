@@ -11,7 +11,7 @@ from market_pipeline.orchestration.automation import (
     ingest_job,
 )
 from market_pipeline.orchestration.backfill import backfill_history_job, statistics_job
-from market_pipeline.orchestration.checks import check_ingestion_complete
+from market_pipeline.orchestration.checks import check_market_aggregates
 from market_pipeline.orchestration.io_manager import PostgresIOManager
 from market_pipeline.orchestration.resources import Database, IngestionRequest, Providers
 from market_pipeline.settings import read_choice
@@ -37,7 +37,7 @@ def build_definitions(resources: Mapping[str, object] | None = None) -> dg.Defin
     """
     return dg.Definitions(
         assets=ASSETS,
-        asset_checks=[check_ingestion_complete],
+        asset_checks=[check_market_aggregates],
         jobs=[ingest_job, backfill_history_job, statistics_job],
         schedules=[build_schedule()],
         sensors=[build_failure_sensor()],

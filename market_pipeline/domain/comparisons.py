@@ -73,7 +73,7 @@ Columns = dict[str, npt.NDArray[Any]]
 MAX_SKEW = timedelta(hours=6)
 _WEEK_DAYS = 7
 _MICROSECONDS = 1_000_000
-_BLOCK_PAIRS = 60_000
+_BLOCK_PAIRS = 260_000
 """Pairs worked on at once; it bounds memory whatever the number of pairs."""
 
 

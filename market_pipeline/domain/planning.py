@@ -5,17 +5,16 @@ To that come a few known bars before the newest (a correction or split shows the
 whose time has come, and settled spans that are read again at growing ages.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from market_pipeline.domain.coverage import AFTER_LAST, FETCH_FAILED, Coverage, Hole
-from market_pipeline.domain.grids import Grid, find_grid
+from market_pipeline.domain.coverage import AFTER_LAST, FETCH_FAILED, Coverage
+from market_pipeline.domain.grids import Grid, find_grid, from_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.ranges import (
-    bridge_windows,
     intersect_windows,
-    split_window,
+    pack_windows,
     subtract_windows,
 )
 from market_pipeline.domain.records import HistoryTerms, Window
@@ -51,6 +50,7 @@ def plan_interval(
     coverage: Coverage,
     terms: HistoryTerms,
     earliest: datetime | None = None,
+    asked_at: datetime | None = None,
 ) -> list[Ask]:
     """Return the requests that make a window complete, oldest first, in the fewest calls.
 
@@ -62,19 +62,17 @@ def plan_interval(
         coverage: What is known.
         terms: The provider's.
         earliest: The provider has nothing before it (UTC); None: no limit known.
+        asked_at: The wall clock (UTC), by which holes are due; None: the run's clock.
     """
     grid = find_grid(calendar, interval, Window(wanted.start, max(wanted.end, now)))
     wanted = _limit(wanted, grid, now, coverage, earliest)
-    missing = _find_missing(wanted, grid, now, coverage)
-    due = [hole.window for hole in _find_due(coverage.holes, now)]
-    retried = [part for part in intersect_windows(due, [wanted]) if grid.count(part)]
-    asked = bridge_windows(
-        [*(_overlap(part, wanted, grid, coverage) for part in missing), *retried], terms.page
-    )
+    missing = _find_missing(wanted, grid, asked_at or now, coverage)
+    retried = _find_retried(wanted, grid, asked_at or now, coverage)
+    parts = [*(_overlap(part, wanted, grid, coverage) for part in missing), *retried]
     return [
-        Ask(interval, page, _name_purpose(page, missing, wanted, coverage), grid.count(page))
-        for window in asked
-        for page in split_window(window, terms.page)
+        Ask(interval, page, _name_purpose(page, missing, wanted, coverage), bars)
+        for page in pack_windows([_begin_with_bar(part, grid) for part in parts], terms.page)
+        if (bars := grid.count(page))
     ]
 
 
@@ -87,17 +85,28 @@ def plan_verification(
     earliest: datetime | None = None,
 ) -> list[Ask]:
     """Return one request for each age whose turn has come, of settled bars only."""
-    asks = []
+    asks: list[Ask] = []
     for age in VERIFIED_AGES_DAYS:
         old_enough = Window(earliest or _EPOCH, now - timedelta(days=age))
         settled = intersect_windows(coverage.settled, [old_enough])
         due = subtract_windows(settled, coverage.verified.get(age, ()))
         # A day's worth at least: verification must not cost a call every few minutes.
-        for span in [span for span in due if span.end - span.start >= VERIFICATION_STEP][:1]:
-            page = Window(span.start, min(span.end, span.start + terms.page))
-            bars = find_grid(calendar, interval, page).count(page)
-            asks.append(Ask(interval, page, VERIFY, bars))
+        spans = [span for span in due if span.end - span.start >= VERIFICATION_STEP]
+        asks += _verify_first(interval, calendar, spans, terms.page)
     return asks
+
+
+def _verify_first(
+    interval: Interval, calendar: str, spans: Sequence[Window], longest: timedelta
+) -> list[Ask]:
+    """Return a request for the oldest span in which bars are expected: closures have none."""
+    for span in spans:
+        grid = find_grid(calendar, interval, span)
+        if grid.count(span):
+            page = _begin_with_bar(span, grid)
+            page = Window(page.start, min(page.end, page.start + longest))
+            return [Ask(interval, page, VERIFY, grid.count(page))]
+    return []
 
 
 def _limit(
@@ -110,18 +119,29 @@ def _limit(
     return Window(start, min([end, *gone]))
 
 
-def _find_missing(wanted: Window, grid: Grid, now: datetime, coverage: Coverage) -> list[Window]:
-    waiting = [
-        hole.window
-        for hole in coverage.holes
-        if hole.reason == FETCH_FAILED and not hole.is_due(now)
-    ]
+def _find_missing(
+    wanted: Window, grid: Grid, asked_at: datetime, coverage: Coverage
+) -> list[Window]:
+    waiting = [hole.window for hole in coverage.holes if not hole.is_due(asked_at)]
     left = subtract_windows([wanted], [*coverage.settled, *waiting])
     return [part for part in left if grid.count(part)]
 
 
-def _find_due(holes: Iterable[Hole], now: datetime) -> list[Hole]:
-    return [hole for hole in holes if hole.reason != FETCH_FAILED and hole.is_due(now)]
+def _find_retried(
+    wanted: Window, grid: Grid, asked_at: datetime, coverage: Coverage
+) -> list[Window]:
+    """Return the holes to ask for again; those after a failure are missing anyway."""
+    due = [
+        hole.window
+        for hole in coverage.holes
+        if hole.reason != FETCH_FAILED and hole.is_due(asked_at)
+    ]
+    return [part for part in intersect_windows(due, [wanted]) if grid.count(part)]
+
+
+def _begin_with_bar(part: Window, grid: Grid) -> Window:
+    """Leave out the time before the first expected bar: a page may reach further for it."""
+    return Window(from_micros(grid.cut(part).opens[0]), part.end)
 
 
 def _overlap(part: Window, wanted: Window, grid: Grid, coverage: Coverage) -> Window:

@@ -36,26 +36,21 @@ def intersect_windows(windows: Iterable[Window], limits: Iterable[Window]) -> li
     ]
 
 
-def bridge_windows(windows: Iterable[Window], longest: timedelta) -> list[Window]:
-    """Join neighbours as long as the result is not longer than ``longest``: fewer, wider spans."""
-    joined: list[Window] = []
+def pack_windows(windows: Iterable[Window], longest: timedelta) -> list[Window]:
+    """Return the fewest spans of at most ``longest`` that hold all windows, oldest first.
+
+    Time between two windows is taken in where that saves a span.
+    """
+    packed: list[Window] = []
     for window in merge_windows(windows):
-        if joined and window.end - joined[-1].start <= longest:
-            joined[-1] = Window(joined[-1].start, window.end)
-        else:
-            joined.append(window)
-    return joined
-
-
-def split_window(window: Window, longest: timedelta) -> list[Window]:
-    """Cut a window into pieces of at most ``longest``, oldest first."""
-    pieces = []
-    start = window.start
-    while start < window.end:
-        end = min(start + longest, window.end)
-        pieces.append(Window(start, end))
-        start = end
-    return pieces
+        start = window.start
+        if packed and start < (limit := packed[-1].start + longest):
+            start = min(window.end, limit)
+            packed[-1] = Window(packed[-1].start, start)
+        while start < window.end:
+            packed.append(Window(start, min(start + longest, window.end)))
+            start = packed[-1].end
+    return packed
 
 
 def _cut(window: Window, hole: Window) -> list[Window]:

@@ -33,6 +33,8 @@ from market_pipeline.domain.ranges import merge_windows, subtract_windows
 from market_pipeline.domain.records import Window
 
 TRIES_UNTIL_GONE = 3
+MISSED_UNTIL_GONE = timedelta(days=1)
+"""A provider that is out of order may know no market at all for some hours."""
 FEW_BARS = 3
 _NOT_FOUND = 404
 
@@ -45,12 +47,14 @@ class Answer:
         window: What was asked for, by open_time.
         bars: The good bars of the interval.
         quarantined: open_time of the bars that were refused.
-        asked_at: The run's clock (UTC).
+        now: The run's clock (UTC), by which bars are out.
+        asked_at: The wall clock (UTC), by which holes are asked for again.
     """
 
     window: Window
     bars: pd.DataFrame
     quarantined: "pd.Series[pd.Timestamp]"
+    now: datetime
     asked_at: datetime
 
 
@@ -76,16 +80,17 @@ def settle_answer(
     is_final, is_present = _match(part, answer.bars)
     # A bar that is stored and final stays so, also when the provider has forgotten it.
     is_final |= find_known(coverage, part)
-    due_by = to_micros(answer.asked_at - publication_lag)
+    due_by = to_micros(answer.now - publication_lag)
     is_missing = ~is_final & ~is_present & (part.closes <= due_by)
     is_pending = ~is_final & ~is_missing
     span = Window(answer.window.start, max(answer.window.end, from_micros(edges[-1])))
     pending = [_span(edges, first, last) for first, last in _find_runs(is_pending)]
-    new_holes = _describe_holes(coverage, interval, answer, part, edges, is_missing)
+    kept = _forget_progress(coverage, part.opens[is_present], answer.asked_at)
+    new_holes = _describe_holes(kept, interval, answer, part, edges, is_missing)
     return replace(
         stretch_coverage(coverage, answer.bars),
         settled=tuple(merge_windows([*coverage.settled, *subtract_windows([span], pending)])),
-        holes=_replace_holes(coverage.holes, span, new_holes),
+        holes=_replace_holes(coverage.holes, [span], new_holes),
         verified=_advance_verified(coverage, answer, span),
     )
 
@@ -95,16 +100,33 @@ def settle_failure(
 ) -> Coverage:
     """Return the coverage after a request that failed: what it would have settled is a hole.
 
-    A provider that says three times that it does not know the market is believed: the market ended.
+    What is settled stays as it is, with its holes. A provider that says for a day and three times
+    that it does not know the market is believed: the market ended, or had not begun.
     """
-    holes = []
-    for part in subtract_windows([window], coverage.settled):
+    holes: list[Hole] = []
+    failed = subtract_windows([window], coverage.settled)
+    for part in failed:
         tries, first_seen_at = _count_tries(coverage.holes, part, asked_at)
-        is_gone = status == _NOT_FOUND and tries >= TRIES_UNTIL_GONE and coverage.bars > 0
-        reason = AFTER_LAST if is_gone else FETCH_FAILED
+        reason = FETCH_FAILED
+        if (
+            status == _NOT_FOUND
+            and tries >= TRIES_UNTIL_GONE
+            and asked_at - first_seen_at >= MISSED_UNTIL_GONE
+        ):
+            reason = _name_end(coverage, part)
         again = find_next_check(reason, tries, asked_at)
         holes.append(Hole(part, reason, tries, first_seen_at, asked_at, again, detail))
-    return replace(coverage, holes=_replace_holes(coverage.holes, window, holes))
+    return replace(coverage, holes=_replace_holes(coverage.holes, failed, holes))
+
+
+def _name_end(coverage: Coverage, part: Window) -> str:
+    """Return on which side of a market's bars a part lies: one between them proves nothing."""
+    first, last = coverage.first_bar_at, coverage.last_bar_at
+    if first is None or last is None:
+        return FETCH_FAILED
+    if part.start >= last:
+        return AFTER_LAST
+    return BEFORE_FIRST if part.end <= first else FETCH_FAILED
 
 
 def forget_settled(coverage: Coverage) -> Coverage:
@@ -168,6 +190,9 @@ def _describe_holes(
 def _make_hole(
     coverage: Coverage, window: Window, reason: str, answer: Answer, is_oldest: bool
 ) -> Hole:
+    waiting = _find_waiting(coverage.holes, window, reason, answer.asked_at)
+    if waiting is not None:
+        return replace(waiting, window=window)
     tries, first_seen_at = _count_tries(coverage.holes, window, answer.asked_at)
     first_bar_at = stretch_coverage(coverage, answer.bars).first_bar_at
     if (
@@ -182,19 +207,49 @@ def _make_hole(
     return Hole(window, reason, tries, first_seen_at, answer.asked_at, again)
 
 
+def _find_waiting(
+    holes: Sequence[Hole], window: Window, reason: str, asked_at: datetime
+) -> Hole | None:
+    """Return the hole that was asked for before its time, with known bars around it: no new try."""
+    known = [hole for hole in holes if _overlaps(hole, window)]
+    is_waiting = len(known) == 1 and known[0].reason in (reason, BEFORE_FIRST)
+    return known[0] if is_waiting and not known[0].is_due(asked_at) else None
+
+
+def _overlaps(hole: Hole, window: Window) -> bool:
+    return hole.window.start < window.end and window.start < hole.window.end
+
+
 def _count_tries(holes: Sequence[Hole], window: Window, now: datetime) -> tuple[int, datetime]:
     """Return which try this was for a window, and since when it has been missed."""
-    known = [h for h in holes if h.window.start < window.end and window.start < h.window.end]
+    known = [hole for hole in holes if _overlaps(hole, window)]
     tries = max((hole.tries for hole in known), default=0) + 1
     return tries, min((hole.first_seen_at for hole in known), default=now)
 
 
-def _replace_holes(holes: Sequence[Hole], window: Window, new: Sequence[Hole]) -> tuple[Hole, ...]:
-    """Put new holes in the place of what the old ones said about a window."""
+def _forget_progress(
+    coverage: Coverage, present: npt.NDArray[np.int64], asked_at: datetime
+) -> Coverage:
+    """Count the tries of a hole anew when some of its bars came: the others may come as well."""
+    holes = [
+        replace(hole, tries=0, next_check_at=asked_at)
+        if np.any(
+            (present >= to_micros(hole.window.start)) & (present < to_micros(hole.window.end))
+        )
+        else hole
+        for hole in coverage.holes
+    ]
+    return replace(coverage, holes=tuple(holes))
+
+
+def _replace_holes(
+    holes: Sequence[Hole], windows: Sequence[Window], new: Sequence[Hole]
+) -> tuple[Hole, ...]:
+    """Put new holes in the place of what the old ones said about some windows."""
     kept = [
         replace(hole, window=part)
         for hole in holes
-        for part in subtract_windows([hole.window], [window])
+        for part in subtract_windows([hole.window], windows)
     ]
     return tuple(sorted([*kept, *new], key=lambda hole: hole.window.start))
 
@@ -205,7 +260,7 @@ def _advance_verified(
     """Add what has now been read at each age; what is loaded late has been read at all of them."""
     verified = {}
     for age in VERIFIED_AGES_DAYS:
-        read = Window(span.start, min(span.end, answer.asked_at - timedelta(days=age)))
+        read = Window(span.start, min(span.end, answer.now - timedelta(days=age)))
         verified[age] = tuple(merge_windows([*coverage.verified.get(age, ()), read]))
     return verified
 

@@ -10,7 +10,7 @@ LARGEST_SPREAD = 2e-3
 
 
 def find_split_ratio(known: pd.DataFrame, received: pd.DataFrame) -> float | None:
-    """Return new price over old price when a whole series was rescaled, else None.
+    """Return new price over old price when a series was rescaled up to some bar, else None.
 
     Args:
         known: Stored final bars: ``open_time`` and ``close``.
@@ -19,9 +19,13 @@ def find_split_ratio(known: pd.DataFrame, received: pd.DataFrame) -> float | Non
     both = known[["open_time", "close"]].merge(
         received[["open_time", "close"]], on="open_time", suffixes=("_known", "_received")
     )
-    if len(both) < MIN_BARS:
-        return None
+    both = both.sort_values("open_time")
     ratios = both["close_received"].to_numpy() / both["close_known"].to_numpy()
-    middle = float(np.median(ratios))
-    spread = float(np.abs(ratios / middle - 1).max())
-    return middle if abs(middle - 1) >= SMALLEST_CHANGE and spread <= LARGEST_SPREAD else None
+    moved = np.flatnonzero(np.abs(ratios - 1) >= SMALLEST_CHANGE)
+    # Bars from the split on were stored in the new scale, when the provider rescaled late.
+    before, after = np.split(ratios, moved[-1:] + 1) if len(moved) else (ratios[:0], ratios)
+    if len(before) < MIN_BARS:
+        return None
+    middle = float(np.median(before))
+    spreads = np.abs(np.concatenate([before / middle, after]) - 1)
+    return middle if spreads.max() <= LARGEST_SPREAD else None

@@ -57,6 +57,8 @@ def fetch_page(provider: Provider, market: Market, ask: Ask, now: datetime) -> P
         error, status = str(failure), failure.status
         logger.warning("%s %s: %s", market.symbol, ask.interval, failure)
     seconds = time.perf_counter() - began
+    # Whatever its provider says: half a bar is not final.
+    bars = bars.assign(is_final=bars["is_final"] & (bars["close_time"] <= pd.Timestamp(now)))
     judged = judge_page(bars, market, now)
     return Page(ask, judged, len(bars), now, asked_at, seconds, error, status)
 

@@ -41,7 +41,9 @@ def plan_market(route: Route, coverages: Coverages, request: Request) -> MarketP
         known = coverages.get(interval, _UNKNOWN)
         terms = provider.describe_history(market, interval)
         clock = (request.now, known, terms, _find_earliest(terms, request))
-        asks += plan_interval(interval, market.calendar, request.window, *clock)
+        asks += plan_interval(
+            interval, market.calendar, request.window, *clock, asked_at=request.asked_at
+        )
         verifications += plan_verification(interval, market.calendar, *clock)
     return MarketPlan(market, tuple(asks), tuple(verifications))
 

@@ -255,6 +255,6 @@ def _settle(
     for at in range(len(bars)):
         bar = bars.iloc[at : at + 1]
         opens = bar["open_time"].iloc[0].to_pydatetime()
-        answer = Answer(Window(opens, opens + timedelta(microseconds=1)), bar, nothing, now)
+        answer = Answer(Window(opens, opens + timedelta(microseconds=1)), bar, nothing, now, now)
         coverage = settle_answer(coverage, interval, calendar, timedelta(0), answer)
     return replace(coverage, verified=marks)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from queue import Empty, Full, Queue
+from queue import Full, Queue
 from threading import Event
 from uuid import UUID
 
@@ -51,7 +51,7 @@ class BarStream:
 
     def __iter__(self) -> Iterator[Item]:
         """Yield batches as they come; those of one market in their order."""
-        ready: Queue[Item] = Queue(maxsize=WORKERS)
+        ready: Queue[Item | None] = Queue(maxsize=WORKERS)
         stop = Event()
         with ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="fetch") as pool:
             gate = make_gate(self.engine, self.routes, stop)
@@ -63,7 +63,9 @@ class BarStream:
                 pool.shutdown(wait=True, cancel_futures=True)
                 release_run_claims(self.engine, self.run_id)
 
-    def _work(self, gate: DatabaseGate, route: Route, ready: Queue[Item], stop: Event) -> None:
+    def _work(
+        self, gate: DatabaseGate, route: Route, ready: "Queue[Item | None]", stop: Event
+    ) -> None:
         limit = gate.limits[route[0].name]
         try:
             with use_gate(gate):
@@ -73,22 +75,24 @@ class BarStream:
                         return
         except PipelineError as error:
             _put(MarketStopped(route, error), ready, stop)
+        finally:
+            _put(None, ready, stop)
 
 
-def _drain(ready: Queue[Item], work: Sequence["Future[None]"]) -> Iterator[Item]:
-    """Yield until all workers are done; what one did not expect is raised here."""
-    while True:
-        is_done = all(future.done() for future in work)
-        try:
-            yield ready.get(timeout=0 if is_done else _WAIT_SECONDS)
-        except Empty:
-            if is_done:
-                break
+def _drain(ready: "Queue[Item | None]", work: Sequence["Future[None]"]) -> Iterator[Item]:
+    """Yield until every worker has said that it is done; what one did not expect is raised."""
+    left = len(work)
+    while left:
+        item = ready.get()
+        if item is None:
+            left -= 1
+        else:
+            yield item
     for future in work:
         future.result()
 
 
-def _put(item: Item, ready: Queue[Item], stop: Event) -> None:
+def _put(item: Item | None, ready: "Queue[Item | None]", stop: Event) -> None:
     while not stop.is_set():
         try:
             ready.put(item, timeout=_WAIT_SECONDS)

@@ -29,6 +29,7 @@ from market_pipeline.ingestion.receipts import (
     shorten_reason,
 )
 from market_pipeline.ingestion.registration import ensure_market, register_markets
+from market_pipeline.ingestion.request import Request
 from market_pipeline.ingestion.stream import Item, MarketStopped
 from market_pipeline.storage.claims import hold_claim, release_claim
 from market_pipeline.storage.coverage import read_coverage, write_coverage
@@ -106,7 +107,7 @@ def write_batch(engine: Engine, run: Run, batch: BarBatch) -> BatchResult:
             written = Written()
         else:
             written = _write_bars(connection, run, batch)
-            after = _settle(batch, before, written)
+            after = _settle(run.request, batch, before, written)
         _write_coverages(connection, run, batch, before, after)
         result = _judge_batch(run, batch, written, after)
         row = _describe_batch(batch, written, result, before, after)
@@ -263,31 +264,32 @@ def _read_coverages(connection: Connection, market_id: int) -> Coverages:
     return {interval: coverage for (_, interval), coverage in found.items()}
 
 
-def _settle(batch: BarBatch, before: Coverages, written: Written) -> Coverages:
+def _settle(request: Request, batch: BarBatch, before: Coverages, written: Written) -> Coverages:
     provider, one = batch.route
     after = dict(before)
     for page in batch.pages:
         interval = page.ask.interval
         known = after.get(interval, Coverage())
         lag = provider.describe_history(one, interval).publication_lag
-        after[interval] = _settle_page(known, page, one.calendar, lag)
+        after[interval] = _settle_page(known, page, one.calendar, lag, request.asked_at)
     for interval, inserted in written.inserted.items():
         if interval in after:
             after[interval] = replace(after[interval], bars=after[interval].bars + inserted)
     return after
 
 
-def _settle_page(known: Coverage, page: Page, calendar: str, lag: timedelta) -> Coverage:
+def _settle_page(
+    known: Coverage, page: Page, calendar: str, lag: timedelta, asked_at: datetime
+) -> Coverage:
     ask = page.ask
     if page.error is not None:
-        return settle_failure(known, ask.window, page.asked_at, page.error, page.status)
+        return settle_failure(known, ask.window, asked_at, page.error, page.status)
     rejected = page.judged.rejected
     refused = rejected.loc[rejected["interval"] == ask.interval.value, "open_time"]
     good = page.judged.good
     bars = good[good["interval"] == ask.interval.value]
-    return settle_answer(
-        known, ask.interval, calendar, lag, Answer(ask.window, bars, refused, page.now)
-    )
+    answer = Answer(ask.window, bars, refused, page.now, asked_at)
+    return settle_answer(known, ask.interval, calendar, lag, answer)
 
 
 def _write_coverages(

@@ -81,7 +81,11 @@ def _find_delay(
     watermark = known["watermark"] if known else None
     if due is None or (watermark is not None and watermark >= due.end):
         return None
-    if known and known["ends_at"] is not None and known["starts_at"] <= due.start < known["ends_at"]:
+    if (
+        known
+        and known["ends_at"] is not None
+        and known["starts_at"] <= due.start < known["ends_at"]
+    ):
         return None
     return {
         "market": market.symbol,

@@ -12,6 +12,7 @@ from uuid import UUID
 import pandas as pd
 
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.orchestration.coverage_picture import draw_coverage
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.pictures import (
     MAX_HEAT_MAP_SIDE,
@@ -21,6 +22,7 @@ from market_pipeline.orchestration.pictures import (
     draw_drawdowns,
     draw_prices,
 )
+from market_pipeline.storage.coverage import read_coverage
 from market_pipeline.storage.evidence import has_new_final_days
 
 
@@ -54,6 +56,16 @@ def _draw_price_history(occasion: Occasion) -> bytes | None:
         if len(of_market := bars[bars["market_id"] == one.market_id])
     ]
     return draw_prices(panels) if panels else None
+
+
+def draw_coverage_map(occasion: Occasion) -> bytes | None:
+    """Draw what of the run's markets is settled and what is missing, from the ledger alone."""
+    reader = occasion.reader
+    labels = _label_markets(reader.markets)
+    with reader.engine.connect() as connection:
+        known = read_coverage(connection, list(labels))
+    rows = {f"{labels[key[0]]} {key[1]}": known[key] for key in sorted(known)}
+    return draw_coverage(rows, reader.request.now)
 
 
 def _draw_drawdown_history(occasion: Occasion) -> bytes | None:

@@ -19,7 +19,7 @@ from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.snapshots import SnapshotBatch
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
-from market_pipeline.orchestration.gallery import Occasion, draw_picture
+from market_pipeline.orchestration.gallery import Occasion, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.report import (
     MAX_LINES,
@@ -42,7 +42,7 @@ from market_pipeline.orchestration.resources import (
     Providers,
     describe_run,
 )
-from market_pipeline.storage.tables import SCHEMA
+from market_pipeline.storage.tables import SCHEMA, market_aggregate
 from market_pipeline.storage.tables import metadata as tables
 from market_pipeline.storage.upsert import WriteCounts
 
@@ -114,10 +114,15 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     def _illustrate(
         self, context: dg.OutputContext, run: Run, table: Table, written: Written
     ) -> None:
-        png = draw_picture(table.name, Occasion(run.run_id, self._read_for(run), written.rows))
-        if png is not None:
-            title = f"{table.name} on {run.request.now:%Y-%m-%d}"
-            context.add_output_metadata({"picture": build_picture(png, title)})
+        occasion = Occasion(run.run_id, self._read_for(run), written.rows)
+        png = draw_picture(table.name, occasion)
+        if png is None:
+            return
+        title = f"{table.name} on {run.request.now:%Y-%m-%d}"
+        context.add_output_metadata({"picture": build_picture(png, title)})
+        coverage = draw_coverage_map(occasion) if table is market_aggregate else None
+        if coverage is not None:
+            context.add_output_metadata({"coverage": build_picture(coverage, "coverage")})
 
 
 def find_table(key: dg.AssetKey) -> Table:

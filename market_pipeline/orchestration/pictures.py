@@ -64,7 +64,7 @@ def draw_prices(panels: Sequence[Panel]) -> bytes:
         _finish(price, lambda value: f"{value:,.12f}".rstrip("0").rstrip("."))
         _finish(volume, shorten)
         price.tick_params(labelbottom=False)
-    return _encode(figure)
+    return encode_figure(figure)
 
 
 def draw_drawdowns(panels: Sequence[Panel]) -> bytes:
@@ -84,7 +84,7 @@ def draw_drawdowns(panels: Sequence[Panel]) -> bytes:
         axis.plot(closed[deepest], fall.iloc[deepest], "o", color=_DOWN, markersize=4)
         axis.set_ylim(1.15 * min(fall.min(), -0.1), 0)
         _finish(axis, lambda value: f"{value:,.4g} %")
-    return _encode(figure)
+    return encode_figure(figure)
 
 
 def draw_correlations(matrix: pd.DataFrame, title: str) -> bytes:
@@ -115,7 +115,7 @@ def draw_correlations(matrix: pd.DataFrame, title: str) -> bytes:
     )
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=_FAINT, length=0)
-    return _encode(figure)
+    return encode_figure(figure)
 
 
 def shorten(value: float) -> str:
@@ -126,7 +126,8 @@ def shorten(value: float) -> str:
     return f"{value:,.3g}"
 
 
-def _make_figure(width: float, height: float) -> "Figure":
+def make_figure(width: float, height: float) -> "Figure":
+    """Return an empty white figure, in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), facecolor="white")
@@ -138,7 +139,7 @@ def _lay_out(
     """Return a figure and, for each panel, its axes from top to bottom."""
     rows = len(panels)
     height = min(rows * row_inches, _MAX_HEIGHT_INCHES)
-    figure = _make_figure(_WIDTH_INCHES, height)
+    figure = make_figure(_WIDTH_INCHES, height)
     # Margins in inches: matplotlib's own solver takes as long as the drawing.
     sides = {"left": 0.75 / _WIDTH_INCHES, "right": 1 - 0.12 / _WIDTH_INCHES}
     ends = {"bottom": 0.3 / height, "top": 1 - 0.3 / height}
@@ -160,7 +161,7 @@ def _lay_out_heat_map(matrix: pd.DataFrame, is_labelled: bool) -> "tuple[Figure,
     left, right, top, bottom = longest, 0.5, 0.4, longest if is_upright else 0.35
     width = max(6.4, columns * (0.62 if is_labelled else 0.3) + left + right)
     height = max(2.2, rows * (0.5 if rows <= _MAX_LABELLED_COLUMNS else 0.26) + top + bottom)
-    figure = _make_figure(width, height)
+    figure = make_figure(width, height)
     axis = figure.add_axes(
         (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
     )
@@ -242,7 +243,7 @@ def _label_cells(axis: "Axes", matrix: pd.DataFrame) -> None:
         axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color=ink)
 
 
-def _encode(figure: "Figure") -> bytes:
+def encode_figure(figure: "Figure") -> bytes:
     """Return the finest PNG that is small enough: few colours are what makes it small."""
     for dots, colours in _QUALITIES:
         picture = _quantise(figure, dots, colours)

@@ -18,7 +18,7 @@ from market_pipeline.storage.tables import SCHEMA
 MERGE_LOCK = 0x4D50_4D45
 REPLACED_BY = ["known_until", "replaced_by_version", "replaced_by_run"]
 # The join hashes the stored rows; too little memory would send it to disk.
-_MEMORY = "SET LOCAL work_mem = '64MB'"
+_MEMORY = "SET LOCAL work_mem = '96MB'"
 _LOCK = f"SELECT pg_advisory_xact_lock({MERGE_LOCK})"
 
 

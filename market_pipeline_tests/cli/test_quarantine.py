@@ -78,7 +78,8 @@ def test_a_row_that_is_good_now_is_stored_as_an_ingestion_would(
 ) -> None:
     """Bar, week, version, coverage and receipt; the row says that it was replayed."""
     quarantine(engine, {})
-    execute(engine, "INSERT INTO market_data.market_coverage (market_id, interval) VALUES (1, '1d')")
+    covered = "INSERT INTO market_data.market_coverage (market_id, interval) VALUES (1, '1d')"
+    execute(engine, covered)
     execute(engine, HOLE)
     replayed = command("quarantine", "replay", "1")
     assert (replayed.exit_code, replayed.stderr) == (0, "")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 import numpy as np
@@ -85,7 +85,9 @@ class History:
             for interval, part in frame.groupby("interval"):
                 connection.execute(
                     dataset_version.insert().values(
-                        **stamps_of_ledger(version, known_at, run_id),
+                        version=version,
+                        known_at=known_at,
+                        run_id=run_id,
                         interval=interval,
                         market_id=market_id,
                         first_open_time=part["open_time"].min().to_pydatetime(),
@@ -100,11 +102,6 @@ class History:
             )  # fmt: skip
         self.commits.append(Commit(version, known_at, run_id))
         return self.commits[-1]
-
-
-def stamps_of_ledger(version: int, known_at: datetime, run_id: UUID) -> dict[str, Any]:
-    """Return what a row of the ledger of versions says about its commit."""
-    return {"version": version, "known_at": known_at, "run_id": run_id}
 
 
 def build_frame(bars: Sequence[Bar]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from itertools import combinations
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +35,12 @@ batches = st.tuples(st.sampled_from(SYMBOLS), st.lists(bars, min_size=1, max_siz
 ANY_HISTORY = settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+@pytest.fixture
+def market_ids(history: History) -> dict[str, int]:
+    """The markets' keys; the markets outlive an example, their bars do not."""
+    return {symbol: history.add_market(symbol) for symbol in SYMBOLS}
 
 
 def write(
@@ -67,10 +74,9 @@ def read_all(history: History, market_ids: Mapping[str, int], **when: object) ->
 @ANY_HISTORY
 @given(written=st.lists(batches, min_size=1, max_size=6))
 def test_every_version_and_time_reads_as_it_was(
-    history: History, written: list[tuple[str, list[Bar]]]
+    history: History, market_ids: dict[str, int], written: list[tuple[str, list[Bar]]]
 ) -> None:
     """By version, at its commit's time, just before the next one, and now: the model's rows."""
-    market_ids = _find_or_add(history)
     model = write(history, market_ids, written)
     for commit in history.commits:
         expected = model.snapshots[commit.version]
@@ -89,10 +95,12 @@ def test_every_version_and_time_reads_as_it_was(
     after=st.sampled_from([timedelta(hours=1), timedelta(days=2), timedelta(days=400)]),
 )
 def test_the_assumed_basis_adds_first_values_once_due(
-    history: History, written: list[tuple[str, list[Bar]]], after: timedelta
+    history: History,
+    market_ids: dict[str, int],
+    written: list[tuple[str, list[Bar]]],
+    after: timedelta,
 ) -> None:
     """Known rows as they were; a row not yet known has its first values from its close on."""
-    market_ids = _find_or_add(history)
     model = write(history, market_ids, written)
     first = model.find_first_values()
     times = [MONDAY + after, *(commit.known_at for commit in history.commits)]
@@ -106,10 +114,9 @@ def test_the_assumed_basis_adds_first_values_once_due(
 @ANY_HISTORY
 @given(written=st.lists(batches, min_size=2, max_size=5))
 def test_a_diff_is_the_difference_of_two_reads(
-    history: History, written: list[tuple[str, list[Bar]]]
+    history: History, market_ids: dict[str, int], written: list[tuple[str, list[Bar]]]
 ) -> None:
     """For any two versions: each bar that is new or has other values, once, and nothing else."""
-    market_ids = _find_or_add(history)
     model = write(history, market_ids, written)
     model.snapshots[0] = {}
     for older, newer in combinations(sorted(model.snapshots), 2):
@@ -129,14 +136,3 @@ def test_a_diff_is_the_difference_of_two_reads(
         }
         assert told == expected
         assert changes.total == len(changes.rows) == len(expected)
-
-
-def _find_or_add(history: History) -> dict[str, int]:
-    """Return the markets' keys; the database outlives an example."""
-    from sqlalchemy import select
-
-    from market_pipeline.storage.tables import market
-
-    with history.engine.connect() as connection:
-        found = dict(connection.execute(select(market.c.symbol, market.c.market_id)).tuples().all())
-    return found or {symbol: history.add_market(symbol) for symbol in SYMBOLS}
