@@ -337,7 +337,7 @@ def _judge_batch(run: Run, batch: BarBatch, written: Written, after: Coverages) 
 def _describe_batch(
     batch: BarBatch, written: Written, result: BatchResult, before: Coverages, after: Coverages
 ) -> dict[str, Any]:
-    finest, progress = batch.route[1].intervals[0], batch.progress
+    progress = batch.progress
     spikes = [find_spikes(page.judged.good) for page in batch.pages if len(page.judged.good)]
     return {
         "requested": progress.requested,
@@ -352,13 +352,17 @@ def _describe_batch(
         "calls": progress.calls,
         "throttled_calls": progress.throttled,
         "seconds": progress.seconds,
-        "watermark_before": before.get(finest, Coverage()).watermark,
-        "watermark_after": after.get(finest, Coverage()).watermark,
+        "watermark_before": _find_watermark(before),
+        "watermark_after": _find_watermark(after),
         "first_version": written.version,
         "last_version": written.version,
         "outcome": result.outcome,
         "reason": result.reason,
     }
+
+
+def _find_watermark(coverages: Coverages) -> datetime | None:
+    return max(filter(None, (known.watermark for known in coverages.values())), default=None)
 
 
 def _report_table(connection: Connection, run: Run, batch: BarBatch, result: BatchResult) -> None:
