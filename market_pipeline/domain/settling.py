@@ -232,14 +232,16 @@ def _forget_progress(
 ) -> Coverage:
     """Count the tries of a hole anew when some of its bars came: the others may come as well."""
     holes = [
-        replace(hole, tries=0, next_check_at=asked_at)
-        if np.any(
-            (present >= to_micros(hole.window.start)) & (present < to_micros(hole.window.end))
-        )
-        else hole
+        replace(hole, tries=0, next_check_at=asked_at) if _contains_any(hole, present) else hole
         for hole in coverage.holes
     ]
     return replace(coverage, holes=tuple(holes))
+
+
+def _contains_any(hole: Hole, opens: npt.NDArray[np.int64]) -> bool:
+    bounds = [to_micros(hole.window.start), to_micros(hole.window.end)]
+    first, last = np.searchsorted(opens, bounds)
+    return bool(first < last)
 
 
 def _replace_holes(

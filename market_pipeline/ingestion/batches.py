@@ -1,6 +1,6 @@
 """What a market's worker hands over for one transaction."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from market_pipeline.domain.planning import VERIFY
 from market_pipeline.ingestion.fetching import Page
@@ -28,6 +28,10 @@ class Progress:
     calls: int = 0
     throttled: int = 0
     seconds: float = 0.0
+
+    def copy(self) -> "Progress":
+        """Return it as of now: the writer reads it while the worker goes on counting."""
+        return replace(self, failures=list(self.failures), quarantined=dict(self.quarantined))
 
     def count_page(self, page: Page, calls: int, throttled: int) -> None:
         """Take a page in, and the calls it took."""

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import UUID
 
+import numpy as np
+import pandas as pd
 from sqlalchemy import Engine
 
 from market_pipeline.domain.budgets import BudgetLimit
 from market_pipeline.domain.coverage import Coverage
-from market_pipeline.domain.grids import find_grid
-from market_pipeline.domain.planning import TAIL, VERIFY, Ask
+from market_pipeline.domain.grids import Micros, find_grid
+from market_pipeline.domain.planning import VERIFY, Ask
 from market_pipeline.domain.settling import find_known
 from market_pipeline.domain.splits import find_split_ratio
 from market_pipeline.ingestion.batches import BarBatch, Progress
@@ -27,7 +29,7 @@ from market_pipeline.storage.budget import count_verifications_left, note_verifi
 from market_pipeline.storage.claims import renew_claim, wait_for_claim
 from market_pipeline.storage.coverage import read_coverage
 from market_pipeline.storage.events import has_open_event
-from market_pipeline.storage.queries import read_final_bars
+from market_pipeline.storage.queries import read_bars
 
 CLAIM_TIME = timedelta(minutes=2)
 CLAIM_PATIENCE = timedelta(minutes=10)
@@ -58,14 +60,14 @@ class MarketRun:
         began = time.monotonic()
         for batch in self._iterate_batches(claimed):
             batch.progress.seconds = time.monotonic() - began
-            yield batch
+            yield replace(batch, progress=batch.progress.copy())
 
     def _iterate_batches(self, claimed: BarBatch) -> Iterator[BarBatch]:
         coverages, is_rescaled = self._read_state(claimed.market_id)
         asks = () if is_rescaled else self._choose_asks(coverages)
         waiting: list[Page] = []
         for page in self._iterate_pages(claimed, asks, coverages):
-            ratio = self._find_split(claimed.market_id, page)
+            ratio = self._find_split(claimed.market_id, page, coverages.get(page.ask.interval))
             if ratio is not None:
                 is_rescaled = True
                 yield replace(claimed, split_ratio=ratio)
@@ -82,14 +84,21 @@ class MarketRun:
     def _iterate_reload(self, claimed: BarBatch, coverages: Coverages) -> Iterator[BarBatch]:
         """Yield the whole market again: old and new scale must not stand side by side."""
         waiting: list[Page] = []
-        asks = plan_reload(self.route, coverages, self.request)
-        for page in self._iterate_pages(claimed, asks, {}):
+        asks, is_whole = plan_reload(self.route, coverages, self.request), True
+        for page in self._iterate_pages(claimed, asks, coverages):
+            is_whole &= not self._count_absent(page, coverages.get(page.ask.interval))
             waiting.append(page)
             if _is_full(waiting):
                 yield replace(claimed, pages=tuple(waiting))
                 waiting = []
-        is_whole = not claimed.progress.failures
+        is_whole &= not claimed.progress.failures
         yield replace(claimed, pages=tuple(waiting), is_last=True, ends_reload=is_whole)
+
+    def _count_absent(self, page: Page, known: Coverage | None) -> int:
+        """Return how many known bars did not come back: they keep the old scale."""
+        part = _cut_known(page, self.route[1].calendar, known)
+        came = pd.DatetimeIndex(page.judged.good["open_time"]).as_unit("us").asi8
+        return int((~np.isin(part, came)).sum())
 
     def _choose_asks(self, coverages: Coverages) -> tuple[Ask, ...]:
         """Return what is needed, and as much verification as the provider's budget has left."""
@@ -123,18 +132,14 @@ class MarketRun:
             is_rescaled = has_open_event(connection, market_id)
         return {interval: coverage for (_, interval), coverage in found.items()}, is_rescaled
 
-    def _find_split(self, market_id: int, page: Page) -> float | None:
-        if page.ask.purpose != TAIL or page.judged.good.empty:
+    def _find_split(self, market_id: int, page: Page, known: Coverage | None) -> float | None:
+        """Compare with stored final bars, if the answer can have any."""
+        if page.judged.good.empty or not len(_cut_known(page, self.route[1].calendar, known)):
             return None
+        window = page.ask.window
         with self.engine.connect() as connection:
-            known = read_final_bars(
-                connection,
-                [market_id],
-                page.ask.interval,
-                page.ask.window.start,
-                self.request.now,
-            )
-        return find_split_ratio(known, page.judged.good)
+            stored = read_bars(connection, market_id, page.ask.interval, window.start, window.end)
+        return find_split_ratio(stored[stored["is_final"]], page.judged.good)
 
 
 def _is_full(pages: list[Page]) -> bool:
@@ -143,12 +148,17 @@ def _is_full(pages: list[Page]) -> bool:
 
 def _doubt_silence(page: Page, calendar: str, known: Coverage | None) -> Page:
     """Turn an empty answer about a span that has bars into a failure: it had them before."""
-    if known is None or page.error is not None or page.received:
+    if page.error is not None or page.received:
         return page
-    part = find_grid(calendar, page.ask.interval, page.ask.window).cut(page.ask.window)
-    stored = int(find_known(known, part).sum())
+    stored = len(_cut_known(page, calendar, known))
     if not stored:
         return page
     return replace(
         page, error=f"the provider has no bars in this window, of which {stored} are stored"
     )
+
+
+def _cut_known(page: Page, calendar: str, known: Coverage | None) -> Micros:
+    """Return where the bars open that are stored, final, and within what was asked for."""
+    part = find_grid(calendar, page.ask.interval, page.ask.window).cut(page.ask.window)
+    return part.opens[find_known(known or Coverage(), part)]

@@ -65,6 +65,7 @@ def add_market_receipt(
     for name in ("first_version", "watermark_before"):
         if name in row:
             changes[name] = func.coalesce(receipt[name], new[name])
+    changes["received"] = func.greatest(receipt["received"], new["received"])
     if "last_version" in row:
         changes["last_version"] = func.coalesce(new["last_version"], receipt["last_version"])
     connection.execute(
