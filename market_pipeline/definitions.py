@@ -7,8 +7,10 @@ import dagster as dg
 from market_pipeline.orchestration import assets
 from market_pipeline.orchestration.automation import (
     build_failure_sensor,
+    build_prune_schedule,
     build_schedule,
     ingest_job,
+    prune_history,
 )
 from market_pipeline.orchestration.backfill import backfill_history_job, statistics_job
 from market_pipeline.orchestration.checks import check_market_aggregates
@@ -38,8 +40,8 @@ def build_definitions(resources: Mapping[str, object] | None = None) -> dg.Defin
     return dg.Definitions(
         assets=ASSETS,
         asset_checks=[check_market_aggregates],
-        jobs=[ingest_job, backfill_history_job, statistics_job],
-        schedules=[build_schedule()],
+        jobs=[ingest_job, backfill_history_job, statistics_job, prune_history],
+        schedules=[build_schedule(), build_prune_schedule()],
         sensors=[build_failure_sensor()],
         executor=_choose_executor(),
         resources={**_build_resources(), **(resources or {})},

@@ -87,6 +87,29 @@ def status(as_json: bool) -> None:
     print_rows("Database", [row], as_json)
 
 
+@db.command()
+@click.option("--dry-run", is_flag=True, help="Count only.")
+def prune(dry_run: bool) -> None:
+    """Remove receipts of runs without change and thin snapshots, both after 90 days.
+
+    Of old snapshots the last of each market and UTC day stays. Bars, revisions and runs that
+    changed anything are kept for good.
+    """
+    from datetime import UTC, datetime
+
+    from market_pipeline.storage import retention
+
+    now = datetime.now(UTC)
+    with open_database() as engine:
+        if dry_run:
+            with engine.connect() as connection:
+                counts = retention.count_prunable(connection, now)
+        else:
+            counts = retention.prune(engine, now)
+    done = "would be removed" if dry_run else "removed"
+    click.echo(f"{counts.receipts} receipts and {counts.snapshots} snapshots {done}")
+
+
 @db.command(context_settings={"ignore_unknown_options": True}, epilog=_SHELL_EPILOG)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

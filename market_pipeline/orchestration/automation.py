@@ -1,11 +1,12 @@
-"""What starts runs and what watches them: the job, its schedule, the failure sensor."""
+"""What starts runs and what watches them: the jobs, their schedules, the failure sensor."""
 
 import logging
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 
-from market_pipeline.orchestration.resources import TRIGGER_TAG
+from market_pipeline.orchestration.resources import TRIGGER_TAG, Database
 from market_pipeline.settings import (
     SEVERITIES,
     read_choice,
@@ -13,11 +14,13 @@ from market_pipeline.settings import (
     read_flag,
     read_variable,
 )
+from market_pipeline.storage.retention import prune
 
 # Five failed runs a tick at most, so that a tick ends within Dagster's minute.
 _TRIES = 2
 _TIMEOUT_SECONDS = 4.0
 _MAX_CHARACTERS = 1_000
+_PRUNE_CRON = "40 3 * * *"
 logger = logging.getLogger("market_pipeline.alerts")
 
 ingest_job = dg.define_asset_job(
@@ -27,23 +30,50 @@ ingest_job = dg.define_asset_job(
 )
 
 
+@dg.op
+def prune_old_rows(context: dg.OpExecutionContext, database: Database) -> None:
+    """Remove receipts of runs without change and thin snapshots, both after 90 days."""
+    removed = prune(database.engine, datetime.now(UTC))
+    context.log.info("%d receipts and %d snapshots removed", removed.receipts, removed.snapshots)
+
+
+@dg.job(description="Remove receipts of runs without change and thin snapshots after 90 days.")
+def prune_history() -> None:
+    """Keep tables from growing with what nobody can need again."""
+    prune_old_rows()
+
+
 def build_schedule() -> dg.ScheduleDefinition:
     """Return the ingestion schedule.
 
     Raises:
         SettingError: INGESTION_CRON_EXPRESSION is no cron expression.
     """
-    status = dg.DefaultScheduleStatus
     return dg.ScheduleDefinition(
         name="ingest_schedule",
         job=ingest_job,
         cron_schedule=read_cron_expression(),
         execution_timezone="UTC",
-        default_status=status.RUNNING
-        if read_flag("INGESTION_SCHEDULE_ENABLED")
-        else status.STOPPED,
+        default_status=_choose_status(),
         description="Runs ingest by INGESTION_CRON_EXPRESSION, if INGESTION_SCHEDULE_ENABLED.",
     )
+
+
+def build_prune_schedule() -> dg.ScheduleDefinition:
+    """Return the daily schedule that keeps tables small, on where ingestion is scheduled."""
+    return dg.ScheduleDefinition(
+        name="prune_history_daily",
+        job=prune_history,
+        cron_schedule=_PRUNE_CRON,
+        execution_timezone="UTC",
+        default_status=_choose_status(),
+        description="Runs prune_history every night, if INGESTION_SCHEDULE_ENABLED.",
+    )
+
+
+def _choose_status() -> dg.DefaultScheduleStatus:
+    status = dg.DefaultScheduleStatus
+    return status.RUNNING if read_flag("INGESTION_SCHEDULE_ENABLED") else status.STOPPED
 
 
 @dg.run_failure_sensor(

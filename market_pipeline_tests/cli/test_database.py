@@ -8,10 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine, text
 
 from market_pipeline.storage.schema import read_newest_revision
+from market_pipeline_tests.databases import read_column
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+TWO_OLD_SNAPSHOTS = """
+    WITH made AS (INSERT INTO market_data.market (provider, provider_market_id, symbol, name, base,
+        quote, venue, calendar, intervals, price_basis)
+        VALUES ('mock', 'x', 'X-USD', 'X', 'X', 'USD', 'mock', '24/7', '{1d}', 'unadjusted')
+        RETURNING market_id)
+    INSERT INTO market_data.market_snapshot (market_id, observed_at, price, fetched_at)
+    SELECT market_id, observed_at, 1, observed_at FROM made,
+        unnest(ARRAY['2020-01-01T01:00Z', '2020-01-01T02:00Z']::timestamptz[]) observed_at"""
 
 
 @pytest.fixture
@@ -59,3 +69,21 @@ def test_shell_passes_arguments_input_and_exit_code_through(command: Command) ->
     assert missing.returncode == 1
     path = command("db", "shell", "--", "-At", "-c", "show search_path")
     assert path.stdout == "market_data,public\n"
+
+
+def test_prune_counts_first_and_removes_when_told(command: Command, engine: Engine) -> None:
+    """A dry run says what would go and leaves it; the same then goes."""
+    with engine.begin() as connection:
+        connection.execute(text(TWO_OLD_SNAPSHOTS))
+    said, left = [], []
+    for options in (["--dry-run"], [], ["--dry-run"]):
+        pruned = command("db", "prune", *options)
+        assert (pruned.returncode, pruned.stderr) == (0, "")
+        said.append(pruned.stdout)
+        left += read_column(engine, "SELECT count(*) FROM market_data.market_snapshot")
+    assert said == [
+        "0 receipts and 1 snapshots would be removed\n",
+        "0 receipts and 1 snapshots removed\n",
+        "0 receipts and 0 snapshots would be removed\n",
+    ]
+    assert left == [2, 1, 1]

@@ -11,10 +11,20 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from sqlalchemy import Engine, text
 
 from market_pipeline.definitions import build_definitions
 from market_pipeline.domain.errors import SettingError
+from market_pipeline_tests.databases import read_column
 
+OLD_SNAPSHOTS = """
+    WITH made AS (INSERT INTO market_data.market (provider, provider_market_id, symbol, name, base,
+        quote, venue, calendar, intervals, price_basis)
+        VALUES ('mock', 'x', 'X-USD', 'X', 'X', 'USD', 'mock', '24/7', '{1d}', 'unadjusted')
+        RETURNING market_id)
+    INSERT INTO market_data.market_snapshot (market_id, observed_at, price, fetched_at)
+    SELECT market_id, observed_at, 1, observed_at FROM made, generate_series(
+        '2020-01-01T00:00Z'::timestamptz, '2020-01-01T23:00Z', '1 hour') observed_at"""
 SECRET = "s3cret-path"  # noqa: S105 - made up
 Tick = Callable[[], None]
 
@@ -243,3 +253,25 @@ def test_a_schedule_that_can_never_run_is_refused_at_load(
     with pytest.raises(SettingError) as refused:
         build_definitions()
     assert f"INGESTION_CRON_EXPRESSION={expression!r}" in str(refused.value)
+
+
+def test_the_nightly_pruning_is_on_where_ingestion_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever schedules ingestion needs not think of it; nobody else's rows are removed."""
+    for flag, status in (("", "STOPPED"), ("true", "RUNNING")):
+        monkeypatch.setenv("INGESTION_SCHEDULE_ENABLED", flag)
+        schedule = build_definitions().get_repository_def().get_schedule_def("prune_history_daily")
+        assert schedule.default_status.name == status
+        assert (schedule.job_name, schedule.execution_timezone) == ("prune_history", "UTC")
+
+
+def test_the_pruning_job_removes_old_snapshots(
+    engine: Engine, database_url: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the schedule starts it: without config, on the database in use."""
+    with engine.begin() as connection:
+        connection.execute(text(OLD_SNAPSHOTS))
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    job = build_definitions().resolve_job_def("prune_history")
+    assert job.execute_in_process(instance=instance).success
+    kept = "SELECT to_char(observed_at, 'HH24') FROM market_data.market_snapshot"
+    assert read_column(engine, kept) == ["23"]

@@ -196,6 +196,17 @@ def test_any_values_are_kept_and_read_back(
     pd.testing.assert_frame_equal(parse_payloads([row["payload"]]), frame, check_exact=True)
 
 
+@pytest.mark.parametrize("open_time", ["-004-01-01", "12345-01-01", "NaT"])
+def test_a_time_that_readers_cannot_hold_is_in_the_payload_alone(
+    engine: Engine, market_id: int, open_time: str
+) -> None:
+    """Python's calendar has the years 1 to 9999; the driver would tell another time."""
+    record(engine, market_id, reject({"open_time": open_time}))
+    (row,) = read(engine).to_dict("records")
+    assert pd.isna(row["open_time"])
+    assert row["payload"]["open_time"].startswith(open_time)
+
+
 def test_a_text_that_postgresql_refuses_is_spelled_out(engine: Engine, market_id: int) -> None:
     """The zero character has no place in a database's text."""
     record(engine, market_id, reject({"interval": "1\0d", "volume_kind": "\0"}))
