@@ -1,0 +1,114 @@
+"""The cache within a process: the least recently used entries go first, none outlives its time."""
+
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from market_pipeline.cache.protocol import Entry, Fill, Json, write_json
+
+MAX_ENTRIES = 10_000
+MAX_BYTES = 64 * 2**20
+MAX_VALUE_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    entry: Entry
+    expires: float
+
+
+class MemoryCache:
+    """Entries of this process, bounded in number, size and age; safe for threads.
+
+    Args:
+        ttl_seconds: How long an entry may be served.
+        max_entries: Keep so many at most.
+        max_bytes: Keep so many bytes of values at most.
+        clock: Seconds that never go back.
+    """
+
+    store_name = "memory"
+
+    def __init__(
+        self,
+        ttl_seconds: float,
+        max_entries: int = MAX_ENTRIES,
+        max_bytes: int = MAX_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ttl, self._clock = ttl_seconds, clock
+        self._max_entries, self._max_bytes = max_entries, max_bytes
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> Entry | None:
+        """Return the entry of a key, unless its time is over."""
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is None:
+                return None
+            if kept.expires <= self._clock():
+                self._drop(key)
+                return None
+            self._kept.move_to_end(key)
+            return kept.entry
+
+    def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
+        """Return the entries that there are."""
+        found = ((key, self.get(key)) for key in keys)
+        return {key: entry for key, entry in found if entry is not None}
+
+    def put(self, key: str, version: int, value: Json) -> bool:
+        """Store a value, unless it is too large or the entry there is newer."""
+        return self._put(Fill(key, version, write_json(value)))
+
+    def put_many(self, fills: Iterable[Fill]) -> int:
+        """Store values, each as ``put`` does."""
+        return sum(map(self._put, fills))
+
+    def _put(self, fill: Fill) -> bool:
+        if len(fill.body) > MAX_VALUE_BYTES:
+            return False
+        with self._lock:
+            kept = self._kept.get(fill.key)
+            if kept and kept.entry.version > fill.version and kept.expires > self._clock():
+                return False
+            self._drop(fill.key)
+            entry = Entry(fill.version, fill.body, time.time())
+            self._kept[fill.key] = _Kept(entry, self._clock() + self._ttl)
+            self._bytes += len(fill.body)
+            while len(self._kept) > self._max_entries or self._bytes > self._max_bytes:
+                self._drop(next(iter(self._kept)))
+            return True
+
+    def invalidate(self, pattern: str) -> int:
+        """Drop the entries whose keys match."""
+        matches = compile_pattern(pattern).fullmatch
+        with self._lock:
+            keys = [key for key in self._kept if matches(key)]
+            for key in keys:
+                self._drop(key)
+        return len(keys)
+
+    def close(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
+    def _drop(self, key: str) -> None:
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self._bytes -= len(kept.entry.body)
+
+
+@lru_cache(maxsize=64)
+def compile_pattern(pattern: str) -> "re.Pattern[str]":
+    """Return the expression of a pattern; ``*`` is any text, all else stands for itself."""
+    parts = (re.escape(part) for part in pattern.split("*"))
+    return re.compile(".*".join(parts), re.DOTALL)
