@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert, select, tuple_, update
 
 from market_pipeline.domain.records import Market
+from market_pipeline.storage.stamps import stamp_everything
 from market_pipeline.storage.tables import market
 from market_pipeline.storage.upsert import WriteCounts, lock_merges
 
@@ -46,6 +47,7 @@ def register_markets(
         counts += _register(connection, one, known)
     for one in markets:
         _settle_primary(connection, one, claim_primary)
+    stamp_everything(connection)
     return counts
 
 

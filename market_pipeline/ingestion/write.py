@@ -38,6 +38,7 @@ from market_pipeline.storage.ledgers import dataset_version
 from market_pipeline.storage.quarantine import record_rejected
 from market_pipeline.storage.queries import read_bars
 from market_pipeline.storage.staging import stage_frame
+from market_pipeline.storage.stamps import stamp_markets
 from market_pipeline.storage.tables import market, market_aggregate
 from market_pipeline.storage.upsert import (
     WriteCounts,
@@ -143,6 +144,9 @@ def write_rows(
     with engine.begin() as connection:
         begin_receipt(connection, run)
         counts = upsert_frame(connection, table, rows, stamps)
+        if counts.written:
+            keys = [one.name for one in table.primary_key if one.name.endswith("market_id")]
+            stamp_markets(connection, pd.concat([rows[key] for key in keys]))
         add_table_receipt(connection, run, table.name, counts, outcome)
     return counts
 
@@ -204,6 +208,7 @@ def write_market_bars(
     if not total.written:
         return Written(total)
     _note_version(connection, market_id, pd.concat(frames), stamps)
+    stamp_markets(connection, [market_id], version)
     return Written(total, version, inserted)
 
 

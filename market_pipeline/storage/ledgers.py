@@ -215,3 +215,21 @@ provider_budget = Table(
     Column("calls_this_month", BigInteger, nullable=False, comment="Calls made in that month"),
     comment="One row per provider with a limit: its quota, shared by all processes",
 )
+
+market_stamp = Table(
+    "market_stamp",
+    metadata,
+    Column(
+        "scope",
+        Text,
+        primary_key=True,
+        comment="provider:symbol; * is the list of markets, and with it all of them",
+    ),
+    Column(
+        "version",
+        BigInteger,
+        nullable=False,
+        comment="Version of the last change of any kind, in commit order",
+    ),
+    comment="One row per market's name: what readers compare a cached value's version with",
+)
