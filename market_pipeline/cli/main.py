@@ -9,6 +9,7 @@ import click
 
 from market_pipeline.cli.database import db
 from market_pipeline.cli.ingest import ingest
+from market_pipeline.cli.markets import markets
 from market_pipeline.cli.plan import backfill, coverage, plan
 from market_pipeline.cli.quarantine import quarantine
 from market_pipeline.cli.show import providers, runs
@@ -63,5 +64,7 @@ def init() -> None:
     click.echo(f"DAGSTER_HOME in {file.name} is {home}")
 
 
-for command in (ingest, plan, backfill, coverage, runs, diff, why, quarantine, providers, db):
+for command in (
+    ingest, plan, backfill, coverage, runs, diff, why, quarantine, markets, providers, db,
+):  # fmt: skip
     main.add_command(command)

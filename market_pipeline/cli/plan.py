@@ -125,13 +125,15 @@ def _estimate(given: Mapping[str, Any]) -> "Sequence[ProviderEstimate]":
 
     from market_pipeline.cli.database import open_database
     from market_pipeline.ingestion.estimate import estimate_request
+    from market_pipeline.ingestion.registration import keep_active
     from market_pipeline.ingestion.request import build_request
     from market_pipeline.providers.registry import route_markets
 
     request = build_request(datetime.now(UTC), **given)
     routes = route_markets(request.symbols, request.providers, os.environ)
     with open_database() as engine, engine.connect() as connection:
-        return estimate_request(connection, routes, request, os.environ)
+        active = keep_active(connection, routes)
+        return estimate_request(connection, active, request, os.environ)
 
 
 @contextmanager

@@ -3,9 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 
+from market_pipeline.domain.errors import NothingIngestedError
 from market_pipeline.domain.records import Market
+from market_pipeline.ingestion.request import Route
 from market_pipeline.storage.stamps import stamp_everything
 from market_pipeline.storage.tables import market
 from market_pipeline.storage.upsert import WriteCounts, lock_merges
@@ -23,6 +34,57 @@ def ensure_market(engine: Engine, one: Market, claim_primary: bool) -> int:
         register_markets(connection, [one], claim_primary)
         known = _read_known(connection, [one])
     return int(known[one.provider, one.symbol]["market_id"])
+
+
+def activate_market(engine: Engine, one: Market, claim_primary: bool) -> None:
+    """Register a market, or take a deactivated one back."""
+    with engine.begin() as connection:
+        lock_merges(connection)
+        if (one.provider, one.provider_market_id) in _read_inactive(connection, [one]):
+            newest = select(func.max(market.c.listed_from)).where(*_is_same(one))
+            this = (*_is_same(one), market.c.listed_from == newest.scalar_subquery())
+            connection.execute(update(market).where(*this).values(is_active=True))
+            stamp_everything(connection)
+        register_markets(connection, [one], claim_primary)
+
+
+def keep_active(connection: Connection, routes: Sequence[Route]) -> list[Route]:
+    """Return the routes whose markets nobody has deactivated.
+
+    Raises:
+        NothingIngestedError: All of them are.
+    """
+    inactive = _read_inactive(connection, [one for _, one in routes])
+    kept = [route for route in routes if _key(route[1]) not in inactive]
+    if routes and not kept:
+        raise NothingIngestedError(
+            f"{', '.join(sorted(name for _, name in inactive))[:200]}: deactivated, and no other "
+            "market was asked for: `market-pipeline markets add SYMBOL` takes one back"
+        )
+    return kept
+
+
+def _key(one: Market) -> tuple[str, str]:
+    return one.provider, one.provider_market_id
+
+
+def _is_same(one: Market) -> tuple[ColumnElement[bool], ...]:
+    return (
+        market.c.provider == one.provider,
+        market.c.provider_market_id == one.provider_market_id,
+    )
+
+
+def _read_inactive(connection: Connection, markets: Sequence[Market]) -> set[tuple[str, str]]:
+    """Return the provider and provider's id of those that are stored, and nowhere active."""
+    key = (market.c.provider, market.c.provider_market_id)
+    query = (
+        select(*key)
+        .where(tuple_(*key).in_([_key(one) for one in markets]))
+        .group_by(*key)
+        .having(~func.bool_or(market.c.is_active))
+    )
+    return {(row[0], row[1]) for row in connection.execute(query)}
 
 
 def register_markets(

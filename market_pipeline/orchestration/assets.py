@@ -33,6 +33,7 @@ from market_pipeline.orchestration.resources import (
     IngestionRequest,
     Providers,
     describe_run,
+    find_routes,
 )
 from market_pipeline.providers.gate import use_gate
 from market_pipeline.settings import read_statistics_settings
@@ -53,13 +54,16 @@ PROVIDERS = build_provider_specs()
     code_version="1",
 )
 def markets(
-    context: dg.AssetExecutionContext, request: IngestionRequest, providers: Providers
+    context: dg.AssetExecutionContext,
+    request: IngestionRequest,
+    providers: Providers,
+    database: Database,
 ) -> list:  # type: ignore[type-arg]
     """One row per market: each symbol as the first provider in the list that has it.
 
     Shift-click Materialize to change symbols, provider, look-back or window end for one run.
     """
-    routes = providers.route(describe_run(context, request).request)
+    routes = find_routes(providers, database, describe_run(context, request).request)
     for observation in _observe_providers(routes):
         context.log_event(observation)
     return [market for _, market in routes]
@@ -85,7 +89,8 @@ def market_aggregates(
     Bars are final by their provider's own rule; weeks are rebuilt from stored days.
     """
     run = describe_run(context, request)
-    return BarStream(database.engine, run.run_id, run.request, providers.route(run.request))
+    routes = find_routes(providers, database, run.request)
+    return BarStream(database.engine, run.run_id, run.request, routes)
 
 
 @dg.asset(

@@ -19,7 +19,12 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.orchestration.assets import market_aggregates
 from market_pipeline.orchestration.report import MAX_LINES, build_table
-from market_pipeline.orchestration.resources import Database, IngestionRequest, Providers
+from market_pipeline.orchestration.resources import (
+    Database,
+    IngestionRequest,
+    Providers,
+    find_routes,
+)
 from market_pipeline.storage.run_evidence import RunEvidence, read_run_evidence
 
 MAX_QUARANTINE_RATIO = 0.01
@@ -194,7 +199,7 @@ def check_market_aggregates(
     with database.engine.connect() as connection:
         evidence = read_run_evidence(connection, UUID(context.run.run_id))
     asked = request.build(_find_clock(context))
-    case = Case(evidence, asked, providers.route(asked))
+    case = Case(evidence, asked, find_routes(providers, database, asked))
     for key in sorted(context.selected_asset_check_keys):
         yield _build_result(key, JUDGES[key.name](case), evidence.run_id)
 

@@ -41,6 +41,7 @@ from market_pipeline.orchestration.resources import (
     IngestionRequest,
     Providers,
     describe_run,
+    find_routes,
 )
 from market_pipeline.storage.tables import SCHEMA, market_aggregate
 from market_pipeline.storage.tables import metadata as tables
@@ -83,7 +84,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
 
     def _read_for(self, run: Run) -> MarketReader:
         if run.run_id not in self._readers:
-            routes = list(self.providers.route(run.request))
+            routes = find_routes(self.providers, self.database, run.request)
             self._readers[run.run_id] = MarketReader(self.database.engine, run.request, routes)
         return self._readers[run.run_id]
 

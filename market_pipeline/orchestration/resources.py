@@ -11,6 +11,7 @@ from pydantic import Field
 from sqlalchemy import Engine
 
 from market_pipeline.ingestion.receipts import Run
+from market_pipeline.ingestion.registration import keep_active
 from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.providers.registry import route_markets
 from market_pipeline.storage.engine import check_database, find_database, open_engine
@@ -101,6 +102,18 @@ class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
         del context
         if "engine" in self.__dict__:
             self.engine.dispose()
+
+
+def find_routes(providers: Providers, database: Database, request: Request) -> list[Route]:
+    """Return the provider and market of each symbol, but for markets that were deactivated.
+
+    Raises:
+        MarketNotServedError: Lists who was asked and why not.
+        NothingIngestedError: Every market is deactivated.
+    """
+    routes = providers.route(request)
+    with database.engine.connect() as connection:
+        return keep_active(connection, routes)
 
 
 def describe_run(

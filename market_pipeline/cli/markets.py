@@ -1,0 +1,129 @@
+"""``market-pipeline markets``: what is stored and ingested; switch a market off, or remove it."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from market_pipeline.cli.database import open_database
+from market_pipeline.cli.show import AS_JSON, print_json, print_rows
+from market_pipeline.settings import read_ingestion_defaults
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_EPILOG = """\b
+Examples:
+  market-pipeline markets list
+  market-pipeline markets add SOL-USD --provider coingecko
+  market-pipeline markets deactivate BTC-USD
+  market-pipeline markets purge yahoo:SPX
+
+\b
+What a run ingests is INGESTION_MARKETS, less what is deactivated. BTC-USD is the symbol's primary
+market, yahoo:BTC-USD that of a provider.
+"""
+
+
+@click.group(epilog=_EPILOG, short_help="List, add, deactivate or purge markets.")
+def markets() -> None:
+    """Markets that are stored, and those that runs ingest."""
+
+
+@markets.command("list")
+@AS_JSON
+def list_markets(as_json: bool) -> None:
+    """List stored markets, and those of INGESTION_MARKETS that no run has stored yet."""
+    from market_pipeline.storage import market_admin
+
+    with open_database() as engine, engine.connect() as connection:
+        rows = market_admin.list_markets(connection)
+    wanted = read_ingestion_defaults().symbols
+    stored = {row["symbol"] for row in rows}
+    told = [{**row, "ingested": row["active"] and row["symbol"] in wanted} for row in rows]
+    missing = [symbol for symbol in wanted if symbol not in stored]
+    if as_json:
+        print_json({"markets": told, "not stored yet": missing})
+        return
+    print_rows("Markets", told)
+    if missing:
+        click.echo(f"In INGESTION_MARKETS, and not stored yet: {', '.join(missing)}")
+
+
+@markets.command()
+@click.argument("symbol")
+@click.option("--provider", metavar="NAME", help="Who shall serve it; default INGESTION_PROVIDER.")
+def add(symbol: str, provider: str | None) -> None:
+    """Make sure that a provider serves SYMBOL, register it, and say how runs come to ingest it.
+
+    A market that was deactivated is ingested again. No provider is asked: its catalogue decides.
+    """
+    from market_pipeline.domain.symbols import parse_symbols
+    from market_pipeline.ingestion.registration import activate_market
+    from market_pipeline.providers.registry import route_markets
+    from market_pipeline.settings import parse_provider_names
+
+    defaults = read_ingestion_defaults()
+    names = parse_provider_names(provider) if provider else defaults.providers
+    [(_, one)] = route_markets(parse_symbols([symbol]), names, os.environ)
+    with open_database() as engine:
+        activate_market(engine, one, claim_primary=names == defaults.providers)
+    click.echo(f"{one.provider} serves {one.symbol} ({one.name}): registered")
+    for name, value in _find_settings(one.symbol, one.provider):
+        click.echo(f"To let runs ingest it, set {name}={value}")
+
+
+def _find_settings(symbol: str, provider: str) -> list[tuple[str, str]]:
+    """Return the settings that must change before a run without options ingests a market."""
+    defaults, needed = read_ingestion_defaults(), []
+    if symbol not in defaults.symbols:
+        needed.append(("INGESTION_MARKETS", ",".join((*defaults.symbols, symbol))))
+    if provider not in defaults.providers:
+        needed.append(("INGESTION_PROVIDER", ",".join((*defaults.providers, provider))))
+    return needed
+
+
+@markets.command()
+@click.argument("name", metavar="MARKET")
+def deactivate(name: str) -> None:
+    """Ingest MARKET no longer; what is stored stays readable. `markets add` takes it back."""
+    from market_pipeline.storage.market_admin import set_active
+
+    with open_database() as engine:
+        with engine.connect() as connection:
+            market_id, shown = _find_market(connection, name)
+        changed = set_active(engine, [market_id], is_active=False)
+    click.echo(f"{shown} is deactivated{'' if changed else ' already'}; its data stay")
+
+
+@markets.command()
+@click.argument("name", metavar="MARKET")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@AS_JSON
+def purge(name: str, yes: bool, as_json: bool) -> None:
+    """Remove MARKET with its bars, statistics, revisions and every other row, for good.
+
+    In small transactions, so that nobody waits for it. Interrupted, it is done by calling it again.
+    """
+    from market_pipeline.storage.market_admin import count_rows, purge_market
+
+    with open_database() as engine:
+        with engine.connect() as connection:
+            market_id, shown = _find_market(connection, name)
+            counts = count_rows(connection, market_id)
+        if not yes:
+            print_rows(f"Rows of {shown}", [_describe(table, n) for table, n in counts.items()])
+            click.confirm(f"Remove {shown} and these rows for good?", abort=True)
+        removed = [_describe(table, n) for table, n in purge_market(engine, market_id) if n]
+    print_rows(f"Removed of {shown}", removed, as_json)
+
+
+def _describe(table: str, rows: int) -> dict[str, Any]:
+    return {"table": table, "rows": rows}
+
+
+def _find_market(connection: "Connection", name: str) -> tuple[int, str]:
+    from market_pipeline.readers.questions import find_markets
+
+    [(market_id, one)] = find_markets(connection, name).items()
+    return market_id, f"{one.provider}:{one.symbol}"
