@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
@@ -20,6 +21,7 @@ from market_pipeline.domain.symbols import parse_symbols
 
 MAX_LOOKBACK_DAYS = 36_525
 MAX_CALLS_PER_MINUTE = 100_000
+MAX_CACHE_TTL_SECONDS = 86_400
 MAX_SHOWN_CHARACTERS = 60
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SEVERITIES = ("info", "warning", "error", "critical")
@@ -204,6 +206,32 @@ def read_log_level(environ: Mapping[str, str] | None = None) -> str:
     return read_choice("LOG_LEVEL", LOG_LEVELS, environ)
 
 
+def read_redis_url(environ: Mapping[str, str] | None = None) -> str:
+    """Return the cache server's address; empty: the cache is in process.
+
+    Raises:
+        SettingError: It is no address; the message never repeats it, for it may hold a password.
+    """
+    text = read_variable("REDIS_URL", environ)
+    if text and not _is_redis_url(text):
+        raise SettingError(
+            "REDIS_URL cannot be read as an address: expected redis://user:password@host:6379/0, "
+            "rediss:// for TLS, or unix:///path, with special characters percent-encoded"
+        )
+    return text
+
+
+def read_cache_ttl_seconds(environ: Mapping[str, str] | None = None) -> int:
+    """Return how long a cached value may be served at most.
+
+    Raises:
+        SettingError: CACHE_TTL_SECONDS is not a whole number from 1 to a day.
+    """
+    return _parse(
+        "CACHE_TTL_SECONDS", lambda text: _parse_int(text, 1, MAX_CACHE_TTL_SECONDS), environ
+    )
+
+
 def check_run_settings(environ: Mapping[str, str] | None = None) -> None:
     """Read every setting that a run will read, so that a wrong one ends it before it begins.
 
@@ -217,6 +245,8 @@ def check_run_settings(environ: Mapping[str, str] | None = None) -> None:
     read_choice("INGESTION_EXECUTOR", EXECUTORS, environ)
     read_choice("ALERT_MIN_SEVERITY", SEVERITIES, environ)
     read_provider_call_limits(environ)
+    read_redis_url(environ)
+    read_cache_ttl_seconds(environ)
 
 
 def read_provider_call_limits(environ: Mapping[str, str] | None = None) -> dict[str, float]:
@@ -272,6 +302,21 @@ def _parse(name: str, parse: Callable[[str], Value], environ: Mapping[str, str] 
     text = read_variable(name, environ)
     with name_errors(f"{name}={shorten(text)!r}"):
         return parse(text)
+
+
+def _is_redis_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        return False
+    if any(sign.isspace() for sign in text) or port == 0:
+        return False
+    if url.scheme == "unix":
+        return bool(url.path)
+    database = url.path.removeprefix("/")
+    is_number = not database or (database.isascii() and database.isdigit())
+    return url.scheme in {"redis", "rediss"} and bool(url.hostname) and is_number
 
 
 def _parse_int(text: str, least: int, most: int) -> int:

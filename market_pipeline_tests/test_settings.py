@@ -7,8 +7,10 @@ import pytest
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.settings import (
     SETTINGS,
+    check_run_settings,
     read_flag,
     read_ingestion_defaults,
+    read_redis_url,
     read_statistics_settings,
     read_variable,
 )
@@ -74,3 +76,37 @@ def test_flag_takes_the_usual_words_only() -> None:
     assert read_flag("INGESTION_SCHEDULE_ENABLED", {"INGESTION_SCHEDULE_ENABLED": "On"})
     with pytest.raises(SettingError):
         read_flag("INGESTION_SCHEDULE_ENABLED", {"INGESTION_SCHEDULE_ENABLED": "maybe"})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1",
+        "rediss://user:p%40ss@cache.example:6380/1",
+        "unix:///run/redis.sock?db=1",
+    ],
+)
+def test_a_cache_servers_address_is_taken_as_it_is(url: str) -> None:
+    """TLS and sockets included."""
+    assert read_redis_url({"REDIS_URL": url}) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:6379", "http://127.0.0.1", "redis://", "redis://host:port/0", "redis://host/name",
+        "redis://:hunter2 @host", "redis://[::1", "redis://host:0", "unix://",
+    ],
+)  # fmt: skip
+def test_a_malformed_cache_address_is_refused_by_name(url: str) -> None:
+    """And never repeated: it may hold a password."""
+    with pytest.raises(SettingError, match=r"^REDIS_URL cannot be read") as caught:
+        check_run_settings({"REDIS_URL": url})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "ten", "86401", "1.5"])
+def test_a_wrong_cache_time_is_refused_by_name(text: str) -> None:
+    """A run that would read it ends before it begins."""
+    with pytest.raises(SettingError, match=r"^CACHE_TTL_SECONDS="):
+        check_run_settings({"CACHE_TTL_SECONDS": text})

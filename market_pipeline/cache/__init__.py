@@ -3,3 +3,12 @@
 Here: the stores (Redis, in process), what happens when Redis fails, and how entries are written.
 Not here: what is cached (``readers``), which version is the newest (``storage.stamps``).
 """
+
+from collections.abc import Iterable
+
+
+def invalidate_cache_keys(patterns: Iterable[str]) -> int:
+    """Drop cached entries by key or pattern; see ``opening.invalidate_cache_keys``."""
+    from market_pipeline.cache import opening
+
+    return opening.invalidate_cache_keys(patterns)

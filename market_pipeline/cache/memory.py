@@ -1,13 +1,12 @@
 """The cache within a process: the least recently used entries go first, none outlives its time."""
 
-import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
+from market_pipeline.cache.keys import compile_pattern
 from market_pipeline.cache.protocol import Entry, Fill, Json, write_json
 
 MAX_ENTRIES = 10_000
@@ -32,6 +31,7 @@ class MemoryCache:
     """
 
     store_name = "memory"
+    trouble: str | None = None
 
     def __init__(
         self,
@@ -97,6 +97,10 @@ class MemoryCache:
 
     def close(self) -> None:
         """Drop everything."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop everything: all of it is this process's."""
         with self._lock:
             self._kept.clear()
             self._bytes = 0
@@ -105,10 +109,3 @@ class MemoryCache:
         kept = self._kept.pop(key, None)
         if kept is not None:
             self._bytes -= len(kept.entry.body)
-
-
-@lru_cache(maxsize=64)
-def compile_pattern(pattern: str) -> "re.Pattern[str]":
-    """Return the expression of a pattern; ``*`` is any text, all else stands for itself."""
-    parts = (re.escape(part) for part in pattern.split("*"))
-    return re.compile(".*".join(parts), re.DOTALL)

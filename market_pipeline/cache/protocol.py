@@ -57,6 +57,10 @@ class Cache(Protocol):
     def store_name(self) -> str:
         """Who answers at the moment: ``redis`` or ``memory``."""
 
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with the store at the moment, in one word; None: nothing."""
+
     def get(self, key: str) -> Entry | None:
         """Return the entry of a key; None when there is none that may be served."""
 
@@ -82,7 +86,15 @@ class Cache(Protocol):
         """Store several values, each as ``put`` does, and count those stored."""
 
     def invalidate(self, pattern: str) -> int:
-        """Drop the entries whose keys match a pattern and count them; ``*`` is any text."""
+        """Drop the entries whose keys match a pattern, or are below one that does; count them.
+
+        Args:
+            pattern: ``*`` is any text: ``market:*:aggregates`` also drops
+                ``market:mock:BTC-USD:aggregates:1d``.
+        """
+
+    def forget(self) -> None:
+        """Drop what this process alone holds: it may have missed a change."""
 
     def close(self) -> None:
         """Give back connections and threads."""

@@ -1,0 +1,97 @@
+"""The guard: an entry is served only while it is known to be what the database holds.
+
+An entry's version must equal the newest known version of its market. So neither a crash between
+commit and invalidation, nor a lost invalidation, nor another process's late fill, nor Redis coming
+back with what it had before can make a reader see an old value. While versions cannot be known,
+nothing is served and nothing is filled.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from market_pipeline.cache.keys import find_scope
+from market_pipeline.cache.protocol import Cache, Entry, Fill, Json, write_json
+
+
+class Versions(Protocol):
+    """The newest versions, as somebody knows them who listens to the database."""
+
+    @property
+    def epoch(self) -> int:
+        """Changes when it began to listen anew, and so may have missed something."""
+
+    def find_version(self, scope: str) -> int | None:
+        """Return the version of ``provider:symbol`` or ``*``; None while it cannot be known."""
+
+
+class GuardedCache:
+    """A cache whose entries are compared with the database's versions.
+
+    Args:
+        cache: Where entries are.
+        versions: What they are compared with.
+    """
+
+    def __init__(self, cache: Cache, versions: Versions) -> None:
+        self._cache, self._versions = cache, versions
+        self._epoch = versions.epoch
+        self._lock = threading.Lock()
+
+    @property
+    def store_name(self) -> str:
+        """``redis`` or ``memory``."""
+        return self._cache.store_name
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong, in one word: with the store, or ``unwatched``; None: nothing."""
+        is_unwatched = self._versions.find_version("*") is None
+        return "unwatched" if is_unwatched else self._cache.trouble
+
+    def get(self, key: str) -> Entry | None:
+        """Return the entry of a key, if it is of the newest version."""
+        return self.get_many([key]).get(key)
+
+    def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
+        """Return the entries that are of the newest versions."""
+        self._flush_if_reconnected()
+        wanted = {key: self._versions.find_version(find_scope(key)) for key in keys}
+        known = [key for key, version in wanted.items() if version is not None]
+        found = self._cache.get_many(known) if known else {}
+        return {key: entry for key, entry in found.items() if entry.version == wanted[key]}
+
+    def put(self, key: str, version: int, value: Json) -> bool:
+        """Store a value, unless its market changed since it was read."""
+        return self.put_many([Fill(key, version, write_json(value))]) == 1
+
+    def put_many(self, fills: Iterable[Fill]) -> int:
+        """Store values, each as ``put`` does."""
+        current = [fill for fill in fills if self._is_current(fill)]
+        return self._cache.put_many(current) if current else 0
+
+    def invalidate(self, pattern: str) -> int:
+        """Drop the entries whose keys match."""
+        return self._cache.invalidate(pattern)
+
+    def forget(self) -> None:
+        """Drop what is held in memory."""
+        self._cache.forget()
+
+    def close(self) -> None:
+        """Close the cache; the versions are somebody else's."""
+        self._cache.close()
+
+    def _is_current(self, fill: Fill) -> bool:
+        """Whether nothing newer is known; a listener may also be behind what was just read."""
+        newest = self._versions.find_version(find_scope(fill.key))
+        return newest is not None and fill.version >= newest
+
+    def _flush_if_reconnected(self) -> None:
+        epoch = self._versions.epoch
+        if epoch == self._epoch:
+            return
+        with self._lock:
+            if epoch != self._epoch:
+                self._cache.forget()
+                self._epoch = epoch
