@@ -55,6 +55,9 @@ SETTINGS: tuple[Setting, ...] = (
         "ALERT_WEBHOOK_URL", "", "Where failure alerts are posted; unset: nowhere", is_secret=True
     ),
     Setting("ALERT_MIN_SEVERITY", "warning", "Least severity sent: info, warning, error, critical"),
+    Setting(
+        "DAGSTER_RETENTION_DAYS", "30", "Days that Dagster's own runs and events stay; 0: for good"
+    ),
     Setting("DAGSTER_UI_URL", "http://127.0.0.1:3000", "Where alerts link to: Dagster's UI"),
     Setting("LOG_LEVEL", "info", "debug, info, warning or error"),
     Setting("CRON_SECRET", "", "Bearer secret of the HTTP cron trigger", is_secret=True),
@@ -232,6 +235,17 @@ def read_cache_ttl_seconds(environ: Mapping[str, str] | None = None) -> int:
     )
 
 
+def read_dagster_retention_days(environ: Mapping[str, str] | None = None) -> int:
+    """Return how many days Dagster's own runs and events stay; 0: for good.
+
+    Raises:
+        SettingError: DAGSTER_RETENTION_DAYS is no whole number from 0 to 36,525.
+    """
+    return _parse(
+        "DAGSTER_RETENTION_DAYS", lambda text: _parse_int(text, 0, MAX_LOOKBACK_DAYS), environ
+    )
+
+
 def check_run_settings(environ: Mapping[str, str] | None = None) -> None:
     """Read every setting that a run will read, so that a wrong one ends it before it begins.
 
@@ -247,6 +261,7 @@ def check_run_settings(environ: Mapping[str, str] | None = None) -> None:
     read_provider_call_limits(environ)
     read_redis_url(environ)
     read_cache_ttl_seconds(environ)
+    read_dagster_retention_days(environ)
 
 
 def read_provider_call_limits(environ: Mapping[str, str] | None = None) -> dict[str, float]:

@@ -11,6 +11,8 @@ import click
 from market_pipeline.cli.show import AS_JSON, print_rows
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sqlalchemy import Engine
 
 _SHELL_EPILOG = """\b
@@ -90,10 +92,11 @@ def status(as_json: bool) -> None:
 @db.command()
 @click.option("--dry-run", is_flag=True, help="Count only.")
 def prune(dry_run: bool) -> None:
-    """Remove receipts of runs without change and thin snapshots, both after 90 days.
+    """Remove receipts of runs without change, old snapshots, and Dagster's own old runs.
 
-    Of old snapshots the last of each market and UTC day stays. Bars, revisions and runs that
-    changed anything are kept for good.
+    Of snapshots older than 90 days the last of each market and UTC day stays; Dagster's runs go
+    after DAGSTER_RETENTION_DAYS, but for the newest of each asset. Bars, revisions and receipts of
+    runs that changed anything are kept for good.
     """
     from datetime import UTC, datetime
 
@@ -108,6 +111,21 @@ def prune(dry_run: bool) -> None:
             counts = retention.prune(engine, now)
     done = "would be removed" if dry_run else "removed"
     click.echo(f"{counts.receipts} receipts and {counts.snapshots} snapshots {done}")
+    click.echo(f"{_prune_dagster(now, dry_run)} of Dagster's runs {done}")
+
+
+def _prune_dagster(now: "datetime", dry_run: bool) -> int:
+    import dagster as dg
+
+    from market_pipeline.orchestration import dagster_history
+
+    cutoff = dagster_history.find_cutoff(now)
+    if cutoff is None:
+        return 0
+    with dg.DagsterInstance.get() as instance:
+        if dry_run:
+            return len(dagster_history.list_prunable_runs(instance, cutoff))
+        return dagster_history.prune_runs(instance, cutoff)
 
 
 @db.command(context_settings={"ignore_unknown_options": True}, epilog=_SHELL_EPILOG)

@@ -41,6 +41,8 @@ from market_pipeline.storage import tables
 
 SNAPSHOT_HORIZON_DAYS = 30
 MAX_MARKETS_ALL_PAIRS = 50
+# dagster.yaml says how many runs may fetch at once; the budget, how often a provider is asked.
+POOL = "providers"
 PROVIDERS = build_provider_specs()
 
 
@@ -71,6 +73,7 @@ def markets(
 
 @dg.asset(
     deps=[markets],
+    pool=POOL,
     group_name="ingestion",
     kinds={"python", "postgres"},
     owners=OWNERS,

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from market_pipeline.orchestration.dagster_history import find_cutoff, prune_runs
 from market_pipeline.orchestration.resources import TRIGGER_TAG, Database
 from market_pipeline.settings import (
     SEVERITIES,
@@ -37,10 +38,19 @@ def prune_old_rows(context: dg.OpExecutionContext, database: Database) -> None:
     context.log.info("%d receipts and %d snapshots removed", removed.receipts, removed.snapshots)
 
 
-@dg.job(description="Remove receipts of runs without change and thin snapshots after 90 days.")
+@dg.op
+def prune_dagster_runs(context: dg.OpExecutionContext) -> None:
+    """Remove Dagster's own runs and events after DAGSTER_RETENTION_DAYS; Dagster keeps them all."""
+    cutoff = find_cutoff(datetime.now(UTC))
+    if cutoff is not None:
+        context.log.info("%d of Dagster's runs removed", prune_runs(context.instance, cutoff))
+
+
+@dg.job(description="Remove what is old and tells nothing: receipts, snapshots, Dagster's runs.")
 def prune_history() -> None:
     """Keep tables from growing with what nobody can need again."""
     prune_old_rows()
+    prune_dagster_runs()
 
 
 def build_schedule() -> dg.ScheduleDefinition:

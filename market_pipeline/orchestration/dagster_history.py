@@ -1,0 +1,86 @@
+"""Removing Dagster's own runs and events, which Dagster keeps for ever.
+
+Not here: the market tables' retention (``storage.retention``); ticks, which Dagster prunes itself
+by ``dagster.yaml``.
+"""
+
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
+
+import dagster as dg
+from dagster._core.storage.dagster_run import FINISHED_STATUSES
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+from sqlalchemy import Connection, delete, func, select
+
+from market_pipeline.settings import read_dagster_retention_days
+
+_CHECKS = AssetCheckExecutionsTable.c
+
+
+def find_cutoff(now: datetime) -> datetime | None:
+    """Return the time (UTC) before which finished runs go; None when they are kept for ever.
+
+    Raises:
+        SettingError: DAGSTER_RETENTION_DAYS is no number of days.
+    """
+    days = read_dagster_retention_days()
+    return now - timedelta(days=days) if days else None
+
+
+def prune_runs(instance: dg.DagsterInstance, created_before: datetime) -> int:
+    """Remove finished runs with all their events, and return how many went.
+
+    Each run is a few small transactions, its events first: stopped at any moment, the next call
+    goes on.
+
+    Args:
+        instance: Dagster's.
+        created_before: Older runs go (UTC).
+    """
+    doomed = list_prunable_runs(instance, created_before)
+    for run_id in doomed:
+        _delete_run(instance, run_id)
+    return len(doomed)
+
+
+def list_prunable_runs(instance: dg.DagsterInstance, created_before: datetime) -> list[str]:
+    """Return the finished runs that are old and tell nothing that is current.
+
+    Runs that hold the newest materialisation, observation or check of an asset stay, so that the
+    UI shows every asset as it is.
+    """
+    old = dg.RunsFilter(statuses=FINISHED_STATUSES, created_before=created_before)
+    kept = find_newest_runs(instance)
+    return [run_id for run_id in instance.get_run_ids(old) if run_id not in kept]
+
+
+def find_newest_runs(instance: dg.DagsterInstance) -> set[str]:
+    """Return the runs that hold the newest event of an asset or of an asset check."""
+    storage = instance.event_log_storage
+    entries = [record.asset_entry for record in storage.get_asset_records()]
+    newest = [
+        record.run_id
+        for entry in entries
+        for record in (entry.last_materialization_record, entry.last_observation_record)
+        if record is not None
+    ]
+    ids = select(func.max(_CHECKS.id)).group_by(_CHECKS.asset_key, _CHECKS.check_name)
+    with _connect(instance) as connection:
+        checks = connection.execute(select(_CHECKS.run_id).where(_CHECKS.id.in_(ids)))
+        return {*newest, *checks.scalars()}
+
+
+def _delete_run(instance: dg.DagsterInstance, run_id: str) -> None:
+    instance.event_log_storage.delete_events(run_id)
+    with _connect(instance) as connection:
+        connection.execute(delete(AssetCheckExecutionsTable).where(_CHECKS.run_id == run_id))
+    instance.compute_log_manager.delete_logs(prefix=[run_id])
+    instance.run_storage.delete_run(run_id)
+
+
+def _connect(instance: dg.DagsterInstance) -> AbstractContextManager[Connection]:
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqlEventLogStorage):
+        raise TypeError(f"cannot prune a {type(storage).__name__}: expected an SQL storage")
+    return storage.index_connection()
