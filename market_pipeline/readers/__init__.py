@@ -6,7 +6,17 @@ here: SQL (``storage``), the network, Dagster.
 
 from market_pipeline.readers.aggregates import read_aggregates
 from market_pipeline.readers.changes import read_changes
+from market_pipeline.readers.latest import fetch_latest, read_latest
 from market_pipeline.readers.opening import open_database
+from market_pipeline.readers.serving import open_serving_cache
 from market_pipeline.readers.why import explain_statistic
 
-__all__ = ["explain_statistic", "open_database", "read_aggregates", "read_changes"]
+__all__ = [
+    "explain_statistic",
+    "fetch_latest",
+    "open_database",
+    "open_serving_cache",
+    "read_aggregates",
+    "read_changes",
+    "read_latest",
+]

@@ -34,18 +34,31 @@ def find_markets(connection: Connection, names: str | Sequence[str]) -> dict[int
         SettingError: A name is malformed, or there are none.
     """
     wanted = parse_symbols([names] if isinstance(names, str) else names)
-    symbols = {part for name in wanted for part in (name, _split(name)[1])}
+    chosen = list(find_named_markets(connection, wanted).values())
+    chosen.sort(key=lambda one: (one.record.symbol, one.record.provider))
+    return {one.market_id: one.record for one in chosen}
+
+
+def find_named_markets(connection: Connection, names: Sequence[str]) -> dict[str, StoredMarket]:
+    """Return the market that each name means.
+
+    Args:
+        connection: Any.
+        names: As ``parse_symbols`` returns them.
+
+    Raises:
+        UnknownMarketError: Names every one that no stored market has.
+    """
+    symbols = {part for name in names for part in (name, _split(name)[1])}
     stored = read_markets_called(connection, sorted(symbols))
-    found = {name: _choose(name, stored) for name in wanted}
+    found = {name: _choose(name, stored) for name in names}
     unknown = [name for name, market in found.items() if market is None]
     if unknown:
         raise UnknownMarketError(
             f"no stored market is called {', '.join(unknown)}: "
             f"there is {shorten_list(read_primary_symbols(connection))}"
         )
-    chosen = [market for market in found.values() if market is not None]
-    chosen.sort(key=lambda one: (one.record.symbol, one.record.provider))
-    return {one.market_id: one.record for one in chosen}
+    return {name: market for name, market in found.items() if market is not None}
 
 
 def _choose(name: str, stored: Sequence[StoredMarket]) -> StoredMarket | None:

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from market_pipeline.storage.stamps import CHANNEL, EVERYTHING
 from market_pipeline.storage.tables import SCHEMA
 
+APPLICATION_NAME = "market-pipeline watch"
 LEASE_SECONDS = 0.9
 _ASK_EVERY_SECONDS = 0.3
 _RECONNECT_SECONDS = 0.3
@@ -88,14 +89,13 @@ class StampWatch:
 
     def _follow(self) -> None:
         """Listen on a new connection until it breaks or the watch is closed."""
-        raw = self._engine.raw_connection()
-        raw.detach()  # It is this thread's alone now; the pool may open another.
-        connection = raw.driver_connection
-        assert connection is not None  # noqa: S101 - it was just opened
+        pooled = self._engine.raw_connection()
+        pooled.detach()  # It is this thread's alone now; the pool may open another.
+        connection: Any = pooled.dbapi_connection
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:
-                cursor.execute(f"LISTEN {CHANNEL}")
+                cursor.execute(f"SET application_name = '{APPLICATION_NAME}'; LISTEN {CHANNEL}")
                 self._read_all(cursor)
                 while not self._stopped.is_set():
                     self._wait(connection)
