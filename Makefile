@@ -9,16 +9,17 @@ STAMP := $(VENV)/.stamp
 SYSTEM_STAMP := $(VENV)/.stamp-system
 BENCH_STAMP := $(VENV)/.stamp-bench
 CHROMIUM := /usr/bin/chromium
+NGINX := /usr/sbin/nginx
 POSTGRESQL := /usr/lib/postgresql
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup ingest dev scheduler test test-watch test-system system-check system-deps \
+.PHONY: help setup ingest dev web scheduler test test-watch test-system system-check system-deps \
 	bench check format lint types contracts
 
 help: ## List the tasks
 	@echo 'make TASK, where TASK is one of'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo 'Each sets up what it needs. Options: PYTHON=python3.12, PORT=3001 (of make dev)'
+	@echo 'Each sets up what it needs. Options: PYTHON=python3.12, PORT=3001 (of make dev and web)'
 
 setup: $(STAMP) ## Create the virtual environment and write DAGSTER_HOME into .env
 
@@ -38,6 +39,10 @@ dev: setup ## Open Dagster's webserver and daemon on http://127.0.0.1:3000
 		|| { echo "Port $(PORT) of 127.0.0.1 cannot be used (another make dev?): try make dev PORT=3001" >&2; exit 1; }
 	@echo "Dagster's UI: http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
 	$(BIN)/dagster dev -h 127.0.0.1 -p $(PORT)
+
+web: setup ## Run Dagster's webserver alone, on loopback
+	@echo "Dagster's UI: http://127.0.0.1:$(PORT) (Ctrl-C ends it); make scheduler runs the daemon"
+	$(BIN)/dagster-webserver -h 127.0.0.1 -p $(PORT) -w workspace.yaml
 
 # Not set within the recipe: the shell that this takes would end on SIGTERM without its daemon.
 scheduler: export INGESTION_SCHEDULE_ENABLED := true
@@ -60,17 +65,18 @@ $(SYSTEM_STAMP): $(STAMP)
 system-check: ## Name the Debian packages that make test-system misses
 	@missing=; \
 	test -x $(CHROMIUM) || missing="$$missing chromium"; \
+	test -x $(NGINX) || missing="$$missing nginx-light"; \
 	ls $(POSTGRESQL)/*/bin/postgres 2>/dev/null | grep -Eq '/(1[5-9]|[2-9][0-9])/' \
 		|| missing="$$missing postgresql-15 (or newer)"; \
 	test -z "$$missing" || { echo "Missing:$$missing. As root: make system-deps" >&2; exit 1; }
 
 system-deps: ## Install the Debian packages of make test-system (as root)
-	@command -v apt-get >/dev/null || { echo "No apt-get here: install chromium and the server of PostgreSQL 15 or newer yourself" >&2; exit 1; }
+	@command -v apt-get >/dev/null || { echo "No apt-get here: install chromium, nginx and the server of PostgreSQL 15 or newer yourself" >&2; exit 1; }
 	@test "$$(id -u)" = 0 || { echo "Installing packages takes root: sudo make system-deps" >&2; exit 1; }
 	apt-get update -qq
 	@# The oldest server that is supported, where Debian still has it; else Debian's own choice.
 	server=$$(apt-cache policy postgresql-15 | grep -q 'Candidate: [0-9]' && echo postgresql-15 || echo postgresql); \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium $$server
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium nginx-light $$server
 	@$(MAKE) --no-print-directory system-check
 
 bench: $(BENCH_STAMP) ## Measure beside other tools what it costs (a part: ONLY=name,...)

@@ -104,14 +104,18 @@ def test_help_lists_every_task(project: Project) -> None:
 
 @pytest.mark.parametrize(
     ("override", "named"),
-    [("CHROMIUM=/nowhere", "chromium"), ("POSTGRESQL=/nowhere", "postgresql-15")],
+    [
+        ("CHROMIUM=/nowhere", "chromium"),
+        ("NGINX=/nowhere", "nginx-light"),
+        ("POSTGRESQL=/nowhere", "postgresql-15"),
+    ],
 )
 def test_system_check_names_what_is_missing(override: str, named: str, project: Project) -> None:
     """A missing package is named together with the task that installs it."""
     code, said = run_task(project.make("system-check", override), project)
 
     assert code != 0
-    assert re.search(rf"Missing: {named}.*make system-deps", said)
+    assert re.search(rf"Missing:.* {named}.*make system-deps", said)
 
 
 def test_system_deps_takes_root(project: Project) -> None:
