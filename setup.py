@@ -67,7 +67,14 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["market_pipeline", "market_pipeline.*"]),
-    package_data={"market_pipeline": ["py.typed", "storage/migrations/*.mako"]},
+    package_data={
+        "market_pipeline": [
+            "py.typed",
+            "storage/migrations/*.mako",
+            "api/templates/*",
+            "api/static/*",
+        ]
+    },
     install_requires=RUNTIME,
     extras_require={"otel": OTEL, "dev": DEV, "system": SYSTEM, "bench": BENCH},
     entry_points={

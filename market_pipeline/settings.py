@@ -23,6 +23,7 @@ MAX_LOOKBACK_DAYS = 36_525
 MAX_CALLS_PER_MINUTE = 100_000
 MAX_CACHE_TTL_SECONDS = 86_400
 MAX_SHOWN_CHARACTERS = 60
+LEAST_SECRET_CHARACTERS = 16
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SEVERITIES = ("info", "warning", "error", "critical")
 EXECUTORS = ("in_process", "multiprocess")
@@ -58,9 +59,16 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "DAGSTER_RETENTION_DAYS", "30", "Days that Dagster's own runs and events stay; 0: for good"
     ),
-    Setting("DAGSTER_UI_URL", "http://127.0.0.1:3000", "Where alerts link to: Dagster's UI"),
+    Setting("DAGSTER_UI_URL", "http://127.0.0.1:3000", "Dagster's webserver: runs start there"),
     Setting("LOG_LEVEL", "info", "debug, info, warning or error"),
-    Setting("CRON_SECRET", "", "Bearer secret of the HTTP cron trigger", is_secret=True),
+    Setting("API_HOST", "127.0.0.1", "Address the HTTP API listens on; others need API_TOKEN"),
+    Setting("API_PORT", "8000", "Port the HTTP API listens on"),
+    Setting("API_TOKEN", "", "Bearer token of the HTTP API, 16 characters or more", is_secret=True),
+    Setting("API_ALLOWED_HOSTS", "", "More host names the HTTP API answers to: data.example.com"),
+    Setting("INGEST_WAIT_SECONDS", "60", "How long POST /api/ingest waits for its run"),
+    Setting(
+        "CRON_SECRET", "", "Bearer secret of GET /api/cron, 16 characters or more", is_secret=True
+    ),
     Setting("ROI_HORIZONS_DAYS", "7,30,90,365", "Spans that statistics look back, in days"),
     Setting("ROI_MIN_RETURNS", "20", "Fewest daily returns a statistic is computed from (7d: 5)"),
     Setting("RISK_FREE_RATE", "0", "Annual risk-free rate as a fraction, for Sharpe and Sortino"),
@@ -244,6 +252,34 @@ def read_dagster_retention_days(environ: Mapping[str, str] | None = None) -> int
     return _parse(
         "DAGSTER_RETENTION_DAYS", lambda text: _parse_int(text, 0, MAX_LOOKBACK_DAYS), environ
     )
+
+
+def read_whole_number(
+    name: str, least: int, most: int, environ: Mapping[str, str] | None = None
+) -> int:
+    """Return a variable that is a whole number in a range.
+
+    Raises:
+        SettingError: It is not.
+    """
+    return _parse(name, lambda text: _parse_int(text, least, most), environ)
+
+
+def read_secret(name: str, environ: Mapping[str, str] | None = None) -> str:
+    """Return a secret that opens a door; empty: none is set.
+
+    Raises:
+        SettingError: It is too short to be one, or cannot be sent; the message never repeats it.
+    """
+    secret = read_variable(name, environ)
+    if secret and len(secret) < LEAST_SECRET_CHARACTERS:
+        raise SettingError(
+            f"{name} has {len(secret)} characters: expected {LEAST_SECRET_CHARACTERS} or more, "
+            "such as `openssl rand -hex 32` prints"
+        )
+    if not (secret.isascii() and secret.isprintable()) or " " in secret:
+        raise SettingError(f"{name}: expected printable ASCII without blanks")
+    return secret
 
 
 def check_run_settings(environ: Mapping[str, str] | None = None) -> None:

@@ -12,6 +12,7 @@ from market_pipeline.cli.ingest import ingest
 from market_pipeline.cli.markets import markets
 from market_pipeline.cli.plan import backfill, coverage, plan
 from market_pipeline.cli.quarantine import quarantine
+from market_pipeline.cli.serve import serve
 from market_pipeline.cli.show import providers, runs
 from market_pipeline.cli.why import diff, why
 from market_pipeline.domain.errors import PipelineError
@@ -65,6 +66,6 @@ def init() -> None:
 
 
 for command in (
-    ingest, plan, backfill, coverage, runs, diff, why, quarantine, markets, providers, db,
+    ingest, plan, backfill, coverage, runs, diff, why, quarantine, markets, providers, serve, db,
 ):  # fmt: skip
     main.add_command(command)

@@ -1,0 +1,58 @@
+"""The app: routes and pages behind the gate, with one shape of errors."""
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.staticfiles import StaticFiles
+
+from market_pipeline.api import pages
+from market_pipeline.api.pages import sign_in
+from market_pipeline.api.problems import Problem, install_problems
+from market_pipeline.api.routes import docs, health, reads
+from market_pipeline.api.security import Gate
+from market_pipeline.api.services import Services
+
+ROUTERS = (health.router, reads.router, docs.router, sign_in.router, pages.router)
+_SUMMARY = "Market data that knows what it knows: trigger ingestion, read prices and statistics."
+
+
+def build_app(services: Services) -> FastAPI:
+    """Return the app on services that are open; who opened them closes them."""
+    app = FastAPI(
+        title="Market Pipeline",
+        summary=_SUMMARY,
+        version=version("market-pipeline"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    install_problems(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    app.mount(docs.ASSETS_PATH, StaticFiles(directory=docs.find_assets()))
+    app.openapi = lambda: _describe(app)  # type: ignore[method-assign]  # FastAPI's way
+    app.add_middleware(Gate, configuration=services.configuration)
+    return app
+
+
+def _describe(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI description; its problems are those that are answered."""
+    if app.openapi_schema is None:
+        described = get_openapi(
+            title=app.title,
+            version=app.version,
+            summary=app.summary,
+            routes=app.routes,
+        )
+        schemas = described.setdefault("components", {}).setdefault("schemas", {})
+        schemas["Problem"] = Problem.model_json_schema()
+        schemas.pop("HTTPValidationError", None)
+        schemas.pop("ValidationError", None)
+        for path in described["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        app.openapi_schema = described
+    return app.openapi_schema

@@ -1,0 +1,91 @@
+"""What the environment says about the API, checked as a whole before anything is opened."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from market_pipeline.domain.errors import SettingError
+from market_pipeline.settings import (
+    name_errors,
+    read_secret,
+    read_variable,
+    read_whole_number,
+    shorten,
+    split_list,
+)
+
+MAX_WAIT_SECONDS = 3_600
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """How the API is served.
+
+    Attributes:
+        host: The address it listens on. port: The port.
+        token: What everybody but health needs; empty: nobody needs one, on loopback only.
+        cron_secret: What GET /api/cron needs; empty: nobody gets in.
+        allowed_hosts: Names it answers to, lower case, without port; empty: any.
+        ingest_wait_seconds: How long a request waits for the run it started.
+        dagster_url: Dagster's webserver, without a slash at the end.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str = field(default="", repr=False)
+    cron_secret: str = field(default="", repr=False)
+    allowed_hosts: frozenset[str] = LOOPBACK_NAMES
+    ingest_wait_seconds: int = 60
+    dagster_url: str = "http://127.0.0.1:3000"
+
+
+def read_configuration(environ: Mapping[str, str] | None = None) -> Configuration:
+    """Return the API's settings.
+
+    Raises:
+        SettingError: One is wrong, a secret is too short, or others than this machine could come
+            in without a token; names the variable.
+    """
+    host, token = read_variable("API_HOST", environ), read_secret("API_TOKEN", environ)
+    if not token and not is_loopback(host):
+        raise SettingError(
+            f"API_HOST={shorten(host)!r} lets other machines in: set API_TOKEN as well, "
+            "or leave API_HOST at 127.0.0.1"
+        )
+    named = {name.lower() for name in split_list(read_variable("API_ALLOWED_HOSTS", environ))}
+    return Configuration(
+        host=host,
+        port=read_whole_number("API_PORT", 1, 65_535, environ),
+        token=token,
+        cron_secret=read_secret("CRON_SECRET", environ),
+        allowed_hosts=_choose_hosts(host, named),
+        ingest_wait_seconds=read_whole_number("INGEST_WAIT_SECONDS", 0, MAX_WAIT_SECONDS, environ),
+        dagster_url=_read_dagster_url(environ),
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address to listen on is reached from this machine alone."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _choose_hosts(host: str, named: set[str]) -> frozenset[str]:
+    """Return the names to answer to; with a token and none named, DNS is not ours to know."""
+    if is_loopback(host):
+        shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        return LOOPBACK_NAMES | named | {shown.lower()}
+    return frozenset(named | LOOPBACK_NAMES) if named else frozenset()
+
+
+def _read_dagster_url(environ: Mapping[str, str] | None) -> str:
+    url = read_variable("DAGSTER_UI_URL", environ)
+    with name_errors(f"DAGSTER_UI_URL={shorten(url)!r}"):
+        if not url.startswith(("http://", "https://")):
+            raise SettingError("expected an address, such as http://127.0.0.1:3000")
+    return url.rstrip("/")

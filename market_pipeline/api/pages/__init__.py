@@ -1,0 +1,5 @@
+"""Pages for people: the dashboard, rendered on the server."""
+
+from fastapi import APIRouter
+
+router = APIRouter(include_in_schema=False)

@@ -1,0 +1,77 @@
+"""The page on which a person hands API_TOKEN in once and gets a cookie; no other page needs it."""
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Form, Query
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+
+from market_pipeline.api.credentials import COOKIE, SESSION_SECONDS, build_session, is_token
+from market_pipeline.api.services import Services, get_services
+
+router = APIRouter(include_in_schema=False)
+# Whole in itself: what a stranger gets to see loads nothing from behind the gate.
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Sign in · Market Pipeline</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 1rem/1.5 system-ui, sans-serif; }}
+main {{ max-width: 24rem; margin: 15vh auto; padding: 0 1rem; }}
+input, button {{ font: inherit; width: 100%; box-sizing: border-box; padding: .5rem; }}
+</style>
+</head>
+<body>
+<main>
+<h1>Market Pipeline</h1>
+<form method="post" action="/sign-in">
+<label for="token">API token (the value of API_TOKEN)</label>
+<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+<input type="hidden" name="next" value="{next}">
+<button>Sign in</button>
+</form>
+<p role="alert">{message}</p>
+</main>
+</body>
+</html>
+"""
+
+
+@router.get("/sign-in")
+def show_sign_in(next_path: Annotated[str, Query(alias="next", max_length=500)] = "/") -> Response:
+    """Show the form."""
+    return HTMLResponse(_render(next_path, ""))
+
+
+@router.post("/sign-in")
+def sign_in(
+    token: Annotated[str, Form(max_length=1_024)],
+    services: Annotated[Services, Depends(get_services)],
+    next_path: Annotated[str, Form(alias="next", max_length=500)] = "/",
+) -> Response:
+    """Give a browser that knows the token its cookie, and send it where it wanted to go."""
+    expected = services.configuration.token
+    if not is_token(token, expected):
+        message = (
+            "That is not the token." if expected else "No token is needed: API_TOKEN is unset."
+        )
+        return HTMLResponse(_render(next_path, message), 401 if expected else 404)
+    answer = RedirectResponse(_keep_local(next_path), 303)
+    session = build_session(expected, time.time())
+    answer.set_cookie(COOKIE, session, SESSION_SECONDS, httponly=True, samesite="strict")
+    return answer
+
+
+def _render(next_path: str, message: str) -> str:
+    from html import escape
+
+    return _PAGE.format(next=escape(_keep_local(next_path)), message=escape(message))
+
+
+def _keep_local(path: str) -> str:
+    """Return a path of this site, "/" for everything that could lead elsewhere."""
+    is_local = path.startswith("/") and not path.startswith("//") and "\\" not in path
+    return path if is_local and path.isprintable() else "/"

@@ -1,0 +1,170 @@
+"""The one shape of errors on every route: problem details (RFC 9457).
+
+What is told: what was wrong with the request, or which part does not answer and what to do. Never:
+SQL, stack traces, addresses with passwords; those are in the API's log under the id of the answer.
+"""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, cast
+from uuid import uuid4
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+
+from market_pipeline.domain.errors import (
+    HistoryRequestError,
+    MarketNotServedError,
+    NothingKnownYetError,
+    PipelineError,
+    SettingError,
+    StorageError,
+    UnknownMarketError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_SECONDS = 5
+_DATABASE_DOWN = (
+    "the database does not answer; `market-pipeline db status` tells where it is, "
+    "the API's log what it said"
+)
+# The first class that fits decides; those that are not here are faults of ours.
+_STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
+    (UnknownMarketError, 404),
+    (NothingKnownYetError, 404),
+    (HistoryRequestError, 400),
+    (SettingError, 400),
+    (MarketNotServedError, 400),
+    (StorageError, 503),
+)
+logger = logging.getLogger("market_pipeline.api")
+
+
+class Problem(BaseModel):
+    """Problem details (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "about:blank"
+    title: str = Field(examples=["Not Found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["no market is called FOO-USD"])
+    instance: str | None = Field(None, description="The path that was asked for")
+
+
+class ProblemError(Exception):
+    """A request that is answered with a problem.
+
+    Args:
+        status: The HTTP status.
+        title: The kind of problem, in a few words.
+        detail: What was wrong this time, and what to do; no secrets.
+        headers: Further headers of the answer.
+        members: Further members of the problem.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+        **members: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.title, self.detail = status, title, detail
+        self.headers, self.members = dict(headers or {}), members
+
+
+def describe_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the ``responses`` of a route that may answer with these problems."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": content}
+        for status in statuses
+    }
+
+
+def build_problem(
+    status: int,
+    title: str,
+    detail: str,
+    path: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    **members: Any,
+) -> JSONResponse:
+    """Return the answer that tells a problem."""
+    told = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    body = {**told, "instance": path, **members}
+    return JSONResponse(body, status, {**(headers or {})}, media_type=MEDIA_TYPE)
+
+
+def install_problems(app: FastAPI) -> None:
+    """Answer every error of an app with a problem."""
+    app.add_exception_handler(ProblemError, _tell_problem)
+    app.add_exception_handler(HTTPException, _tell_http)
+    app.add_exception_handler(RequestValidationError, _tell_invalid)
+    app.add_exception_handler(PipelineError, _tell_pipeline)
+    app.add_exception_handler(DBAPIError, _tell_database)
+    app.add_exception_handler(PoolTimeoutError, _tell_database)
+    app.add_exception_handler(Exception, _tell_fault)
+
+
+def _tell_problem(request: Request, error: Exception) -> JSONResponse:
+    error = cast("ProblemError", error)
+    return build_problem(
+        error.status, error.title, error.detail, request.url.path, error.headers, **error.members
+    )
+
+
+def _tell_http(request: Request, error: Exception) -> JSONResponse:
+    error = cast("HTTPException", error)
+    title = HTTPStatus(error.status_code).phrase
+    detail = {
+        404: "nothing is served at this path: /docs lists what is",
+        405: "this path does not take this method: /docs lists what it takes",
+    }.get(error.status_code, str(error.detail))
+    return build_problem(error.status_code, title, detail, request.url.path, error.headers)
+
+
+def _tell_invalid(request: Request, error: Exception) -> JSONResponse:
+    error = cast("RequestValidationError", error)
+    told = [
+        {"where": ".".join(str(part) for part in one["loc"]), "message": str(one["msg"])}
+        for one in error.errors()[:20]
+    ]
+    first = told[0] if told else {"where": "request", "message": "malformed"}
+    detail = f"{first['where']}: {first['message']}"
+    return build_problem(400, "Invalid Request", detail, request.url.path, errors=told)
+
+
+def _tell_pipeline(request: Request, error: Exception) -> JSONResponse:
+    status = next((code for kind, code in _STATUSES if isinstance(error, kind)), 500)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return _tell_database(request, error)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _tell_fault(request, error)
+    return build_problem(status, HTTPStatus(status).phrase, str(error), request.url.path)
+
+
+def _tell_database(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, DBAPIError) and not isinstance(error, OperationalError | InterfaceError):
+        return _tell_fault(request, error)
+    logger.warning("%s: the database: %s", request.url.path, type(error).__name__)
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return build_problem(
+        503, "Service Unavailable", _DATABASE_DOWN, request.url.path, headers, degraded=["database"]
+    )
+
+
+def _tell_fault(request: Request, error: Exception) -> JSONResponse:
+    fault_id = uuid4().hex
+    logger.error("fault %s at %s", fault_id, request.url.path, exc_info=error)
+    detail = f"a fault of the API itself: its log tells more under {fault_id}"
+    return build_problem(500, "Internal Server Error", detail, request.url.path, fault_id=fault_id)

@@ -1,0 +1,1 @@
+"""Routes that programs use, one module a subject; each has a ``router``."""

@@ -1,0 +1,64 @@
+"""Health for those who watch: alive, and ready with what is degraded. Open to everybody."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from market_pipeline.api.services import Services, get_services
+
+router = APIRouter(tags=["health"])
+_DAGSTER_SECONDS = 2.0
+
+
+class Health(BaseModel):
+    """That the process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Which parts answer."""
+
+    status: Literal["ok", "degraded", "unavailable"] = Field(
+        description="degraded: reads work, with what is named missing; unavailable: they do not"
+    )
+    degraded: list[str] = Field(description="Of database, cache and dagster, those in trouble")
+
+
+@router.get("/healthz", summary="Whether the process answers")
+async def tell_health() -> Health:
+    """Answer; asks nobody else."""
+    return Health()
+
+
+@router.get(
+    "/readyz",
+    response_model=Readiness,
+    responses={503: {"model": Readiness, "description": "Without its database nothing is served"}},
+    summary="Which parts answer",
+)
+async def tell_readiness(services: Annotated[Services, Depends(get_services)]) -> Response:
+    """Ask the database and Dagster, and say what is degraded."""
+    degraded = []
+    if not await run_in_threadpool(_answers, services.engine):
+        degraded.append("database")
+    if services.cache.trouble:
+        degraded.append("cache")
+    if not await services.dagster.is_reachable(_DAGSTER_SECONDS):
+        degraded.append("dagster")
+    status = "unavailable" if "database" in degraded else "degraded" if degraded else "ok"
+    code = 503 if status == "unavailable" else 200
+    return JSONResponse({"status": status, "degraded": degraded}, code)
+
+
+def _answers(engine: Engine) -> bool:
+    try:
+        with engine.connect() as connection:
+            return connection.execute(text("SELECT true")).scalar_one() is True
+    except SQLAlchemyError:
+        return False

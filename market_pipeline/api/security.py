@@ -1,0 +1,187 @@
+"""What stands before every route: who asks, from where, and how much; and headers on the answer.
+
+A plain ASGI layer, because the quick routes pass it too. Not here: the errors' shape
+(``problems``), the sign-in page (``pages.sign_in``).
+"""
+
+import asyncio
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from market_pipeline.api.configuration import Configuration
+from market_pipeline.api.credentials import holds_bearer, holds_session
+from market_pipeline.api.problems import build_problem
+
+Headers = list[tuple[bytes, bytes]]
+MAX_BODY_BYTES = 64 * 1024
+BODY_SECONDS = 30.0
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# Health is for those who watch, cron has a secret of its own, and one signs in with the token.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/api/cron", "/sign-in"})
+_FORM_PATHS = frozenset({"/sign-in"})
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+_ADDED: Headers = [
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class Gate:
+    """Refuses what may not come in, and bounds what does."""
+
+    def __init__(self, app: ASGIApp, configuration: Configuration) -> None:
+        self._app, self._configuration = app, configuration
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, by the app or by a refusal."""
+        if scope["type"] != "http":
+            # There is no websocket here; the lifespan passes.
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        send = _add_headers(send)
+        refusal = self._refuse(scope)
+        if refusal is None and scope["method"] not in SAFE_METHODS:
+            read = await _read_body(scope, receive)
+            if isinstance(read, Response):
+                refusal = read
+            else:
+                receive = _replay(read, receive)
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refuse(self, scope: Scope) -> Response | None:
+        headers: Headers = scope["headers"]
+        host = _find(headers, b"host")
+        return (
+            self._refuse_host(scope, host)
+            or _refuse_origin(scope, host)
+            or self._refuse_stranger(scope)
+            or _refuse_content_type(scope)
+        )
+
+    def _refuse_host(self, scope: Scope, host: str) -> Response | None:
+        allowed = self._configuration.allowed_hosts
+        name = host.rpartition(":")[0] if _has_port(host) else host
+        if not allowed or name.lower() in allowed:
+            return None
+        detail = (
+            "the Host header names another host than this API answers to: use 127.0.0.1 or "
+            "localhost, or set API_ALLOWED_HOSTS"
+        )
+        return build_problem(421, "Misdirected Request", detail, scope["path"])
+
+    def _refuse_stranger(self, scope: Scope) -> Response | None:
+        token = self._configuration.token
+        if not token or scope["path"] in OPEN_PATHS:
+            return None
+        headers: Headers = scope["headers"]
+        if holds_bearer(headers, token) or holds_session(headers, token):
+            return None
+        if scope["method"] in {"GET", "HEAD"} and "text/html" in _find(headers, b"accept"):
+            return RedirectResponse(f"/sign-in?next={quote(scope['path'])}", 303)
+        detail = "send `Authorization: Bearer` with API_TOKEN; in a browser sign in at /sign-in"
+        challenge = {"WWW-Authenticate": 'Bearer realm="market-pipeline"'}
+        return build_problem(401, "Unauthorized", detail, scope["path"], challenge)
+
+
+def _refuse_origin(scope: Scope, host: str) -> Response | None:
+    """Refuse what a page of another site sends in its visitor's name."""
+    if scope["method"] in SAFE_METHODS:
+        return None
+    headers: Headers = scope["headers"]
+    origin = _find(headers, b"origin")
+    is_foreign = bool(origin) and origin.partition("://")[2].lower() != host.lower()
+    if is_foreign or _find(headers, b"sec-fetch-site") in {"cross-site", "same-site"}:
+        detail = "the request comes from a page of another site: only this API's own pages may send"
+        return build_problem(403, "Forbidden", detail, scope["path"])
+    return None
+
+
+def _refuse_content_type(scope: Scope) -> Response | None:
+    """Refuse bodies that a form of another site could send; no body is no type."""
+    headers: Headers = scope["headers"]
+    given = _find(headers, b"content-type").partition(";")[0].strip().lower()
+    wanted = "application/json"
+    if scope["path"] in _FORM_PATHS:
+        wanted = "application/x-www-form-urlencoded"
+    has_body = _find(headers, b"content-length") not in {"", "0"}
+    has_body = has_body or bool(_find(headers, b"transfer-encoding"))
+    if scope["method"] in SAFE_METHODS or given == wanted or not (has_body or given):
+        return None
+    detail = f"the body's Content-Type must be {wanted}"
+    return build_problem(415, "Unsupported Media Type", detail, scope["path"])
+
+
+async def _read_body(scope: Scope, receive: Receive) -> bytes | Response:
+    """Return the whole body, or the refusal of one that is too long or comes too slowly."""
+    declared = _find(scope["headers"], b"content-length")
+    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
+        return _refuse_size(scope)
+    chunks: list[bytes] = []
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                chunks.append(message.get("body", b""))
+                if sum(map(len, chunks)) > MAX_BODY_BYTES:
+                    return _refuse_size(scope)
+                if not message.get("more_body", False):
+                    return b"".join(chunks)
+    except TimeoutError:
+        detail = f"the body was not complete after {BODY_SECONDS:.0f} seconds"
+        closing = {"Connection": "close"}
+        return build_problem(408, "Request Timeout", detail, scope["path"], closing)
+
+
+def _refuse_size(scope: Scope) -> Response:
+    detail = f"the body is larger than {MAX_BODY_BYTES} bytes"
+    closing = {"Connection": "close"}
+    return build_problem(413, "Content Too Large", detail, scope["path"], closing)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return what hands a body over that was read already, and then what else comes."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def hand_over() -> Message:
+        return left.pop() if left else await receive()
+
+    return hand_over
+
+
+def _add_headers(send: Send) -> Send:
+    """Return a ``send`` that adds the headers that an answer has not set itself."""
+
+    async def add(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            given: Headers = list(message.get("headers", ()))
+            names = {name.lower() for name, _ in given}
+            given += [header for header in _ADDED if header[0] not in names]
+            message["headers"] = given
+        await send(message)
+
+    return add
+
+
+def _has_port(host: str) -> bool:
+    return host.rpartition(":")[2].isdecimal() and not host.endswith("]") and ":" in host
+
+
+def _find(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str:
+    """Return a header's value; "" when it is missing, and its first when it comes twice."""
+    for name, value in headers:
+        if name == wanted:
+            return value.decode("latin-1")
+    return ""

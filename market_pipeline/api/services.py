@@ -1,0 +1,54 @@
+"""What routes work with: the database, the cache, Dagster; opened once a process."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from fastapi import Request
+from sqlalchemy import Engine
+
+from market_pipeline.api.configuration import Configuration
+from market_pipeline.api.dagster_client import DagsterClient
+from market_pipeline.cache.opening import open_cache
+from market_pipeline.cache.protocol import Cache
+from market_pipeline.storage.database import open_database
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything a route may use; safe to share between threads.
+
+    Attributes:
+        engine: The database. cache: What is served from memory. dagster: What runs are started by.
+        configuration: How the API is served. started_at: When (UTC).
+    """
+
+    engine: Engine
+    cache: Cache
+    configuration: Configuration
+    dagster: DagsterClient
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+@contextmanager
+def open_services(configuration: Configuration) -> Iterator[Services]:
+    """Open what routes use, and close it in the end.
+
+    Raises:
+        StorageError: The database is unreachable, read-only, or at another schema version.
+        SettingError: A setting of the database or the cache is wrong.
+    """
+    cache = open_cache()
+    try:
+        with open_database() as engine:
+            dagster = DagsterClient(configuration.dagster_url)
+            yield Services(engine, cache, configuration, dagster)
+    finally:
+        cache.close()
+
+
+def get_services(request: Request) -> Services:
+    """Return the app's services: what routes depend on."""
+    services: Services = request.app.state.services
+    return services

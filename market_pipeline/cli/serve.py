@@ -1,0 +1,26 @@
+"""``market-pipeline serve``: the HTTP API and the dashboard."""
+
+import click
+
+_EPILOG = """\b
+Examples:
+  market-pipeline serve
+  API_PORT=8080 market-pipeline serve
+  API_HOST=0.0.0.0 API_TOKEN=$(openssl rand -hex 32) market-pipeline serve
+
+\b
+It listens on 127.0.0.1:8000 unless API_HOST and API_PORT say otherwise.
+Runs are started by Dagster's webserver at DAGSTER_UI_URL: `make dev` starts both.
+"""
+
+
+@click.command(epilog=_EPILOG, short_help="Serve the HTTP API and the dashboard.")
+def serve() -> None:
+    """Serve the HTTP API and the dashboard until interrupted."""
+    from market_pipeline.api.configuration import read_configuration
+
+    configuration = read_configuration()
+    click.echo(f"http://{configuration.host}:{configuration.port} (Ctrl-C ends it)")
+    from market_pipeline.api import server
+
+    server.serve()
