@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -126,6 +127,41 @@ def _prune_dagster(now: "datetime", dry_run: bool) -> int:
         if dry_run:
             return len(dagster_history.list_prunable_runs(instance, cutoff))
         return dagster_history.prune_runs(instance, cutoff)
+
+
+@db.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def dump(file: Path) -> None:
+    """Write a backup of the market tables and Dagster's storage to FILE, while runs go on."""
+    from market_pipeline.storage.backup import dump_database
+    from market_pipeline.storage.engine import find_database
+
+    with open_database(with_schema=False):
+        size = dump_database(find_database().url, file)
+    click.echo(f"Wrote {file} ({size / 1e6:,.1f} MB)")
+
+
+@db.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--replace", is_flag=True, help="Also where the database holds data: they go.")
+def restore(file: Path, replace: bool) -> None:
+    """Put the backup FILE into the database in use: all of it, or nothing.
+
+    Stop the daemon, the webserver and the API first. A backup of an older version is migrated by
+    `market-pipeline db upgrade` afterwards (the embedded database: by itself).
+    """
+    from market_pipeline.domain.errors import StorageError
+    from market_pipeline.storage.backup import has_tables, restore_database
+    from market_pipeline.storage.engine import find_database
+
+    with open_database(with_schema=False) as engine:
+        if has_tables(engine) and not replace:
+            raise StorageError(
+                f"restoring {file}: the database holds tables already; --replace puts the backup "
+                "in their place"
+            )
+        restore_database(find_database().url, file)
+    click.echo(f"Restored {file}")
 
 
 @db.command(context_settings={"ignore_unknown_options": True}, epilog=_SHELL_EPILOG)

@@ -590,6 +590,6 @@ def _refuse_other_version(place: _Place, programs: Path) -> None:
     if found != ours:
         raise EmbeddedServerError(
             f"starting PostgreSQL {ours} on {mark.parent}: the data is of version {found}; set "
-            f"PG_BIN to the programs of version {found} and dump it, or move the folder away to "
-            "begin anew"
+            f"PG_BIN to the programs of version {found}, run `market-pipeline db dump FILE`, move "
+            "the folder away, unset PG_BIN and run `market-pipeline db restore FILE`"
         )

@@ -37,6 +37,10 @@ class Project:
         path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
         return {**kept, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **place, **self.settings}
 
+    def with_settings(self, **settings: str) -> "Project":
+        """Return the same folder with further settings."""
+        return Project(self.folder, {**self.settings, **settings})
+
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run one of the environment's commands to its end."""
         return subprocess.run(
