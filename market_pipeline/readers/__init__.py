@@ -9,6 +9,7 @@ from market_pipeline.readers.changes import read_changes
 from market_pipeline.readers.latest import fetch_latest, read_latest
 from market_pipeline.readers.opening import open_database
 from market_pipeline.readers.serving import open_serving_cache
+from market_pipeline.readers.statistics import read_comparisons, read_roi_statistics
 from market_pipeline.readers.why import explain_statistic
 
 __all__ = [
@@ -18,5 +19,7 @@ __all__ = [
     "open_serving_cache",
     "read_aggregates",
     "read_changes",
+    "read_comparisons",
     "read_latest",
+    "read_roi_statistics",
 ]

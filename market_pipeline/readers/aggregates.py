@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from market_pipeline.readers.questions import (
     check_version,
     find_markets,
     parse_interval,
-    parse_moment,
+    parse_past_moment,
     parse_window,
 )
 from market_pipeline.storage.history_queries import (
@@ -28,6 +28,7 @@ from market_pipeline.storage.history_queries import (
     read_bars_assumed,
     read_bars_at_version,
     read_first_known_at,
+    read_newest_version,
 )
 
 Basis: TypeAlias = Literal["strict", "assumed"]
@@ -64,15 +65,18 @@ def read_aggregates(
         engine: Of :func:`open_database`, for many reads; None opens the database for this one.
 
     Returns:
-        Ordered by symbol, provider and open_time, with these columns, also without rows:
+        Indexed by ``open_time`` (datetime64[us, UTC]), ordered by symbol, provider and open_time,
+        with these columns, also without rows:
 
         - ``symbol``, ``provider``, ``interval``, ``volume_kind``: str
-        - ``open_time``, ``close_time``, ``known_at``: datetime64[us, UTC]
+        - ``close_time``, ``known_at``: datetime64[us, UTC]
         - ``open``, ``high``, ``low``, ``close``, ``volume``: float64, NaN for no volume
         - ``dataset_version``: int64
         - ``run_id``: str, NaN where unknown
         - ``is_assumed`` (basis ``assumed`` only): bool, true where the record alone would not have
           the row
+
+        ``attrs["dataset_version"]`` is the version asked for, else the newest there is.
 
     Raises:
         UnknownMarketError: Names every symbol that is not stored.
@@ -82,7 +86,7 @@ def read_aggregates(
         StorageError: The database cannot be used.
     """
     window, chosen = parse_window(start, end), parse_interval(interval)
-    moment = None if as_of is None else _parse_as_of(as_of)
+    moment = None if as_of is None else parse_past_moment("as_of", as_of)
     _check_question(moment, version, basis)
     with open_snapshot(engine) as connection:
         markets = find_markets(connection, symbols)
@@ -97,16 +101,10 @@ def read_aggregates(
         else:
             lags = find_publication_lags(markets, chosen)
             bars = read_bars_assumed(connection, span, moment, lags)
-    return _arrange(bars, markets, chosen)
-
-
-def _parse_as_of(as_of: datetime | str) -> datetime:
-    moment = parse_moment("as_of", as_of)
-    if moment > datetime.now(UTC):
-        raise HistoryRequestError(
-            f"as_of={moment.isoformat()} is in the future: what will be known then is not known yet"
-        )
-    return moment
+        newest = read_newest_version(connection)
+    frame = _arrange(bars, markets, chosen).set_index("open_time")
+    frame.attrs["dataset_version"] = newest if version is None else version
+    return frame
 
 
 def _check_question(as_of: datetime | None, version: int | None, basis: str) -> None:

@@ -14,6 +14,7 @@ from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.storage.history_queries import (
     StoredMarket,
+    read_every_market,
     read_markets_called,
     read_newest_version,
     read_primary_symbols,
@@ -37,6 +38,13 @@ def find_markets(connection: Connection, names: str | Sequence[str]) -> dict[int
     chosen = list(find_named_markets(connection, wanted).values())
     chosen.sort(key=lambda one: (one.record.symbol, one.record.provider))
     return {one.market_id: one.record for one in chosen}
+
+
+def read_all_markets(connection: Connection) -> dict[int, Market]:
+    """Return every stored market by key, by symbol and provider."""
+    stored = read_every_market(connection)
+    stored.sort(key=lambda one: (one.record.symbol, one.record.provider))
+    return {one.market_id: one.record for one in stored}
 
 
 def find_named_markets(connection: Connection, names: Sequence[str]) -> dict[str, StoredMarket]:
@@ -109,6 +117,21 @@ def parse_moment(name: str, moment: datetime | str) -> datetime:
         raise HistoryRequestError(
             f"{name}={moment!r}: expected a datetime or an ISO 8601 text, such as 2024-01-31T00:00Z"
         ) from None
+
+
+def parse_past_moment(name: str, moment: datetime | str) -> datetime:
+    """Return a time in UTC that is not in the future.
+
+    Raises:
+        HistoryRequestError: It is no time, or still to come.
+    """
+    parsed = parse_moment(name, moment)
+    if parsed > datetime.now(UTC):
+        raise HistoryRequestError(
+            f"{name}={parsed.isoformat()} is in the future: "
+            "what will be known then is not known yet"
+        )
+    return parsed
 
 
 def parse_window(start: datetime | str, end: datetime | str) -> Window:

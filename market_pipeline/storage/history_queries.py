@@ -192,6 +192,11 @@ def read_markets_called(connection: Connection, symbols: Sequence[str]) -> list[
     return [_build_market(row) for row in connection.execute(query).mappings()]
 
 
+def read_every_market(connection: Connection) -> list[StoredMarket]:
+    """Return all markets, also those no longer ingested."""
+    return [_build_market(row) for row in connection.execute(select(market)).mappings()]
+
+
 def _build_market(row: Mapping[Any, Any]) -> StoredMarket:
     names = [name for name in Market.__dataclass_fields__ if name != "intervals"]
     intervals = tuple(Interval(text) for text in row["intervals"])

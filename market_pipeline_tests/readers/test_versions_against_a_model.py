@@ -63,7 +63,7 @@ def read_all(history: History, market_ids: Mapping[str, int], **when: object) ->
             frame = read_aggregates(
                 SYMBOLS, interval, MONDAY, MONDAY + timedelta(weeks=9), engine=history.engine,
                 **when,
-            )  # type: ignore[arg-type]  # fmt: skip
+            ).reset_index()  # type: ignore[arg-type]  # fmt: skip
         except NothingKnownYetError:
             continue
         assert frame.equals(frame.sort_values(["symbol", "open_time"], ignore_index=True))

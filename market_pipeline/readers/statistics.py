@@ -1,0 +1,186 @@
+"""``read_roi_statistics`` and ``read_comparisons``: statistics as tidy frames.
+
+The tables keep one row a series and ``as_of``: a statistic whose bars were corrected afterwards is
+computed again in its place. What it was before can be computed from the bars of that version
+(``explain_statistic``); it is not stored twice.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+import pandas as pd
+from sqlalchemy import Connection, Engine
+
+from market_pipeline.domain.errors import HistoryRequestError
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import UTC_DTYPE, Market
+from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.readers.questions import (
+    check_version,
+    find_markets,
+    parse_interval,
+    parse_past_moment,
+    parse_window,
+    read_all_markets,
+)
+from market_pipeline.storage.history_queries import read_newest_version
+from market_pipeline.storage.statistics_queries import (
+    StatisticSpan,
+    read_comparison_rows,
+    read_roi_rows,
+)
+
+Names = str | Sequence[str] | None
+Moment = datetime | str | None
+_HIDDEN = ("market_id", "base_market_id", "quote_market_id", "run_id")
+
+
+def read_roi_statistics(
+    symbols: Names = None,
+    horizon: str | None = None,
+    start: Moment = None,
+    end: Moment = None,
+    as_of: Moment = None,
+    version: int | None = None,
+    interval: Interval | str = "1d",
+    engine: Engine | None = None,
+) -> pd.DataFrame:
+    """Return ROI statistics: the newest of each market and horizon, or those of a span of time.
+
+    Args:
+        symbols: ``BTC-USD`` is the symbol's primary market, ``yahoo:BTC-USD`` that of a provider;
+            None: all markets.
+        horizon: Such as ``30d``; None: all.
+        start: With ``end``: all statistics whose ``as_of`` lies in ``[start, end)``. UTC.
+        end: See ``start``.
+        as_of: The newest statistics over bars that had closed by this time.
+        version: The newest that were made of bars up to this dataset version.
+        interval: Of the bars used.
+        engine: Of :func:`open_database`, for many reads; None opens the database for this one.
+
+    Returns:
+        Indexed by ``as_of``, the close of the last bar used (datetime64[us, UTC]), ordered by
+        symbol, provider, horizon and ``as_of``. Columns: ``symbol``, ``provider``, and those of the
+        table ``market_roi_statistic``: numbers float64, NaN where unknown, with the ``reason``;
+        counts and ``dataset_version`` Int64; times datetime64[us, UTC].
+        ``attrs["dataset_version"]`` is the newest there is.
+
+    Raises:
+        UnknownMarketError: Names every market that is not stored.
+        HistoryRequestError: A time, version or interval does not exist, or they contradict.
+        StorageError: The database cannot be used.
+    """
+    asked = _ask(interval, horizon, start, end, as_of, version)
+    with open_snapshot(engine) as connection:
+        markets = _choose_markets(connection, symbols, asked)
+        rows = read_roi_rows(connection, replace(asked, market_ids=list(markets)))
+        newest = read_newest_version(connection)
+    return _tidy(rows, {"": markets}, newest)
+
+
+def read_comparisons(
+    symbols: Names = None,
+    against: Names = None,
+    horizon: str | None = None,
+    start: Moment = None,
+    end: Moment = None,
+    as_of: Moment = None,
+    version: int | None = None,
+    interval: Interval | str = "1d",
+    engine: Engine | None = None,
+) -> pd.DataFrame:
+    """Return stored comparisons: the newest of each pair and horizon, or those of a span of time.
+
+    Args:
+        symbols: Markets on either side of a pair; None: all.
+        against: Markets that the other side must be; None: any.
+        horizon: Such as ``30d``; None: all.
+        start: With ``end``: all comparisons whose ``as_of`` lies in ``[start, end)``. UTC.
+        end: See ``start``.
+        as_of: The newest comparisons over bars that had closed by this time.
+        version: The newest that were made of bars up to this dataset version.
+        interval: Of the bars used.
+        engine: Of :func:`open_database`, for many reads; None opens the database for this one.
+
+    Returns:
+        Indexed by ``as_of`` (datetime64[us, UTC]), ordered by pair, horizon and ``as_of``. Columns:
+        ``base_symbol``, ``base_provider``, ``quote_symbol``, ``quote_provider``, and those of the
+        table ``market_comparison``, with dtypes as of :func:`read_roi_statistics`.
+
+    Raises:
+        UnknownMarketError, HistoryRequestError, StorageError: As of :func:`read_roi_statistics`.
+    """
+    asked = _ask(interval, horizon, start, end, as_of, version)
+    with open_snapshot(engine) as connection:
+        markets = _choose_markets(connection, symbols, asked)
+        others = None if against is None else list(find_markets(connection, against))
+        chosen = replace(asked, market_ids=list(markets))
+        rows = read_comparison_rows(connection, chosen, others)
+        every, newest = read_all_markets(connection), read_newest_version(connection)
+    return _tidy(rows, {"base_": every, "quote_": every}, newest)
+
+
+def _ask(
+    interval: Interval | str,
+    horizon: str | None,
+    start: Moment,
+    end: Moment,
+    as_of: Moment,
+    version: int | None,
+) -> StatisticSpan:
+    """Return the question without its markets, checked but for the version."""
+    if (start is None) != (end is None):
+        raise HistoryRequestError("start and end belong together: give both, or none")
+    if sum(one is not None for one in (start, as_of, version)) > 1:
+        raise HistoryRequestError("a span, as_of and version exclude each other: give one of them")
+    window = None if start is None or end is None else parse_window(start, end)
+    return StatisticSpan(
+        market_ids=(),
+        interval=parse_interval(interval).value,
+        horizon=horizon,
+        start=window.start if window else None,
+        end=window.end if window else None,
+        until=None if as_of is None else parse_past_moment("as_of", as_of),
+        version=version,
+        is_newest=window is None,
+    )
+
+
+def _choose_markets(
+    connection: Connection, names: Names, asked: StatisticSpan
+) -> dict[int, Market]:
+    if asked.version is not None:
+        check_version(connection, asked.version)
+    return read_all_markets(connection) if names is None else find_markets(connection, names)
+
+
+def _tidy(
+    rows: pd.DataFrame, sides: Mapping[str, Mapping[int, Market]], newest: int
+) -> pd.DataFrame:
+    """Return rows under their markets' names, in order, indexed by ``as_of``."""
+    names: dict[str, list[str]] = {}
+    for side, markets in sides.items():
+        chosen = [markets[key] for key in rows[f"{side}market_id"]]
+        names[f"{side}symbol"] = [one.symbol for one in chosen]
+        names[f"{side}provider"] = [one.provider for one in chosen]
+    named = pd.DataFrame(names, dtype="str")
+    kept = rows.drop(columns=[name for name in _HIDDEN if name in rows])
+    frame = pd.concat([named, kept], axis=1)
+    frame = frame.astype({name: _choose_type(name) for name in frame.columns})
+    length = frame["horizon"].str.len().rename("length")
+    order = frame.assign(length=length).sort_values(
+        [*names, "interval", "length", "horizon", "as_of"], kind="stable"
+    )
+    indexed = order.drop(columns="length").set_index("as_of")
+    indexed.attrs["dataset_version"] = newest or None
+    return indexed
+
+
+def _choose_type(name: str) -> str:
+    if name.endswith(("_at", "as_of")):
+        return UTC_DTYPE
+    if name.startswith("n_") or name == "dataset_version":
+        return "Int64"
+    words = ("interval", "horizon", "method", "reason")
+    return "str" if name in words or name.endswith(("symbol", "provider")) else "float64"
