@@ -85,6 +85,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("FILE_PROVIDER_COLUMNS", "", "Column mapping: open_time=ts,close=last"),
     Setting("MOCK_SEED", "7", "Seed of the mock provider's prices"),
     Setting("MOCK_FAULTS", "", "What the mock provider does wrong: ETH-USD:429 x2,BTC-USD:timeout"),
+    Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "", "Where traces go, by OTLP over HTTP; unset: none"),
     Setting("STATE_DIR", "", "Where local state lives; unset: .state in the project folder"),
     Setting("PG_BIN", "", "Folder of another PostgreSQL's programs for the embedded server"),
     Setting("DAGSTER_HOME", "", "Folder of dagster.yaml; written into .env by the setup"),

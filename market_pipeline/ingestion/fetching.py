@@ -12,6 +12,7 @@ from market_pipeline.domain.judging import JudgedBars, judge_bars
 from market_pipeline.domain.planning import Ask
 from market_pipeline.domain.records import Market, build_empty_bar_frame
 from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
+from market_pipeline.observability.tracing import span
 from market_pipeline.providers.base import Provider
 
 logger = logging.getLogger("market_pipeline.ingestion")
@@ -51,8 +52,11 @@ def fetch_page(provider: Provider, market: Market, ask: Ask, now: datetime) -> P
     """
     asked_at, began = datetime.now(UTC), time.perf_counter()
     bars, error, status = build_empty_bar_frame(), None, None
+    about = {"provider": provider.name, "market": market.symbol, "interval": ask.interval.value}
     try:
-        bars = provider.fetch_bars(market, ask.interval, ask.window, now)
+        with span("fetch", **about, purpose=ask.purpose) as told:
+            bars = provider.fetch_bars(market, ask.interval, ask.window, now)
+            told.tell(bars=len(bars))
     except ProviderError as failure:
         error, status = str(failure), failure.status
         logger.warning("%s %s: %s", market.symbol, ask.interval, failure)

@@ -19,6 +19,7 @@ from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.snapshots import SnapshotBatch
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
+from market_pipeline.observability.tracing import Told, span
 from market_pipeline.orchestration.gallery import Occasion, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.report import (
@@ -93,7 +94,9 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         if isinstance(output, BarStream):
             return _drain(context, engine, run, output)
         if isinstance(output, list):
-            counts = write_markets(engine, run, output)
+            with span("upsert", table=table.name) as told:
+                counts = write_markets(engine, run, output)
+                tell_counts(told, counts)
             return Written(counts, build_market_lines(output), {"markets": len(output)})
         if isinstance(output, Snapshots):
             failures = output.batch.failures
@@ -105,7 +108,9 @@ class PostgresIOManager(dg.ConfigurableIOManager):
 
     def _write_rows(self, run: Run, table: Table, rows: pd.DataFrame, short: int = 0) -> Written:
         outcome = "partial" if short else "ok"
-        counts = write_rows(self.database.engine, run, table, rows, outcome)
+        with span("upsert", table=table.name) as told:
+            counts = write_rows(self.database.engine, run, table, rows, outcome)
+            tell_counts(told, counts)
         markets = self._read_for(run).markets
         lines = build_row_lines(
             rows, dict(zip(markets["market_id"], markets["symbol"], strict=True))
@@ -140,7 +145,9 @@ def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStrea
     totals: dict[Route, WriteCounts] = {}
     lines: dict[Route, dict[str, Any]] = {}
     for item in stream:
-        result = commit_item(engine, run, item)
+        with span("upsert", table=market_aggregate.name, market=item.route[1].symbol) as trace:
+            result = commit_item(engine, run, item)
+            tell_counts(trace, result.counts)
         totals[item.route] = totals.get(item.route, WriteCounts()) + result.counts
         lines[item.route] = build_receipt_line(item, result, totals[item.route])
         context.log.info(_tell(lines[item.route]))
@@ -151,6 +158,11 @@ def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStrea
         raise NothingIngestedError(f"no market gave a usable bar. {reasons}")
     total = sum(totals.values(), WriteCounts())
     return Written(total, sort_worst_first(told), summarise_receipt(told))
+
+
+def tell_counts(told: Told, counts: WriteCounts) -> None:
+    """Tell a trace what the database did."""
+    told.tell(inserted=counts.inserted, updated=counts.updated, unchanged=counts.unchanged)
 
 
 def _warn(context: dg.OutputContext, failures: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.registration import keep_active
 from market_pipeline.ingestion.request import Request, Route, build_request
+from market_pipeline.observability.tracing import begin_run, end_run
 from market_pipeline.providers.registry import route_markets
 from market_pipeline.storage.engine import check_database, find_database, open_engine
 from market_pipeline.storage.schema import ensure_schema
@@ -97,9 +98,15 @@ class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
         ensure_schema(engine, address.is_embedded)
         return engine
 
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Begin the run's trace: whatever a run does, it does with this database."""
+        if context.run is not None:
+            begin_run(UUID(context.run.run_id), context.run.job_name)
+
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
-        """Close connections that were opened."""
+        """Close connections that were opened, and end the run's trace."""
         del context
+        end_run()
         if "engine" in self.__dict__:
             self.engine.dispose()
 

@@ -1,0 +1,1 @@
+"""Floor 1: what the pipeline tells about itself to whoever watches it."""
