@@ -15,8 +15,9 @@ from market_pipeline.orchestration.automation import (
 from market_pipeline.orchestration.backfill import backfill_history_job, statistics_job
 from market_pipeline.orchestration.checks import check_market_aggregates
 from market_pipeline.orchestration.io_manager import PostgresIOManager
+from market_pipeline.orchestration.latest_cache import latest_market_cache
 from market_pipeline.orchestration.resources import Database, IngestionRequest, Providers
-from market_pipeline.settings import read_choice
+from market_pipeline.settings import read_cache_ttl_seconds, read_choice, read_redis_url
 
 ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     *assets.PROVIDERS,
@@ -25,6 +26,7 @@ ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     assets.market_snapshots,
     assets.market_comparisons,
     assets.market_roi_statistics,
+    latest_market_cache,
 ]
 
 
@@ -37,6 +39,8 @@ def build_definitions(resources: Mapping[str, object] | None = None) -> dg.Defin
     Raises:
         SettingError: A setting that shapes the definitions is wrong; names it.
     """
+    read_redis_url()
+    read_cache_ttl_seconds()
     return dg.Definitions(
         assets=ASSETS,
         asset_checks=[check_market_aggregates],
@@ -60,7 +64,7 @@ def _build_resources() -> dict[str, object]:
 
 
 def _choose_executor() -> dg.ExecutorDefinition:
-    # Five light steps do not deserve five interpreter starts; set here, the UI's buttons follow.
+    # Six light steps do not deserve five interpreter starts; set here, the UI's buttons follow.
     choice = read_choice("INGESTION_EXECUTOR", ("in_process", "multiprocess"))
     return dg.multiprocess_executor if choice == "multiprocess" else dg.in_process_executor
 

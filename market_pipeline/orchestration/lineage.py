@@ -3,7 +3,7 @@
 Here: static descriptions, read in Dagster's lineage and columns tabs. Not here: what a run found.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -63,6 +63,70 @@ COLUMN_SOURCES: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = {
     ),
 }
 """For each table, the asset upstream and the columns of it that a column is computed from."""
+
+CACHE_COLUMNS: Sequence[tuple[str, str, str, tuple[tuple[str, str], ...]]] = (
+    ("key", "text", "market:{provider}:{symbol}:latest", ()),
+    (
+        "version",
+        "bigint",
+        "Stamp of the market's newest change of any kind; an entry of another is not served",
+        (),
+    ),
+    ("stored_at", "double", "When it was put, in seconds since 1970 (UTC)", ()),
+    (
+        "value.snapshot",
+        "json",
+        "Newest price, 24 h change and volume, market cap, realised volatility and ROI",
+        tuple(
+            ("market_snapshots", name)
+            for name in (
+                "observed_at",
+                "price",
+                "change_24h_ratio",
+                "volume_24h",
+                "market_cap",
+                "realised_volatility",
+                "roi",
+            )
+        ),
+    ),
+    (
+        "value.bars",
+        "json",
+        "Newest final bar of each interval",
+        tuple(
+            ("market_aggregates", name)
+            for name in ("interval", "open_time", "open", "high", "low", "close", "volume")
+        ),
+    ),
+    (
+        "value.roi",
+        "json",
+        "Newest statistic of each horizon, with the reason of what is NULL",
+        tuple(
+            ("market_roi_statistics", name)
+            for name in ("horizon", "as_of", "roi", "sharpe", "sortino", "max_drawdown", "reason")
+        ),
+    ),
+)
+"""For each part of a cached entry: name, type, meaning, and the (asset, column) it comes from."""
+
+
+def describe_cache() -> dict[str, Any]:
+    """Return the cache's static metadata: the parts of an entry and where they come from."""
+    columns = [
+        dg.TableColumn(name=name, type=kind, description=meaning)
+        for name, kind, meaning, _ in CACHE_COLUMNS
+    ]
+    lineage = {
+        name: [dg.TableColumnDep(asset_key=dg.AssetKey(key), column_name=one) for key, one in deps]
+        for name, _, _, deps in CACHE_COLUMNS
+        if deps
+    }
+    return {
+        "dagster/column_schema": dg.TableSchema(columns=columns),
+        "dagster/column_lineage": dg.TableColumnLineage(lineage),
+    }
 
 
 def describe_table(table: Table) -> dict[str, Any]:

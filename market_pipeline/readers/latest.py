@@ -135,7 +135,7 @@ def _read(connection: Connection, names: Sequence[str] | None, cache: Cache | No
         entry = Entry(row.version, row.body, time.time())
         known[row.provider, row.symbol] = Latest(row.provider, row.symbol, entry, "database")
     if cache:
-        cache.put_many([*_fill_names(connection, meant), *map(_fill, rows)])
+        cache.put_many([*_fill_names(connection, meant), *map(make_fill, rows)])
     return [known[pair] for pair in pairs]
 
 
@@ -154,7 +154,8 @@ def _fill_names(connection: Connection, meant: Mapping[str, Sequence[Pair]]) -> 
     return [Fill(make_name_key(name), stamp, write_json(pairs)) for name, pairs in meant.items()]
 
 
-def _fill(row: LatestRow) -> Fill:
+def make_fill(row: LatestRow) -> Fill:
+    """Return what is put into the cache for a market."""
     return Fill(make_latest_key(row.provider, row.symbol), row.version, row.body)
 
 

@@ -21,6 +21,7 @@ TABLES = {
     "market_comparisons",
     "market_roi_statistics",
 }
+CACHE = "latest_market_cache"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def name_parents(graph: Any, asset: str) -> set[str]:
     return {key.to_user_string() for key in graph.get(dg.AssetKey(asset)).parent_keys}
 
 
-def test_lineage_leads_from_the_providers_to_the_statistics(graph: Any) -> None:
+def test_lineage_leads_from_the_providers_to_the_cache(graph: Any) -> None:
     """Each asset's direct upstreams are those of the design."""
     providers = {f"provider/{name}" for name in list_provider_names()}
     assert providers >= {"provider/mock", "provider/coingecko", "provider/yahoo", "provider/file"}
@@ -48,14 +49,22 @@ def test_lineage_leads_from_the_providers_to_the_statistics(graph: Any) -> None:
     assert name_parents(graph, "market_aggregates") == {"markets"}
     for asset in ("market_snapshots", "market_comparisons", "market_roi_statistics"):
         assert name_parents(graph, asset) == {"market_aggregates"}
+    statistics = {"market_snapshots", "market_comparisons", "market_roi_statistics"}
+    assert name_parents(graph, CACHE) == statistics
 
 
-def test_providers_are_external_and_everything_else_is_a_table(graph: Any) -> None:
-    """What has a table can be materialised, and nothing else can."""
-    assert {key.to_user_string() for key in graph.materializable_asset_keys} == TABLES
+def list_tables(graph: Any) -> list[dg.AssetKey]:
+    """Return the assets that are stored in a table."""
+    return [key for key in graph.materializable_asset_keys if key != dg.AssetKey(CACHE)]
+
+
+def test_providers_are_external_and_everything_but_the_cache_is_a_table(graph: Any) -> None:
+    """What has a table can be materialised, and beside it only the cache."""
+    assert {key.to_user_string() for key in list_tables(graph)} == TABLES
+    assert {key.to_user_string() for key in graph.materializable_asset_keys} == {*TABLES, CACHE}
     external = graph.external_asset_keys
     assert {key.path[-1] for key in external} == set(list_provider_names())
-    assert all(find_table(key) is not None for key in graph.materializable_asset_keys)
+    assert all(find_table(key) is not None for key in list_tables(graph))
 
 
 def test_every_asset_says_what_it_is_and_whose(graph: Any) -> None:
@@ -76,7 +85,7 @@ def test_the_button_and_the_job_run_the_same_assets(definitions: dg.Definitions)
         definitions.resolve_implicit_global_asset_job_def(),
     ):
         names = {key.to_user_string() for key in job.asset_layer.executable_asset_keys}
-        assert names == TABLES
+        assert names == {*TABLES, CACHE}
 
 
 def test_nothing_has_to_be_configured(definitions: dg.Definitions) -> None:
@@ -87,7 +96,7 @@ def test_nothing_has_to_be_configured(definitions: dg.Definitions) -> None:
 
 def test_column_schema_is_the_tables(graph: Any) -> None:
     """Every column is shown with its type, its comment and whether it may be NULL."""
-    for key in graph.materializable_asset_keys:
+    for key in list_tables(graph):
         shown = graph.get(key).metadata["dagster/column_schema"].columns
         table = find_table(key)
         assert [column.name for column in shown] == [column.name for column in table.columns]
@@ -103,6 +112,16 @@ def test_column_lineage_names_columns_that_exist(graph: Any) -> None:
         assert set(sources) <= set(table.columns.keys())
         assert {name for names in sources.values() for name in names} <= set(above.columns.keys())
         assert upstream in name_parents(graph, f"{table_name}s")
+
+
+def test_an_entry_of_the_cache_is_described_like_a_row(graph: Any) -> None:
+    """Each part has a meaning, and comes from columns that exist upstream."""
+    metadata = graph.get(dg.AssetKey(CACHE)).metadata
+    assert all(column.description for column in metadata["dagster/column_schema"].columns)
+    sources = metadata["dagster/column_lineage"].deps_by_column
+    assert set(sources) == {"value.snapshot", "value.bars", "value.roi"}
+    for dependency in (one for deps in sources.values() for one in deps):
+        assert dependency.column_name in find_table(dependency.asset_key).columns
 
 
 def test_lineage_of_sharpe_leads_to_the_closes(graph: Any) -> None:

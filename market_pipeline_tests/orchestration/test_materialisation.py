@@ -22,6 +22,7 @@ TABLES = (
     "market_comparisons",
     "market_roi_statistics",
 )
+CACHE = "latest_market_cache"
 ILLUSTRATED = {"market_aggregates", "market_comparisons", "market_roi_statistics"}
 MORNING, AN_HOUR_LATER, NEXT_DAY = "2024-03-15T10:00Z", "2024-03-15T11:00Z", "2024-03-16T01:00Z"
 
@@ -55,7 +56,7 @@ def test_one_click_materialises_every_asset(materialise: Materialise) -> None:
     """The UI's button, without any config, on an empty database."""
     result = materialise()
     assert result.success
-    assert set(read_metadata(result)) == set(TABLES)
+    assert set(read_metadata(result)) == {*TABLES, CACHE}
 
 
 def test_a_run_reports_the_relation_its_rows_and_where_columns_come_from(
@@ -63,6 +64,7 @@ def test_a_run_reports_the_relation_its_rows_and_where_columns_come_from(
 ) -> None:
     """What the UI shows agrees with what the database holds."""
     shown = read_metadata(materialise(window_end=MORNING))
+    assert shown.pop(CACHE) == {"store": "memory", "outcome": "ok"}
     for asset, metadata in shown.items():
         database = database_url.partition("?")[0].rsplit("/", 1)[-1]
         assert metadata["dagster/table_name"] == f"{database}.market_data.{asset[:-1]}"
@@ -92,6 +94,7 @@ def test_a_second_run_tells_no_news(materialise: Materialise, database_url: str)
     """Unchanged rows leave no picture and no table in the event log; numbers and columns stay."""
     materialise(window_end=MORNING)
     second = read_metadata(materialise(window_end=MORNING))
+    assert second.pop(CACHE) == {"store": "memory", "outcome": "ok"}
     for asset, metadata in second.items():
         assert (metadata["rows_inserted"], metadata["rows_updated"]) == (0, 0)
         assert metadata["dagster/row_count"] == count_rows(database_url, asset)

@@ -1,0 +1,68 @@
+"""What a run does to the cache after its commits: old entries out, the markets' latest values in.
+
+Only Redis needs it: memory belongs to the processes that serve, which listen to the database.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Engine
+
+from market_pipeline.cache.keys import MARKET_PATTERNS
+from market_pipeline.cache.opening import open_cache
+from market_pipeline.cache.protocol import Cache
+from market_pipeline.readers.latest import make_fill
+from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.storage.latest_queries import read_latest_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """What became of the cache.
+
+    Attributes:
+        store: ``redis``, or ``memory`` where there is none and nothing had to be done.
+        dropped: Entries that were invalidated. written: Entries that were put.
+        newest_version: Of what was put; None: nothing was.
+        trouble: Why Redis could not be used, in one word; None: it could.
+    """
+
+    store: str
+    dropped: int = 0
+    written: int = 0
+    newest_version: int | None = None
+    trouble: str | None = None
+
+
+def refresh_latest(
+    engine: Engine, markets: Sequence[tuple[str, str]], environ: Mapping[str, str] | None = None
+) -> Refresh:
+    """Invalidate by pattern, and put the latest values of markets; trouble with Redis is told.
+
+    Args:
+        engine: Of the database; what a run wrote is committed.
+        markets: (provider, symbol) of the run's markets.
+        environ: Where settings are; None: the environment.
+
+    Raises:
+        SettingError: REDIS_URL or CACHE_TTL_SECONDS is wrong.
+    """
+    cache = open_cache(environ)
+    try:
+        return (
+            Refresh("memory") if cache.store_name == "memory" else _refresh(engine, markets, cache)
+        )
+    finally:
+        cache.close()
+
+
+def _refresh(engine: Engine, markets: Sequence[tuple[str, str]], cache: Cache) -> Refresh:
+    dropped = sum(cache.invalidate(pattern) for pattern in MARKET_PATTERNS)
+    with open_snapshot(engine) as connection:
+        rows = [] if cache.trouble else read_latest_rows(connection, markets)
+    written = cache.put_many([make_fill(row) for row in rows])
+    trouble = cache.trouble
+    if trouble:  # what was put since then is in this process's memory, of use to nobody
+        return Refresh("redis", dropped, trouble=trouble)
+    newest = max((row.version for row in rows), default=None)
+    return Refresh("redis", dropped, written, newest)
