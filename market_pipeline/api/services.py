@@ -1,7 +1,7 @@
 """What routes work with: the database, the cache, Dagster; opened once a process."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -10,8 +10,8 @@ from sqlalchemy import Engine
 
 from market_pipeline.api.configuration import Configuration
 from market_pipeline.api.dagster_client import DagsterClient
-from market_pipeline.cache.opening import open_cache
 from market_pipeline.cache.protocol import Cache
+from market_pipeline.readers.serving import open_serving_cache
 from market_pipeline.storage.database import open_database
 
 
@@ -20,7 +20,7 @@ class Services:
     """Everything a route may use; safe to share between threads.
 
     Attributes:
-        engine: The database. cache: What is served from memory. dagster: What runs are started by.
+        engine: The database. cache: What is served without it. dagster: What runs are started by.
         configuration: How the API is served. started_at: When (UTC).
     """
 
@@ -39,13 +39,9 @@ def open_services(configuration: Configuration) -> Iterator[Services]:
         StorageError: The database is unreachable, read-only, or at another schema version.
         SettingError: A setting of the database or the cache is wrong.
     """
-    cache = open_cache()
-    try:
-        with open_database() as engine:
-            dagster = DagsterClient(configuration.dagster_url)
-            yield Services(engine, cache, configuration, dagster)
-    finally:
-        cache.close()
+    with open_database() as engine, closing(open_serving_cache(engine)) as cache:
+        dagster = DagsterClient(configuration.dagster_url)
+        yield Services(engine, cache, configuration, dagster)
 
 
 def get_services(request: Request) -> Services:
