@@ -164,6 +164,25 @@ def restore(file: Path, replace: bool) -> None:
     click.echo(f"Restored {file}")
 
 
+@db.command()
+@click.option("--prefix", default="market", show_default=True, help="What their names begin with.")
+def roles(prefix: str) -> None:
+    """Create an owner, a writer and a reader with the least rights each needs.
+
+    They have no login: make one a member. `market-pipeline db upgrade` is the owner's from then on.
+    """
+    import dagster as dg
+
+    from market_pipeline.storage.roles import create_roles, name_roles
+
+    names = name_roles(prefix)
+    with open_database() as engine, dg.DagsterInstance.get():  # so that its tables are there
+        create_roles(engine, names)
+    click.echo(f"{names.owner} owns the tables, {names.writer} runs the pipeline, ", nl=False)
+    click.echo(f"{names.reader} reads the market tables")
+    click.echo(f"A login: CREATE ROLE pipeline LOGIN PASSWORD '...' IN ROLE {names.writer}")
+
+
 @db.command(context_settings={"ignore_unknown_options": True}, epilog=_SHELL_EPILOG)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
