@@ -10,11 +10,19 @@ from starlette.staticfiles import StaticFiles
 from market_pipeline.api import pages
 from market_pipeline.api.pages import sign_in
 from market_pipeline.api.problems import Problem, install_problems
-from market_pipeline.api.routes import docs, health, reads
+from market_pipeline.api.routes import docs, health, history, ledgers, markets
 from market_pipeline.api.security import Gate
 from market_pipeline.api.services import Services
 
-ROUTERS = (health.router, reads.router, docs.router, sign_in.router, pages.router)
+ROUTERS = (
+    health.router,
+    markets.router,
+    history.router,
+    ledgers.router,
+    docs.router,
+    sign_in.router,
+    pages.router,
+)
 _SUMMARY = "Market data that knows what it knows: trigger ingestion, read prices and statistics."
 
 

@@ -90,21 +90,38 @@ def read_aggregates(
     _check_question(moment, version, basis)
     with open_snapshot(engine) as connection:
         markets = find_markets(connection, symbols)
-        span = BarSpan(tuple(markets), chosen, window)
         if version is not None:
             check_version(connection, version)
-            bars = read_bars_at_version(connection, span, version)
-        elif moment is None:
-            bars = read_bars(connection, span)
-        elif basis == "strict":
-            bars = _read_strictly(connection, span, moment)
-        else:
-            lags = find_publication_lags(markets, chosen)
-            bars = read_bars_assumed(connection, span, moment, lags)
+        span = BarSpan(tuple(markets), chosen, window)
+        frame = read_span(connection, markets, span, moment, version, basis)
         newest = read_newest_version(connection)
-    frame = _arrange(bars, markets, chosen).set_index("open_time")
     frame.attrs["dataset_version"] = newest if version is None else version
     return frame
+
+
+def read_span(
+    connection: Connection,
+    markets: Mapping[int, Market],
+    span: BarSpan,
+    as_of: datetime | None = None,
+    version: int | None = None,
+    basis: Basis = "strict",
+) -> pd.DataFrame:
+    """Return the bars of a span in order, by a question that was checked already.
+
+    Raises:
+        NothingKnownYetError: There are bars, but none was known at ``as_of``.
+    """
+    if version is not None:
+        bars = read_bars_at_version(connection, span, version)
+    elif as_of is None:
+        bars = read_bars(connection, span)
+    elif basis == "strict":
+        bars = _read_strictly(connection, span, as_of)
+    else:
+        lags = find_publication_lags(markets, span.interval)
+        bars = read_bars_assumed(connection, span, as_of, lags)
+    return _arrange(bars, markets, span.interval).set_index("open_time")
 
 
 def _check_question(as_of: datetime | None, version: int | None, basis: str) -> None:

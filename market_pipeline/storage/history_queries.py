@@ -52,11 +52,15 @@ _WAS_ASSUMED = replace(FLAG, send="known_at > %(as_of)s")
 
 @dataclass(frozen=True, slots=True)
 class BarSpan:
-    """Which bars are read: of these markets and interval, by open_time in the window."""
+    """Which bars are read: of these markets and interval, by open_time in the window.
+
+    With a ``limit`` only the first that many by open_time, whatever the market.
+    """
 
     market_ids: tuple[int, ...]
     interval: Interval
     window: Window
+    limit: int | None = None
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -163,7 +167,16 @@ def _read(
     build: Callable[[str], str],
     columns: Mapping[str, Column] = COLUMNS,
 ) -> pd.DataFrame:
-    return read_copied(connection, build, columns, {**span.parameters, **parameters})
+    values = {**span.parameters, **parameters}
+    if span.limit is None:
+        return read_copied(connection, build, columns, values)
+    # By position: what is selected is an expression, and its columns may be of two tables.
+    place = list(columns).index("open_time") + 1
+
+    def build_limited(selected: str) -> str:
+        return f"{build(selected)} ORDER BY {place} LIMIT {int(span.limit or 0)}"
+
+    return read_copied(connection, build_limited, columns, values)
 
 
 def read_first_known_at(connection: Connection, span: BarSpan) -> datetime | None:

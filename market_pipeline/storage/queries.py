@@ -105,6 +105,25 @@ def read_runs(connection: Connection, limit: int) -> pd.DataFrame:
     )
 
 
+def read_run(connection: Connection, run_id: UUID) -> dict[str, Any] | None:
+    """Return a run's own line of its receipt; None for a run that wrote none."""
+    query = select(ingestion_run).where(ingestion_run.c.run_id == run_id)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else dict(row)
+
+
+def read_market_list(connection: Connection) -> pd.DataFrame:
+    """Return every market as people know it, by symbol and provider; without its key."""
+    columns = [
+        market.c[name]
+        for name in (
+            "symbol", "provider", "name", "base", "quote", "venue", "calendar", "price_basis",
+            "is_active", "is_primary",
+        )
+    ]  # fmt: skip
+    return read_frame(connection, select(*columns).order_by(market.c.symbol, market.c.provider))
+
+
 def count_received(connection: Connection, run_id: UUID) -> int:
     """Return how many bars a run has received so far."""
     received = func.coalesce(func.sum(ingestion_run_market.c.received), 0)

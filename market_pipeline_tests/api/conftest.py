@@ -14,7 +14,7 @@ from market_pipeline.api.app import build_app
 from market_pipeline.api.configuration import Configuration
 from market_pipeline.api.dagster_client import DagsterClient
 from market_pipeline.api.services import Services
-from market_pipeline.cache.memory import MemoryCache
+from market_pipeline.readers.serving import open_serving_cache
 from market_pipeline_tests.system.processes import Background, run_in_background, wait_for
 from market_pipeline_tests.system.project import SCRIPTS
 
@@ -25,16 +25,21 @@ MakeClient = Callable[..., TestClient]
 
 
 @pytest.fixture
-def services(engine: Engine) -> Services:
+def services(engine: Engine) -> Iterator[Services]:
     """What routes work with: this test's database and a cache in memory."""
-    return make_services(engine)
+    made = make_services(engine)
+    yield made
+    made.cache.close()
 
 
 def make_services(engine: Engine, **options: object) -> Services:
     """Return services; options are those of the configuration."""
     configuration = Configuration(**{"dagster_url": NOWHERE, **options})  # type: ignore[arg-type]
     return Services(
-        engine, MemoryCache(300), configuration, DagsterClient(configuration.dagster_url)
+        engine,
+        open_serving_cache(engine, {}),
+        configuration,
+        DagsterClient(configuration.dagster_url),
     )
 
 
@@ -44,8 +49,9 @@ def make_client(engine: Engine) -> Iterator[MakeClient]:
     with ExitStack() as clients:
 
         def make(**options: object) -> TestClient:
-            app = build_app(make_services(engine, **options))
-            client = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False)
+            made = make_services(engine, **options)
+            clients.callback(made.cache.close)
+            client = TestClient(build_app(made), "http://127.0.0.1", raise_server_exceptions=False)
             return clients.enter_context(client)
 
         yield make

@@ -1,0 +1,135 @@
+"""Answers in the format that was asked for, with their age, source and dataset version.
+
+JSON unless ``?format=`` or ``Accept`` say otherwise; tables also as CSV, Parquet and Arrow,
+streamed. Not here: the encoding itself (``readers.encoding``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+
+from market_pipeline.api.problems import ProblemError
+from market_pipeline.readers.encoding import ENCODERS, encode_json, list_records
+
+MEDIA_TYPES = {
+    "json": "application/json",
+    "csv": "text/csv",
+    "parquet": "application/vnd.apache.parquet",
+    "arrow": "application/vnd.apache.arrow.stream",
+}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+OTHER_FORMATS: Mapping[str, Any] = {
+    MEDIA_TYPES["csv"]: {"schema": {"type": "string"}},
+    MEDIA_TYPES["parquet"]: _BINARY,
+    MEDIA_TYPES["arrow"]: _BINARY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an answer comes from.
+
+    Attributes:
+        source: ``cache`` or ``database``. dataset_version: Newest of the data; None: there is none.
+        age_seconds: Since it was read from the database. etag: Changes with every change of the
+            data; None: the answer has none.
+    """
+
+    source: str = "database"
+    dataset_version: int | None = None
+    age_seconds: float = 0.0
+    etag: str | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of every format. What is kept must be asked about before it is shown."""
+        told = {
+            "Age": str(int(self.age_seconds)),
+            "X-Source": self.source,
+            "X-Dataset-Version": "" if self.dataset_version is None else str(self.dataset_version),
+            "ETag": self.etag,
+            "Cache-Control": "private, no-cache",
+            "Vary": "Accept, Authorization, Cookie",
+        }
+        return {name: value for name, value in told.items() if value}
+
+
+def choose_format(request: Request, given: str | None) -> str:
+    """Return ``json``, ``csv``, ``parquet`` or ``arrow``: the one given, else by ``Accept``.
+
+    Raises:
+        ProblemError: 406 when nothing in ``Accept`` can be had.
+    """
+    if given is not None:
+        return given
+    wanted = _rank_accepted(request.headers.get("accept") or "*/*")
+    for media_range in wanted:
+        for name, media_type in MEDIA_TYPES.items():
+            if media_range in {media_type, "*/*", f"{media_type.partition('/')[0]}/*"}:
+                return name
+    detail = f"this can be had as {', '.join(MEDIA_TYPES.values())}"
+    raise ProblemError(406, "Not Acceptable", detail)
+
+
+def _rank_accepted(accept: str) -> list[str]:
+    """Return media ranges, the preferred first; those with q=0 are refused."""
+    ranked = []
+    for part in accept.split(","):
+        media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        ranked.append((_read_quality(parameters), media_range))
+    ranked.sort(key=lambda one: -one[0])  # stable: the order given decides between equals
+    return [media_range for quality, media_range in ranked if quality > 0]
+
+
+def _read_quality(parameters: list[str]) -> float:
+    values = [one.partition("=")[2] for one in parameters if one.startswith("q=")]
+    try:
+        return float(values[0]) if values else 1.0
+    except ValueError:
+        return 0.0
+
+
+def make_etag(stamp: int, kind: str) -> str:
+    """Return the tag of data with a stamp, in a format."""
+    return f'W/"{stamp}-{kind}"'
+
+
+def answer_unchanged(request: Request, origin: Origin) -> Response | None:
+    """Return 304 when the asker has the data of this tag already."""
+    given = request.headers.get("if-none-match", "")
+    known = {tag.strip().removeprefix("W/") for tag in given.split(",")}
+    if origin.etag is None or not known & {origin.etag.removeprefix("W/"), "*"}:
+        return None
+    return Response(status_code=304, headers=origin.headers)
+
+
+def answer_table(
+    kind: str,
+    rows: pd.DataFrame,
+    origin: Origin,
+    name: str,
+    next_cursor: str | None = None,
+    **members: object,
+) -> Response:
+    """Return rows in a format.
+
+    Args:
+        kind: Of ``choose_format``.
+        rows: The table.
+        origin: Where it comes from.
+        name: Of the file that a browser saves.
+        next_cursor: Where the next page begins; also the header ``X-Next-Cursor``.
+        members: What JSON tells beside the rows.
+    """
+    headers = origin.headers | ({"X-Next-Cursor": next_cursor} if next_cursor else {})
+    if kind == "json":
+        told = {**members, "dataset_version": origin.dataset_version}
+        body = {**told, "next_cursor": next_cursor, "data": list_records(rows)}
+        return Response(encode_json(body), headers=headers, media_type=MEDIA_TYPES[kind])
+    safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+    headers["Content-Disposition"] = f'attachment; filename="{safe}.{kind}"'
+    return StreamingResponse(ENCODERS[kind](rows), headers=headers, media_type=MEDIA_TYPES[kind])

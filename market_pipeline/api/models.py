@@ -1,0 +1,254 @@
+"""What routes of the read side answer, field by field; OpenAPI shows them.
+
+Times are UTC in ISO 8601, ratios fractions, prices in the market's quote currency. Null means
+unknown; where a number could have been expected, ``reason`` says why.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+_CURSOR = Field(description="Send it as `cursor` for the next page; null at the end")
+_VERSION = Field(description="Newest version of the data; null before the first bar")
+
+
+class Table(BaseModel):
+    """What every table tells beside its rows."""
+
+    dataset_version: int | None = _VERSION
+    next_cursor: str | None = _CURSOR
+
+
+class MarketRow(BaseModel):
+    """A market: an instrument as one provider names it."""
+
+    symbol: str = Field(examples=["BTC-USD"])
+    provider: str = Field(examples=["mock"])
+    name: str
+    base: str
+    quote: str
+    venue: str
+    calendar: str = Field(examples=["24/7"])
+    price_basis: str = Field(examples=["unadjusted"])
+    is_active: bool = Field(description="Still ingested")
+    is_primary: bool = Field(description="Meant when only the symbol is named")
+
+
+class MarketTable(Table):
+    """All markets that are stored."""
+
+    data: list[MarketRow]
+
+
+class Bar(BaseModel):
+    """One final bar."""
+
+    open_time: datetime
+    symbol: str
+    provider: str
+    interval: str
+    close_time: datetime
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float | None
+    volume_kind: str
+    known_at: datetime = Field(description="When these values became ours")
+    dataset_version: int
+    run_id: UUID | None
+
+
+class BarTable(Table):
+    """Bars by open_time."""
+
+    symbol: str
+    provider: str
+    interval: str
+    data: list[Bar]
+
+
+class RoiRow(BaseModel):
+    """Risk and return over a horizon."""
+
+    as_of: datetime = Field(description="Close of the last bar used")
+    symbol: str
+    provider: str
+    interval: str
+    horizon: str = Field(examples=["30d"])
+    method: str
+    roi: float | None
+    annualised_return: float | None
+    annualised_volatility: float | None
+    realised_volatility: float | None
+    sharpe: float | None
+    sortino: float | None
+    max_drawdown: float | None
+    calmar: float | None
+    drawdown_peak_at: datetime | None
+    drawdown_trough_at: datetime | None
+    drawdown_recovered_at: datetime | None
+    annualisation_factor: float
+    n_returns: int
+    n_missing: int
+    first_bar_at: datetime | None
+    reason: str | None
+    dataset_version: int | None
+
+
+class RoiTable(Table):
+    """Statistics of one market by horizon and as_of."""
+
+    symbol: str
+    provider: str
+    data: list[RoiRow]
+
+
+class ComparisonRow(BaseModel):
+    """Two markets side by side over a horizon."""
+
+    as_of: datetime = Field(description="Close of the last bar used")
+    base_symbol: str
+    base_provider: str
+    quote_symbol: str
+    quote_provider: str
+    interval: str
+    horizon: str
+    price_ratio: float | None
+    volume_ratio: float | None
+    roi_spread: float | None
+    correlation: float | None
+    close_skew_seconds: float | None
+    n_returns: int
+    reason: str | None
+    dataset_version: int | None
+
+
+class ComparisonTable(Table):
+    """Comparisons of one market with others."""
+
+    symbol: str
+    provider: str
+    data: list[ComparisonRow]
+
+
+class LatestSnapshot(BaseModel):
+    """The newest live price."""
+
+    observed_at: datetime
+    price: float
+    change_24h_ratio: float | None
+    volume_24h: float | None
+    market_cap: float | None
+    realised_volatility: float | None
+    roi: float | None
+    bars_as_of: datetime | None
+    reason: str | None
+    fetched_at: datetime
+
+
+class LatestBar(BaseModel):
+    """The newest final bar of an interval."""
+
+    interval: str
+    open_time: datetime
+    close_time: datetime
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float | None
+    volume_kind: str
+    known_at: datetime
+    dataset_version: int
+
+
+class LatestRoi(BaseModel):
+    """The newest statistic of a horizon."""
+
+    horizon: str
+    as_of: datetime
+    roi: float | None
+    annualised_volatility: float | None
+    sharpe: float | None
+    sortino: float | None
+    max_drawdown: float | None
+    reason: str | None
+
+
+class LatestValues(BaseModel):
+    """Everything that is newest of one market."""
+
+    symbol: str
+    provider: str
+    name: str
+    quote: str
+    calendar: str
+    is_active: bool
+    dataset_version: int | None = _VERSION
+    snapshot: LatestSnapshot | None
+    bars: list[LatestBar]
+    roi: list[LatestRoi]
+
+
+class CoverageRow(BaseModel):
+    """How far a market's history of one interval is there."""
+
+    symbol: str
+    provider: str
+    interval: str
+    first_bar_at: datetime | None
+    last_bar_at: datetime | None
+    final_to: datetime | None = Field(description="Close of the last final bar")
+    bars: int
+    holes: int
+    refreshed_at: datetime | None
+
+
+class HoleRow(BaseModel):
+    """A span that is missing, and why."""
+
+    symbol: str
+    provider: str
+    interval: str
+    starts_at: datetime
+    ends_at: datetime
+    reason: str
+    tries: int
+    next_check_at: datetime | None
+    detail: str | None
+
+
+class CoverageTable(Table):
+    """Coverage by market and interval, and every hole."""
+
+    data: list[CoverageRow]
+    holes: list[HoleRow]
+
+
+class RunRow(BaseModel):
+    """A run's receipt in one line."""
+
+    run_id: UUID
+    trigger: str
+    provider: str
+    started_at: datetime
+    completed_at: datetime | None
+    outcome: str | None = Field(description="ok, partial or failed; null while it goes on")
+    request: dict[str, Any]
+
+
+class RunTable(Table):
+    """Runs, the newest first."""
+
+    data: list[RunRow]
+
+
+class RunReceipt(RunRow):
+    """A run's whole receipt."""
+
+    link: str = Field(description="The run in Dagster's UI")
+    markets: list[dict[str, Any]]
+    tables: list[dict[str, Any]]

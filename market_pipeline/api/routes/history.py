@@ -1,0 +1,201 @@
+"""Bars, statistics and comparisons of a market: of now, of a time, of a dataset version."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from sqlalchemy import Connection
+
+from market_pipeline.api.media import (
+    OTHER_FORMATS,
+    Origin,
+    answer_table,
+    answer_unchanged,
+    choose_format,
+    make_etag,
+)
+from market_pipeline.api.models import BarTable, ComparisonTable, RoiTable
+from market_pipeline.api.problems import ProblemError, describe_problems
+from market_pipeline.api.questions import (
+    MAX_ROWS,
+    AsOf,
+    End,
+    Format,
+    Horizon,
+    Provider,
+    ServicesNeeded,
+    Start,
+    Symbol,
+    Version,
+    find_market,
+)
+from market_pipeline.domain.errors import HistoryRequestError
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import Market, Window
+from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.readers.paging import MAX_CURSOR_CHARACTERS, Question, read_page
+from market_pipeline.readers.questions import parse_moment, parse_past_moment, parse_window
+from market_pipeline.readers.statistics import read_comparisons, read_roi_statistics
+from market_pipeline.readers.why import Explanation, explain_statistic
+from market_pipeline.storage.history_queries import read_newest_version
+from market_pipeline.storage.stamps import read_stamps
+
+router = APIRouter(prefix="/api/markets/{symbol}", tags=["read"])
+_SPANS = {
+    Interval.HOUR: timedelta(days=7),
+    Interval.DAY: timedelta(days=365),
+    Interval.WEEK: timedelta(days=1826),
+}
+_LONGEST_DAYS = 40_000
+_PROBLEMS = describe_problems(400, 404, 406, 503)
+_TABLE: dict[int | str, dict[str, Any]] = {200: {"content": dict(OTHER_FORMATS)}, **_PROBLEMS}
+Limit = Annotated[int, Query(ge=1, le=MAX_ROWS, description="Most rows of one answer")]
+Cursor = Annotated[
+    str | None,
+    Query(max_length=MAX_CURSOR_CHARACTERS, description="`next_cursor` of the page before"),
+]
+
+
+@router.get(
+    "/aggregates", response_model=BarTable, responses=_TABLE, summary="Final bars, page by page"
+)
+def list_aggregates(
+    request: Request,
+    services: ServicesNeeded,
+    symbol: Symbol,
+    interval: Annotated[Interval, Query(description="1h, 1d or 1w")] = Interval.DAY,
+    start: Start = None,
+    end: End = None,
+    as_of: AsOf = None,
+    version: Version = None,
+    limit: Limit = 1_000,
+    cursor: Cursor = None,
+    provider: Provider = None,
+    kind: Format = None,
+) -> Response:
+    """List final bars by open_time: the newest values, those known at a time, or of a version.
+
+    Without ``start`` a week of hours, a year of days or five years of weeks. A cursor pins the
+    dataset version, so that pages belong together whatever is written meanwhile.
+    """
+    chosen, window = choose_format(request, kind), _choose_window(interval, start, end)
+    moment = None if as_of is None else parse_past_moment("as_of", as_of)
+    if moment is not None and version is not None:
+        raise HistoryRequestError("as_of and version exclude each other: give one of them")
+    question = Question(interval, window, limit, moment, version)
+    with open_snapshot(services.engine) as connection:
+        key, market = find_market(connection, symbol, provider)
+        origin = _find_origin(connection, market, chosen, version)
+        unchanged = answer_unchanged(request, origin)
+        if unchanged:
+            return unchanged
+        page = read_page(connection, key, market, question, cursor)
+    shown = Origin(dataset_version=page.version, etag=origin.etag)
+    return answer_table(
+        chosen, page.bars, shown, f"{market.symbol}-{interval}", page.next_cursor,
+        symbol=market.symbol, provider=market.provider, interval=interval.value,
+    )  # fmt: skip
+
+
+@router.get("/roi", response_model=RoiTable, responses=_TABLE, summary="Risk and return by horizon")
+def list_roi(
+    request: Request,
+    services: ServicesNeeded,
+    symbol: Symbol,
+    horizon: Horizon = None,
+    start: Start = None,
+    end: End = None,
+    as_of: AsOf = None,
+    version: Version = None,
+    provider: Provider = None,
+    kind: Format = None,
+) -> Response:
+    """List the newest statistic of each horizon, or with ``start`` and ``end`` all of a span."""
+    chosen = choose_format(request, kind)
+    with open_snapshot(services.engine) as connection:
+        _, market = find_market(connection, symbol, provider)
+        origin = _find_origin(connection, market, chosen, version)
+    unchanged = answer_unchanged(request, origin)
+    if unchanged:
+        return unchanged
+    rows = read_roi_statistics(
+        _spell(market), horizon, start, end, as_of, version, engine=services.engine
+    )
+    names = {"symbol": market.symbol, "provider": market.provider}
+    return answer_table(chosen, rows, origin, f"{market.symbol}-roi", **names)
+
+
+@router.get(
+    "/comparisons",
+    response_model=ComparisonTable,
+    responses=_TABLE,
+    summary="A market beside others",
+)
+def list_comparisons(
+    request: Request,
+    services: ServicesNeeded,
+    symbol: Symbol,
+    against: Annotated[str | None, Query(max_length=80, description="The other market")] = None,
+    horizon: Horizon = None,
+    start: Start = None,
+    end: End = None,
+    as_of: AsOf = None,
+    version: Version = None,
+    provider: Provider = None,
+    kind: Format = None,
+) -> Response:
+    """List the newest comparison of each pair and horizon, or with a span all of it."""
+    chosen = choose_format(request, kind)
+    with open_snapshot(services.engine) as connection:
+        _, market = find_market(connection, symbol, provider)
+        origin = _find_origin(connection, market, chosen, version)
+    unchanged = answer_unchanged(request, origin)
+    if unchanged:
+        return unchanged
+    rows = read_comparisons(
+        _spell(market), against, horizon, start, end, as_of, version, engine=services.engine
+    )
+    names = {"symbol": market.symbol, "provider": market.provider}
+    return answer_table(chosen, rows, origin, f"{market.symbol}-comparisons", **names)
+
+
+@router.get("/why", responses=_PROBLEMS, summary="Why a statistic is what it is")
+def explain(
+    services: ServicesNeeded,
+    symbol: Symbol,
+    statistic: Annotated[str, Query(max_length=40, examples=["sharpe"])] = "sharpe",
+    horizon: Horizon = "30d",
+    at: Version = None,
+    provider: Provider = None,
+) -> Explanation:
+    """Trace the newest statistic to its method, bars, revisions, runs and requests.
+
+    With ``at`` it is compared with the same statistic from the bars of that dataset version.
+    """
+    with open_snapshot(services.engine) as connection:
+        _, market = find_market(connection, symbol, provider)
+    return explain_statistic(_spell(market), statistic, horizon or "30d", at, services.engine)
+
+
+def _spell(market: Market) -> str:
+    return f"{market.provider}:{market.symbol}"
+
+
+def _find_origin(connection: Connection, market: Market, kind: str, version: int | None) -> Origin:
+    """Return where values come from; the stamp is of the snapshot before they are read."""
+    scope = _spell(market)
+    stamp = read_stamps(connection, [scope])[scope]
+    newest = read_newest_version(connection) or None
+    return Origin(
+        dataset_version=newest if version is None else version, etag=make_etag(stamp, kind)
+    )
+
+
+def _choose_window(interval: Interval, start: datetime | None, end: datetime | None) -> Window:
+    until = datetime.now(UTC) if end is None else parse_moment("end", end)
+    window = parse_window(until - _SPANS[interval] if start is None else start, until)
+    if (window.end - window.start).days > _LONGEST_DAYS:
+        detail = f"start and end may be {_LONGEST_DAYS:,} days apart at most"
+        raise ProblemError(400, "Invalid Request", detail)
+    return window

@@ -1,0 +1,93 @@
+"""What is complete, and what runs did: coverage, holes, receipts."""
+
+from typing import Annotated
+from uuid import UUID
+
+import pandas as pd
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from market_pipeline.api.media import OTHER_FORMATS, Origin, answer_table, choose_format
+from market_pipeline.api.models import CoverageTable, RunReceipt, RunTable
+from market_pipeline.api.problems import ProblemError, describe_problems
+from market_pipeline.api.questions import Format, ServicesNeeded
+from market_pipeline.domain.symbols import parse_symbols
+from market_pipeline.readers.encoding import encode_json, list_records
+from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.settings import split_list
+from market_pipeline.storage import queries
+from market_pipeline.storage.coverage_queries import list_coverage, list_holes
+from market_pipeline.storage.history_queries import read_newest_version
+
+router = APIRouter(prefix="/api", tags=["read"])
+_TABLE = {200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 406, 503)}
+_COVERAGE_COLUMNS = (
+    "symbol", "provider", "interval", "first_bar_at", "last_bar_at", "final_to", "bars", "holes",
+    "refreshed_at",
+)  # fmt: skip
+_HOLE_COLUMNS = (
+    "symbol", "provider", "interval", "starts_at", "ends_at", "reason", "tries", "next_check_at",
+    "detail",
+)  # fmt: skip
+
+
+@router.get(
+    "/coverage", response_model=CoverageTable, responses=_TABLE, summary="What is there, and holes"
+)
+def tell_coverage(
+    request: Request,
+    services: ServicesNeeded,
+    symbols: Annotated[
+        str | None, Query(max_length=4_000, description="Separated by commas; default all")
+    ] = None,
+    provider: Annotated[str | None, Query(max_length=40)] = None,
+    kind: Format = None,
+) -> Response:
+    """List coverage by market and interval; JSON has the holes as well."""
+    chosen = choose_format(request, kind)
+    wanted = None if symbols is None else parse_symbols(split_list(symbols))
+    with open_snapshot(services.engine) as connection:
+        rows = pd.DataFrame(list_coverage(connection, wanted), columns=list(_COVERAGE_COLUMNS))
+        holes = pd.DataFrame(list_holes(connection, wanted), columns=list(_HOLE_COLUMNS))
+        origin = Origin(dataset_version=read_newest_version(connection) or None)
+    if provider is not None:
+        rows, holes = (table[table["provider"] == provider] for table in (rows, holes))
+    return answer_table(chosen, rows, origin, "coverage", holes=list_records(holes))
+
+
+@router.get("/runs", response_model=RunTable, responses=_TABLE, summary="Receipts, newest first")
+def list_runs(
+    request: Request,
+    services: ServicesNeeded,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
+    kind: Format = None,
+) -> Response:
+    """List the last runs."""
+    chosen = choose_format(request, kind)
+    with open_snapshot(services.engine) as connection:
+        rows = queries.read_runs(connection, limit)
+        origin = Origin(dataset_version=read_newest_version(connection) or None)
+    return answer_table(chosen, rows, origin, "runs")
+
+
+@router.get(
+    "/runs/{run_id}",
+    response_model=RunReceipt,
+    responses=describe_problems(400, 404, 503),
+    summary="A run's receipt",
+)
+def tell_run(services: ServicesNeeded, run_id: UUID) -> Response:
+    """Return what a run was asked, and what it wrote by market and by table."""
+    with open_snapshot(services.engine) as connection:
+        run = queries.read_run(connection, run_id)
+        if run is None:
+            detail = f"run {run_id} has left no receipt: GET /api/runs lists those that have"
+            raise ProblemError(404, "Not Found", detail)
+        markets = queries.read_run_markets(connection, run_id)
+        tables = queries.read_run_tables(connection, run_id)
+        origin = Origin(dataset_version=read_newest_version(connection) or None)
+    link = f"{services.configuration.dagster_url}/runs/{run_id}"
+    receipt = {
+        **run, "link": link, "markets": list_records(markets), "tables": list_records(tables),
+    }  # fmt: skip
+    return Response(encode_json(receipt), headers=origin.headers, media_type="application/json")

@@ -1,0 +1,74 @@
+"""Markets and their latest values."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from market_pipeline.api.media import (
+    OTHER_FORMATS,
+    Origin,
+    answer_table,
+    answer_unchanged,
+    choose_format,
+    make_etag,
+)
+from market_pipeline.api.models import LatestValues, MarketTable
+from market_pipeline.api.problems import describe_problems
+from market_pipeline.api.questions import Format, Provider, ServicesNeeded, Symbol, name_market
+from market_pipeline.readers.latest import fetch_latest
+from market_pipeline.readers.latest_frame import build_latest_frame
+from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.storage.history_queries import read_newest_version
+from market_pipeline.storage.queries import read_market_list
+from market_pipeline.storage.stamps import EVERYTHING, read_stamps
+
+router = APIRouter(prefix="/api", tags=["read"])
+
+
+@router.get(
+    "/markets",
+    response_model=MarketTable,
+    responses={200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 406, 503)},
+    summary="All markets that are stored",
+)
+def list_markets(request: Request, services: ServicesNeeded, kind: Format = None) -> Response:
+    """List markets by symbol and provider, also those that are no longer ingested."""
+    chosen = choose_format(request, kind)
+    with open_snapshot(services.engine) as connection:
+        stamp = read_stamps(connection, [EVERYTHING])[EVERYTHING]
+        version = read_newest_version(connection) or None
+        origin = Origin(dataset_version=version, etag=make_etag(stamp, f"{version}-{chosen}"))
+        unchanged = answer_unchanged(request, origin)
+        if unchanged:
+            return unchanged
+        return answer_table(chosen, read_market_list(connection), origin, "markets")
+
+
+@router.get(
+    "/markets/{symbol}/latest",
+    response_model=LatestValues,
+    responses={200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 404, 406, 503)},
+    summary="Everything that is newest of a market",
+)
+def tell_latest(
+    request: Request,
+    services: ServicesNeeded,
+    symbol: Symbol,
+    provider: Provider = None,
+    kind: Format = None,
+) -> Response:
+    """Return price, newest final bars and statistics, from the cache where it has them."""
+    chosen = choose_format(request, kind)
+    (latest,) = fetch_latest(name_market(symbol, provider), services.engine, services.cache)
+    origin = Origin(
+        source=latest.source,
+        dataset_version=latest.dataset_version,
+        age_seconds=latest.age_seconds,
+        etag=make_etag(latest.version, chosen),
+    )
+    unchanged = answer_unchanged(request, origin)
+    if unchanged:
+        return unchanged
+    if chosen == "json":
+        return Response(latest.body, headers=origin.headers, media_type="application/json")
+    frame = build_latest_frame([(latest.value, latest.source)])
+    return answer_table(chosen, frame, origin, f"{latest.symbol}-latest")

@@ -1,0 +1,146 @@
+"""Frames as bytes for other programs: JSON rows, CSV, Parquet, Arrow; piece by piece.
+
+The index, where it has a name, is a column like the others. Times are UTC. Not here: who wants
+which format (``api.media``), files (``cli.export``).
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CHUNK_ROWS = 5_000
+# A spreadsheet takes a text that begins so for a formula.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+Encoder = Callable[[pd.DataFrame], Iterator[bytes]]
+
+
+def list_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows as JSON has them: ISO 8601 times, null for what is unknown."""
+    table = _flatten(frame)
+    columns = [_list_cells(table[name]) for name in table]
+    names = [str(name) for name in table]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def encode_json(value: object) -> bytes:
+    """Return JSON without blanks; NaN is refused, times and UUIDs are text."""
+    text = json.dumps(value, default=_spell, allow_nan=False, separators=(",", ":"))
+    return text.encode()
+
+
+def encode_csv(frame: pd.DataFrame) -> Iterator[bytes]:
+    """Yield CSV: a header line, CRLF, times as ISO 8601 with Z; no text can become a formula."""
+    table = _flatten(frame)
+    for at in range(0, max(len(table), 1), CHUNK_ROWS):
+        piece = table.iloc[at : at + CHUNK_ROWS]
+        cells = pd.DataFrame({name: _guard_cells(piece[name]) for name in piece})
+        yield cells.to_csv(index=False, header=at == 0, lineterminator="\r\n").encode()
+
+
+def encode_arrow(frame: pd.DataFrame) -> Iterator[bytes]:
+    """Yield an Arrow IPC stream."""
+    import pyarrow as pa
+
+    table = _build_arrow(frame)
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        for batch in table.to_batches(max_chunksize=CHUNK_ROWS):
+            writer.write_batch(batch)
+            yield _drain(sink)
+    yield _drain(sink)
+
+
+def encode_parquet(frame: pd.DataFrame) -> Iterator[bytes]:
+    """Yield a Parquet file, zstd compressed, a row group at a time."""
+    import pyarrow.parquet as pq
+
+    table = _build_arrow(frame)
+    sink = io.BytesIO()
+    with pq.ParquetWriter(_Appender(sink), table.schema, compression="zstd") as writer:
+        writer.write_table(table, row_group_size=20 * CHUNK_ROWS)
+        yield _drain(sink)
+    yield _drain(sink)
+
+
+ENCODERS: Mapping[str, Encoder] = {
+    "csv": encode_csv,
+    "parquet": encode_parquet,
+    "arrow": encode_arrow,
+}
+
+
+class _Appender:
+    """A file that is only ever appended to, so that what was written can be taken away."""
+
+    def __init__(self, sink: io.BytesIO) -> None:
+        self._sink, self._written, self.closed = sink, 0, False
+
+    def write(self, data: bytes) -> int:
+        self._written += len(data)
+        return self._sink.write(data)
+
+    def tell(self) -> int:
+        return self._written
+
+    def flush(self) -> None:
+        """Keep nothing back."""
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _drain(sink: io.BytesIO) -> bytes:
+    written = sink.getvalue()
+    sink.seek(0)
+    sink.truncate()
+    return written
+
+
+def _flatten(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.reset_index() if frame.index.name else frame
+
+
+def _build_arrow(frame: pd.DataFrame) -> "pa.Table":
+    import pyarrow as pa
+
+    table = pa.Table.from_pandas(_flatten(frame), preserve_index=False)
+    about = {f"market_pipeline.{name}": str(value) for name, value in frame.attrs.items()}
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), **about})
+
+
+def _list_cells(column: "pd.Series[Any]") -> list[Any]:
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        return _spell_times(column)
+    cells: list[Any] = column.astype(object).where(column.notna(), None).tolist()
+    return cells
+
+
+def _spell_times(column: "pd.Series[Any]") -> list[str | None]:
+    naive = column.dt.tz_convert(None).to_numpy("datetime64[us]")
+    texts = np.datetime_as_string(naive, unit="us").tolist()
+    return [None if text == "NaT" else f"{text.removesuffix('.000000')}Z" for text in texts]
+
+
+def _guard_cells(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        return pd.Series(_spell_times(column), column.index, dtype="object")
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return column
+    return column.map(guard_text, na_action="ignore")
+
+
+def guard_text(cell: object) -> object:
+    """Return a text cell with a quote before what a spreadsheet would take for a formula."""
+    text = cell if isinstance(cell, str) else str(cell)
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
+
+
+def _spell(value: object) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

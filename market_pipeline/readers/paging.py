@@ -1,0 +1,102 @@
+"""Bars of one market page by page: a cursor pins the dataset version, so no page shifts."""
+
+import base64
+import binascii
+import json
+import operator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+import pandas as pd
+from sqlalchemy import Connection
+
+from market_pipeline.domain.errors import HistoryRequestError
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import Market, Window
+from market_pipeline.readers.aggregates import read_span
+from market_pipeline.readers.questions import check_version
+from market_pipeline.storage.history_queries import BarSpan, read_newest_version
+
+MAX_CURSOR_CHARACTERS = 200
+_TICK = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of the bars asked for.
+
+    Attributes:
+        bars: As of ``read_aggregates``. version: The dataset version they are of.
+        next_cursor: What to ask for to go on; None at the end.
+    """
+
+    bars: pd.DataFrame
+    version: int
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Which bars: of one market, final, by open_time in the window; at most ``limit`` of them."""
+
+    interval: Interval
+    window: Window
+    limit: int
+    as_of: datetime | None = None
+    version: int | None = None
+
+
+def read_page(
+    connection: Connection, market_id: int, market: Market, question: Question, cursor: str | None
+) -> Page:
+    """Return the first bars of a question, or those after a cursor.
+
+    Args:
+        connection: With one snapshot for all its queries.
+        market_id: The market's key.
+        market: The market.
+        question: The same for every page.
+        cursor: ``next_cursor`` of the page before.
+
+    Raises:
+        HistoryRequestError: The cursor is none of ours, or the version does not exist.
+        NothingKnownYetError: There are bars, but none was known at ``as_of``.
+    """
+    asked = question if cursor is None else _go_on(question, cursor)
+    if asked.version is not None:
+        check_version(connection, asked.version)
+    newest = read_newest_version(connection)
+    span = BarSpan((market_id,), asked.interval, asked.window, limit=asked.limit + 1)
+    bars = read_span(connection, {market_id: market}, span, asked.as_of, asked.version)
+    version = newest if asked.version is None else asked.version
+    bars.attrs["dataset_version"] = version
+    if len(bars) <= asked.limit:
+        return Page(bars, version, None)
+    shown = bars.iloc[: asked.limit]
+    pinned = None if asked.as_of is not None else version
+    return Page(shown, version, _write_cursor(shown.index[-1].to_pydatetime(), pinned))
+
+
+def _write_cursor(after: datetime, version: int | None) -> str:
+    text = json.dumps([after.isoformat(), version], separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _go_on(question: Question, cursor: str) -> Question:
+    after, version = _read_cursor(cursor)
+    end = question.window.end
+    start = min(max(question.window.start, after), end - _TICK) + _TICK
+    window = Window(start, end)
+    return replace(question, window=window, version=version)
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, int | None]:
+    try:
+        padded = cursor[:MAX_CURSOR_CHARACTERS] + "=" * (-len(cursor) % 4)
+        after, version = json.loads(base64.urlsafe_b64decode(padded))
+        moment = datetime.fromisoformat(after).astimezone(UTC)
+        return moment, None if version is None else operator.index(version)
+    except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
+        raise HistoryRequestError(
+            "the cursor is none that this API gave: leave it out to begin anew"
+        ) from None

@@ -1,0 +1,221 @@
+"""The read side over HTTP: the database's values in every format, with age, source and version."""
+
+import io
+from collections.abc import Mapping
+from datetime import timedelta
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, text
+
+from market_pipeline.readers import read_aggregates, read_comparisons, read_roi_statistics
+from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
+from market_pipeline_tests.readers.writing import write_markets_with_prices, write_price
+
+BARS = "/api/markets/BTC-USD/aggregates"
+SPAN = {"start": "2024-03-01T00:00Z", "end": "2024-03-15T00:00Z"}
+ROUTES = (
+    "/api/markets",
+    "/api/markets/BTC-USD/latest",
+    BARS,
+    "/api/markets/BTC-USD/roi",
+    "/api/markets/BTC-USD/comparisons",
+    "/api/coverage",
+    "/api/runs",
+)
+
+
+@pytest.fixture
+def stored(engine: Engine) -> Engine:
+    """Two markets with ten days of bars and prices; Bitcoin with statistics."""
+    write_markets_with_prices(engine)
+    return engine
+
+
+def get(client: TestClient, path: str, **query: object) -> Mapping[str, object]:
+    """Return a JSON answer."""
+    answer = client.get(path, params=query)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def test_bars_are_those_of_the_reader_page_by_page(stored: Engine, client: TestClient) -> None:
+    """Whatever the page's size, the pages together are the frame."""
+    expected = read_aggregates("BTC-USD", "1d", SPAN["start"], SPAN["end"], engine=stored)
+    assert len(expected) > 8
+    for limit in (1, 3, len(expected), 1_000):
+        rows, cursor = [], None
+        while True:
+            query = {"limit": limit, **({"cursor": cursor} if cursor else {})}
+            page = get(client, BARS, **SPAN, **query)
+            rows += page["data"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                break
+        assert [row["close"] for row in rows] == list(expected["close"])
+        assert [pd.Timestamp(row["open_time"]) for row in rows] == list(expected.index)
+
+
+def test_a_cursor_goes_on_in_its_own_version(stored: Engine, client: TestClient) -> None:
+    """What is corrected between two pages does not show in the second."""
+    first = get(client, BARS, **SPAN, limit=3)
+    before = read_aggregates("BTC-USD", "1d", SPAN["start"], SPAN["end"], engine=stored)
+    with stored.begin() as connection:
+        connection.execute(
+            text("""UPDATE market_data.market_aggregate SET close = close * 1.01, high = high * 1.02
+                WHERE interval = '1d' AND open_time >= '2024-03-10T00:00Z'""")
+        )
+    Pipeline(stored).run(NOON + timedelta(hours=1))  # reads them again, and restores them
+    second = get(client, BARS, **SPAN, limit=1_000, cursor=first["next_cursor"])
+    assert second["dataset_version"] == first["dataset_version"]
+    assert len(second["data"]) == len(before) - 3
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_every_table_comes_in_every_format_with_its_headers(
+    stored: Engine, client: TestClient, path: str
+) -> None:
+    """By name or by Accept; the same rows in each."""
+    del stored
+    query = SPAN if path == BARS else {}
+    data = get(client, path, **query)
+    count = len(data["data"]) if "data" in data else 1
+    for kind, media_type in (
+        ("csv", "text/csv"),
+        ("parquet", "application/vnd.apache.parquet"),
+        ("arrow", "application/vnd.apache.arrow.stream"),
+    ):
+        named = client.get(path, params={**query, "format": kind})
+        accepted = client.get(path, params=query, headers={"Accept": f"{media_type}, */*;q=0.1"})
+        assert named.content == accepted.content
+        assert named.headers["content-type"].startswith(media_type)
+        assert count_rows(kind, named.content) == count
+        assert named.headers["x-source"] in {"cache", "database"}
+        assert named.headers["x-dataset-version"].isdigit()
+        assert named.headers["age"].isdigit()
+
+
+def count_rows(kind: str, content: bytes) -> int:
+    """Return how many rows a body has."""
+    if kind == "csv":
+        return len(pd.read_csv(io.BytesIO(content)))
+    if kind == "parquet":
+        return int(pq.read_table(io.BytesIO(content)).num_rows)
+    return int(pa.ipc.open_stream(content).read_all().num_rows)
+
+
+def test_a_tag_answers_until_the_data_changes(stored: Engine, client: TestClient) -> None:
+    """304 without a body while nothing changed; the whole answer after a commit."""
+    for path in (BARS, "/api/markets/BTC-USD/latest", "/api/markets/BTC-USD/roi"):
+        first = client.get(path)
+        tag = {"If-None-Match": first.headers["etag"]}
+        again = client.get(path, headers=tag)
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == first.headers["etag"]
+        write_price(stored, 61_000.0 + len(path), observed_at=NOON + timedelta(minutes=len(path)))
+        changed = client.get(path, headers=tag)
+        assert changed.status_code == 200
+        assert changed.headers["etag"] != first.headers["etag"]
+
+
+def test_the_latest_values_name_their_source(stored: Engine, client: TestClient) -> None:
+    """The second reader is served from the cache, with the price that the database has."""
+    del stored
+    path = "/api/markets/BTC-USD/latest"
+    first, second = client.get(path), client.get(path)
+    assert first.json() == second.json()
+    assert first.json()["snapshot"]["price"] == 60_000.0
+    assert first.json()["provider"] == "mock"
+
+
+def test_statistics_and_comparisons_are_the_readers(stored: Engine, client: TestClient) -> None:
+    """Null has a reason; the provider is named."""
+    roi = read_roi_statistics("BTC-USD", engine=stored)
+    rows = get(client, "/api/markets/mock:BTC-USD/roi")["data"]
+    assert [row["sharpe"] for row in rows] == [
+        None if pd.isna(value) else value for value in roi["sharpe"]
+    ]
+    assert all(row["sharpe"] is not None or row["reason"] for row in rows)
+    compared = get(client, "/api/markets/BTC-USD/comparisons", provider="mock")
+    assert len(compared["data"]) == len(read_comparisons("BTC-USD", engine=stored))
+
+
+def test_why_traces_a_statistic(stored: Engine, client: TestClient) -> None:
+    """The command's answer as JSON."""
+    del stored
+    told = get(client, "/api/markets/BTC-USD/why", statistic="roi", horizon="7d")
+    assert (told["symbol"], told["statistic"]) == ("BTC-USD", "roi")
+    assert told["value"] == told["recomputed"]
+    assert told["runs"]
+
+
+def test_runs_and_coverage_tell_what_was_done(stored: Engine, client: TestClient) -> None:
+    """A run's page has its markets; coverage has one row a market and interval."""
+    del stored
+    runs = get(client, "/api/runs", limit=2)["data"]
+    assert len(runs) == 2
+    receipt = get(client, f"/api/runs/{runs[-1]['run_id']}")
+    assert receipt["link"].endswith(f"/runs/{runs[-1]['run_id']}")
+    assert get(client, "/api/coverage", symbols="ETH-USD")["data"]
+    assert get(client, "/api/coverage", provider="nobody")["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "status", "words"),
+    [
+        ("/api/markets/NO-USD/latest", {}, 404, "NO-USD"),
+        ("/api/markets/BTC-USD/latest", {"provider": "yahoo"}, 404, "YAHOO:BTC-USD"),
+        (BARS, {"interval": "2d"}, 400, "interval"),
+        (BARS, {"limit": 0}, 400, "limit"),
+        (BARS, {"limit": 1_000_000}, 400, "limit"),
+        (BARS, {"cursor": "nonsense"}, 400, "cursor"),
+        (BARS, {"start": "2024-03-02", "end": "2024-03-01"}, 400, "after"),
+        (BARS, {"start": "1800-01-01", "end": "2024-03-01"}, 400, "days apart"),
+        (BARS, {"version": 9_999}, 400, "9999"),
+        (BARS, {"version": 1, "as_of": "2024-03-01"}, 400, "exclude"),
+        (BARS, {"as_of": "2999-01-01"}, 400, "future"),
+        (BARS, {"format": "xml"}, 400, "format"),
+        ("/api/markets/BTC-USD/why", {"statistic": "luck"}, 400, "luck"),
+        ("/api/markets/BTC-USD/roi", {"horizon": "soon"}, 400, "horizon"),
+        ("/api/runs/nonsense", {}, 400, "run_id"),
+        ("/api/runs/00000000-0000-0000-0000-000000000000", {}, 404, "receipt"),
+        ("/api/nothing", {}, 404, "docs"),
+    ],
+)
+def test_what_cannot_be_answered_is_a_problem_that_says_why(
+    stored: Engine,
+    client: TestClient,
+    path: str,
+    query: Mapping[str, object],
+    status: int,
+    words: str,
+) -> None:
+    """One shape on every route."""
+    del stored
+    answer = client.get(path, params=dict(query))
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["status"] == status
+    assert words in problem["detail"] + str(problem.get("errors", ""))
+
+
+def test_nothing_acceptable_is_406(stored: Engine, client: TestClient) -> None:
+    """What can be had is listed."""
+    del stored
+    answer = client.get("/api/markets", headers={"Accept": "image/png"})
+    assert answer.status_code == 406
+    assert "text/csv" in answer.json()["detail"]
+
+
+def test_no_exported_text_is_a_formula(stored: Engine, client: TestClient) -> None:
+    """A name that begins like one is quoted; numbers stay numbers."""
+    with stored.begin() as connection:
+        connection.execute(text("UPDATE market_data.market SET name = '=HYPERLINK(\"x\")'"))
+    table = pd.read_csv(io.BytesIO(client.get("/api/markets?format=csv").content))
+    assert set(table["name"]) == {'\'=HYPERLINK("x")'}
+    correlations = client.get("/api/markets/BTC-USD/roi?format=csv").text
+    assert "'-" not in correlations

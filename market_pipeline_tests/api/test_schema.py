@@ -1,0 +1,54 @@
+"""Schemathesis asks every route of the description, well and badly: no fault, no other shape."""
+
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from sqlalchemy import Engine
+
+from market_pipeline.api.app import build_app
+from market_pipeline.api.services import Services
+from market_pipeline_tests.readers.writing import write_markets_with_prices
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+EXAMPLES = 15
+LOOPBACK = {"Host": "127.0.0.1"}
+
+
+def test_every_read_route_keeps_to_its_description(engine: Engine, services: Services) -> None:
+    """Made up and broken requests are answered as the description says, never with 5xx."""
+    write_markets_with_prices(engine)
+    app = build_app(services)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=LOOPBACK)
+    asked = 0
+    for result in schema.include(method="GET").get_all_operations():
+        operation = result.ok()
+        if operation.path in {"/api/cron", "/readyz"}:  # These start runs and ask Dagster.
+            continue
+        takes_something = any(True for _ in operation.iter_parameters())
+        for mode in GenerationMode if takes_something else [GenerationMode.POSITIVE]:
+            strategy = operation.as_strategy(generation_mode=mode)
+
+            @settings(
+                max_examples=EXAMPLES,
+                deadline=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(case=strategy)
+            def ask(case: schemathesis.Case) -> None:
+                case.call_and_validate(checks=CHECKS, headers=LOOPBACK)
+
+            ask()
+            asked += 1
+    assert asked >= 18
