@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from market_pipeline.cli.database import db
+from market_pipeline.cli.export import export
 from market_pipeline.cli.ingest import ingest
 from market_pipeline.cli.markets import markets
 from market_pipeline.cli.plan import backfill, coverage, plan
@@ -66,6 +67,7 @@ def init() -> None:
 
 
 for command in (
-    ingest, plan, backfill, coverage, runs, diff, why, quarantine, markets, providers, serve, db,
+    ingest, plan, backfill, coverage, runs, diff, why, quarantine, export, markets, providers,
+    serve, db,
 ):  # fmt: skip
     main.add_command(command)
