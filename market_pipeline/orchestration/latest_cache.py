@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 
+from market_pipeline.observability.tracing import span
 from market_pipeline.orchestration.lineage import OWNERS, describe_cache
 from market_pipeline.orchestration.resources import (
     Database,
@@ -45,7 +46,9 @@ def latest_market_cache(
 
     routes = find_routes(providers, database, describe_run(context, request).request)
     markets = [(market.provider, market.symbol) for _, market in routes]
-    done = refresh_latest(database.engine, markets)
+    with span("cache", store="redis", markets=len(markets)) as told:
+        done = refresh_latest(database.engine, markets)
+        told.tell(written=done.written, dropped=done.dropped)
     if done.trouble:
         context.log.warning("the cache was not refreshed: Redis is in trouble (%s)", done.trouble)
     metadata: dict[str, Any] = {

@@ -1,0 +1,331 @@
+"""RUNBOOK.md is executed: each entry's commands, with its symptom before them where it can be made.
+
+An entry's parts are read from the file, and so are the commands: code that begins with one of this
+project's programs. Those that need a service manager or a served port are in ``NEEDS_A_SERVICE``.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import Engine, create_engine, make_url, text
+
+from market_pipeline.cli.main import main
+from market_pipeline.definitions import build_definitions
+from market_pipeline.domain import errors
+from market_pipeline.domain.errors import PipelineError
+from market_pipeline.settings import SETTINGS
+from market_pipeline.storage.ledgers import metadata
+from market_pipeline_tests.cache.valkey import Valkey
+from market_pipeline_tests.commands import ROOT, SCRIPTS
+from market_pipeline_tests.databases import read_column
+from market_pipeline_tests.storage.tcp_server import run_tcp_server
+
+RUNBOOK = (ROOT / "RUNBOOK.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "RUNBOOK.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TOLD = ("Check", "Act", "Verify")
+PARTS = ("Symptom", *TOLD)
+# Not entries: an index.
+INDEX = "What an error means"
+PROGRAMS = ("market-pipeline", "dagster-daemon", "df")
+NEEDS_A_SERVICE = (
+    "curl", "docker", "git", "journalctl", "make", "systemctl", "market-pipeline serve",
+)  # fmt: skip
+WORDS = {
+    "MARKET": "ETH-USD",
+    "ID": "1",
+    "V1..V2": "0..1",
+    "V1": "1",
+    "why ...": "why BTC-USD sharpe",
+    "--from ...": "--from 2024-03-01 --to 2024-03-10",
+}
+# Entries that have a test of their own here, which causes the symptom first.
+WITH_SYMPTOM = (
+    "A run failed", "A provider is down", "The cache is in trouble",
+    "The database cannot be used", "A run does not end", "Upgrade and rollback",
+    "Restore from a backup",
+)  # fmt: skip
+QUICK = {"INGESTION_MARKETS": "BTC-USD,ETH-USD", "INGESTION_LOOKBACK_DAYS": "3"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One situation: its parts, and the commands in each."""
+
+    title: str
+    parts: dict[str, str]
+
+    def list_commands(self, part: str) -> list[str]:
+        """Return the commands that a part tells to type, on one line each."""
+        spans = re.findall(r"`([^`]+)`", self.parts[part])
+        joined = [" ".join(span.split()) for span in spans]
+        known = (*PROGRAMS, *NEEDS_A_SERVICE)
+        return [one for one in joined if one.split()[0] in known or one.startswith(known)]
+
+
+def read_entries() -> dict[str, Entry]:
+    """Return the runbook's entries by title."""
+    entries = {}
+    for section in re.split(r"^## ", RUNBOOK, flags=re.MULTILINE)[1:]:
+        title, _, body = section.partition("\n")
+        found = re.split(r"^- \*\*(\w+)\*\*: ", body, flags=re.MULTILINE)
+        entries[title] = Entry(title, dict(zip(found[1::2], found[2::2], strict=True)))
+    del entries[INDEX]
+    return entries
+
+
+ENTRIES = read_entries()
+
+
+@dataclass
+class Stack:
+    """A project at work: its environment, and commands typed into it."""
+
+    monkeypatch: pytest.MonkeyPatch
+    folder: Path
+    ran: list[str] = field(default_factory=list)
+
+    def set(self, **variables: str) -> None:
+        """Change the environment, as an operator changes settings."""
+        for name, value in variables.items():
+            self.monkeypatch.setenv(name, value)
+
+    def type(self, command: str, expected: tuple[int, ...] = (0,)) -> str:
+        """Run a command of the runbook and return what it printed."""
+        self.ran.append(command)
+        words = shlex.split(fill(command, self.folder))
+        if words[0] == "market-pipeline":
+            done = CliRunner().invoke(main, words[1:])
+            code, said = done.exit_code, done.output
+            assert done.exception is None or isinstance(done.exception, SystemExit), command
+        else:
+            path = words[0] if shutil.which(words[0]) else str(SCRIPTS / words[0])
+            run = subprocess.run([path, *words[1:]], capture_output=True, text=True, check=False)
+            code, said = run.returncode, run.stdout + run.stderr
+        assert code in expected, f"{command}: exit code {code}\n{said}"
+        return said
+
+    def follow(self, title: str, part: str, expected: tuple[int, ...] = (0,)) -> str:
+        """Type all commands of a part that need no service, and return what they printed."""
+        commands = ENTRIES[title].list_commands(part)
+        here = [one for one in commands if not one.startswith(NEEDS_A_SERVICE)]
+        return "\n".join(self.type(command, expected) for command in here)
+
+
+def fill(command: str, folder: Path) -> str:
+    """Return a command with the words in capitals replaced by something that is there."""
+    for word, meaning in WORDS.items():
+        command = re.sub(rf"(?<![\w-]){re.escape(word)}(?!\w)", meaning, command)
+    return re.sub(r"\b([A-Z]+)\.dump\b", rf"{folder}/\1.dump", command)
+
+
+@pytest.fixture
+def stack(
+    engine: Engine, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Stack:
+    """A project on a real database, two markets, three days."""
+    del engine
+    monkeypatch.chdir(tmp_path)
+    for name in {setting.name for setting in SETTINGS} & set(os.environ):
+        monkeypatch.delenv(name)
+    made = Stack(monkeypatch, tmp_path)
+    made.set(DATABASE_URL=database_url, DAGSTER_HOME=str(ROOT), STATE_DIR=str(tmp_path), **QUICK)
+    return made
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+def test_every_entry_has_four_parts_and_commands_that_exist(entry: Entry) -> None:
+    """Symptom, check, act, verify; and no command or option that the program does not have."""
+    assert tuple(entry.parts) == PARTS
+    for part in TOLD:
+        for command in entry.list_commands(part):
+            words = shlex.split(fill(command, Path()))
+            if words[0] == "market-pipeline":
+                parse(main, words[1:])
+
+
+def parse(command: click.Command, words: list[str]) -> None:
+    """Parse a command line down to its last command; click refuses what does not exist."""
+    context = command.make_context(command.name, list(words), resilient_parsing=False)
+    if isinstance(command, click.Group):
+        rest = [*context._protected_args, *context.args]
+        _, found, rest = command.resolve_command(context, rest)
+        assert found is not None
+        parse(found, rest)
+
+
+def test_every_link_leads_to_an_entry() -> None:
+    """The table of errors, and what entries say of each other."""
+    anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in ENTRIES}
+    anchors.add("what-an-error-means")
+    assert set(re.findall(r"\(#([a-z0-9-]+)\)", RUNBOOK)) <= anchors
+
+
+def test_a_run_failed(stack: Stack) -> None:
+    """Every market times out; then the provider is well again."""
+    stack.set(MOCK_FAULTS="BTC-USD:timeout,ETH-USD:timeout")
+    assert "in time" in stack.type("market-pipeline ingest", (1,))
+    assert "failed" in stack.follow("A run failed", "Check")
+    stack.set(MOCK_FAULTS="")
+    assert stack.follow("A run failed", "Act").rstrip().endswith(": ok")
+
+
+def test_a_provider_is_down(stack: Stack) -> None:
+    """One market comes short, and the next run fills what is missing."""
+    stack.set(MOCK_FAULTS="ETH-USD:timeout")
+    assert ": partial" in stack.type("market-pipeline ingest", (3,))
+    shown = stack.follow("A provider is down", "Check")
+    assert "ETH-USD" in shown
+    assert "in time" in shown
+    stack.set(MOCK_FAULTS="")
+    verified = stack.follow("A provider is down", "Verify")
+    assert ": ok" in verified
+    assert "fetch_failed" not in verified
+
+
+def test_the_database_cannot_be_used(stack: Stack, database_url: str, server_url: str) -> None:
+    """A server that stopped, one that accepts no writes as after a fail-over, the new primary."""
+    title = "The database cannot be used"
+    with run_tcp_server() as server:
+        stack.set(DATABASE_URL=server.make_url())
+        assert ": ok" in stack.follow(title, "Verify")
+    assert "Check the address, and that the server runs" in stack.follow(title, "Check", (1,))
+    stack.set(DATABASE_URL=database_url)
+    administer(server_url, database_url, "SET default_transaction_read_only = on")
+    assert "accepts no writes" in stack.follow(title, "Check", (1,))
+    administer(server_url, database_url, "RESET default_transaction_read_only")
+    stack.follow(title, "Act")
+    assert ": ok" in stack.follow(title, "Verify")
+
+
+def administer(server_url: str, database_url: str, setting: str) -> None:
+    """Change a setting of a database from outside of it."""
+    admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"ALTER DATABASE {make_url(database_url).database} {setting}"))
+    admin.dispose()
+
+
+def test_the_cache_is_in_trouble(stack: Stack) -> None:
+    """Redis stopped: the run is as good as with it, and says so in the words quoted."""
+    server = Valkey().start()
+    try:
+        stack.set(REDIS_URL=server.url)
+        server.kill()
+        said = stack.type("market-pipeline ingest")
+        assert ": ok" in said
+        assert "in trouble" in said
+        server.start()
+        assert "in trouble" not in stack.type("market-pipeline ingest")
+    finally:
+        server.close()
+
+
+def test_a_run_does_not_end(stack: Stack, database_url: str, tmp_path: Path) -> None:
+    """A run is killed while it holds claims; the entry shows them, and the next run goes on."""
+    environment = {**os.environ, "MOCK_FAULTS": "*:429=2"}
+    command = [str(SCRIPTS / "market-pipeline"), "ingest"]
+    held = "SELECT count(*) FROM market_data.fetch_claim"
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
+        wait_until(lambda: read_column(database_url, held) != [0])
+        run.kill()
+    stack.follow("A run does not end", "Check", (0, 1))  # 1: it had committed nothing
+    assert read_column(database_url, held) != [0]
+    # Instead of waiting for two minutes.
+    execute(database_url, "UPDATE market_data.fetch_claim SET expires_at = now()")
+    assert ": ok" in stack.follow("A run does not end", "Verify")
+    assert read_column(database_url, held) == [0]
+
+
+def wait_until(question: Callable[[], bool], seconds: float = 90.0) -> None:
+    """Ask until the answer is yes."""
+    end = time.monotonic() + seconds
+    while not question():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def execute(address: str, statement: str) -> None:
+    """Change the database."""
+    engine = create_engine(address)
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+def test_tables_are_lost_and_restored(stack: Stack, database_url: str) -> None:
+    """Backup, loss, restore; then an upgrade that is taken back, and ledger and bars agree."""
+    stack.type("market-pipeline ingest")
+    stack.follow("Restore from a backup", "Check")
+    execute(database_url, "DROP SCHEMA market_data CASCADE; DROP SCHEMA dagster CASCADE")
+    lost = stack.type("market-pipeline db status")
+    assert "none" in lost
+    stack.follow("Restore from a backup", "Act")
+    verified = stack.follow("Restore from a backup", "Verify")
+    assert "The ledger and the bars agree." in verified
+    assert ": ok" in verified
+    stack.follow("Upgrade and rollback", "Check")
+    stack.follow("Upgrade and rollback", "Act")
+    assert ": ok" in stack.follow("Upgrade and rollback", "Verify")
+
+
+def test_the_commands_of_every_other_entry_run(stack: Stack, database_url: str) -> None:
+    """In one project: healthy, but for a bar in quarantine; what is removed comes last.
+
+    Exit code 3 is an answer (`partial`); a row that is still bad is one of 1.
+    """
+    stack.set(MOCK_FAULTS="BTC-USD:off_grid 1d")
+    stack.type("market-pipeline ingest", (0, 3))
+    stack.set(MOCK_FAULTS="")
+    assert read_column(database_url, "SELECT count(*) FROM market_data.quarantined_row") != [0]
+    others = [entry for title, entry in ENTRIES.items() if title not in WITH_SYMPTOM]
+    for entry in sorted(others, key=lambda one: one.title == "A market is to go"):
+        for part in TOLD:
+            may_refuse = entry.title in ("Rows in quarantine", "No runs are started")
+            stack.follow(entry.title, part, (0, 1, 3) if may_refuse else (0, 3))
+    markets = "SELECT symbol FROM market_data.market"
+    assert read_column(database_url, markets) == ["BTC-USD"]
+
+
+def list_error_classes(base: type[PipelineError]) -> Iterator[str]:
+    """Yield the class and all below it that this project defines for its users."""
+    yield base.__name__
+    for one in base.__subclasses__():
+        if one.__module__ == errors.__name__:
+            yield from list_error_classes(one)
+
+
+def list_names() -> dict[str, list[str]]:
+    """Return everything that an operator may meet by name."""
+    repository = build_definitions().get_repository_def()
+    jobs = [job.name for job in repository.get_all_jobs() if not job.name.startswith("__")]
+    return {
+        "setting": [setting.name for setting in SETTINGS],
+        "job": jobs,
+        "schedule": [schedule.name for schedule in repository.schedule_defs],
+        "sensor": [sensor.name for sensor in repository.sensor_defs],
+        "asset": [key.to_user_string() for key in repository.assets_defs_by_key],
+        "table": [table.name for table in metadata.sorted_tables],
+        "error": list(list_error_classes(PipelineError)),
+    }
+
+
+@pytest.mark.parametrize(("kind", "names"), list_names().items(), ids=list_names())
+def test_the_documents_name_everything_an_operator_may_meet(kind: str, names: list[str]) -> None:
+    """Settings, jobs, schedules, sensors, assets, tables and errors, in code quotes."""
+    told = "\n".join(one.read_text(encoding="utf-8") for one in DOCUMENTS)
+    prose = re.sub(r"^```.*?^```", "", told, flags=re.MULTILINE | re.DOTALL)
+    quoted = set(re.findall(r"[A-Za-z_0-9/]+", " ".join(re.findall(r"`[^`]+`", prose))))
+    assert names, kind
+    assert [name for name in names if name not in quoted] == []
