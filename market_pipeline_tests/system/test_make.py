@@ -52,6 +52,18 @@ def test_make_dev_serves_loopback_only_and_leaves_nothing_behind(project: Projec
         check_nothing_is_left(project, ui.services)
 
 
+def test_make_web_serves_loopback_only_and_leaves_nothing_behind(project: Project) -> None:
+    """The webserver alone, without a daemon: the same manners."""
+    port = choose_port()
+    command = project.make("web", f"PORT={port}")
+    with open_dagster_ui(command, port, project.environment, project.folder) as ui:
+        assert find_listeners(port) == {LOOPBACK}
+
+        ui.services.stop()
+
+        check_nothing_is_left(project, ui.services)
+
+
 def test_make_dev_names_a_busy_port_and_starts_nothing(project: Project) -> None:
     """Where somebody listens already, it says so and what to type instead."""
     with socket.create_server(("127.0.0.1", 0)) as other:
