@@ -1,12 +1,18 @@
 """The files of ``deploy/`` fit together, and name nothing that the project does not have."""
 
+import json
 import re
+from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
+import promql_parser
 import pytest
 import yaml
+from sqlalchemy import Engine
 
-from market_pipeline.settings import SETTINGS
+from market_pipeline.settings import SETTINGS, SEVERITIES
+from market_pipeline.storage.roles import Roles, create_roles, name_roles
 from market_pipeline_tests.commands import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -60,3 +66,119 @@ def test_units_and_services_start_the_same_commands() -> None:
         [line] = re.findall(r"^ExecStart=\S*/bin/(.*)$", unit, re.MULTILINE)
         command = " ".join(COMPOSE["services"][part]["command"]).replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - what compose says
         assert line == command
+
+
+DASHBOARD: dict[str, Any] = json.loads(
+    (DEPLOY / "grafana/dashboards/market-pipeline.json").read_text()
+)
+RULES = [
+    rule
+    for group in yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
+# Prometheus' own, beside what this project emits.
+FOREIGN_METRICS = {"up"}
+
+
+def list_targets(kind: str) -> list[tuple[str, str]]:
+    """Return title and query of each panel's targets of one kind."""
+    return [
+        (panel["title"], target[kind])
+        for panel in DASHBOARD["panels"]
+        for target in panel["targets"]
+        if kind in target
+    ]
+
+
+def list_metrics(expression: str) -> set[str]:
+    """Return the metrics that a PromQL expression names; the parser refuses what is none."""
+    return {
+        found.name
+        for found in walk(promql_parser.parse(expression))
+        if isinstance(found, promql_parser.VectorSelector)
+    }
+
+
+def walk(expression: Any) -> Iterator[Any]:
+    """Yield an expression and all its parts."""
+    yield expression
+    for name in ("expr", "lhs", "rhs", "vs", "vector_selector"):
+        part = getattr(expression, name, None)
+        if part is not None:
+            yield from walk(part)
+    for part in getattr(expression, "args", None) or []:
+        yield from walk(part)
+
+
+def test_every_panels_query_runs_as_the_reader(engine: Engine) -> None:
+    """PostgreSQL itself judges them, with the rights of `market-pipeline db roles`."""
+    prefix = f"test{uuid4().hex[:10]}"
+    roles = name_roles(prefix)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA dagster")
+        connection.exec_driver_sql("CREATE TABLE dagster.alembic_version (version_num text)")
+    create_roles(engine, roles)
+    queries = list_targets("rawSql")
+    assert len(queries) > 10
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"SET ROLE {roles.reader}")
+        for title, query in queries:
+            # As Grafana fills it in.
+            filled = re.sub(
+                r"\$__timeFilter\((\w+)\)", r"\1 BETWEEN now() - '1 day'::interval AND now()", query
+            )
+            assert "$__" not in filled, title
+            connection.exec_driver_sql(filled.replace("%", "%%"))
+        connection.rollback()
+    drop_roles(engine, roles)
+
+
+def drop_roles(engine: Engine, roles: Roles) -> None:
+    """Remove the roles: they belong to the whole server."""
+    with engine.begin() as connection:
+        for name in (roles.owner, roles.writer, roles.reader):
+            connection.exec_driver_sql(f"REASSIGN OWNED BY {name} TO CURRENT_USER")
+            connection.exec_driver_sql(f"DROP OWNED BY {name}")
+            connection.exec_driver_sql(f"DROP ROLE {name}")
+
+
+def test_every_expression_parses_and_names_what_is_emitted() -> None:
+    """Panels and alert rules alike."""
+    nested = "sum by (a) (rate(x_total{b='c'}[5m])) / (1 + max_over_time(y[1h:5m])) > abs(z)"
+    assert list_metrics(nested) == {"x_total", "y", "z"}
+    expressions = [*list_targets("expr"), *((rule["alert"], rule["expr"]) for rule in RULES)]
+    assert expressions
+    for title, expression in expressions:
+        assert list_metrics(expression) <= FOREIGN_METRICS, title
+
+
+def test_alert_rules_lead_to_an_entry_of_the_runbook() -> None:
+    """Each says how bad it is, and where to read on."""
+    titles = re.findall(r"^## (.*)$", (ROOT / "RUNBOOK.md").read_text(), re.MULTILINE)
+    anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+    for rule in RULES:
+        assert rule["labels"]["severity"] in SEVERITIES
+        assert rule["annotations"]["runbook"].removeprefix("RUNBOOK.md#") in anchors
+
+
+def test_panels_fit_on_the_page_and_use_the_provisioned_sources() -> None:
+    """No two overlap, ids differ, and each source is one that provisioning makes."""
+    sources = {
+        source["uid"]
+        for file in (DEPLOY / "grafana/provisioning/datasources").iterdir()
+        for source in yaml.safe_load(file.read_text())["datasources"]
+    }
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        assert panel["datasource"]["uid"] in sources
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert max(x for x, _ in cells) < 24
+        assert not cells & taken
+        taken |= cells
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
