@@ -13,7 +13,7 @@ NGINX := /usr/sbin/nginx
 POSTGRESQL := /usr/lib/postgresql
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup ingest dev web scheduler test test-watch test-system system-check system-deps \
+.PHONY: help setup ingest dev web scheduler serve test test-watch test-system system-check system-deps \
 	bench check format lint types contracts
 
 help: ## List the tasks
@@ -48,6 +48,9 @@ web: setup ## Run Dagster's webserver alone, on loopback
 scheduler: export INGESTION_SCHEDULE_ENABLED := true
 scheduler: setup ## Run the daemon with the schedule on
 	$(BIN)/dagster-daemon run
+
+serve: setup ## Serve the HTTP API and the dashboard on http://127.0.0.1:8000 (API_PORT)
+	$(BIN)/market-pipeline serve
 
 test: setup ## Run the tests that need Python wheels only
 	$(BIN)/python -m pytest -m "not system"

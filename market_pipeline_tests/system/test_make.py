@@ -1,10 +1,12 @@
 """The Makefile's tasks that run until they are stopped, and what its tasks say when they cannot."""
 
+import contextlib
 import os
 import re
 import socket
 from pathlib import Path
 
+import httpx
 import pytest
 
 from market_pipeline_tests.system.dagster_ui import choose_port, open_dagster_ui
@@ -62,6 +64,29 @@ def test_make_web_serves_loopback_only_and_leaves_nothing_behind(project: Projec
         ui.services.stop()
 
         check_nothing_is_left(project, ui.services)
+
+
+def test_make_serve_answers_on_loopback_and_leaves_nothing_behind() -> None:
+    """The API by itself: it says where it is, tells its health, and SIGTERM ends it."""
+    port = choose_port()
+    with make_project(API_PORT=str(port)) as project:
+        command = project.make("serve")
+        with run_in_background(command, project.environment, project.folder) as api:
+            address = f"http://127.0.0.1:{port}"
+            wait_for(lambda: is_healthy(address), TASK_SECONDS, "the API", api)
+            assert address in api.read_log()
+            assert find_listeners(port) == {LOOPBACK}
+
+            api.stop()
+
+            check_nothing_is_left(project, api)
+
+
+def is_healthy(address: str) -> bool:
+    """Say whether the API answers."""
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{address}/healthz", timeout=10).status_code == 200
+    return False
 
 
 def test_make_dev_names_a_busy_port_and_starts_nothing(project: Project) -> None:
