@@ -1,5 +1,7 @@
 """The app: routes and pages behind the gate, with one shape of errors."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -8,14 +10,16 @@ from fastapi.openapi.utils import get_openapi
 from starlette.staticfiles import StaticFiles
 
 from market_pipeline.api import pages
+from market_pipeline.api.launching import Launcher
 from market_pipeline.api.pages import sign_in
 from market_pipeline.api.problems import Problem, install_problems
-from market_pipeline.api.routes import docs, health, history, ledgers, markets
+from market_pipeline.api.routes import docs, health, history, ingest, ledgers, markets
 from market_pipeline.api.security import Gate
 from market_pipeline.api.services import Services
 
 ROUTERS = (
     health.router,
+    ingest.router,
     markets.router,
     history.router,
     ledgers.router,
@@ -35,8 +39,10 @@ def build_app(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=_live,
     )
     app.state.services = services
+    app.state.launcher = Launcher(services)
     install_problems(app)
     for router in ROUTERS:
         app.include_router(router)
@@ -44,6 +50,12 @@ def build_app(services: Services) -> FastAPI:
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]  # FastAPI's way
     app.add_middleware(Gate, configuration=services.configuration)
     return app
+
+
+@asynccontextmanager
+async def _live(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await app.state.launcher.close()
 
 
 def _describe(app: FastAPI) -> dict[str, Any]:
@@ -61,6 +73,9 @@ def _describe(app: FastAPI) -> dict[str, Any]:
         schemas.pop("ValidationError", None)
         for path in described["paths"].values():
             for operation in path.values():
-                operation["responses"].pop("422", None)
+                # FastAPI notes its own 422 everywhere; a wrong request is 400 here.
+                noted = operation["responses"].get("422", {})
+                if "application/json" in noted.get("content", {}):
+                    del operation["responses"]["422"]
         app.openapi_schema = described
     return app.openapi_schema

@@ -1,30 +1,165 @@
 """Dagster over its GraphQL: the one door through which the API starts and watches runs."""
 
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
 
 import httpx
 
-TIMEOUT_SECONDS = 10.0
+from market_pipeline.api.problems import RETRY_SECONDS, ProblemError
+from market_pipeline.domain.triggers import LAUNCH_TAG
+
+TIMEOUT_SECONDS = 6.0
+LOCATION = "market_pipeline"
+REPOSITORY = "__repository__"
+ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
+# It beats every 30 seconds; Dagster itself calls it healthy for half an hour after its death.
+_BEATS_WITHIN_SECONDS = 90.0
+_QUEUE = """query { runsOrError(filter: {statuses: [QUEUED]}) { __typename ... on Runs { count } }
+  instance { daemonHealth { allDaemonStatuses { daemonType required lastHeartbeatTime } } } }"""
+_FIND = """query ($launch: String!) { runsOrError(limit: 1, filter: {tags: [{key: "%s",
+  value: $launch}]}) { __typename ... on Runs { results { runId } } } }"""
+_STATUS = """query ($run: ID!) { runOrError(runId: $run) { __typename
+  ... on Run { status endTime } } }"""
+_LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
+  __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message }
+  ... on RunConfigValidationInvalid { errors { message } } } }"""
 
 
 @dataclass(frozen=True, slots=True)
-class DagsterClient:
-    """Questions to Dagster's webserver.
+class RunState:
+    """How a run stands: Dagster's word, and when it ended (UTC)."""
 
-    Attributes:
-        url: Its address, without a slash at the end.
+    status: str
+    ended_at: datetime | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it will not change any more."""
+        return self.status in ENDED
+
+
+class DagsterClient:
+    """Questions and orders to Dagster's webserver.
+
+    Args:
+        url: Its address for people, without a slash at the end.
+        graphql_url: Where the API reaches it, when that is elsewhere.
     """
 
-    url: str
+    def __init__(self, url: str, graphql_url: str = "") -> None:
+        self.url = url
+        self._base = graphql_url or url
+        self._client: httpx.AsyncClient | None = None
 
-    def link_run(self, run_id: str) -> str:
+    def link_run(self, run_id: UUID | str) -> str:
         """Return where a run is shown to people."""
         return f"{self.url}/runs/{run_id}"
 
     async def is_reachable(self, timeout_seconds: float = TIMEOUT_SECONDS) -> bool:
         """Tell whether the webserver answers."""
-        async with httpx.AsyncClient(timeout=timeout_seconds, trust_env=False) as client:
-            try:
-                return (await client.get(f"{self.url}/server_info")).is_success
-            except httpx.HTTPError:
-                return False
+        try:
+            answer = await self._open().get(f"{self._base}/server_info", timeout=timeout_seconds)
+        except httpx.HTTPError:
+            return False
+        return answer.is_success
+
+    async def count_queued(self) -> int:
+        """Return how many runs wait in the queue.
+
+        Raises:
+            ProblemError: 503: the webserver or the daemon is not there; says how to start it.
+        """
+        told = await self._ask(_QUEUE)
+        statuses = told["instance"]["daemonHealth"]["allDaemonStatuses"]
+        if not _is_daemon_alive(statuses, time.time()):
+            raise _describe_missing(
+                "daemon",
+                "Dagster's daemon gives no sign of life, so that no run would leave the queue: "
+                "start it with `make dev`, or alone with `make scheduler`. Nothing was started",
+            )
+        return int(told["runsOrError"]["count"])
+
+    async def find_run(self, launch_id: UUID) -> UUID | None:
+        """Return the run that a launch came to; None when there is none."""
+        told = await self._ask(_FIND % LAUNCH_TAG, launch=str(launch_id))
+        found = told["runsOrError"].get("results", [])
+        return UUID(found[0]["runId"]) if found else None
+
+    async def launch_run(
+        self, job: str, symbols: Sequence[str], launch_id: UUID, tags: Mapping[str, str]
+    ) -> UUID:
+        """Put a run into Dagster's queue and return its id.
+
+        Raises:
+            ProblemError: 503: the webserver is not there, or has not loaded the code location.
+        """
+        options = {"resources": {"request": {"config": {"symbols": list(symbols)}}}}
+        selector = {
+            "repositoryLocationName": LOCATION,
+            "repositoryName": REPOSITORY,
+            "jobName": job,
+        }
+        told = [*tags.items(), (LAUNCH_TAG, str(launch_id))]
+        metadata = {"tags": [{"key": key, "value": value} for key, value in told]}
+        params = {
+            "selector": selector,
+            "runConfigData": options if symbols else {},
+            "executionMetadata": metadata,
+        }
+        launched = (await self._ask(_LAUNCH, params=params))["launchRun"]
+        if launched["__typename"] != "LaunchRunSuccess":
+            raise _describe_missing(
+                "webserver",
+                f"Dagster's webserver refused the run ({launched['__typename']}): its page "
+                "Deployment tells whether the code location market_pipeline is loaded",
+            )
+        return UUID(launched["run"]["runId"])
+
+    async def read_state(self, run_id: UUID) -> RunState | None:
+        """Return how a run stands; None for a run that Dagster does not know."""
+        told = (await self._ask(_STATUS, run=str(run_id)))["runOrError"]
+        if told["__typename"] != "Run":
+            return None
+        ended = told["endTime"]
+        return RunState(told["status"], datetime.fromtimestamp(ended, UTC) if ended else None)
+
+    async def close(self) -> None:
+        """Give connections back."""
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    def _open(self) -> httpx.AsyncClient:
+        if self._client is None:
+            self._client = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False)
+        return self._client
+
+    async def _ask(self, query: str, **variables: Any) -> Any:
+        body = {"query": query, "variables": variables}
+        try:
+            answer = await self._open().post(f"{self._base}/graphql", json=body)
+            told = answer.json() if answer.status_code == HTTPStatus.OK else {}
+        except (httpx.HTTPError, ValueError):
+            told = {}
+        if not isinstance(told, dict) or not told.get("data"):
+            raise _describe_missing(
+                "webserver",
+                f"Dagster's webserver does not answer at {self.url}: start it with `make dev`, "
+                "or let DAGSTER_UI_URL name it. What was started goes on",
+            )
+        return told["data"]
+
+
+def _is_daemon_alive(statuses: Sequence[Mapping[str, Any]], now: float) -> bool:
+    beats = [one["lastHeartbeatTime"] or 0 for one in statuses if one["required"]]
+    return bool(beats) and min(beats) > now - _BEATS_WITHIN_SECONDS
+
+
+def _describe_missing(part: str, detail: str) -> ProblemError:
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return ProblemError(503, "Dagster Unavailable", detail, headers, degraded=[f"dagster {part}"])

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from market_pipeline.domain.errors import (
     HistoryRequestError,
+    KeyReusedError,
     MarketNotServedError,
     NothingKnownYetError,
     PipelineError,
@@ -41,6 +42,7 @@ _STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (HistoryRequestError, 400),
     (SettingError, 400),
     (MarketNotServedError, 400),
+    (KeyReusedError, 422),
     (StorageError, 503),
 )
 logger = logging.getLogger("market_pipeline.api")

@@ -10,6 +10,7 @@ import click
 import dagster as dg
 
 from market_pipeline.cli.database import open_database
+from market_pipeline.domain.triggers import TRIGGER_TAG
 from market_pipeline.settings import read_log_level
 
 
@@ -37,7 +38,6 @@ def run_job(
         PipelineError: A setting is wrong, or the database cannot be used.
     """
     from market_pipeline.definitions import defs
-    from market_pipeline.orchestration.resources import TRIGGER_TAG
 
     with open_database():  # A misfit is told in one line here, before Dagster opens its storage.
         pass

@@ -6,6 +6,7 @@ PipelineError
 ├── NothingIngestedError         a run ended without one usable market
 ├── SupersededError              another run took over a market while this one slept
 ├── ClaimTimeoutError            another run kept a market longer than this one waits
+├── KeyReusedError               an Idempotency-Key stands for another request
 ├── HistoryRequestError          stored history was asked for in a way that has no answer
 │   ├── UnknownMarketError       no stored market has the name
 │   └── NothingKnownYetError     nothing was known at the time asked for, though it is now
@@ -56,6 +57,10 @@ class NothingKnownYetError(HistoryRequestError):
 
 class ClaimTimeoutError(PipelineError):
     """Another run holds the market's claim; the message names it, and until when it holds."""
+
+
+class KeyReusedError(PipelineError):
+    """A client's key stands for another request than the one it came with."""
 
 
 class ProviderError(PipelineError):

@@ -6,7 +6,8 @@ from typing import Any
 
 import dagster as dg
 
-from market_pipeline.orchestration.resources import TRIGGER_TAG, Database
+from market_pipeline.domain.triggers import TRIGGER_TAG
+from market_pipeline.orchestration.resources import Database
 from market_pipeline.settings import (
     SEVERITIES,
     read_choice,

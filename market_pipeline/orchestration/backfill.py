@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG
 
-from market_pipeline.orchestration.resources import TRIGGER_TAG
+from market_pipeline.domain.triggers import TRIGGER_TAG
 
 FIRST_MONTH = "1990-01-01"
 MAX_RUNTIME_SECONDS = 86_400

@@ -10,6 +10,7 @@ import dagster as dg
 from pydantic import Field
 from sqlalchemy import Engine
 
+from market_pipeline.domain.triggers import find_trigger
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.registration import keep_active
 from market_pipeline.ingestion.request import Request, Route, build_request
@@ -17,9 +18,6 @@ from market_pipeline.observability.tracing import begin_run, end_run
 from market_pipeline.providers.registry import route_markets
 from market_pipeline.storage.engine import check_database, find_database, open_engine
 from market_pipeline.storage.schema import ensure_schema
-
-TRIGGER_TAG = "market_pipeline/trigger"
-_SCHEDULE_TAG = "dagster/schedule_name"
 
 
 class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -133,5 +131,4 @@ def describe_run(
     record = step.instance.get_run_record_by_id(run_id)
     began = (record.create_timestamp if record else datetime.now(UTC)).astimezone(UTC)
     tags = record.dagster_run.tags if record else {}
-    trigger = tags.get(TRIGGER_TAG, "schedule" if _SCHEDULE_TAG in tags else "manual")
-    return Run(UUID(run_id), trigger, began, request.build(began))
+    return Run(UUID(run_id), find_trigger(tags), began, request.build(began))

@@ -19,7 +19,7 @@ from sqlalchemy import (
     Text,
     Uuid,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TSTZMULTIRANGE
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSTZMULTIRANGE
 
 from market_pipeline.storage.tables import SCHEMA, ingestion_run
 from market_pipeline.storage.tables import metadata as metadata  # noqa: PLC0414 - of all tables
@@ -232,4 +232,52 @@ market_stamp = Table(
         comment="Version of the last change of any kind, in commit order",
     ),
     comment="One row per market's name: what readers compare a cached value's version with",
+)
+
+idempotency_key = Table(
+    "idempotency_key",
+    metadata,
+    Column(
+        "key",
+        Text,
+        primary_key=True,
+        comment="flight:HASH of requests in flight, key:KEY of a client, cron:MINUTE",
+    ),
+    Column(
+        "request_hash",
+        Text,
+        nullable=False,
+        comment="What was asked for; another request under the key is refused",
+    ),
+    Column(
+        "launch_id", Uuid, nullable=False, comment="The launch, also a tag of its run in Dagster"
+    ),
+    Column("run_id", Uuid, comment="The run; NULL: not launched, or not known to be"),
+    Column(
+        "lease_until",
+        _TIME,
+        comment="Until when one process may launch it alone; NULL: none has tried (UTC)",
+    ),
+    Column(
+        "answer_status", Integer, comment="HTTP status of the answer; NULL: the run has not ended"
+    ),
+    Column("answer", JSONB, comment="The answer, given again to who asks again"),
+    Column("created_at", _TIME, nullable=False, comment="When it was first asked for (UTC)"),
+    Column("expires_at", _TIME, nullable=False, comment="When it is forgotten (UTC)"),
+    Index("idempotency_key_launch", "launch_id"),
+    Index("idempotency_key_run", "run_id"),
+    Index("idempotency_key_expires", "expires_at"),
+    comment="One row per request over HTTP that must not run twice",
+)
+
+metric_total = Table(
+    "metric_total",
+    metadata,
+    Column("name", Text, primary_key=True, comment="The metric"),
+    Column("labels", JSONB, primary_key=True, comment="Its labels"),
+    Column("total", Double, nullable=False, comment="A counter's total, a histogram's sum"),
+    Column("observations", BigInteger, comment="How many a histogram saw; NULL: a counter"),
+    Column("buckets", ARRAY(BigInteger), comment="Of them, those up to each bound, cumulative"),
+    Column("updated_at", _TIME, nullable=False, comment="When it last grew (UTC)"),
+    comment="One row per metric and labels: what run processes counted, for ever",
 )

@@ -68,7 +68,8 @@ def write_revision(engine: Engine, message: str) -> Path | None:
     """
     from alembic import command
 
-    number = f"{int(read_newest_revision()) + 1:04d}"
+    numbers = [int(script.revision) for script in _read_scripts().walk_revisions()]
+    number = f"{max(numbers) + 1:04d}"
     with engine.begin() as connection:
         written = command.revision(
             make_alembic_config(connection),

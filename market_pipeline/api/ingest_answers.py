@@ -1,0 +1,152 @@
+"""What is answered about a run that ingested: from its receipt, never from memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection, Engine, select
+
+from market_pipeline.storage import queries
+from market_pipeline.storage.tables import ingestion_run
+
+STATUSES = {"ok": "success", "partial": "partial", "failed": "failed"}
+_EXAMPLE_ID = "3f6c1d1e-6a51-4f43-9f6e-0c1a2b3c4d5e"
+_RESULTS = {
+    "marketsIngested": "market",
+    "snapshotsIngested": "market_snapshot",
+    "aggregatesIngested": "market_aggregate",
+    "comparisonsIngested": "market_comparison",
+    "roiStatsIngested": "market_roi_statistic",
+}
+_MARKET_FIELDS = ("symbol", "provider", "outcome", "reason", "inserted", "updated", "unchanged")
+
+
+class IngestResult(BaseModel):
+    """Rows by table, inserted, updated and unchanged together."""
+
+    marketsIngested: int = Field(examples=[3])  # noqa: N815 - the API's spelling
+    snapshotsIngested: int = Field(examples=[3])  # noqa: N815
+    aggregatesIngested: int = Field(examples=[2352])  # noqa: N815
+    comparisonsIngested: int = Field(examples=[12])  # noqa: N815
+    roiStatsIngested: int = Field(examples=[12])  # noqa: N815
+    startedAt: datetime  # noqa: N815
+    completedAt: datetime | None  # noqa: N815
+    trigger: Literal["manual", "cron", "schedule", "backfill"]
+
+
+class MarketOutcome(BaseModel):
+    """A market's part of the receipt."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    symbol: str = Field(examples=["BTC-USD"])
+    provider: str = Field(examples=["mock"])
+    outcome: Literal["ok", "partial", "failed"]
+    reason: str | None = Field(description="What went wrong, in one line")
+    inserted: int
+    updated: int
+    unchanged: int
+
+
+class Receipt(BaseModel):
+    """What the run recorded about itself."""
+
+    outcome: Literal["ok", "partial", "failed"] | None
+    markets: list[MarketOutcome]
+    tables: dict[str, dict[str, int]] = Field(
+        examples=[{"market_aggregate": {"inserted": 2352, "updated": 0, "unchanged": 0}}]
+    )
+
+
+class IngestAnswer(BaseModel):
+    """A run that ended."""
+
+    status: Literal["success", "partial", "failed"]
+    result: IngestResult | None = Field(description="null: it failed before it wrote anything")
+    markets: list[MarketOutcome] = Field(description="Those that came short, with reasons")
+    runId: UUID = Field(examples=[_EXAMPLE_ID])  # noqa: N815
+    link: str = Field(description="The run in Dagster")
+    receipt: Receipt
+
+
+class IngestPending(BaseModel):
+    """A run that has not ended."""
+
+    status: Literal["pending"] = "pending"
+    runId: UUID = Field(examples=[_EXAMPLE_ID])  # noqa: N815
+    link: str = Field(description="The run in Dagster")
+    statusUrl: str = Field(  # noqa: N815
+        description="Ask here how it ended", examples=[f"/api/ingest/{_EXAMPLE_ID}"]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is answered: the HTTP status and the body."""
+
+    status: int
+    body: dict[str, Any]
+
+
+def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) -> Answer:
+    """Return what is answered about a run that ended.
+
+    Args:
+        engine: The database.
+        run_id: The run.
+        dagster_status: SUCCESS, FAILURE or CANCELED.
+        link: Where people see the run.
+
+    Returns:
+        200 for all or some markets; 502 for a run that failed: the body is the same.
+    """
+    with engine.connect() as connection:
+        receipt = _read_receipt(connection, run_id)
+        result = _read_result(connection, run_id, receipt["tables"])
+    outcome = receipt["outcome"] if dagster_status == "SUCCESS" else "failed"
+    short = [one for one in receipt["markets"] if one["outcome"] != "ok"]
+    body = {
+        "status": STATUSES[outcome or "failed"],
+        "result": result,
+        "markets": short,
+        "runId": str(run_id),
+        "link": link,
+        "receipt": receipt,
+    }
+    return Answer(502 if body["status"] == "failed" else 200, body)
+
+
+def _read_receipt(connection: Connection, run_id: UUID) -> dict[str, Any]:
+    markets = _list_rows(queries.read_run_markets(connection, run_id))
+    tables = _list_rows(queries.read_run_tables(connection, run_id))
+    return {
+        "outcome": queries.read_run_outcome(connection, run_id),
+        "markets": [{name: row[name] for name in _MARKET_FIELDS} for row in markets],
+        "tables": {
+            row["table_name"]: {name: row[name] for name in ("inserted", "updated", "unchanged")}
+            for row in tables
+        },
+    }
+
+
+def _read_result(
+    connection: Connection, run_id: UUID, tables: Mapping[str, Mapping[str, int]]
+) -> dict[str, Any] | None:
+    run = ingestion_run.c
+    query = select(run.started_at, run.completed_at, run.trigger).where(run.run_id == run_id)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    counts = {name: sum(tables.get(table, {}).values()) for name, table in _RESULTS.items()}
+    times = {"startedAt": row.started_at, "completedAt": row.completed_at}
+    told = {name: time and time.isoformat() for name, time in times.items()}
+    return {**counts, **told, "trigger": row.trigger}
+
+
+def _list_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    whole = frame.astype(object).where(frame.notna(), None)
+    return [{str(name): cell for name, cell in row.items()} for row in whole.to_dict("records")]

@@ -1,0 +1,166 @@
+"""From a request to its run: exactly one for all who ask the same while it runs.
+
+Nothing is kept in memory but the watch on runs: whoever dies, the rows of ``storage.idempotency``
+and the launch's tag in Dagster tell the next process where things stand.
+"""
+
+import asyncio
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from fastapi.concurrency import run_in_threadpool
+
+from market_pipeline.api.dagster_client import RunState
+from market_pipeline.api.ingest_answers import Answer, read_answer
+from market_pipeline.api.problems import ProblemError
+from market_pipeline.api.services import Services
+from market_pipeline.api.watching import Watches
+from market_pipeline.domain.triggers import TRIGGER_TAG
+from market_pipeline.storage.idempotency import (
+    Claim,
+    claim_launch,
+    note_run,
+    release_launch,
+    store_answer,
+)
+
+JOB = "ingest"
+MAX_QUEUED_RUNS = 25
+LAUNCH_SECONDS = 20.0
+_QUEUE_RETRY_SECONDS = 30
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What somebody wants ingested.
+
+    Attributes:
+        symbols: Which markets; empty: those configured. trigger: manual or cron.
+        key: Under which it is remembered for a day; None: while it runs only.
+    """
+
+    symbols: tuple[str, ...]
+    trigger: str
+    key: str | None = None
+
+    @property
+    def request_hash(self) -> str:
+        """What equal wishes have in common."""
+        told = json.dumps([JOB, sorted(self.symbols), self.trigger])
+        return hashlib.sha256(told.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A wish that is being served.
+
+    Attributes:
+        run_id: By this run. answer: What was answered before; None while it runs.
+        is_replay: Whether the answer had been stored.
+    """
+
+    run_id: UUID
+    answer: Answer | None = None
+    is_replay: bool = False
+
+
+class Launcher:
+    """Starts runs for wishes and waits for them."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._watches = Watches(services.dagster, self._store)
+
+    async def close(self) -> None:
+        """Stop watching; the runs go on."""
+        await self._watches.close()
+        await self._services.dagster.close()
+
+    async def start(self, wish: Wish) -> Started:
+        """Return the run that serves a wish; launch it if nobody has.
+
+        Raises:
+            ProblemError: 503: Dagster is not there; 429: too many runs wait already.
+            KeyReusedError: The key stands for another wish.
+        """
+        came_at, ended = datetime.now(UTC), None
+        deadline = time.monotonic() + 3 * LAUNCH_SECONDS
+        while time.monotonic() < deadline:
+            claim = await run_in_threadpool(self._claim, wish, ended)
+            if claim.is_owner:
+                return Started(await self._launch(wish, claim))
+            if claim.run_id is None:
+                await asyncio.sleep(_POLL_SECONDS)
+            elif claim.answer_status is not None:
+                answer = Answer(claim.answer_status, claim.answer)
+                return Started(claim.run_id, answer, is_replay=True)
+            elif wish.key or await self._is_in_flight(claim.run_id, came_at):
+                return Started(claim.run_id)
+            else:
+                ended = claim.run_id
+        detail = "another process is starting this run and has not come to it: ask again"
+        raise ProblemError(503, "Service Unavailable", detail, {"Retry-After": "5"})
+
+    async def finish(self, run_id: UUID, seconds: float) -> Answer | None:
+        """Wait for a run and return its answer; None when it has not ended in time."""
+        state = await self._watches.wait(run_id, seconds)
+        return None if state is None else await self.read(run_id, state)
+
+    async def read(self, run_id: UUID, state: RunState) -> Answer:
+        """Return the answer of a run that ended."""
+        services = self._services
+        link = services.dagster.link_run(run_id)
+        return await run_in_threadpool(read_answer, services.engine, run_id, state.status, link)
+
+    def _claim(self, wish: Wish, ended: UUID | None) -> Claim:
+        with self._services.engine.begin() as connection:
+            return claim_launch(connection, wish.request_hash, wish.key, ended)
+
+    async def _is_in_flight(self, run_id: UUID, came_at: datetime) -> bool:
+        """Tell whether a run had not ended when the request came."""
+        state = await self._services.dagster.read_state(run_id)
+        if state is None:
+            return False
+        return not state.has_ended or (state.ended_at is not None and state.ended_at >= came_at)
+
+    async def _launch(self, wish: Wish, claim: Claim) -> UUID:
+        try:
+            async with asyncio.timeout(LAUNCH_SECONDS):
+                run_id = await self._find_or_launch(wish, claim)
+        except BaseException:
+            await run_in_threadpool(self._release, claim.launch_id)
+            raise
+        await run_in_threadpool(self._note, claim.launch_id, run_id)
+        return run_id
+
+    async def _find_or_launch(self, wish: Wish, claim: Claim) -> UUID:
+        dagster = self._services.dagster
+        if claim.was_tried and (known := await dagster.find_run(claim.launch_id)):
+            return known
+        waiting = await dagster.count_queued()
+        if waiting >= MAX_QUEUED_RUNS:
+            detail = f"{waiting} runs wait in Dagster's queue already: ask again when some are done"
+            retry = {"Retry-After": str(_QUEUE_RETRY_SECONDS)}
+            raise ProblemError(429, "Too Many Requests", detail, retry)
+        tags = {TRIGGER_TAG: wish.trigger}
+        return await dagster.launch_run(JOB, wish.symbols, claim.launch_id, tags)
+
+    def _release(self, launch_id: UUID) -> None:
+        with self._services.engine.begin() as connection:
+            release_launch(connection, launch_id)
+
+    def _note(self, launch_id: UUID, run_id: UUID) -> None:
+        with self._services.engine.begin() as connection:
+            note_run(connection, launch_id, run_id)
+
+    def _store(self, run_id: UUID, state: RunState) -> None:
+        engine = self._services.engine
+        link = self._services.dagster.link_run(run_id)
+        answer = read_answer(engine, run_id, state.status, link)
+        with engine.begin() as connection:
+            store_answer(connection, run_id, answer.status, answer.body)

@@ -1,0 +1,14 @@
+"""What started a run: one of four words, in receipts, metrics, alerts and answers alike."""
+
+from collections.abc import Mapping
+
+TRIGGERS = ("manual", "cron", "schedule", "backfill")
+TRIGGER_TAG = "market_pipeline/trigger"
+LAUNCH_TAG = "market_pipeline/launch"
+_SCHEDULE_TAG = "dagster/schedule_name"
+
+
+def find_trigger(tags: Mapping[str, str]) -> str:
+    """Return what started a run with these tags; a word of a person's own is ``manual``."""
+    told = tags.get(TRIGGER_TAG, "schedule" if _SCHEDULE_TAG in tags else "manual")
+    return told if told in TRIGGERS else "manual"

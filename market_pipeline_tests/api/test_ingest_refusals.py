@@ -1,0 +1,98 @@
+"""What is refused before Dagster is asked, and what is said when Dagster is not there."""
+
+import pytest
+from fastapi.testclient import TestClient
+
+from market_pipeline.api.routes.ingest import choose_wait
+from market_pipeline_tests.api.conftest import MakeClient
+
+SECRET = "only-cron-knows-this-one"  # noqa: S105 - the test's own
+
+
+def test_without_a_webserver_it_says_how_to_start_one(client: TestClient) -> None:
+    """503 names the webserver, and leaves nothing behind that would block the next."""
+    for _ in range(2):
+        answer = client.post("/api/ingest")
+        assert answer.status_code == 503
+        assert answer.json()["degraded"] == ["dagster webserver"]
+        assert "make dev" in answer.json()["detail"]
+        assert int(answer.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ('{"symbols": ["B TC"]}', 400),
+        ('{"symbols": ["\\u0000"]}', 400),
+        ('{"symbols": ["\'; drop table market"]}', 400),
+        ('{"symbols": "BTC-USD"}', 400),
+        ('{"markets": ["BTC-USD"]}', 400),
+        ("[" * 20_000, 400),
+        ('{"symbols": [' + '"A",' * 1_000 + '"A"]}', 400),
+        ('{"symbols": ["' + "A" * 70_000 + '"]}', 413),
+    ],
+)
+def test_malformed_requests_are_problems(client: TestClient, body: str, status: int) -> None:
+    """Every refusal has the one shape, and none of them is a fault."""
+    answer = client.post("/api/ingest", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["status"]) == (status, status)
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "two words"])
+def test_keys_are_short_and_printable(client: TestClient, key: str) -> None:
+    """A key that could not be stored or compared is refused."""
+    assert client.post("/api/ingest", headers={"Idempotency-Key": key}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        [],
+        ["Bearer"],
+        ["Bearer "],
+        ["Bearer wrong-but-long-enough"],
+        [SECRET],
+        [f"Basic {SECRET}"],
+        [f"Bearer {SECRET}x"],
+        [f"Bearer {SECRET}", f"Bearer {SECRET}"],
+        ["Bearer " + "x" * 20_000],
+        [f"Bearer {SECRET}".replace("o", "\u00f6")],
+    ],
+)
+def test_cron_wants_its_secret(make_client: MakeClient, authorization: list[str]) -> None:
+    """Everything but the secret, once, is 401; API_TOKEN opens other doors."""
+    api = make_client(cron_secret=SECRET, token="t" * 32)
+    headers = [(b"Authorization", value.encode("latin-1")) for value in authorization]
+    answer = api.get("/api/cron", headers=headers)
+    assert (answer.status_code, answer.headers["cache-control"]) == (401, "no-store")
+
+
+def test_cron_takes_the_secret_in_any_case_of_the_scheme(make_client: MakeClient) -> None:
+    """`bearer` is `Bearer`; what answers then is Dagster's absence."""
+    api = make_client(cron_secret=SECRET)
+    answer = api.get("/api/cron", headers={"Authorization": f"bearer {SECRET}"})
+    assert answer.status_code == 503
+
+
+def test_without_a_secret_cron_lets_nobody_in(client: TestClient) -> None:
+    """An unset secret is no open door, not even for an empty one."""
+    for value in ("", "Bearer ", "Bearer x"):
+        assert client.get("/api/cron", headers={"Authorization": value}).status_code == 401
+
+
+def test_head_and_post_start_nothing(make_client: MakeClient) -> None:
+    """Only GET runs; a prefetching HEAD does not."""
+    api = make_client(cron_secret=SECRET)
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    assert api.head("/api/cron", headers=headers).status_code == 405
+    assert api.post("/api/cron", headers=headers).status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [("", 60), ("respond-async", 0), ("wait=5", 5), ("respond-async, wait=5", 0), ("wait=999", 60)],
+)
+def test_prefer_shortens_the_wait(prefer: str, seconds: float) -> None:
+    """A client may wait less than the setting says, never more."""
+    assert choose_wait(prefer, 60) == seconds
