@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import analytics, jobs, latest, memory, small_batches, write_path
+from benchmarks import analytics, history, jobs, latest, memory, planning, small_batches, write_path
 from benchmarks.bench import Bench, Measurement
 from benchmarks.database import describe_server, find_server, open_folder
 from benchmarks.figures import RESULTS, TARGETS, Figure, write_figures
@@ -26,6 +26,10 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     analytics.ROI,
     analytics.PAIRS,
     latest.MEASUREMENT,
+    planning.MEASUREMENT,
+    history.BACKFILL,
+    history.AS_OF,
+    history.RESTATEMENT,
 )
 _LIBRARIES = ("dagster", "pandas", "numpy", "SQLAlchemy", "psycopg2-binary", "dlt", "pangres")
 

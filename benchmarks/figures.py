@@ -17,7 +17,7 @@ class Figure:
     Attributes:
         name: As in ``TARGETS``, or of a comparison without a target.
         value: The median over the runs, in ``unit``.
-        unit: ``ratio``, ``ms``, ``MB`` or ``rows``.
+        unit: ``ratio``, ``s``, ``ms``, ``MB`` or ``rows``.
         runs: How many rounds it is the median of.
         detail: The single measurements, and what was compared with what.
     """
@@ -66,6 +66,12 @@ TARGETS: Mapping[str, Target] = {
     "pairs_1000_seconds_vs_numpy": Target("<=", 5),
     "latest_10m_scans": Target("==", 0),
     "import_seconds_vs_dagster": Target("<=", 1.3),
+    "plan_seconds_1e6": Target("<=", 1),
+    "plan_seconds_1e7": Target("<=", 1),
+    "plan_seconds_1e8": Target("<=", 1),
+    "noop_ingest_vs_empty_job": Target("<=", 1.2),
+    "backfill_vs_bare_write": Target(">=", 0.7),
+    "as_of_vs_plain_read": Target("<=", 3),
 }
 """What the product has to reach; figures that are not listed are shown for comparison."""
 

@@ -2,8 +2,6 @@
 
 import ast
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,25 +91,3 @@ def _list_imports(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found - {_name_module(file)}
-
-
-HEAVY = (
-    "alembic", "apprise", "exchange_calendars", "fastapi", "httpx", "jinja2", "matplotlib",
-    "plotly", "prometheus_client", "redis", "rich.progress", "tqdm", "watchdog",
-)  # fmt: skip
-
-
-def test_the_definitions_load_nothing_heavy() -> None:
-    """Beyond Dagster, pandas and SQLAlchemy nothing is imported before it is needed."""
-    code = (
-        "import sys, dagster, pandas; before = set(sys.modules)\n"
-        "import market_pipeline.definitions\n"
-        "print(*sorted(set(sys.modules) - before))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    loaded = set(done.stdout.split())
-    assert "market_pipeline.orchestration.assets" in loaded
-    assert not loaded & set(HEAVY)
-    assert not {name for name in loaded if name.startswith("market_pipeline.providers.y")}

@@ -56,6 +56,27 @@ def test_figures_are_measured_shown_and_written(tmp_path: Path) -> None:
     assert all(ratio > 0 for ratio in ratios)
 
 
+def test_history_is_planned_filled_read_and_restated(tmp_path: Path) -> None:
+    """Each part refuses to time work that did not happen: bars missing, nothing planned, no change.
+
+    The sizes are tiny, so only that the figures are there is asserted.
+    """
+    output = tmp_path / "latest.json"
+    names = {
+        "plan_seconds_1e6",
+        "backfill_vs_bare_write",
+        "as_of_vs_plain_read",
+        "restate_1pct_vs_reload",
+    }
+
+    measured = run_bench(*sorted(names), "--rows", "5000", "--rounds", "1", f"--output={output}")
+
+    assert measured.returncode == 0, measured.stderr
+    figures = json.loads(output.read_text())
+    assert {figure["name"] for figure in figures} == names
+    assert all(figure["value"] > 0 for figure in figures)
+
+
 def test_unknown_figure_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     """A name that is not in the list ends the command, and names what is."""
     output = tmp_path / "latest.json"
