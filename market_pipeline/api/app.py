@@ -13,13 +13,14 @@ from market_pipeline.api import pages
 from market_pipeline.api.launching import Launcher
 from market_pipeline.api.pages import sign_in
 from market_pipeline.api.problems import Problem, install_problems
-from market_pipeline.api.routes import docs, health, history, ingest, ledgers, markets
+from market_pipeline.api.routes import docs, health, history, ingest, ledgers, markets, metrics
 from market_pipeline.api.security import Gate
 from market_pipeline.api.services import Services
 
 ROUTERS = (
     health.router,
     ingest.router,
+    metrics.router,
     markets.router,
     history.router,
     ledgers.router,

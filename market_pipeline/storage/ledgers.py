@@ -19,7 +19,7 @@ from sqlalchemy import (
     Text,
     Uuid,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSTZMULTIRANGE
+from sqlalchemy.dialects.postgresql import JSONB, TSTZMULTIRANGE
 
 from market_pipeline.storage.tables import SCHEMA, ingestion_run
 from market_pipeline.storage.tables import metadata as metadata  # noqa: PLC0414 - of all tables
@@ -268,16 +268,4 @@ idempotency_key = Table(
     Index("idempotency_key_run", "run_id"),
     Index("idempotency_key_expires", "expires_at"),
     comment="One row per request over HTTP that must not run twice",
-)
-
-metric_total = Table(
-    "metric_total",
-    metadata,
-    Column("name", Text, primary_key=True, comment="The metric"),
-    Column("labels", JSONB, primary_key=True, comment="Its labels"),
-    Column("total", Double, nullable=False, comment="A counter's total, a histogram's sum"),
-    Column("observations", BigInteger, comment="How many a histogram saw; NULL: a counter"),
-    Column("buckets", ARRAY(BigInteger), comment="Of them, those up to each bound, cumulative"),
-    Column("updated_at", _TIME, nullable=False, comment="When it last grew (UTC)"),
-    comment="One row per metric and labels: what run processes counted, for ever",
 )

@@ -1,4 +1,4 @@
-"""Remember what HTTP asked for, and keep what ended processes counted."""
+"""Remember what HTTP asked for."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -79,38 +79,8 @@ def upgrade() -> None:
     op.create_index(
         "idempotency_key_expires", "idempotency_key", ["expires_at"], schema="market_data"
     )
-    op.create_table(
-        "metric_total",
-        sa.Column("name", sa.Text(), nullable=False, comment="The metric"),
-        sa.Column("labels", postgresql.JSONB(), nullable=False, comment="Its labels"),
-        sa.Column(
-            "total", sa.Double(), nullable=False, comment="A counter's total, a histogram's sum"
-        ),
-        sa.Column(
-            "observations",
-            sa.BigInteger(),
-            nullable=True,
-            comment="How many a histogram saw; NULL: a counter",
-        ),
-        sa.Column(
-            "buckets",
-            postgresql.ARRAY(sa.BigInteger()),
-            nullable=True,
-            comment="Of them, those up to each bound, cumulative",
-        ),
-        sa.Column(
-            "updated_at",
-            sa.DateTime(timezone=True),
-            nullable=False,
-            comment="When it last grew (UTC)",
-        ),
-        sa.PrimaryKeyConstraint("name", "labels"),
-        schema="market_data",
-        comment="One row per metric and labels: what run processes counted, for ever",
-    )
 
 
 def downgrade() -> None:
     """Take the change back."""
-    op.drop_table("metric_total", schema="market_data")
     op.drop_table("idempotency_key", schema="market_data")
