@@ -1,0 +1,111 @@
+"""How values are written on pages: numbers, fractions, times, ages, reasons. Pure.
+
+What is missing is a dash; the exact value goes into the page beside what is written here.
+"""
+
+from datetime import datetime, timedelta
+from math import isfinite, log10
+from typing import Any
+
+MISSING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+_SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+_SPANS = ((86_400 * 2, 86_400, "d"), (3_600 * 2, 3_600, "h"), (120, 60, "min"), (0, 1, "s"))
+REASONS = {
+    "insufficient_data": "too few returns in this span",
+    "zero_variance": "the price did not move",
+    "no_downside": "no return was below the target",
+    "unexplained_hole": "bars are missing, and nobody knows why",
+    "short_horizon": "too short a span to annualise",
+    "split": "a split: the series is being read again",
+    "quote_currency_differs": "quoted in different currencies",
+    "close_skew": "the two close too far apart in time",
+    "out_of_range": "beyond what a number can hold",
+    "fetch_failed": "the request failed",
+    "provider_empty": "the provider has nothing there",
+    "no_trades": "nothing was traded",
+    "quarantined": "the bar came, but was impossible",
+    "before_first": "before the market's first bar",
+    "after_last": "after the market's last bar",
+    "no_bars": "there are no bars",
+}
+
+
+def format_price(value: float | None) -> str:
+    """Return a price: two decimals from 1,000 on, else about six digits that count."""
+    if value is None or not isfinite(value):
+        return MISSING
+    decimals = 2 if abs(value) >= 1_000 or value == 0 else min(12, 5 - int(log10(abs(value)) // 1))
+    return _set_minus(f"{value:,.{max(2, decimals)}f}")
+
+
+def format_pct(value: float | None, is_signed: bool = True) -> str:
+    """Return a fraction in percent, with its sign."""
+    if value is None or not isfinite(value):
+        return MISSING
+    return _set_minus(f"{value * 100:{'+' if is_signed else ''},.2f} %")
+
+
+def format_number(value: float | None, decimals: int = 3) -> str:
+    """Return a plain number."""
+    if value is None or not isfinite(value):
+        return MISSING
+    return _set_minus(f"{value:,.{decimals}f}")
+
+
+def format_count(value: int | None) -> str:
+    """Return a count with separators."""
+    return MISSING if value is None else f"{value:,}"
+
+
+def format_compact(value: float | None) -> str:
+    """Return a large number to three digits: 63.8 B."""
+    if value is None or not isfinite(value):
+        return MISSING
+    scale, unit = next(((s, f" {u}") for s, u in _SCALES if abs(value) >= s), (1.0, ""))
+    return _set_minus(f"{value / scale:.3g}{unit}")
+
+
+def format_time(value: datetime | None) -> str:
+    """Return a time in UTC to the minute."""
+    return MISSING if value is None else f"{value:%Y-%m-%d %H:%M} UTC"
+
+
+def format_date(value: datetime | None) -> str:
+    """Return a date."""
+    return MISSING if value is None else f"{value:%Y-%m-%d}"
+
+
+def format_span(value: timedelta | float) -> str:
+    """Return a length of time in its largest fitting unit: 95 s, 3 h, 12 d."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    return next(
+        f"{int(seconds // length)} {unit}" for least, length, unit in _SPANS if seconds >= least
+    )
+
+
+def format_age(value: datetime, now: datetime) -> str:
+    """Return how long ago a time is; what lies ahead is *in* so long."""
+    seconds = (now - value).total_seconds()
+    return f"in {format_span(-seconds)}" if seconds < 0 else f"{format_span(seconds)} ago"
+
+
+def describe_reason(reason: str | None) -> str:
+    """Return what a reason means; one that is not known here says itself."""
+    return REASONS.get(reason or "", reason or "")
+
+
+def describe_direction(value: float | None) -> str:
+    """Return ``up``, ``down`` or ``flat``: a class of the style sheet, and which arrow is drawn."""
+    if value is None or not value:
+        return "flat"
+    return "up" if value > 0 else "down"
+
+
+def exact(value: Any) -> str:
+    """Return a number as the database has it, to its last digit."""
+    return "" if value is None else repr(float(value))
+
+
+def _set_minus(text: str) -> str:
+    return text.replace("-", MINUS)

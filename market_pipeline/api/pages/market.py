@@ -1,0 +1,122 @@
+"""The page of a market: price and risk over time, statistics, coverage, revisions, quarantine."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import Response
+from sqlalchemy import Connection
+
+from market_pipeline.api.pages.charts import build_market_chart
+from market_pipeline.api.pages.pictures import Piece, draw_line, join_states
+from market_pipeline.api.pages.rendering import answer_page
+from market_pipeline.api.services import Services, get_services
+from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.coverage_map import EXPLAINED, HOLE, MISSING, cut_time, map_coverage
+from market_pipeline.domain.errors import UnknownMarketError
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.readers.why import pick_value
+from market_pipeline.storage import page_queries
+from market_pipeline.storage.coverage import read_coverage
+
+router = APIRouter(include_in_schema=False)
+MAX_ROWS = 50
+STRIP_CELLS = 240
+_STATES = {EXPLAINED: "explained", MISSING: "missing", HOLE: "hole"}
+RATIOS = {"sharpe": "Sharpe", "sortino": "Sortino", "calmar": "Calmar"}
+FRACTIONS = {
+    "roi": "ROI",
+    "annualised_return": "Annualised return",
+    "annualised_volatility": "Volatility",
+    "realised_volatility": "Realised volatility",
+    "max_drawdown": "Max drawdown",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A statistic in the table: its value, or why there is none."""
+
+    statistic: str
+    title: str
+    value: float | None
+    reason: str | None
+    is_fraction: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """What is settled of an interval, from its first span until now, as pieces of equal state."""
+
+    interval: str
+    start: datetime
+    pieces: Sequence[Piece]
+    coverage: Coverage
+
+
+@router.get("/markets/{name:path}")
+def show_market(
+    request: Request,
+    name: str,
+    services: Annotated[Services, Depends(get_services)],
+    interval: Interval = Interval.DAY,
+    bars: Annotated[int, Query(ge=30, le=2_000)] = 365,
+) -> Response:
+    """Show the market called ``provider:symbol``, or the primary one of a symbol."""
+    with open_snapshot(services.engine) as connection:
+        market = page_queries.read_market(connection, name)
+        if market is None:
+            raise UnknownMarketError(f"no stored market is called {name[:60]!r}: / lists them")
+        shown = read_shown(connection, market, interval, bars)
+    return answer_page(request, "market.html", {**shown, "interval": interval.value, "count": bars})
+
+
+def read_shown(
+    connection: Connection, market: Mapping[str, Any], interval: Interval, count: int
+) -> dict[str, Any]:
+    """Return what the page shows of a market."""
+    market_id = market["market_id"]
+    bars = page_queries.read_newest_bars(connection, market_id, interval.value, count)
+    coverage = read_coverage(connection, [market_id])
+    return {
+        "market": market,
+        "bars": bars,
+        "snapshot": page_queries.read_snapshot(connection, market_id),
+        "chart": build_market_chart(bars, interval, market),
+        "line": draw_line([bar["close"] for bar in bars], 1_000, 220),
+        "statistics": [
+            (row, build_cells(row)) for row in page_queries.read_statistics(connection, market_id)
+        ],
+        "strips": [
+            strip
+            for (_, of), known in sorted(coverage.items(), key=lambda item: item[0][1].value)
+            if (strip := build_strip(of.value, known, datetime.now(UTC))) is not None
+        ],
+        "revisions": page_queries.read_revised(connection, market_id, MAX_ROWS),
+        "quarantined": page_queries.read_quarantined(connection, market_id, MAX_ROWS),
+    }
+
+
+def build_cells(row: Mapping[str, Any]) -> list[Cell]:
+    """Return the statistics of a horizon in the table's order."""
+    return [
+        Cell(name, title, *pick_value(name, row[name], row["reason"]), name in FRACTIONS)
+        for name, title in {**FRACTIONS, **RATIOS}.items()
+    ]
+
+
+def build_strip(interval: str, coverage: Coverage, now: datetime) -> Strip | None:
+    """Return the strip of an interval; None where nothing was ever asked."""
+    if not coverage.settled and not coverage.holes:
+        return None
+    start = min(
+        [span.start for span in coverage.settled[:1]]
+        + [hole.window.start for hole in coverage.holes]
+    )
+    end = max([coverage.settled[-1].end] if coverage.settled else [now])
+    spans = cut_time(start, max(end, start), STRIP_CELLS)
+    states = [_STATES.get(int(state), "settled") for state in map_coverage(coverage, spans)]
+    return Strip(interval, start, join_states(states), coverage)

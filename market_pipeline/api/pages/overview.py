@@ -1,0 +1,122 @@
+"""The overview: every active market on pages of a hundred, and how the last run ended."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeAlias
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import Response
+
+from market_pipeline.api.pages.freshness import Freshness, judge_freshness
+from market_pipeline.api.pages.pictures import Line, draw_line
+from market_pipeline.api.pages.rendering import answer_page
+from market_pipeline.api.services import Services, get_services
+from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.storage.history_queries import read_newest_version
+from market_pipeline.storage.page_queries import read_overview, read_sparks
+from market_pipeline.storage.page_run_queries import read_run_totals
+
+router = APIRouter(include_in_schema=False)
+PAGE_ROWS = 100
+SPARK_BARS = 30
+Sort: TypeAlias = Literal["symbol", "price", "change", "freshness", "health"]
+_HEALTH = {"failed": 0, "partial": 1, None: 2, "ok": 3}
+_FRESHNESS = {"empty": 0, "behind": 1, "current": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class MarketLine:
+    """A market in the list: its row, the price shown and when that was true, and its freshness."""
+
+    row: Mapping[str, Any]
+    price: float | None
+    price_at: datetime | None
+    is_close: bool
+    freshness: Freshness
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A page of the list: ``found`` markets of ``total`` match; counts are of all markets."""
+
+    lines: Sequence[MarketLine]
+    found: int
+    total: int
+    number: int
+    pages: int
+    fresh: Mapping[str, int]
+    health: Mapping[str | None, int]
+
+
+@router.get("/")
+def show_overview(
+    request: Request,
+    services: Annotated[Services, Depends(get_services)],
+    q: Annotated[str, Query(max_length=60)] = "",
+    sort: Sort = "symbol",
+    page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+) -> Response:
+    """Show the markets that a text is found in."""
+    with open_snapshot(services.engine) as connection:
+        listing = list_markets(read_overview(connection), q, sort, page, datetime.now(UTC))
+        ids = [line.row["market_id"] for line in listing.lines]
+        closes = read_sparks(connection, ids, SPARK_BARS)
+        runs = read_run_totals(connection, 1)
+        version = read_newest_version(connection)
+    sparks: dict[int, Line | None] = {key: draw_line(line) for key, line in closes.items()}
+    run = runs[0] if runs else None
+    shown = {"listing": listing, "sparks": sparks, "run": run, "version": version}
+    return answer_page(request, "overview.html", {**shown, "q": q, "sort": sort})
+
+
+def list_markets(
+    rows: Sequence[Mapping[str, Any]], wanted: str, sort: Sort, page: int, now: datetime
+) -> Listing:
+    """Return a page of the markets whose symbol, name or provider hold a text."""
+    lines = [build_line(row, now) for row in rows]
+    sought = wanted.strip().casefold()
+    found = [line for line in lines if sought in _spell(line.row)]
+    found.sort(key=lambda line: _rank(line, sort))
+    pages = max(1, -(-len(found) // PAGE_ROWS))
+    number = min(page, pages)
+    return Listing(
+        found[(number - 1) * PAGE_ROWS : number * PAGE_ROWS],
+        len(found),
+        len(lines),
+        number,
+        pages,
+        Counter(line.freshness.state for line in lines),
+        Counter(line.row["outcome"] for line in lines),
+    )
+
+
+def build_line(row: Mapping[str, Any], now: datetime) -> MarketLine:
+    """Return what the list shows of a market: the live price, else the last close, and says so."""
+    is_close = row["price"] is None
+    price = row["close"] if is_close else row["price"]
+    price_at = row["close_time"] if is_close else row["observed_at"]
+    return MarketLine(row, price, price_at, is_close, judge_freshness(row, now))
+
+
+def _spell(row: Mapping[str, Any]) -> str:
+    return f"{row['provider']}:{row['symbol']} {row['name']}".casefold()
+
+
+def _rank(line: MarketLine, sort: Sort) -> tuple[Any, ...]:
+    """Return what sorts a market: the dearest, the largest rise, or the worst first."""
+    name = (line.row["symbol"], line.row["provider"])
+    change = line.row["change_24h_ratio"]
+    behind = line.freshness.behind
+    return {
+        "symbol": name,
+        "price": (line.price is None, -(line.price or 0), *name),
+        "change": (change is None, -(change or 0), *name),
+        "freshness": (
+            _FRESHNESS[line.freshness.state],
+            -(behind.total_seconds() if behind else 0),
+            *name,
+        ),
+        "health": (_HEALTH.get(line.row["outcome"], 2), *name),
+    }[sort]

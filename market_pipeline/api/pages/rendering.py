@@ -1,0 +1,90 @@
+"""From a template and what it shows to an answer: escaped, with an ETag of what a reader would see.
+
+The tag leaves out how old things are, so that a page which only aged is answered with 304.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse, Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from market_pipeline.api.pages import formats
+from market_pipeline.api.pages.assets import find_asset_path
+
+REFRESH_SECONDS = 10
+_TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+_AGES = re.compile(r"(<time\b[^>]*>)[^<]*")
+
+
+def answer_page(
+    request: Request, template: str, shown: Mapping[str, Any], status: int = 200
+) -> Response:
+    """Return a page, or 304 if the browser has what it would show."""
+    now = datetime.now(UTC)
+    chrome = {"path": request.url.path, "now": now, "refresh_seconds": REFRESH_SECONDS}
+    page = load_environment().get_template(template).render(**chrome, **shown)
+    seen = _AGES.sub(r"\1", page).encode()
+    tag = f'W/"{hashlib.sha256(seen).hexdigest()[:32]}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Cookie"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return HTMLResponse(page, status, headers)
+
+
+@lru_cache(maxsize=1)
+def load_environment() -> Environment:
+    """Return the templates' environment; everything put into a page is escaped."""
+    made = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        price=formats.format_price,
+        pct=formats.format_pct,
+        number=formats.format_number,
+        count=formats.format_count,
+        compact=formats.format_compact,
+        utc=formats.format_time,
+        date=formats.format_date,
+        span=formats.format_span,
+        reason=formats.describe_reason,
+        direction=formats.describe_direction,
+        exact=formats.exact,
+    )
+    made.globals.update(
+        asset=find_asset_path,
+        age=formats.format_age,
+        link_market=link_market,
+        link_why=link_why,
+        link=link,
+    )
+    return made
+
+
+def link_market(row: Mapping[str, Any]) -> str:
+    """Return the address of a market's page; whatever it is called, it is one part of the path."""
+    name = f"{row['provider']}:{row['symbol']}"
+    return f"/markets/{quote(name, safe=':')}"
+
+
+def link_why(row: Mapping[str, Any], statistic: str, horizon: str) -> str:
+    """Return the address of the page that traces a statistic."""
+    market = f"{row['provider']}:{row['symbol']}"
+    return link("/why", market=market, statistic=statistic, horizon=horizon)
+
+
+def link(path: str, **parameters: Any) -> str:
+    """Return an address with its parameters, but for empty ones."""
+    given = {name: value for name, value in parameters.items() if value not in {None, ""}}
+    return f"{path}?{urlencode(given)}" if given else path

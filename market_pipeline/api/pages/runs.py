@@ -1,0 +1,55 @@
+"""The pages of runs: receipts, holes, quarantine, and what each dataset version changed."""
+
+import json
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from market_pipeline.api.pages.rendering import answer_page
+from market_pipeline.api.problems import ProblemError
+from market_pipeline.api.services import Services, get_services
+from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.storage import page_run_queries
+
+router = APIRouter(include_in_schema=False)
+MAX_RUNS = 50
+MAX_ROWS = 200
+MAX_EXCEPTIONS = 50
+
+
+@router.get("/runs")
+def show_runs(request: Request, services: Annotated[Services, Depends(get_services)]) -> Response:
+    """Show the last runs, the holes that are left and the rows in quarantine."""
+    with open_snapshot(services.engine) as connection:
+        shown = {
+            "runs": page_run_queries.read_run_totals(connection, MAX_RUNS),
+            "holes": page_run_queries.read_open_holes(connection, None, MAX_EXCEPTIONS),
+            "quarantined": page_run_queries.read_refused_rows(connection, None, MAX_EXCEPTIONS),
+        }
+    return answer_page(request, "runs.html", {**shown, "link_run": services.dagster.link_run})
+
+
+@router.get("/runs/{run_id}")
+def show_run(
+    request: Request, run_id: UUID, services: Annotated[Services, Depends(get_services)]
+) -> Response:
+    """Show a run's receipt."""
+    with open_snapshot(services.engine) as connection:
+        run = page_run_queries.read_run(connection, run_id)
+        if run is None:
+            detail = f"no receipt of a run {run_id}: /runs lists them; those without change go"
+            raise ProblemError(404, "Not Found", detail)
+        shown = {
+            "run": run,
+            "request_text": json.dumps(run["request"], indent=2, sort_keys=True),
+            "receipts": page_run_queries.read_run_receipts(connection, run_id, MAX_ROWS),
+            "tables": page_run_queries.read_written_tables(connection, run_id),
+            "holes": page_run_queries.read_open_holes(connection, run_id, MAX_EXCEPTIONS),
+            "quarantined": page_run_queries.read_refused_rows(connection, run_id, MAX_EXCEPTIONS),
+            "versions": page_run_queries.read_version_batches(connection, run, MAX_ROWS),
+            "restated": page_run_queries.read_restated_bars(connection, run, MAX_EXCEPTIONS),
+            "dagster_url": services.dagster.link_run(str(run_id)),
+        }
+    return answer_page(request, "run.html", shown)

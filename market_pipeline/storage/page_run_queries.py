@@ -1,0 +1,145 @@
+"""What the dashboard's pages of runs read: receipts, holes, quarantine, and what versions changed.
+
+Rows come as mappings; times are UTC. Not here: pages of markets (``page_queries``).
+"""
+
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from market_pipeline.storage.page_queries import Row, fetch
+from market_pipeline.storage.tables import SCHEMA
+
+_TOTALS = """
+    count(market_id) AS markets, count(*) FILTER (WHERE part.outcome = 'ok') AS ok,
+    count(*) FILTER (WHERE part.outcome = 'partial') AS partial,
+    count(*) FILTER (WHERE part.outcome = 'failed') AS failed,
+    coalesce(sum(requested), 0) AS requested, coalesce(sum(received), 0) AS received,
+    coalesce(sum(inserted), 0) AS inserted, coalesce(sum(updated), 0) AS updated,
+    coalesce(sum(unchanged), 0) AS unchanged, coalesce(sum(revised), 0) AS revised,
+    coalesce(sum(quarantined), 0) AS quarantined, coalesce(sum(holes_left), 0) AS holes_left,
+    coalesce(sum(calls), 0) AS calls, min(first_version) AS first_version,
+    max(last_version) AS last_version
+"""
+_RUNS = f"""
+    WITH recent AS (
+        SELECT * FROM {SCHEMA}.ingestion_run ORDER BY started_at DESC LIMIT %(count)s
+    )
+    SELECT run.run_id, run.trigger, run.provider, run.started_at, run.completed_at,
+        run.outcome, {_TOTALS}
+    FROM recent run LEFT JOIN {SCHEMA}.ingestion_run_market part USING (run_id)
+    GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY started_at DESC
+"""  # noqa: S608 - names of our own tables
+_RUN = f"""
+    SELECT run.run_id, run.trigger, run.provider, run.started_at, run.completed_at,
+        run.outcome, run.request, {_TOTALS}
+    FROM {SCHEMA}.ingestion_run run LEFT JOIN {SCHEMA}.ingestion_run_market part USING (run_id)
+    WHERE run_id = %(run_id)s GROUP BY 1, 2, 3, 4, 5, 6, 7
+"""  # noqa: S608 - names of our own tables
+_MARKETS = f"""
+    SELECT symbol, provider, part.* FROM {SCHEMA}.ingestion_run_market part
+    JOIN {SCHEMA}.market USING (market_id) WHERE run_id = %(run_id)s
+    ORDER BY array_position(ARRAY['failed', 'partial', 'ok'], part.outcome), symbol, provider
+    LIMIT %(count)s
+"""  # noqa: S608 - names of our own tables
+_TABLES = f"""
+    SELECT table_name, inserted, updated, unchanged FROM {SCHEMA}.ingestion_run_table
+    WHERE run_id = %(run_id)s ORDER BY table_name
+"""  # noqa: S608 - names of our own tables
+_HOLES = f"""
+    SELECT symbol, provider, hole.* FROM {SCHEMA}.coverage_hole hole
+    JOIN {SCHEMA}.market USING (market_id)
+    WHERE %(run_id)s::uuid IS NULL OR hole.run_id = %(run_id)s
+    ORDER BY last_checked_at DESC, symbol, starts_at LIMIT %(count)s
+"""  # noqa: S608 - names of our own tables
+_QUARANTINE = f"""
+    SELECT symbol, provider, row_id, "interval", open_time, rule, detail, times_seen,
+        first_seen_at, last_seen_at, status, kept.run_id
+    FROM {SCHEMA}.quarantined_row kept JOIN {SCHEMA}.market USING (market_id)
+    WHERE CASE WHEN %(run_id)s::uuid IS NULL THEN status = 'open' ELSE run_id = %(run_id)s END
+    ORDER BY last_seen_at DESC, row_id DESC LIMIT %(count)s
+"""  # noqa: S608 - names of our own tables
+_VERSIONS = f"""
+    WITH batch AS (
+        SELECT * FROM {SCHEMA}.dataset_version
+        WHERE version BETWEEN %(first)s AND %(last)s AND run_id = %(run_id)s
+        ORDER BY version, "interval" LIMIT %(count)s
+    )
+    SELECT version, symbol, provider, batch."interval", first_open_time, last_open_time, known_at,
+        (SELECT count(*) FROM {SCHEMA}.market_aggregate bar WHERE bar.market_id = batch.market_id
+            AND bar."interval" = batch."interval" AND bar.dataset_version = batch.version
+            AND bar.open_time BETWEEN first_open_time AND last_open_time) AS current,
+        (SELECT count(*) FROM {SCHEMA}.market_aggregate_revision old
+            WHERE old.market_id = batch.market_id AND old."interval" = batch."interval"
+            AND old.replaced_by_version = batch.version
+            AND old.open_time BETWEEN first_open_time AND last_open_time) AS revised
+    FROM batch JOIN {SCHEMA}.market USING (market_id) ORDER BY version, batch."interval"
+"""  # noqa: S608 - names of our own tables
+_RESTATED = f"""
+    SELECT symbol, provider, old."interval", old.open_time, old.replaced_by_version AS version,
+        old.close AS old_close, coalesce(now.close, later.close) AS close
+    FROM {SCHEMA}.dataset_version batch
+    JOIN {SCHEMA}.market USING (market_id)
+    JOIN {SCHEMA}.market_aggregate_revision old ON old.market_id = batch.market_id
+        AND old."interval" = batch."interval" AND old.replaced_by_version = batch.version
+        AND old.open_time BETWEEN first_open_time AND last_open_time
+    LEFT JOIN {SCHEMA}.market_aggregate now ON now.market_id = old.market_id
+        AND now."interval" = old."interval" AND now.open_time = old.open_time
+        AND now.dataset_version = old.replaced_by_version
+    LEFT JOIN {SCHEMA}.market_aggregate_revision later ON later.market_id = old.market_id
+        AND later."interval" = old."interval" AND later.open_time = old.open_time
+        AND later.dataset_version = old.replaced_by_version
+    WHERE batch.version BETWEEN %(first)s AND %(last)s AND batch.run_id = %(run_id)s
+    ORDER BY symbol, provider, old."interval", old.open_time LIMIT %(count)s
+"""  # noqa: S608 - names of our own tables
+
+
+def read_run_totals(connection: Connection, count: int) -> list[Row]:
+    """Return the last runs with the sums of their receipts, the newest first."""
+    return fetch(connection, _RUNS, count=count)
+
+
+def read_run(connection: Connection, run_id: UUID) -> Row | None:
+    """Return a run with what it was asked and the sums of its receipt."""
+    rows = fetch(connection, _RUN, run_id=run_id)
+    return rows[0] if rows else None
+
+
+def read_run_receipts(connection: Connection, run_id: UUID, count: int) -> list[Row]:
+    """Return a run's receipt by market, failed ones first."""
+    return fetch(connection, _MARKETS, run_id=run_id, count=count)
+
+
+def read_written_tables(connection: Connection, run_id: UUID) -> list[Row]:
+    """Return a run's receipt by table."""
+    return fetch(connection, _TABLES, run_id=run_id)
+
+
+def read_open_holes(connection: Connection, run_id: UUID | None, count: int) -> list[Row]:
+    """Return holes that a run asked for last, or all, those checked last first."""
+    return fetch(connection, _HOLES, run_id=run_id, count=count)
+
+
+def read_refused_rows(connection: Connection, run_id: UUID | None, count: int) -> list[Row]:
+    """Return rows in quarantine that a run received first, or all open ones, the newest first."""
+    return fetch(connection, _QUARANTINE, run_id=run_id, count=count)
+
+
+def read_version_batches(connection: Connection, run: Row, count: int) -> list[Row]:
+    """Return the batches of a run: bars that still have its values, and final ones it replaced.
+
+    Args:
+        connection: Any.
+        run: Of :func:`read_run`.
+        count: The most to return.
+    """
+    return fetch(connection, _VERSIONS, **_span(run), count=count)
+
+
+def read_restated_bars(connection: Connection, run: Row, count: int) -> list[Row]:
+    """Return the final bars whose values a run replaced, with both closes."""
+    return fetch(connection, _RESTATED, **_span(run), count=count)
+
+
+def _span(run: Row) -> Row:
+    return {"first": run["first_version"], "last": run["last_version"], "run_id": run["run_id"]}

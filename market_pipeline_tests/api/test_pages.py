@@ -1,0 +1,128 @@
+"""The dashboard's pages over HTTP: what they show is what the database has, and nothing runs."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, event
+
+from market_pipeline.storage.tables import market_roi_statistic, market_snapshot
+from market_pipeline_tests.readers.bar_history import History, make_days
+
+HOSTILE = "<SCRIPT>ALERT(1)</SCRIPT>"
+PRICE = 51_112.4712345
+
+
+@pytest.fixture
+def history(engine: Engine) -> History:
+    """An empty history on this test's database."""
+    return History(engine)
+
+
+def add_market(history: History, symbol: str = "BTC-USD") -> int:
+    """Store a market with ten closes, a price, and a statistic that is NULL."""
+    key = history.add_market(symbol)
+    history.commit(key, make_days(range(100, 110)))
+    now = datetime.now(UTC)
+    snapshot = {"market_id": key, "observed_at": now, "price": PRICE, "fetched_at": now}
+    statistic = {
+        "market_id": key, "interval": "1d", "horizon": "30d", "as_of": now, "method": "m",
+        "roi": 0.125, "annualisation_factor": 365, "n_returns": 9, "n_missing": 0,
+        "reason": "sharpe: insufficient_data",
+    }  # fmt: skip
+    with history.engine.begin() as connection:
+        connection.execute(market_snapshot.insert().values(snapshot))
+        connection.execute(market_roi_statistic.insert().values(statistic))
+    return key
+
+
+@pytest.mark.parametrize("path", ["/", "/compare", "/runs"])
+def test_an_empty_database_has_pages(client: TestClient, path: str) -> None:
+    """Every page without an argument answers before anything was stored."""
+    answer = client.get(path)
+
+    assert answer.status_code == 200, answer.text
+    assert "<h1>" in answer.text
+
+
+def test_pages_show_what_the_database_has(client: TestClient, history: History) -> None:
+    """Price and statistics are exact in the page, what is NULL has its reason and a why link."""
+    add_market(history)
+
+    assert f'value="{PRICE!r}"' in client.get("/").text
+    page = client.get("/markets/mock:BTC-USD").text
+
+    assert f'value="{PRICE!r}"' in page
+    assert 'value="0.125"' in page
+    assert "too few returns in this span" in page
+    assert "/why?market=mock%3ABTC-USD&amp;statistic=sharpe&amp;horizon=30d" in page
+    assert 'value="109.0"' in page
+
+
+def test_a_hostile_name_is_text(client: TestClient, history: History) -> None:
+    """A symbol made of markup is escaped on every page, also in the data of charts."""
+    add_market(history, HOSTILE)
+    add_market(history)
+
+    linked = re.search(r'href="(/markets/mock:%3C[^"]*)"', client.get("/").text)
+    assert linked is not None
+    for path in ("/", "/compare", "/runs", linked[1]):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert HOSTILE not in answer.text
+        assert "unsafe-eval" not in answer.headers["content-security-policy"]
+
+
+def test_runs_lead_to_their_receipts(client: TestClient, history: History) -> None:
+    """The list of runs links to a page of each, and that one into Dagster."""
+    add_market(history)
+    run_id = history.commits[0].run_id
+
+    assert f"/runs/{run_id}" in client.get("/runs").text
+    assert f"http://127.0.0.1:9/runs/{run_id}" in client.get(f"/runs/{run_id}").text
+
+
+def test_a_page_that_only_aged_is_not_sent_again(client: TestClient, history: History) -> None:
+    """The ETag answers 304 until a value changes."""
+    key = add_market(history)
+    tag = {"If-None-Match": client.get("/").headers["etag"]}
+    assert client.get("/", headers=tag).status_code == 304
+
+    now = datetime.now(UTC) + timedelta(seconds=1)
+    row = {"market_id": key, "observed_at": now, "price": 7.0, "fetched_at": now}
+    with history.engine.begin() as connection:
+        connection.execute(market_snapshot.insert().values(row))
+
+    assert 'value="7.0"' in client.get("/", headers=tag).text
+
+
+def test_the_overview_asks_as_often_for_many_markets(client: TestClient, history: History) -> None:
+    """A hundred markets more take no statement more."""
+    statements: list[str] = []
+    add_market(history)
+    event.listen(history.engine, "after_cursor_execute", lambda *told: statements.append(told[2]))
+    client.get("/")
+    few = len(statements)
+    statements.clear()
+    for at in range(100):
+        history.add_market(f"M{at}-USD")
+    statements.clear()
+
+    page = client.get("/").text
+
+    assert "101 of 101 markets" in page
+    assert len(statements) == few
+
+
+def test_scripts_are_served_by_us_for_good(client: TestClient) -> None:
+    """Every script and style sheet of a page is there, cacheable, and from this origin."""
+    page = client.get("/").text
+    assets = re.findall(r'(?:src|href)="(/assets/[^"]+)"', page)
+
+    assert len(assets) >= 3
+    for path in assets:
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["cache-control"]
+    assert not re.search(r'(?:src|href)="(?:https?:)?//', page)
