@@ -31,7 +31,12 @@ from market_pipeline.ingestion.receipts import (
 )
 from market_pipeline.ingestion.request import Request
 from market_pipeline.ingestion.write import Written, write_market_bars
-from market_pipeline.storage.claims import hold_claim, release_run_claims, wait_for_claim
+from market_pipeline.storage.claims import (
+    hold_claim,
+    release_run_claims,
+    show_life,
+    wait_for_claim,
+)
 from market_pipeline.storage.coverage import read_coverage, write_coverage
 from market_pipeline.storage.ledgers import market_event
 from market_pipeline.storage.quarantine import parse_payloads, read_quarantine, resolve_rows
@@ -131,19 +136,20 @@ def _list(row_ids: Iterable[int]) -> str:
 def _replay_market(
     engine: Engine, run_id: UUID, market_id: int, rows: pd.DataFrame, now: datetime
 ) -> Replay:
-    token = wait_for_claim(engine, market_id, run_id, CLAIM_TIME, CLAIM_PATIENCE)
-    try:
-        with engine.begin() as connection:
-            hold_claim(connection, market_id, token)
-            one = _read_market(connection, market_id)
-            refused, good = _judge(connection, one, market_id, rows, now)
-            kept = sorted(set(rows["row_id"]) - refused.keys())
-            if kept:
-                run = _describe_run(run_id, one, good, now)
-                _write(connection, run, one, market_id, good)
-                resolve_rows(connection, kept, "replayed", now)
-    finally:
-        release_run_claims(engine, run_id)
+    with show_life(engine, run_id):
+        token = wait_for_claim(engine, market_id, run_id, CLAIM_TIME, CLAIM_PATIENCE)
+        try:
+            with engine.begin() as connection:
+                hold_claim(connection, market_id, token)
+                one = _read_market(connection, market_id)
+                refused, good = _judge(connection, one, market_id, rows, now)
+                kept = sorted(set(rows["row_id"]) - refused.keys())
+                if kept:
+                    run = _describe_run(run_id, one, good, now)
+                    _write(connection, run, one, market_id, good)
+                    resolve_rows(connection, kept, "replayed", now)
+        finally:
+            release_run_claims(engine, run_id)
     return Replay(run_id, tuple(kept), refused)
 
 

@@ -16,7 +16,7 @@ from market_pipeline.ingestion.market_run import MarketRun
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.providers.gate import use_gate
 from market_pipeline.storage.budget import DatabaseGate, read_budget_limits
-from market_pipeline.storage.claims import release_run_claims
+from market_pipeline.storage.claims import release_run_claims, show_life
 
 WORKERS = 4
 # Shorter than a claim holds: a market whose provider has no budget left is given up for now.
@@ -53,7 +53,10 @@ class BarStream:
         """Yield batches as they come; those of one market in their order."""
         ready: Queue[Item | None] = Queue(maxsize=WORKERS)
         stop = Event()
-        with ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="fetch") as pool:
+        with (
+            show_life(self.engine, self.run_id),
+            ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="fetch") as pool,
+        ):
             gate = make_gate(self.engine, self.routes, stop)
             work = [pool.submit(self._work, gate, route, ready, stop) for route in self.routes]
             try:

@@ -1,11 +1,14 @@
 """Claims: which run is fetching a market, so that two runs do not fetch the same thing.
 
-A claim is a row with a growing token. It runs out unless renewed, so a dead run blocks nobody for
-long; a writer shows its token under a lock in its own transaction, so a run that slept past its
-claim cannot commit over a newer one. The database's clock decides. Not here: who claims when.
+A claim is a row with a growing token. It runs out unless renewed, and at once when the session in
+which its run shows that it lives is gone: a killed run blocks nobody, a suspended one not for long.
+A writer shows its token under a lock in its own transaction, so a run that slept past its claim
+cannot commit over a newer one. The database's clock decides. Not here: who claims when.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, timedelta
 from typing import Any
 from uuid import UUID
@@ -18,11 +21,21 @@ from market_pipeline.storage.tables import SCHEMA
 
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 1.0
+# The first half of the advisory locks by which runs show that they live; the second is the run's.
+_ALIVE = 0x6D70_6C76
+_SHOW_LIFE = text(f"SELECT pg_advisory_lock_shared({_ALIVE}, hashtext(:run_id))")
+_END_LIFE = text(f"SELECT pg_advisory_unlock_shared({_ALIVE}, hashtext(:run_id))")
+# Two runs of one hash: the claim of the dead one then runs out by time.
+_IS_DEAD = f"""NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                AND classid = {_ALIVE} AND objid = hashtext(fetch_claim.run_id::text)::oid
+                AND objsubid = 2)"""  # noqa: S608 - a constant
 # Skips a locked row: its writer is about to commit, and may sleep in the middle of that.
 _TAKE = text(f"""
     WITH free AS (
         SELECT market_id FROM {SCHEMA}.fetch_claim WHERE market_id = :market_id
-            AND (run_id = :run_id OR expires_at <= clock_timestamp())
+            AND (run_id = :run_id OR expires_at <= clock_timestamp()
+                OR {_IS_DEAD})
         FOR UPDATE SKIP LOCKED),
     taken AS (
         UPDATE {SCHEMA}.fetch_claim held SET token = nextval('{SCHEMA}.fetch_claim_seq'),
@@ -38,10 +51,27 @@ _TAKE = text(f"""
 """)  # noqa: S608 - names of our own tables
 
 
+@contextmanager
+def show_life(engine: Engine, run_id: UUID) -> Iterator[None]:
+    """Let a run's claims count: they are free as soon as its process, or this block, ends.
+
+    Holds one session of its own. If that is lost, others may take the claims; what this run writes
+    afterwards is refused only where somebody did.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as session:
+        session.execute(_SHOW_LIFE, {"run_id": str(run_id)})
+        try:
+            yield
+        finally:
+            if not session.invalidated:
+                session.execute(_END_LIFE, {"run_id": str(run_id)})
+
+
 def take_claim(engine: Engine, market_id: int, run_id: UUID, ttl: timedelta) -> int | None:
     """Return a new token for a market, or None while another run holds it; never waits.
 
-    A run that claims a market again gets a new token; its older one is then worthless.
+    A run that claims a market again gets a new token; its older one is then worthless. The claim
+    counts within ``show_life`` only.
 
     Args:
         engine: The database.

@@ -18,7 +18,11 @@ from market_pipeline.storage.urls import hide_password, normalise_database_url, 
 
 CONNECT_TIMEOUT_SECONDS = 5
 _OLDEST_SERVER = 150_000
-_SERVER_OPTIONS = "-c timezone=UTC -c lock_timeout=60s -c idle_in_transaction_session_timeout=300s"
+# The last one: a statement whose client was killed ends, and with it its locks.
+_SERVER_OPTIONS = (
+    "-c timezone=UTC -c lock_timeout=60s -c idle_in_transaction_session_timeout=300s "
+    "-c client_connection_check_interval=1s"
+)
 _QUESTION = text(
     "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), "
     "current_setting('transaction_read_only') = 'on'"

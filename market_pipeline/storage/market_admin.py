@@ -11,7 +11,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, Engine, Table, text, update
 
 from market_pipeline.domain.errors import ClaimTimeoutError
-from market_pipeline.storage.claims import renew_claim, take_claim
+from market_pipeline.storage.claims import renew_claim, show_life, take_claim
 from market_pipeline.storage.ledgers import fetch_claim, metadata
 from market_pipeline.storage.stamps import stamp_everything
 from market_pipeline.storage.tables import SCHEMA, market
@@ -71,16 +71,18 @@ def purge_market(engine: Engine, market_id: int) -> Iterator[tuple[str, int]]:
         ClaimTimeoutError: A run is fetching it.
     """
     set_active(engine, [market_id], is_active=False)
-    token = take_claim(engine, market_id, uuid4(), _CLAIM_TTL)
-    if token is None:
-        raise ClaimTimeoutError(
-            f"market {market_id} is being fetched by a run: it is switched off now; try again when "
-            "that run has ended, or ten minutes after it died"
-        )
-    for table, condition in _list_children():
-        if table is not fetch_claim:
-            yield table.name, _delete_rows(engine, table, condition, market_id, token)
-    yield market.name, _delete_market(engine, market_id)
+    purge_id = uuid4()
+    with show_life(engine, purge_id):
+        token = take_claim(engine, market_id, purge_id, _CLAIM_TTL)
+        if token is None:
+            raise ClaimTimeoutError(
+                f"market {market_id} is being fetched by a run: it is switched off now; try again "
+                "when that run has ended"
+            )
+        for table, condition in _list_children():
+            if table is not fetch_claim:
+                yield table.name, _delete_rows(engine, table, condition, market_id, token)
+        yield market.name, _delete_market(engine, market_id)
 
 
 def _list_children() -> list[tuple[Table, str]]:

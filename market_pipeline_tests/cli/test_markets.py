@@ -4,7 +4,9 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
+from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,6 +14,7 @@ from sqlalchemy import Engine, create_engine
 
 from market_pipeline.cli.main import main
 from market_pipeline.storage import market_admin
+from market_pipeline.storage.claims import show_life, take_claim
 from market_pipeline.storage.ledgers import metadata
 from market_pipeline_tests.commands import ROOT, run_command
 from market_pipeline_tests.databases import create_database, read_column
@@ -147,12 +150,10 @@ def test_purge_waits_for_nobody_and_disturbs_no_run(command: Command, ingested: 
     [key] = read_column(
         ingested, "SELECT market_id FROM market_data.market WHERE symbol = 'BTC-USD'"
     )
-    with make_engine(ingested) as engine, engine.begin() as connection:
-        connection.exec_driver_sql(
-            "INSERT INTO market_data.fetch_claim SELECT market_id, 99, gen_random_uuid(), now(),"
-            " now() + interval '1 hour' FROM market_data.market WHERE symbol = 'BTC-USD'"
-        )
-    refused = command("markets", "purge", "BTC-USD", "--yes")
+    run_id = uuid4()
+    with make_engine(ingested) as engine, show_life(engine, run_id):
+        assert take_claim(engine, int(str(key)), run_id, timedelta(hours=1))
+        refused = command("markets", "purge", "BTC-USD", "--yes")
     assert refused.exit_code == 1
     assert "is being fetched by a run" in refused.output
     assert "market_aggregate" in count_rows_of(ingested, key)

@@ -1,6 +1,7 @@
 """Claims: one run at a time fetches a market; one that slept past its claim writes nothing."""
 
 import signal
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -15,13 +16,14 @@ from market_pipeline.storage.claims import (
     release_claim,
     release_run_claims,
     renew_claim,
+    show_life,
     take_claim,
     wait_for_claim,
 )
 from market_pipeline.storage.engine import DatabaseAddress, open_engine
 from market_pipeline_tests.children import Child, start_child
 
-A, B = UUID(int=0xA), UUID(int=0xB)
+A, B, MORTAL = UUID(int=0xA), UUID(int=0xB), UUID(int=0xC)
 LONG, SHORT, NONE = timedelta(minutes=10), timedelta(milliseconds=300), timedelta()
 PATIENCE = timedelta(seconds=30)
 MARKET = text(
@@ -42,6 +44,13 @@ def market_id(engine: Engine) -> int:
     """A market that nobody holds."""
     with engine.begin() as connection:
         return int(connection.execute(MARKET, {"name": uuid4().hex}).scalar_one())
+
+
+@pytest.fixture(autouse=True)
+def living(engine: Engine) -> Iterator[None]:
+    """Runs A and B live as long as the test."""
+    with show_life(engine, A), show_life(engine, B):
+        yield
 
 
 def write(engine: Engine, market_id: int, token: int, name: str) -> None:
@@ -101,6 +110,25 @@ def write_often(pipe: Connection, url: str, market_id: int, times: int) -> None:
             tokens.append(token)
     pipe.send(tokens)
     pipe.recv()
+
+
+def claim_and_stay(pipe: Connection, url: str, market_id: int) -> None:
+    """Claim as a run that lives in this process alone; write when told, if that comes."""
+    engine = open_engine(DatabaseAddress(url, is_embedded=False))
+    with show_life(engine, MORTAL):
+        token = take_claim(engine, market_id, MORTAL, LONG)
+        pipe.send(token)
+        pipe.recv()
+
+
+def die_inside_a_statement(pipe: Connection, url: str, market_id: int) -> None:
+    """Hold the claim's row locked in a statement that takes ten minutes."""
+    engine = open_engine(DatabaseAddress(url, is_embedded=False))
+    with show_life(engine, MORTAL), engine.begin() as connection:
+        token = take_claim(engine, market_id, MORTAL, LONG) or 0
+        hold_claim(connection, market_id, token)
+        pipe.send(token)
+        connection.execute(text("SELECT pg_sleep(600)"))
 
 
 # Alone
@@ -247,3 +275,36 @@ def test_a_killed_holder_blocks_no_longer_than_its_claim(
         assert take_claim(engine, market_id, B, LONG) is None
         child.send_signal(signal.SIGKILL)
     wait_for_claim(engine, market_id, B, LONG, ttl + timedelta(seconds=1))
+
+
+def test_a_killed_holder_that_showed_its_life_blocks_nobody(
+    engine: Engine, database_url: str, market_id: int
+) -> None:
+    """The claim has minutes to go, and is free as soon as the server sees the session end."""
+    with start_child(claim_and_stay, database_url, market_id) as child:
+        child.hear()
+        assert take_claim(engine, market_id, B, LONG) is None
+        child.send_signal(signal.SIGKILL)
+        wait_for_claim(engine, market_id, B, LONG, PATIENCE)
+
+
+def test_a_suspended_holder_that_shows_its_life_keeps_its_claim(
+    engine: Engine, database_url: str, market_id: int
+) -> None:
+    """Its session is there: only time takes its claim away."""
+    with start_child(claim_and_stay, database_url, market_id) as child:
+        token = child.hear()
+        child.send_signal(signal.SIGSTOP)
+        assert take_claim(engine, market_id, B, LONG) is None
+        renew_claim(engine, market_id, token, NONE)
+        assert take_claim(engine, market_id, B, LONG) is not None
+
+
+def test_a_holder_killed_inside_a_statement_blocks_nobody(
+    engine: Engine, database_url: str, market_id: int
+) -> None:
+    """The server gives up a statement whose client is gone, and with it the locks."""
+    with start_child(die_inside_a_statement, database_url, market_id) as child:
+        child.hear()
+        child.send_signal(signal.SIGKILL)
+        wait_for_claim(engine, market_id, B, LONG, PATIENCE)
