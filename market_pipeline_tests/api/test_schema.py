@@ -1,7 +1,10 @@
 """Schemathesis asks every route of the description, well and badly: no fault, no other shape."""
 
+from typing import Any
+
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -23,6 +26,8 @@ CHECKS = [
 ]
 EXAMPLES = 15
 LOOPBACK = {"Host": "127.0.0.1"}
+# Dagster is not there in this test, and 503 is the described answer to that.
+ASKS_DAGSTER = {"/api/ingest/{run_id}"}
 
 
 def test_every_read_route_keeps_to_its_description(engine: Engine, services: Services) -> None:
@@ -35,20 +40,25 @@ def test_every_read_route_keeps_to_its_description(engine: Engine, services: Ser
         operation = result.ok()
         if operation.path in {"/api/cron", "/readyz"}:  # These start runs and ask Dagster.
             continue
+        checks = CHECKS[1:] if operation.path in ASKS_DAGSTER else CHECKS
         takes_something = any(True for _ in operation.iter_parameters())
         for mode in GenerationMode if takes_something else [GenerationMode.POSITIVE]:
-            strategy = operation.as_strategy(generation_mode=mode)
-
-            @settings(
-                max_examples=EXAMPLES,
-                deadline=None,
-                phases=[Phase.generate],
-                suppress_health_check=list(HealthCheck),
-            )
-            @given(case=strategy)
-            def ask(case: schemathesis.Case) -> None:
-                case.call_and_validate(checks=CHECKS, headers=LOOPBACK)
-
-            ask()
+            ask_examples(operation.as_strategy(generation_mode=mode), checks)
             asked += 1
     assert asked >= 18
+
+
+def ask_examples(strategy: SearchStrategy[schemathesis.Case[Any]], checks: list[Any]) -> None:
+    """Ask made up requests of one operation, and judge each answer."""
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=strategy)
+    def ask(case: schemathesis.Case[Any]) -> None:
+        case.call_and_validate(checks=checks, headers=LOOPBACK)
+
+    ask()
