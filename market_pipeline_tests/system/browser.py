@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, FloatRect, Locator, Page
 
 CHROMIUM = "/usr/bin/chromium"
-WIDTH, HEIGHT = 1440, 900
+WIDTH, HEIGHT = 1920, 1000
 PAGE_SECONDS = 60
 ARGUMENTS = [
     "--headless",

@@ -96,7 +96,7 @@ def test_lineage_begins_at_the_providers(visit: Visit) -> None:
     open_lineage(visit.page, visit.ui.address)
     expand_lineage(visit.page)
 
-    for name in ("coingecko", "yahoo", "mock", "file", *ASSETS):
+    for name in ("coingecko", "yahoo", "mock", "file", *ASSETS, "latest_market_cache"):
         find_node(visit.page, name).wait_for()
 
 
