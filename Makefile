@@ -53,7 +53,7 @@ serve: setup ## Serve the HTTP API and the dashboard on http://127.0.0.1:8000 (A
 	$(BIN)/market-pipeline serve
 
 test: setup ## Run the tests that need Python wheels only
-	$(BIN)/python -m pytest -m "not system"
+	$(BIN)/python -m pytest -m "not system" -n 2 --dist loadfile
 
 test-watch: setup ## Run the tests again whenever a file changes
 	$(BIN)/ptw . -m "not system"
