@@ -1,7 +1,7 @@
 """Market Pipeline: market data into PostgreSQL, by a pipeline that knows what it knows.
 
 Rooms, from the bottom: ``domain``, ``settings``, ``observability``, ``providers``, ``storage`` and
-``cache``, ``alerting``, ``ingestion`` and ``readers``, ``orchestration`` and ``api``, and on top
+``cache``, ``ingestion`` and ``readers``, ``orchestration`` and ``api``, and on top
 ``definitions`` and ``cli``. Each knows only the floors below it. The readers can be imported from
 here; nothing of them is loaded before.
 """
