@@ -9,9 +9,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.staticfiles import StaticFiles
 
-from market_pipeline.api import pages
 from market_pipeline.api.launching import Launcher
-from market_pipeline.api.pages import sign_in
+from market_pipeline.api.pages import assets, comparison, market, overview, runs, sign_in, why
 from market_pipeline.api.problems import Problem, install_problems
 from market_pipeline.api.routes import docs, health, history, ingest, ledgers, markets, metrics
 from market_pipeline.api.security import Gate
@@ -26,7 +25,7 @@ ROUTERS = (
     ledgers.router,
     docs.router,
     sign_in.router,
-    pages.router,
+    *(page.router for page in (overview, market, comparison, runs, why, assets)),
 )
 _SUMMARY = "Market data that knows what it knows: trigger ingestion, read prices and statistics."
 
