@@ -1,4 +1,4 @@
-"""The ledgers beside the market tables: what is settled, what is missing and why, who asked.
+"""The ledgers beside the market tables: what is settled, what is missing, who asked, who was told.
 
 They grow with runs and exceptions, not with bars; each comment says what keeps it small.
 """
@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSTZMULTIRANGE
 
@@ -268,4 +269,102 @@ idempotency_key = Table(
     Index("idempotency_key_run", "run_id"),
     Index("idempotency_key_expires", "expires_at"),
     comment="One row per request over HTTP that must not run twice",
+)
+
+alert = Table(
+    "alert",
+    metadata,
+    Column("alert_id", Uuid, primary_key=True, comment="What the command line takes"),
+    Column("fingerprint", Text, nullable=False, comment="What makes two alerts the same"),
+    Column("kind", Text, nullable=False, comment="What happened, as docs/alerts.md lists it"),
+    Column("severity", Text, nullable=False, comment="The worst so far"),
+    Column("message", Text, nullable=False, comment="The latest, in one line"),
+    Column(
+        "members",
+        JSONB,
+        nullable=False,
+        server_default="{}",
+        comment="Whom it is about, each with its reason: markets, providers",
+    ),
+    Column("context", JSONB, nullable=False, server_default="{}", comment="What else is known"),
+    Column("run_id", Uuid, comment="The run that raised it last; NULL: a watch did"),
+    Column("raised_at", _TIME, nullable=False, comment="When it was raised first (UTC)"),
+    Column("seen_at", _TIME, nullable=False, comment="When it was raised last (UTC)"),
+    Column("times", Integer, nullable=False, comment="How often it was raised"),
+    Column("noticed_at", _TIME, comment="When a message about it was last written (UTC)"),
+    Column("acknowledged_at", _TIME, comment="When somebody took it on (UTC); ends reminders"),
+    Column("cleared_at", _TIME, comment="Since when its cause is gone; NULL: it is not (UTC)"),
+    Column("resolved_at", _TIME, comment="When it ended; NULL: it is open (UTC)"),
+    Index(
+        "alert_open",
+        "fingerprint",
+        unique=True,
+        postgresql_where=text("resolved_at IS NULL"),
+    ),
+    Index("alert_raised", "raised_at"),
+    CheckConstraint(
+        "severity IN ('info', 'warning', 'error', 'critical')", name="severity_is_known"
+    ),
+    comment="One row per alert, from the first time it is raised until it is resolved",
+)
+
+alert_delivery = Table(
+    "alert_delivery",
+    metadata,
+    Column(
+        "message_id", Uuid, primary_key=True, comment="The same at every try: the webhook-id"
+    ),
+    Column(
+        "receiver",
+        Text,
+        primary_key=True,
+        comment="Scheme and a hash of the address; empty: not addressed yet",
+    ),
+    Column(
+        "alert_id",
+        Uuid,
+        ForeignKey(f"{SCHEMA}.alert.alert_id", ondelete="CASCADE"),
+        nullable=False,
+        comment="What it is about",
+    ),
+    Column("body", JSONB, nullable=False, comment="The message as it is sent"),
+    Column("created_at", _TIME, nullable=False, comment="When it was written (UTC)"),
+    Column("next_try_at", _TIME, nullable=False, comment="When it is sent next (UTC)"),
+    Column("tries", Integer, nullable=False, server_default="0", comment="How often it was sent"),
+    Column("sent_at", _TIME, comment="When the receiver took it (UTC)"),
+    Column("given_up_at", _TIME, comment="When it was given up (UTC)"),
+    Column("error", Text, comment="What the last try met"),
+    Index(
+        "alert_delivery_due",
+        "next_try_at",
+        postgresql_where=text("sent_at IS NULL AND given_up_at IS NULL"),
+    ),
+    Index("alert_delivery_alert", "alert_id"),
+    comment="One row per message and receiver: the outbox, emptied by the sensor alert_delivery",
+)
+
+metric_total = Table(
+    "metric_total",
+    metadata,
+    Column("name", Text, primary_key=True, comment="As docs/metrics.md lists it"),
+    Column("labels", JSONB, primary_key=True, comment="Names and values"),
+    Column(
+        "value", Double, nullable=False, comment="The total; of a histogram the sum, in its unit"
+    ),
+    Column(
+        "count",
+        BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="Observations of a histogram; 0 for a counter",
+    ),
+    Column(
+        "buckets",
+        JSONB,
+        nullable=False,
+        server_default="{}",
+        comment="Observations up to each bound of a histogram, cumulative",
+    ),
+    Column("updated_at", _TIME, nullable=False, comment="Last change (UTC)"),
+    comment="One row per counter or histogram and label set: totals that outlive runs",
 )
