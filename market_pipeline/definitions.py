@@ -6,7 +6,6 @@ import dagster as dg
 
 from market_pipeline.orchestration import assets
 from market_pipeline.orchestration.automation import (
-    build_failure_sensor,
     build_prune_schedule,
     build_schedule,
     ingest_job,
@@ -17,6 +16,7 @@ from market_pipeline.orchestration.checks import check_market_aggregates
 from market_pipeline.orchestration.io_manager import PostgresIOManager
 from market_pipeline.orchestration.latest_cache import latest_market_cache
 from market_pipeline.orchestration.resources import Database, IngestionRequest, Providers
+from market_pipeline.orchestration.watches import build_watches
 from market_pipeline.settings import read_cache_ttl_seconds, read_choice, read_redis_url
 
 ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
@@ -46,7 +46,7 @@ def build_definitions(resources: Mapping[str, object] | None = None) -> dg.Defin
         asset_checks=[check_market_aggregates],
         jobs=[ingest_job, backfill_history_job, statistics_job, prune_history],
         schedules=[build_schedule(), build_prune_schedule()],
-        sensors=[build_failure_sensor()],
+        sensors=build_watches(),
         executor=_choose_executor(),
         resources={**_build_resources(), **(resources or {})},
     )

@@ -53,9 +53,23 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("INGESTION_EXECUTOR", "in_process", "in_process, or multiprocess: one process a step"),
     Setting("CACHE_TTL_SECONDS", "300", "How long a cached value may be served, in seconds"),
     Setting(
-        "ALERT_WEBHOOK_URL", "", "Where failure alerts are posted; unset: nowhere", is_secret=True
+        "ALERT_WEBHOOK_URL",
+        "",
+        "Where alerts are sent: https://, slack://, mailto://, ...; several separated by blanks",
+        is_secret=True,
+    ),
+    Setting(
+        "ALERT_WEBHOOK_SECRET",
+        "",
+        "Signs alerts to https:// by Standard Webhooks: whsec_ and base64; two while it is changed",
+        is_secret=True,
     ),
     Setting("ALERT_MIN_SEVERITY", "warning", "Least severity sent: info, warning, error, critical"),
+    Setting("ALERT_COOLDOWN_MINUTES", "60", "How long an alert must be gone before it is resolved"),
+    Setting("ALERT_ALLOW_PRIVATE", "false", "Let alerts go to http:// and to private addresses"),
+    Setting(
+        "HEARTBEAT_URL", "", "Called after every good run, for a watcher outside", is_secret=True
+    ),
     Setting(
         "DAGSTER_RETENTION_DAYS", "30", "Days that Dagster's own runs and events stay; 0: for good"
     ),

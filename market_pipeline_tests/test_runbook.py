@@ -42,6 +42,7 @@ NEEDS_A_SERVICE = (
 )  # fmt: skip
 WORDS = {
     "MARKET": "ETH-USD",
+    "ALERT_ID": "00000000-0000-0000-0000-000000000000",
     "ID": "1",
     "V1..V2": "0..1",
     "V1": "1",

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from market_pipeline.alerting.checking import check_alert_settings
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.ingestion.request import Request, build_request
 from market_pipeline.providers.registry import list_provider_names, route_markets
@@ -23,6 +24,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     route_markets(request.symbols, request.providers, os.environ)
     _check_home(os.environ["DAGSTER_HOME"])
     check_run_settings()
+    check_alert_settings()
 
 
 def _check_providers(request: Request, source: str) -> None:

@@ -111,7 +111,8 @@ def prune(dry_run: bool) -> None:
         else:
             counts = retention.prune(engine, now)
     done = "would be removed" if dry_run else "removed"
-    click.echo(f"{counts.receipts} receipts and {counts.snapshots} snapshots {done}")
+    rows = f"{counts.receipts} receipts, {counts.snapshots} snapshots and {counts.alerts} alerts"
+    click.echo(f"{rows} {done}")
     click.echo(f"{_prune_dagster(now, dry_run)} of Dagster's runs {done}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from market_pipeline.cli.alerts import alerts
 from market_pipeline.cli.database import db
 from market_pipeline.cli.export import export
 from market_pipeline.cli.ingest import ingest
@@ -68,6 +69,6 @@ def init() -> None:
 
 for command in (
     ingest, plan, backfill, coverage, runs, diff, why, quarantine, export, markets, providers,
-    serve, db,
+    alerts, serve, db,
 ):  # fmt: skip
     main.add_command(command)

@@ -1,6 +1,6 @@
 """The transactions of a run: a batch with its weeks, coverage and receipt lands whole or not."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -136,9 +136,14 @@ def write_stop(engine: Engine, run: Run, stopped: MarketStopped) -> BatchResult:
 
 
 def write_rows(
-    engine: Engine, run: Run, table: Table, rows: pd.DataFrame, outcome: str
+    engine: Engine,
+    run: Run,
+    table: Table,
+    rows: pd.DataFrame,
+    outcome: str,
+    tell: Callable[[Connection], None] | None = None,
 ) -> WriteCounts:
-    """Commit computed or observed rows of one table, and its part of the receipt."""
+    """Commit rows of one table, their part of the receipt, and whatever else ``tell`` writes."""
     values = {"run_id": run.run_id, "fetched_at": datetime.now(UTC)}
     stamps = {name: values[name] for name in table.info["stamps"] if name in values}
     with engine.begin() as connection:
@@ -148,6 +153,8 @@ def write_rows(
             keys = [one.name for one in table.primary_key if one.name.endswith("market_id")]
             stamp_markets(connection, pd.concat([rows[key] for key in keys]))
         add_table_receipt(connection, run, table.name, counts, outcome)
+        if tell is not None:
+            tell(connection)
     return counts
 
 

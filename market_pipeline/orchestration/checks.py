@@ -14,9 +14,9 @@ from uuid import UUID
 import dagster as dg
 import pandas as pd
 
-from market_pipeline.domain.freshness import find_newest_due
-from market_pipeline.domain.intervals import Interval
+from market_pipeline.ingestion.freshness import find_delays, index_coverage
 from market_pipeline.ingestion.request import Request, Route
+from market_pipeline.ingestion.run_alerts import MAX_QUARANTINE_RATIO
 from market_pipeline.orchestration.assets import market_aggregates
 from market_pipeline.orchestration.report import MAX_LINES, build_table
 from market_pipeline.orchestration.resources import (
@@ -27,7 +27,6 @@ from market_pipeline.orchestration.resources import (
 )
 from market_pipeline.storage.run_evidence import RunEvidence, read_run_evidence
 
-MAX_QUARANTINE_RATIO = 0.01
 Line = dict[str, Any]
 
 
@@ -65,40 +64,24 @@ def judge_freshness(case: Case) -> Verdict:
     A bar that the provider is known not to have is not waited for.
     """
     ids = {(row["provider"], row["symbol"]): row["market_id"] for row in _list(case)}
-    known = {(row["market_id"], row["interval"]): row for row in _list_rows(case.evidence.coverage)}
-    late, series = [], 0
-    for route in case.routes:
-        market_id = ids.get((route[1].provider, route[1].symbol))
-        for interval in route[1].intervals if market_id is not None else ():
-            series += 1
-            line = _find_delay(case.request, route, interval, known.get((market_id, interval)))
-            late += [line] if line else []
+    known = index_coverage(_list_rows(case.evidence.coverage))
+    request = case.request
+    late = [
+        {
+            "market": one.market.symbol,
+            "provider": one.market.provider,
+            "interval": one.interval.value,
+            "final to": _show(one.final_to),
+            "expected to": _show(one.expected_to),
+        }
+        for one in find_delays(case.routes, ids, known, request.window.end, request.now)
+    ]
+    series = sum(
+        len(market.intervals)
+        for _, market in case.routes
+        if (market.provider, market.symbol) in ids
+    )
     return Verdict({"series": series, "late": len(late)}, late)
-
-
-def _find_delay(
-    request: Request, route: Route, interval: Interval, known: Mapping[str, Any] | None
-) -> Line | None:
-    """Return what to say about a series that is not fresh."""
-    provider, market = route
-    lag = provider.describe_history(market, interval).publication_lag
-    due = find_newest_due(market.calendar, interval, request.window.end, request.now, lag)
-    watermark = known["watermark"] if known else None
-    if due is None or (watermark is not None and watermark >= due.end):
-        return None
-    if (
-        known
-        and known["ends_at"] is not None
-        and known["starts_at"] <= due.start < known["ends_at"]
-    ):
-        return None
-    return {
-        "market": market.symbol,
-        "provider": market.provider,
-        "interval": interval.value,
-        "final to": _show(watermark),
-        "expected to": _show(due.end),
-    }
 
 
 def judge_holes(case: Case) -> Verdict:

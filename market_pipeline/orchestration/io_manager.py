@@ -3,7 +3,7 @@
 Not here: the transactions (``ingestion.write``), what the UI is told (``report``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -11,11 +11,12 @@ from uuid import UUID
 import dagster as dg
 import pandas as pd
 from pydantic import PrivateAttr
-from sqlalchemy import Engine, Table
+from sqlalchemy import Connection, Engine, Table
 
 from market_pipeline.domain.errors import NothingIngestedError
 from market_pipeline.ingestion.receipts import Run, mark_failed
 from market_pipeline.ingestion.request import Route
+from market_pipeline.ingestion.run_alerts import MarketEnds, report_prices
 from market_pipeline.ingestion.snapshots import SnapshotBatch
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
@@ -101,16 +102,28 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         if isinstance(output, Snapshots):
             failures = output.batch.failures
             _warn(context, failures)
-            return self._write_rows(run, table, output.rows, len(failures))
+            routes = self._read_for(run).routes
+
+            def tell(connection: Connection) -> None:
+                report_prices(connection, run.run_id, routes, failures)
+
+            return self._write_rows(run, table, output.rows, len(failures), tell)
         if isinstance(output, pd.DataFrame):
             return self._write_rows(run, table, output)
         raise TypeError(f"cannot store a {type(output).__name__}: expected a frame or a stream")
 
-    def _write_rows(self, run: Run, table: Table, rows: pd.DataFrame, short: int = 0) -> Written:
+    def _write_rows(
+        self,
+        run: Run,
+        table: Table,
+        rows: pd.DataFrame,
+        short: int = 0,
+        tell: Callable[[Connection], None] | None = None,
+    ) -> Written:
         outcome = "partial" if short else "ok"
-        with span("upsert", table=table.name) as told:
-            counts = write_rows(self.database.engine, run, table, rows, outcome)
-            tell_counts(told, counts)
+        with span("upsert", table=table.name) as trace:
+            counts = write_rows(self.database.engine, run, table, rows, outcome, tell)
+            tell_counts(trace, counts)
         markets = self._read_for(run).markets
         lines = build_row_lines(
             rows, dict(zip(markets["market_id"], markets["symbol"], strict=True))
@@ -144,13 +157,17 @@ def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStrea
     """
     totals: dict[Route, WriteCounts] = {}
     lines: dict[Route, dict[str, Any]] = {}
+    ends = MarketEnds()
     for item in stream:
         with span("upsert", table=market_aggregate.name, market=item.route[1].symbol) as trace:
             result = commit_item(engine, run, item)
             tell_counts(trace, result.counts)
+        ends.note(item, result)
         totals[item.route] = totals.get(item.route, WriteCounts()) + result.counts
         lines[item.route] = build_receipt_line(item, result, totals[item.route])
         context.log.info(_tell(lines[item.route]))
+    with engine.begin() as connection:
+        ends.report(connection, run.run_id)
     told = [lines[route] for route in stream.routes if route in lines]
     if told and all(line["outcome"] == "failed" for line in told):
         mark_failed(engine, run)

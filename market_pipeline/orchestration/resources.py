@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import cached_property
 from uuid import UUID
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from sqlalchemy import Engine
 
 from market_pipeline.domain.triggers import find_trigger
@@ -15,7 +16,9 @@ from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.registration import keep_active
 from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.observability.tracing import begin_run, end_run
+from market_pipeline.orchestration.dead_runs import mark_as_watched
 from market_pipeline.providers.registry import route_markets
+from market_pipeline.storage.claims import show_life
 from market_pipeline.storage.engine import check_database, find_database, open_engine
 from market_pipeline.storage.schema import ensure_schema
 
@@ -81,7 +84,13 @@ class Providers(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """The PostgreSQL of DATABASE_URL, or the embedded one; opened when first used."""
+    """The PostgreSQL of DATABASE_URL, or the embedded one; opened when first used.
+
+    Whatever a run does, it does with this database: while it is open, the run shows that it lives.
+    """
+
+    _run: tuple[dg.DagsterInstance, str] | None = PrivateAttr(default=None)
+    _life: ExitStack = PrivateAttr(default_factory=ExitStack)
 
     @cached_property
     def engine(self) -> Engine:
@@ -94,17 +103,24 @@ class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
         engine = open_engine(address)
         check_database(engine)
         ensure_schema(engine, address.is_embedded)
+        if self._run is not None:
+            instance, run_id = self._run
+            self._life.enter_context(show_life(engine, UUID(run_id)))
+            mark_as_watched(instance, run_id)
         return engine
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Begin the run's trace: whatever a run does, it does with this database."""
+        """Begin the run's trace, and know whose life to show."""
         if context.run is not None:
             begin_run(UUID(context.run.run_id), context.run.job_name)
+            if context.instance is not None:
+                self._run = (context.instance, context.run.run_id)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """Close connections that were opened, and end the run's trace."""
         del context
         end_run()
+        self._life.close()
         if "engine" in self.__dict__:
             self.engine.dispose()
 

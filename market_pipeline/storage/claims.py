@@ -7,7 +7,7 @@ cannot commit over a newer one. The database's clock decides. Not here: who clai
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, timedelta
 from typing import Any
@@ -25,6 +25,12 @@ LONGEST_PAUSE_SECONDS = 1.0
 _ALIVE = 0x6D70_6C76
 _SHOW_LIFE = text(f"SELECT pg_advisory_lock_shared({_ALIVE}, hashtext(:run_id))")
 _END_LIFE = text(f"SELECT pg_advisory_unlock_shared({_ALIVE}, hashtext(:run_id))")
+_LIVING = text(f"""
+    SELECT run_id FROM unnest(CAST(:run_ids AS text[])) AS run_id
+    WHERE EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND classid = {_ALIVE} AND objid = hashtext(run_id)::oid AND objsubid = 2)
+""")  # noqa: S608 - a constant
 # Two runs of one hash: the claim of the dead one then runs out by time.
 _IS_DEAD = f"""NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -65,6 +71,12 @@ def show_life(engine: Engine, run_id: UUID) -> Iterator[None]:
         finally:
             if not session.invalidated:
                 session.execute(_END_LIFE, {"run_id": str(run_id)})
+
+
+def find_living(connection: Connection, run_ids: Collection[UUID]) -> set[UUID]:
+    """Return the runs that show life now; two of one hash live as long as either."""
+    found = connection.execute(_LIVING, {"run_ids": [str(one) for one in run_ids]})
+    return {UUID(run_id) for run_id in found.scalars()}
 
 
 def take_claim(engine: Engine, market_id: int, run_id: UUID, ttl: timedelta) -> int | None:

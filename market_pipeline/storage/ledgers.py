@@ -311,9 +311,7 @@ alert = Table(
 alert_delivery = Table(
     "alert_delivery",
     metadata,
-    Column(
-        "message_id", Uuid, primary_key=True, comment="The same at every try: the webhook-id"
-    ),
+    Column("message_id", Uuid, primary_key=True, comment="The same at every try: the webhook-id"),
     Column(
         "receiver",
         Text,

@@ -22,7 +22,7 @@ from sqlalchemy import (
     tuple_,
 )
 
-from market_pipeline.storage.ledgers import market_event, quarantined_row
+from market_pipeline.storage.ledgers import alert, market_event, quarantined_row
 from market_pipeline.storage.tables import (
     ingestion_run,
     ingestion_run_market,
@@ -36,10 +36,11 @@ BATCH_ROWS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class PrunedCounts:
-    """Rows that went, or would go: receipts of runs without change, and price snapshots."""
+    """Rows that went, or would go: receipts of runs without change, snapshots, ended alerts."""
 
     receipts: int
     snapshots: int
+    alerts: int = 0
 
 
 def prune(engine: Engine, now: datetime) -> PrunedCounts:
@@ -47,7 +48,8 @@ def prune(engine: Engine, now: datetime) -> PrunedCounts:
 
     Receipts, with their markets, tables and requests, of runs that changed nothing and came to
     their last write more than 90 days ago. Snapshots of UTC days that ended more than 90 days ago,
-    but for the last of each market and day. Each thousand rows are a transaction of their own, so
+    but for the last of each market and day. Alerts, with their messages, that were resolved more
+    than 90 days ago. Each thousand rows are a transaction of their own, so
     that it can be stopped at any moment and blocks nobody.
 
     Args:
@@ -59,6 +61,7 @@ def prune(engine: Engine, now: datetime) -> PrunedCounts:
     return PrunedCounts(
         _delete(engine, delete(ingestion_run), [run.run_id], receipts),
         _delete(engine, delete(market_snapshot), [price.market_id, price.observed_at], snapshots),
+        _delete(engine, delete(alert), [alert.c.alert_id], _find_alerts(now)),
     )
 
 
@@ -66,7 +69,7 @@ def count_prunable(connection: Connection, now: datetime) -> PrunedCounts:
     """Return what :func:`prune` would remove."""
     counts = [
         connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
-        for query in (_find_receipts(now), _find_snapshots(now))
+        for query in (_find_receipts(now), _find_snapshots(now), _find_alerts(now))
     ]
     return PrunedCounts(*counts)
 
@@ -104,6 +107,10 @@ def _find_snapshots(now: datetime) -> "Select[Any]":
         .subquery()
     )
     return select(old.c.market_id, old.c.observed_at).where(old.c.following.is_not(None))
+
+
+def _find_alerts(now: datetime) -> "Select[Any]":
+    return select(alert.c.alert_id).where(alert.c.resolved_at < now - KEPT_FOR)
 
 
 def _delete(

@@ -29,23 +29,23 @@ _RECEIPT = text(f"""
     WHERE receipt.run_id = :run_id ORDER BY symbol, provider
 """)  # noqa: S608 - a constant
 # As Hole.is_explained says.
-_EXPLAINED = (
+EXPLAINED = (
     f"(reason IN ('{NO_TRADES}', '{BEFORE_FIRST}', '{AFTER_LAST}') "
     f"OR reason = '{PROVIDER_EMPTY}' AND tries >= {ASKED_OFTEN})"
 )
 # A bar that is known not to exist cannot be late: the last explained hole says up to where.
-_COVERAGE = text(f"""
+COVERAGE = text(f"""
     SELECT market_id, interval, watermark, explained.starts_at, explained.ends_at
     FROM {SCHEMA}.market_coverage known LEFT JOIN LATERAL (
         SELECT starts_at, ends_at FROM {SCHEMA}.coverage_hole hole
-        WHERE hole.market_id = known.market_id AND hole.interval = known.interval AND {_EXPLAINED}
+        WHERE hole.market_id = known.market_id AND hole.interval = known.interval AND {EXPLAINED}
         ORDER BY starts_at DESC LIMIT 1) explained ON true
     WHERE market_id = ANY(:market_ids)
 """)  # noqa: S608 - constants
 _HOLES = text(f"""
     SELECT symbol, provider, interval, starts_at, ends_at, reason, tries, count(*) OVER () AS found
     FROM {SCHEMA}.coverage_hole JOIN {SCHEMA}.market USING (market_id)
-    WHERE market_id = ANY(:market_ids) AND NOT {_EXPLAINED}
+    WHERE market_id = ANY(:market_ids) AND NOT {EXPLAINED}
     ORDER BY starts_at DESC, market_id, interval LIMIT {MAX_EXAMPLES}
 """)  # noqa: S608 - constants
 _BARS = text(f"""
@@ -121,7 +121,7 @@ def read_run_evidence(connection: Connection, run_id: UUID) -> RunEvidence:
     return RunEvidence(
         about,
         receipt,
-        _read(connection, _COVERAGE, market_ids=market_ids),
+        _read(connection, COVERAGE, market_ids=market_ids),
         _read(connection, _HOLES, market_ids=market_ids),
         WrittenBars(bars, repeated, disordered, examples[0] or [], examples[1] or []),
     )

@@ -2,7 +2,9 @@
 
 import httpx
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine, text
 
+from market_pipeline.alerting.raising import raise_alert
 from market_pipeline_tests.api.conftest import MakeClient
 
 
@@ -17,6 +19,16 @@ def test_ready_names_what_is_degraded(client: TestClient) -> None:
     answer = client.get("/readyz")
     assert answer.status_code == 200
     assert answer.json() == {"status": "degraded", "degraded": ["dagster"]}
+
+
+def test_alerts_that_do_not_arrive_are_degraded(client: TestClient, engine: Engine) -> None:
+    """Alerting cannot tell of its own failure; who watches reads it here."""
+    with engine.begin() as connection:
+        raise_alert("error", "disk", connection=connection)
+        connection.execute(
+            text("UPDATE market_data.alert_delivery SET created_at = now() - interval '2 hours'")
+        )
+    assert client.get("/readyz").json()["degraded"] == ["alerts", "dagster"]
 
 
 def test_served_by_the_real_command(served: httpx.Client) -> None:

@@ -166,3 +166,24 @@ def test_every_table_states_grain_growth_and_retention() -> None:
         f"`{table.name}`" for table in metadata.sorted_tables
     )
     assert all(len(row) == 4 and all(row) for row in rows)
+
+
+def test_alerts_that_ended_long_ago_go_with_their_messages(database: Engine) -> None:
+    """An open one stays, however old it is."""
+    for number, ended in enumerate((OLD, YOUNG, None)):
+        execute(
+            database,
+            """WITH made AS (INSERT INTO market_data.alert (alert_id, fingerprint, kind, severity,
+                message, raised_at, seen_at, times, resolved_at)
+                VALUES (gen_random_uuid(), :name, 'custom', 'info', :name, :old, :old, 1, :ended)
+                RETURNING alert_id)
+            INSERT INTO market_data.alert_delivery (message_id, receiver, alert_id, body,
+                created_at, next_try_at)
+            SELECT gen_random_uuid(), '', alert_id, '{}', :old, :old FROM made""",
+            name=str(number),
+            old=OLD,
+            ended=ended,
+        )
+    assert prune(database, NOW) == PrunedCounts(receipts=0, snapshots=0, alerts=1)
+    left = "SELECT message FROM market_data.alert_delivery JOIN market_data.alert USING (alert_id)"
+    assert sorted(map(str, read_column(database, left))) == ["1", "2"]

@@ -1,5 +1,6 @@
 """Health for those who watch: alive, and ready with what is degraded. Open to everybody."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
@@ -9,7 +10,9 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from market_pipeline.alerting.delivery import read_outbox
 from market_pipeline.api.services import Services, get_services
+from market_pipeline.domain.errors import SettingError
 
 router = APIRouter(tags=["health"])
 _DAGSTER_SECONDS = 2.0
@@ -27,7 +30,9 @@ class Readiness(BaseModel):
     status: Literal["ok", "degraded", "unavailable"] = Field(
         description="degraded: reads work, with what is named missing; unavailable: they do not"
     )
-    degraded: list[str] = Field(description="Of database, cache and dagster, those in trouble")
+    degraded: list[str] = Field(
+        description="Of database, cache, dagster and alerts, those in trouble"
+    )
 
 
 @router.get("/healthz", summary="Whether the process answers")
@@ -47,6 +52,8 @@ async def tell_readiness(services: Annotated[Services, Depends(get_services)]) -
     degraded = []
     if not await run_in_threadpool(_answers, services.engine):
         degraded.append("database")
+    elif await run_in_threadpool(_has_lost_alerts, services.engine):
+        degraded.append("alerts")
     if services.cache.trouble:
         degraded.append("cache")
     if not await services.dagster.is_reachable(_DAGSTER_SECONDS):
@@ -54,6 +61,15 @@ async def tell_readiness(services: Annotated[Services, Depends(get_services)]) -
     status = "unavailable" if "database" in degraded else "degraded" if degraded else "ok"
     code = 503 if status == "unavailable" else 200
     return JSONResponse({"status": status, "degraded": degraded}, code)
+
+
+def _has_lost_alerts(engine: Engine) -> bool:
+    """Tell whether alerting itself fails: it cannot tell of that by itself."""
+    try:
+        with engine.connect() as connection:
+            return read_outbox(connection, datetime.now(UTC)).trouble is not None
+    except (SQLAlchemyError, SettingError):
+        return True
 
 
 def _answers(engine: Engine) -> bool:

@@ -1,0 +1,185 @@
+"""Delivery: the outbox is emptied, at least once each, without anybody waiting for a receiver.
+
+A message is addressed when it is delivered, not when it is raised: a run needs no receiver's
+address, and no receiver gets what was raised before there was one. A process that dies in between
+sends it again under the same id.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, Engine, Row
+
+from market_pipeline.alerting.kinds import TEST
+from market_pipeline.alerting.messages import Told, build_body
+from market_pipeline.alerting.raising import Finding
+from market_pipeline.alerting.receivers import Sent, read_receivers
+from market_pipeline.settings import SEVERITIES, read_choice
+from market_pipeline.storage import alerts
+
+FIRST_PAUSE = timedelta(seconds=30)
+LONGEST_PAUSE = timedelta(minutes=15)
+GIVEN_UP_AFTER = timedelta(days=3)
+BROKEN_AFTER = timedelta(hours=1)
+_BATCH = 100
+logger = logging.getLogger("market_pipeline.alerting")
+
+
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """How alerting stands.
+
+    Attributes:
+        receivers: Names of those configured. gone: Of them, those that want no more.
+        pending: Messages that wait. oldest_pending: Since when (UTC).
+        last_sent: When a receiver took one last (UTC).
+        given_up: Messages that were given up within a day.
+    """
+
+    receivers: Sequence[str]
+    gone: Sequence[str]
+    pending: int
+    oldest_pending: datetime | None
+    last_sent: datetime | None
+    given_up: int
+    now: datetime
+
+    @property
+    def trouble(self) -> str | None:
+        """Return what is wrong with alerting itself; None: nothing."""
+        if self.gone:
+            return f"{', '.join(self.gone)} answered 410: correct ALERT_WEBHOOK_URL"
+        if self.oldest_pending is not None and self.now - self.oldest_pending > BROKEN_AFTER:
+            return f"messages wait since {self.oldest_pending:%Y-%m-%d %H:%M} UTC"
+        return f"{self.given_up} messages were given up today" if self.given_up else None
+
+
+def deliver(engine: Engine, seconds: float) -> int:
+    """Send what is due, and return how many messages were taken.
+
+    A receiver that fails is left alone until the next call, so that one that hangs does not keep
+    the others waiting. Two processes at once share the work.
+
+    Args:
+        engine: The database in use.
+        seconds: After which no further message is begun.
+
+    Raises:
+        SettingError: ALERT_WEBHOOK_URL or ALERT_MIN_SEVERITY is wrong.
+    """
+    end, taken = time.monotonic() + seconds, 0
+    receivers = {receiver.name: receiver for receiver in read_receivers()}
+    with engine.begin() as connection:
+        _address(connection, list(receivers), datetime.now(UTC))
+    while receivers and time.monotonic() < end:
+        with engine.begin() as connection:
+            due = alerts.take_due(connection, receivers, datetime.now(UTC))
+            if due is None:
+                break
+            sent = receivers[due.receiver].send(str(due.message_id), due.body)
+            note(connection, due, sent, datetime.now(UTC))
+        taken += sent.is_ok
+        if not sent.is_ok:
+            del receivers[due.receiver]
+    return taken
+
+
+def read_outbox(connection: Connection, now: datetime) -> Outbox:
+    """Return how alerting stands.
+
+    Raises:
+        SettingError: ALERT_WEBHOOK_URL is wrong.
+    """
+    names = [receiver.name for receiver in read_receivers()]
+    gone = sorted(alerts.find_gone(connection).intersection(names))
+    state = alerts.read_outbox_state(connection, now)
+    return Outbox(
+        names, gone, state.pending, state.oldest_pending, state.last_sent, state.given_up, now
+    )
+
+
+def note(connection: Connection, due: Row[Any], sent: Sent, now: datetime) -> None:
+    """Note what became of a try, and when the next one is."""
+    if sent.is_ok:
+        alerts.note_try(connection, due, sent_at=now, given_up_at=None, error=None)
+    elif sent.is_gone:
+        logger.error("%s wants no more alerts (410): it is sent none", due.receiver)
+        alerts.note_try(connection, due, given_up_at=now, error=alerts.GONE)
+    elif now - due.created_at > GIVEN_UP_AFTER:
+        logger.error("an alert to %s was given up: %s", due.receiver, sent.error)
+        alerts.note_try(connection, due, given_up_at=now, error=sent.error)
+    else:
+        logger.warning("an alert to %s could not be delivered yet: %s", due.receiver, sent.error)
+        pause = max(min(FIRST_PAUSE * 2 ** min(due.tries, 10), LONGEST_PAUSE), sent.wait)
+        alerts.note_try(connection, due, next_try_at=now + pause, error=sent.error)
+
+
+def _address(connection: Connection, names: Sequence[str], now: datetime) -> None:
+    """Give what was raised to every receiver; what is not severe enough goes to nobody."""
+    alerts.give_up_others(connection, names, now)
+    least = SEVERITIES.index(read_choice("ALERT_MIN_SEVERITY", SEVERITIES))
+    messages = alerts.take_unaddressed(connection, _BATCH)
+    gone = alerts.find_gone(connection) if messages else set()
+    for message in messages:
+        if SEVERITIES.index(message.body["data"]["severity"]) < least:
+            continue
+        for name in names:
+            lost = {"given_up_at": now, "error": alerts.GONE} if name in gone else {}
+            alerts.address(connection, message, name, **lost)
+
+
+def send_test(engine: Engine) -> dict[str, Sent]:
+    """Send a test to every receiver now, and return what became of it by the receiver's name.
+
+    One that was taken for gone is sent alerts again once it takes a test.
+
+    Raises:
+        SettingError: ALERT_WEBHOOK_URL is wrong.
+    """
+    told = _tell(Finding(TEST, message="a test: alerts arrive"), datetime.now(UTC))
+    body, results = build_body("test", told, told.raised_at), {}
+    for receiver in read_receivers():
+        message_id = uuid4()
+        results[receiver.name] = sent = receiver.send(str(message_id), body)
+        if sent.is_ok:
+            with engine.begin() as connection:
+                _record_test(connection, told, message_id, receiver.name, body)
+    return results
+
+
+def send_at_once(finding: Finding) -> None:
+    """Send a finding without the outbox, once: for when the database cannot take it."""
+    told = _tell(finding, datetime.now(UTC))
+    least = read_choice("ALERT_MIN_SEVERITY", SEVERITIES)
+    if SEVERITIES.index(told.severity) < SEVERITIES.index(least):
+        return
+    body = build_body("raised", told, told.raised_at)
+    for receiver in read_receivers():
+        sent = receiver.send(str(told.alert_id), body)
+        if not sent.is_ok:
+            logger.error("an alert to %s is lost: %s", receiver.name, sent.error)
+
+
+def _tell(finding: Finding, now: datetime) -> Told:
+    """Return a finding as it is told before it has a row."""
+    severity = finding.severity or finding.kind.severity
+    return Told(
+        uuid4(), finding.kind.name, severity, finding.message, finding.members, finding.context,
+        finding.run_id, now, 1,
+    )  # fmt: skip
+
+
+def _record_test(
+    connection: Connection, told: Told, message_id: UUID, receiver: str, body: dict[str, Any]
+) -> None:
+    now = datetime.now(UTC)
+    values = {"fingerprint": f"test:{message_id}", "kind": told.kind, "severity": told.severity}
+    times = {"raised_at": now, "seen_at": now, "cleared_at": now, "resolved_at": now, "times": 1}
+    alert_id = alerts.insert_alert(connection, values | times | {"message": told.message})
+    row = {"alert_id": alert_id, "body": body, "created_at": now, "next_try_at": now, "tries": 1}
+    alerts.insert_delivery(connection, message_id, receiver, **row, sent_at=now)

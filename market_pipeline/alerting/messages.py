@@ -1,0 +1,134 @@
+"""What a receiver is sent: one message, bounded in size, in which foreign text is inert."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from market_pipeline.alerting.kinds import KINDS
+from market_pipeline.settings import read_variable
+
+MAX_BODY_BYTES = 20_000
+MAX_MEMBERS = 20
+_MAX_LINE = 1_000
+_MAX_REASON = 200
+_MAX_CONTEXT = 4_000
+_FIRST = 3
+# Full-width look-alikes: no chat reads them as a mention, a link or a style.
+_INERT = str.maketrans("@<>`*~|[]#&", "＠＜＞｀＊～｜［］＃＆")  # noqa: RUF001 - look-alikes
+_LINK = re.compile(r"(?<=[A-Za-z])://")
+_EDGE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An alert as it is told.
+
+    Attributes:
+        alert_id: Its key. kind, severity, message: As stored.
+        members: Whom it is about, each with its reason. context: What else is known.
+        run_id: The run that raised it; None: a watch did.
+        raised_at: When it began (UTC). times: How often it was raised.
+        cleared_at: Since when its cause is gone (UTC); None: it is not.
+    """
+
+    alert_id: UUID
+    kind: str
+    severity: str
+    message: str
+    members: Mapping[str, str]
+    context: Mapping[str, Any]
+    run_id: UUID | None
+    raised_at: datetime
+    times: int
+    cleared_at: datetime | None = None
+
+
+def build_body(event: str, alert: Told, now: datetime) -> dict[str, Any]:
+    """Return a message as Standard Webhooks shape it: type, timestamp, data; and text for chats.
+
+    Args:
+        event: ``raised``, ``updated``, ``reminder``, ``resolved`` or ``test``.
+        alert: What it is about.
+        now: When it is written (UTC).
+
+    Returns:
+        Less than 20 kB of JSON; what is left out is counted in ``members_total``.
+    """
+    kind, shown = KINDS[alert.kind], list(alert.members.items())[:MAX_MEMBERS]
+    link = f"{read_variable('DAGSTER_UI_URL').rstrip('/')}/runs/{alert.run_id}"
+    data: dict[str, Any] = {
+        "alert_id": str(alert.alert_id),
+        "kind": kind.name,
+        "severity": alert.severity,
+        "message": make_inert(alert.message, _MAX_LINE),
+        "members": [
+            {"name": make_inert(name, _MAX_REASON), "reason": make_inert(reason, _MAX_REASON)}
+            for name, reason in shown
+        ],
+        "members_total": len(alert.members),
+        "context": bound_context(alert.context),
+        "raised_at": _show(alert.raised_at),
+        "cleared_at": _show(alert.cleared_at),
+        "times": alert.times,
+        "run_id": None if alert.run_id is None else str(alert.run_id),
+        "link": None if alert.run_id is None else link,
+        "runbook": kind.anchor,
+    }
+    text = f"{event} {data['severity']}: {data['message']}"
+    body = {"type": f"alert.{event}", "timestamp": _show(now), "data": data, "text": text}
+    while len(encode(body)) >= MAX_BODY_BYTES:
+        data["members"].pop()
+    return body
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a message; the same for the same message, so that a signature holds."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
+
+
+def make_inert(text: str, most: int = _MAX_LINE) -> str:
+    """Return foreign text in one line that mentions nobody, links nowhere and has no markup."""
+    line = _LINK.sub(":/ /", clean(text, 4 * most).translate(_INERT))
+    line = _EDGE_UNDERSCORE.sub("＿", line)  # noqa: RUF001 - a look-alike
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def clean(text: str, most: int = _MAX_LINE) -> str:
+    """Return foreign text in one line without control characters, as it can be stored."""
+    kept = (
+        " " if unicodedata.category(sign) in ("Cc", "Cf", "Zl", "Zp", "Cs") else sign
+        for sign in text[:most]
+    )
+    return " ".join("".join(kept).split())
+
+
+def list_members(members: Mapping[str, str], summary: str) -> str:
+    """Return members in one line: how many, and the first three with their reasons."""
+    first = "; ".join(f"{name}: {reason}" for name, reason in list(members.items())[:_FIRST])
+    more = f"; and {len(members) - _FIRST:,} more" if len(members) > _FIRST else ""
+    return f"{summary} ({len(members):,}): {first}{more}"
+
+
+def bound_context(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what else is known, inert and of a few kB at most."""
+    bounded = {make_inert(str(name), 60): _bound(value) for name, value in context.items()}
+    while len(json.dumps(bounded)) > _MAX_CONTEXT:
+        bounded.popitem()
+    return bounded
+
+
+def _bound(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [_bound(one) for one in value[:MAX_MEMBERS]]
+    return make_inert(str(value), _MAX_REASON)
+
+
+def _show(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.astimezone(UTC).isoformat()

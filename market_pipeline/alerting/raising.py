@@ -1,0 +1,240 @@
+"""Raising: what was found becomes one open alert a fingerprint, and few messages about it.
+
+An alert follows its cause: found again it is counted, not repeated; a cause that is gone for
+``ALERT_COOLDOWN_MINUTES`` ends it, so a market that comes and goes is told of once. All of it lands
+in the caller's transaction or not at all.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row
+
+from market_pipeline.alerting.kinds import CUSTOM, KINDS, Kind
+from market_pipeline.alerting.messages import Told, bound_context, build_body, clean, list_members
+from market_pipeline.domain.errors import SettingError
+from market_pipeline.settings import SEVERITIES, read_whole_number
+from market_pipeline.storage import alerts, database
+
+REMINDER = timedelta(days=1)
+_SILENCE = timedelta(days=7)
+_MAX_MEMBERS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What somebody found out, good or bad.
+
+    Attributes:
+        kind: Of alert.
+        members: Whom it is true of now, each with its reason; none: its cause is gone.
+        judged: Who was looked at; None: everybody. Others stay as they were.
+        subject: What tells alerts of one kind apart, such as a job.
+        message: Where the kind has no summary of its members.
+        severity: Where it is not the kind's.
+        context: What else is known. run_id: Of the run that found it.
+    """
+
+    kind: Kind
+    members: Mapping[str, str] = field(default_factory=dict)
+    judged: Collection[str] | None = None
+    subject: str = ""
+    message: str = ""
+    severity: str = ""
+    context: Mapping[str, Any] = field(default_factory=dict)
+    run_id: UUID | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Return what makes two alerts the same."""
+        return f"{self.kind.name}:{self.subject}" if self.subject else self.kind.name
+
+
+def raise_alert(
+    severity: str,
+    message: str,
+    context: Mapping[str, Any] | None = None,
+    *,
+    fingerprint: str = "",
+    connection: Connection | None = None,
+) -> None:
+    """Raise an alert of your own; it ends by `market-pipeline alerts ack`, or a week's silence.
+
+    Args:
+        severity: ``info``, ``warning``, ``error`` or ``critical``; below ``ALERT_MIN_SEVERITY`` it
+            is recorded, and not sent.
+        message: What happened, in one line.
+        context: What else is known; no secrets.
+        fingerprint: What makes two alerts the same; by default the message.
+        connection: The transaction it lands in; by default one of its own, on the database in use.
+
+    Raises:
+        SettingError: There is no such severity.
+        StorageError: The database cannot be used.
+    """
+    if severity not in SEVERITIES:
+        raise SettingError(f"severity {severity!r}: expected one of {', '.join(SEVERITIES)}")
+    finding = Finding(
+        CUSTOM,
+        {message: message},
+        subject=fingerprint or message[:200],
+        message=message,
+        severity=severity,
+        context=context or {},
+    )
+    if connection is not None:
+        report(connection, [finding], datetime.now(UTC))
+        return
+    with database.open_database() as engine, engine.begin() as own:
+        report(own, [finding], datetime.now(UTC))
+
+
+def report(connection: Connection, findings: Sequence[Finding], now: datetime) -> None:
+    """Open, count or clear the alerts of some findings; one question when there is nothing to do.
+
+    Args:
+        connection: In a transaction.
+        findings: One for each fingerprint.
+        now: The wall clock (UTC).
+    """
+    by_fingerprint = {one.fingerprint: one for one in findings}
+    known = alerts.find_open(connection, by_fingerprint)
+    for fingerprint in sorted(by_fingerprint):
+        _apply(connection, by_fingerprint[fingerprint], known.get(fingerprint), now)
+
+
+def settle(connection: Connection, now: datetime) -> int:
+    """End the alerts whose cause has been gone for the cool-down, and return their number."""
+    events = [kind.name for kind in KINDS.values() if kind.is_event]
+    alerts.clear_silent(connection, events, now - _SILENCE, now)
+    settled = alerts.find_settled(connection, now - read_cooldown())
+    for row in settled:
+        alerts.change_alert(connection, row.alert_id, resolved_at=now)
+        if row.noticed_at is not None:
+            _post(connection, "resolved", row.alert_id, now)
+    return len(settled)
+
+
+def acknowledge(connection: Connection, alert_id: UUID, now: datetime) -> bool:
+    """Take an open alert on: no more reminders, and an event ends; False when there is none."""
+    row = alerts.find_alert(connection, alert_id)
+    if row is None or row.resolved_at is not None:
+        return False
+    ends = {"cleared_at": row.cleared_at or now} if KINDS[row.kind].is_event else {}
+    alerts.change_alert(connection, alert_id, acknowledged_at=now, **ends)
+    return True
+
+
+def forget_inactive(connection: Connection, now: datetime) -> None:
+    """Take markets that were deactivated out of open alerts."""
+    inactive = alerts.read_inactive_names(connection)
+    kinds = [kind.name for kind in KINDS.values() if kind.lists_markets]
+    for row in alerts.find_open_kinds(connection, kinds) if inactive else ():
+        members = {name: why for name, why in row.members.items() if name not in inactive}
+        if len(members) < len(row.members):
+            found = Finding(KINDS[row.kind], members, severity=row.severity, run_id=row.run_id)
+            _apply(connection, found, row, now)
+
+
+def read_cooldown() -> timedelta:
+    """Return how long an alert's cause must be gone before it is resolved.
+
+    Raises:
+        SettingError: ALERT_COOLDOWN_MINUTES is no whole number from 0 to 10,080 (a week).
+    """
+    return timedelta(minutes=read_whole_number("ALERT_COOLDOWN_MINUTES", 0, 10_080))
+
+
+def _apply(connection: Connection, found: Finding, row: Row[Any] | None, now: datetime) -> None:
+    members = _merge(found, row)
+    if not members:
+        if row is not None and row.cleared_at is None:
+            alerts.change_alert(connection, row.alert_id, cleared_at=now)
+        return
+    if row is None:
+        _open(connection, found, members, now)
+    else:
+        _repeat(connection, found, row, members, now)
+
+
+def _merge(found: Finding, row: Row[Any] | None) -> dict[str, str]:
+    """Return the members of now: those found, and those of before that nobody looked at."""
+    before = {} if row is None or row.cleared_at is not None else row.members
+    judged = before if found.judged is None else found.judged
+    kept = {name: why for name, why in before.items() if name not in judged}
+    return dict(sorted({**kept, **found.members}.items())[:_MAX_MEMBERS])
+
+
+def _open(
+    connection: Connection, found: Finding, members: Mapping[str, str], now: datetime
+) -> None:
+    values = _describe(found, members) | {
+        "fingerprint": found.fingerprint,
+        "kind": found.kind.name,
+        "severity": found.severity or found.kind.severity,
+        "raised_at": now,
+        "seen_at": now,
+        "times": 1,
+        "noticed_at": now,
+    }
+    alert_id = alerts.insert_alert(connection, values)
+    if alert_id is not None:
+        _post(connection, "raised", alert_id, now)
+        return
+    row = alerts.find_open(connection, [found.fingerprint]).get(found.fingerprint)
+    if row is not None:  # Another transaction has opened it meanwhile.
+        _repeat(connection, found, row, _merge(found, row), now)
+
+
+def _repeat(
+    connection: Connection, found: Finding, row: Row[Any], members: Mapping[str, str], now: datetime
+) -> None:
+    severity = max(row.severity, found.severity or found.kind.severity, key=SEVERITIES.index)
+    values = _describe(found, members) | {"severity": severity, "seen_at": now, "cleared_at": None}
+    event = _choose_event(row, severity, members, now)
+    if event is not None:
+        values["noticed_at"] = now
+    alerts.change_alert(connection, row.alert_id, times=row.times + 1, **values)
+    if event is not None:
+        _post(connection, event, row.alert_id, now)
+
+
+def _choose_event(
+    row: Row[Any], severity: str, members: Mapping[str, str], now: datetime
+) -> str | None:
+    """Return what is worth another message: it got worse, somebody joined, or a day went by."""
+    if severity != row.severity:
+        return "updated"
+    quiet = now - (row.noticed_at or row.raised_at)
+    if quiet >= read_cooldown() and members.keys() - row.members.keys():
+        return "updated"
+    is_taken = row.acknowledged_at is not None
+    return "reminder" if quiet >= REMINDER and not is_taken else None
+
+
+def _describe(found: Finding, members: Mapping[str, str]) -> dict[str, Any]:
+    summary = found.kind.summary
+    cleaned = {clean(name): clean(why) for name, why in members.items()}
+    return {
+        "message": list_members(cleaned, summary) if summary else clean(found.message),
+        "members": cleaned,
+        "context": bound_context(found.context),
+        "run_id": found.run_id,
+    }
+
+
+def _post(connection: Connection, event: str, alert_id: UUID, now: datetime) -> None:
+    row = alerts.find_alert(connection, alert_id)
+    assert row is not None  # noqa: S101 - written in this transaction
+    alerts.post(connection, alert_id, build_body(event, tell(row), now), now)
+
+
+def tell(row: Row[Any]) -> Told:
+    """Return a stored alert as it is told."""
+    return Told(
+        row.alert_id, row.kind, row.severity, row.message, row.members, row.context, row.run_id,
+        row.raised_at, row.times, row.cleared_at,
+    )  # fmt: skip

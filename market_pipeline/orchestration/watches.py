@@ -1,0 +1,168 @@
+"""What watches: the sensors that raise alerts, deliver them, and end dead runs.
+
+Each writes before it sends and can be repeated, for a body that raises loses its event. They run
+without being switched on. What they look at and say is elsewhere: ``alerting``, ``ingestion``.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from uuid import UUID
+
+import dagster as dg
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from market_pipeline.alerting.checking import check_alert_settings
+from market_pipeline.alerting.delivery import deliver, send_at_once
+from market_pipeline.alerting.kinds import CHECK_FAILED, RUN_FAILED
+from market_pipeline.alerting.raising import Finding, report
+from market_pipeline.alerting.receivers import call_heartbeat
+from market_pipeline.domain.errors import PipelineError
+from market_pipeline.domain.triggers import find_trigger
+from market_pipeline.ingestion.registration import keep_active
+from market_pipeline.ingestion.request import Route, build_request
+from market_pipeline.ingestion.watching import watch
+from market_pipeline.orchestration.automation import find_last_ticks, is_schedule_on
+from market_pipeline.orchestration.dead_runs import Look, end_dead_runs
+from market_pipeline.orchestration.resources import Providers
+from market_pipeline.storage.alerts import has_alert_of_run
+from market_pipeline.storage.database import open_database
+from market_pipeline.storage.queries import read_run_outcome
+
+_DELIVERY_SECONDS = 40.0
+_CHECK_ERROR = "DagsterAssetCheckFailedError"
+_ON = dg.DefaultSensorStatus.RUNNING
+logger = logging.getLogger("market_pipeline.watches")
+
+
+@dg.run_failure_sensor(
+    name="run_failure_alert",
+    default_status=_ON,
+    # Runs of `dagster job execute` carry no code location, so they are seen only this way.
+    monitor_all_code_locations=True,
+    minimum_interval_seconds=15,
+)
+def run_failure_alert(context: dg.RunFailureSensorContext) -> None:
+    """Raise an alert of every failed run, unless the run has raised a graver one itself."""
+    run, causes = context.dagster_run, _list_causes(context)
+    reason = next(iter(causes.values()), str(context.failure_event.message))
+    finding = Finding(
+        CHECK_FAILED if _is_check(context) else RUN_FAILED,
+        {run.job_name: reason},
+        subject=run.job_name,
+        message=f"{run.job_name} failed: {reason}",
+        context={
+            "job": run.job_name, "steps": list(causes), "trigger": find_trigger(run.tags),
+        },
+        run_id=UUID(run.run_id),
+    )  # fmt: skip
+    try:
+        with _begin() as connection:
+            if not has_alert_of_run(connection, UUID(run.run_id), ("error", "critical")):
+                report(connection, [finding], datetime.now(UTC))
+    except (SQLAlchemyError, PipelineError) as error:
+        logger.error("an alert could not be written, so it is sent at once: %s", error)  # noqa: TRY400
+        send_at_once(finding)
+
+
+@dg.run_status_sensor(
+    name="run_success_watch",
+    run_status=dg.DagsterRunStatus.SUCCESS,
+    default_status=_ON,
+    monitor_all_code_locations=True,
+    minimum_interval_seconds=15,
+)
+def run_success_watch(context: dg.RunStatusSensorContext) -> None:
+    """End the alerts of a job that succeeds again; call HEARTBEAT_URL after a good ingestion."""
+    run = context.dagster_run
+    kinds = (RUN_FAILED, CHECK_FAILED)
+    with _begin() as connection:
+        report(
+            connection, [Finding(kind, subject=run.job_name) for kind in kinds], datetime.now(UTC)
+        )
+        outcome = read_run_outcome(connection, UUID(run.run_id))
+    if outcome == "ok":
+        called = call_heartbeat()
+        if not called.is_ok:
+            logger.warning("HEARTBEAT_URL could not be called: %s", called.error)
+
+
+@dg.sensor(name="alert_delivery", default_status=_ON, minimum_interval_seconds=15)
+def alert_delivery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Send what waits in the outbox to ALERT_WEBHOOK_URL, at least once each."""
+    del context
+    with open_database() as engine:
+        taken = deliver(engine, _DELIVERY_SECONDS)
+    return dg.SkipReason(f"{taken} messages delivered")
+
+
+@dg.sensor(name="alert_watch", default_status=_ON, minimum_interval_seconds=60)
+def alert_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """Raise alerts of what no run can tell: stale data, holes that stay, no run; end old ones."""
+    now = datetime.now(UTC)
+    since = _read_since(context, now)
+    with _begin() as connection:
+        watch(connection, _find_routes(connection, now), find_last_ticks(now), since, now)
+    return dg.SensorResult(
+        skip_reason="watched", cursor=since.isoformat() if since is not None else ""
+    )
+
+
+@dg.sensor(name="dead_run_watch", default_status=_ON, minimum_interval_seconds=30)
+def dead_run_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """End runs whose process is gone, and free their slots; their failure raises the alert."""
+    with _begin() as connection:
+        look, dead = end_dead_runs(context.instance, connection, Look.read(context.cursor))
+    return dg.SensorResult(skip_reason=f"{len(dead)} dead runs ended", cursor=look.write())
+
+
+def build_watches() -> list[dg.SensorDefinition]:
+    """Return the sensors.
+
+    Raises:
+        SettingError: A setting of alerts is wrong; a tick that found out would lose its alert.
+    """
+    check_alert_settings()
+    return [run_failure_alert, run_success_watch, alert_delivery, alert_watch, dead_run_watch]
+
+
+@contextmanager
+def _begin() -> Iterator[Connection]:
+    with open_database() as engine, engine.begin() as connection:
+        yield connection
+
+
+def _read_since(context: dg.SensorEvaluationContext, now: datetime) -> datetime | None:
+    """Return when the schedule was first seen to be on; None while it is off."""
+    if not is_schedule_on(context.instance):
+        return None
+    return datetime.fromisoformat(context.cursor) if context.cursor else now
+
+
+def _find_routes(connection: Connection, now: datetime) -> list[Route]:
+    """Return what runs ingest; nothing when it is all deactivated, or cannot be told."""
+    try:
+        return keep_active(connection, Providers().route(build_request(now)))
+    except PipelineError as error:
+        logger.warning("which markets are ingested cannot be told: %s", error)
+        return []
+
+
+def _is_check(context: dg.RunFailureSensorContext) -> bool:
+    errors = [event.step_failure_data.error for event in context.get_step_failure_events()]
+    return any(error is not None and error.cls_name == _CHECK_ERROR for error in errors)
+
+
+def _list_causes(context: dg.RunFailureSensorContext) -> dict[str, str]:
+    """Return the innermost reason of each step that failed, in one line."""
+    causes = {}
+    for event in context.get_step_failure_events():
+        error = event.step_failure_data.error
+        while error is not None and error.cause is not None:
+            error = error.cause
+        causes[str(event.step_key)] = (
+            " ".join(error.message.split()) if error else "no reason given"
+        )
+    return causes
