@@ -13,11 +13,12 @@ from market_pipeline.orchestration.automation import (
 )
 from market_pipeline.orchestration.backfill import backfill_history_job, statistics_job
 from market_pipeline.orchestration.checks import check_market_aggregates
+from market_pipeline.orchestration.executor import choose_executor
 from market_pipeline.orchestration.io_manager import PostgresIOManager
 from market_pipeline.orchestration.latest_cache import latest_market_cache
 from market_pipeline.orchestration.resources import Database, IngestionRequest, Providers
 from market_pipeline.orchestration.watches import build_watches
-from market_pipeline.settings import read_cache_ttl_seconds, read_choice, read_redis_url
+from market_pipeline.settings import read_cache_ttl_seconds, read_redis_url
 
 ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [
     *assets.PROVIDERS,
@@ -47,7 +48,7 @@ def build_definitions(resources: Mapping[str, object] | None = None) -> dg.Defin
         jobs=[ingest_job, backfill_history_job, statistics_job, prune_history],
         schedules=[build_schedule(), build_prune_schedule()],
         sensors=build_watches(),
-        executor=_choose_executor(),
+        executor=choose_executor(),
         resources={**_build_resources(), **(resources or {})},
     )
 
@@ -61,12 +62,6 @@ def _build_resources() -> dict[str, object]:
         "providers": providers,
         "io_manager": io_manager,
     }
-
-
-def _choose_executor() -> dg.ExecutorDefinition:
-    # Six light steps do not deserve five interpreter starts; set here, the UI's buttons follow.
-    choice = read_choice("INGESTION_EXECUTOR", ("in_process", "multiprocess"))
-    return dg.multiprocess_executor if choice == "multiprocess" else dg.in_process_executor
 
 
 defs = build_definitions()

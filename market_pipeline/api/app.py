@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.staticfiles import StaticFiles
 
+from market_pipeline.api.counting import Counting
 from market_pipeline.api.launching import Launcher
 from market_pipeline.api.pages import assets, comparison, market, overview, runs, sign_in, why
 from market_pipeline.api.problems import Problem, install_problems
@@ -49,6 +50,7 @@ def build_app(services: Services) -> FastAPI:
     app.mount(docs.ASSETS_PATH, StaticFiles(directory=docs.find_assets()))
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]  # FastAPI's way
     app.add_middleware(Gate, configuration=services.configuration)
+    app.add_middleware(Counting)
     return app
 
 

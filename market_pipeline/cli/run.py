@@ -38,6 +38,7 @@ def run_job(
         PipelineError: A setting is wrong, or the database cannot be used.
     """
     from market_pipeline.definitions import defs
+    from market_pipeline.orchestration.executor import close_receipt
 
     with open_database():  # A misfit is told in one line here, before Dagster opens its storage.
         pass
@@ -54,6 +55,8 @@ def run_job(
             run_id=str(run_id or uuid4()),
             tags={TRIGGER_TAG: trigger},
         )
+        # In this process Dagster takes an executor of its own, which closes nothing.
+        close_receipt(result.dagster_run, has_failed=not result.success)
     return FinishedRun(UUID(result.run_id), result.success, _find_causes(result))
 
 

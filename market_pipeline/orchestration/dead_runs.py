@@ -16,6 +16,7 @@ import dagster as dg
 from dagster import DagsterRunStatus, RunsFilter
 from sqlalchemy import Connection
 
+from market_pipeline.orchestration.executor import close_receipt
 from market_pipeline.storage.claims import find_living
 
 ALIVE_TAG = "market_pipeline/shows_life"
@@ -90,6 +91,7 @@ def _end(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     latest = instance.get_run_by_id(run.run_id)
     if latest is None or latest.is_finished:
         return
+    close_receipt(latest, has_failed=True)
     instance.report_run_failed(latest, message=_MESSAGE)
     if instance.event_log_storage.supports_global_concurrency_limits:
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

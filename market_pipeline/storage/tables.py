@@ -282,6 +282,9 @@ ingestion_run = Table(
     Column("request", JSONB, nullable=False, comment="Symbols, look-back and window as asked"),
     Column("started_at", _TIME, nullable=False, comment="When the run began (UTC)"),
     Column("completed_at", _TIME, comment="Last write (UTC)"),
+    Column(
+        "ended_at", _TIME, comment="When its last step ended; NULL: it runs, or was killed (UTC)"
+    ),
     Column("outcome", Text, comment="ok, partial or failed; NULL while it runs"),
     CheckConstraint("outcome IN ('ok', 'partial', 'failed')", name="outcome_is_known"),
     comment="One row per run: its receipt",

@@ -2,19 +2,89 @@
 
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine, text
 
 from market_pipeline.api.app import build_app
+from market_pipeline.observability.metrics import Metric
 from market_pipeline_tests.api.conftest import MakeClient, make_services
+from market_pipeline_tests.cli.conftest import Command, command  # noqa: F401 - a fixture
+
+
+def read_figures(client: TestClient, name: str) -> dict[str, float]:
+    """Return a metric's values by its labels."""
+    return {
+        ",".join(one["labels"].values()): one["value"]
+        for one in client.get("/api/metrics").json()
+        if one["name"] == name
+    }
 
 
 def test_both_forms_tell_the_same(client: TestClient) -> None:
-    """Names and values are equal in Prometheus' text and in JSON."""
-    families = text_string_to_metric_families(client.get("/metrics").text)
-    text = {(one.name, one.value) for family in families for one in family.samples}
-    told = {(one["name"], one["value"]) for one in client.get("/api/metrics").json()}
-    assert text == told
-    assert ("database_up", 1.0) in told
+    """Names and values are equal in Prometheus' text and in JSON; histograms are cumulative."""
+    client.get("/healthz")
+    told = client.get("/api/metrics").json()
+    families = list(text_string_to_metric_families(client.get("/metrics").text))
+    written = {
+        (one.name, *sorted(one.labels.items())): one.value for f in families for one in f.samples
+    }
+    for one in told:
+        labels = sorted(one["labels"].items())
+        if one["name"].startswith(("http_", "alert_oldest")):
+            continue  # They grew by the second question.
+        if one["type"] == "histogram":
+            assert (
+                written[one["name"] + "_count", *labels] == one["count"] == one["buckets"]["+Inf"]
+            )
+            assert list(one["buckets"].values()) == sorted(one["buckets"].values())
+        else:
+            assert written[one["name"], *labels] == one["value"]
+    assert written["database_up",] == 1
+
+
+def test_what_runs_counted_is_seen_after_they_ended(
+    client: TestClient,
+    engine: Engine,
+    command: Command,  # noqa: F811 - the fixture
+) -> None:
+    """A good, a partial and a failed run in other processes; pruning lowers nothing."""
+    quick = {"INGESTION_LOOKBACK_DAYS": "2", "INGESTION_MARKETS": "BTC-USD,ETH-USD"}
+    assert command("ingest", **quick).returncode == 0
+    assert command("ingest", **quick, MOCK_FAULTS="ETH-USD:timeout").returncode == 3
+    assert command("ingest", **quick, MOCK_FAULTS="*:timeout").returncode == 1
+    outcomes = [f"ingestion_{name}_total" for name in ("success", "partial", "failure")]
+    assert [read_figures(client, name) for name in outcomes] == [{"manual,mock": 1}] * 3
+    (duration,) = [
+        one
+        for one in client.get("/api/metrics").json()
+        if one["name"] == "ingestion_duration_seconds"
+    ]
+    assert (duration["count"], duration["labels"]) == (3, {"trigger": "manual"})
+    assert read_figures(client, "ingestion_bars_total")["mock,received"] > 100
+    assert read_figures(client, "provider_errors_total")["mock"] > 0
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM market_data.ingestion_run"))
+    assert read_figures(client, "ingestion_success_total") == {"manual,mock": 1}
+    emitted = {one["name"] for one in client.get("/api/metrics").json()}
+    unseen = {"latest_reads_total", "ingestion_runs", "ingestion_last_success_timestamp_seconds"}
+    assert set(Metric.DECLARED) - emitted <= unseen | {"quarantine_rows"}
+    client.get("/api/markets/BTC-USD/latest")
+    assert sum(read_figures(client, "latest_reads_total").values()) >= 1
+
+
+def test_requests_are_counted_by_route_not_by_path(client: TestClient) -> None:
+    """Whoever asks for a thousand paths makes one series."""
+
+    def count(route: str) -> float:
+        figures = read_figures(client, "http_requests_total")
+        return sum(value for labels, value in figures.items() if f",{route}," in labels)
+
+    before = count("none"), count("/healthz"), count("/api/markets/{symbol}/latest")
+    for number in range(20):
+        assert client.get(f"/nothing/{number}").status_code == 404
+        assert client.get(f"/api/markets/M{number}/latest").status_code == 404
+    client.get("/healthz")
+    after = count("none"), count("/healthz"), count("/api/markets/{symbol}/latest")
+    assert [now - then for now, then in zip(after, before, strict=True)] == [20, 1, 20]
 
 
 def test_a_database_that_is_gone_is_a_figure() -> None:

@@ -82,8 +82,14 @@ def test_prune_counts_first_and_removes_when_told(command: Command, engine: Engi
         said.append(pruned.stdout)
         left += read_column(engine, "SELECT count(*) FROM market_data.market_snapshot")
     assert said == [
-        "0 receipts, 1 snapshots and 0 alerts would be removed\n0 of Dagster's runs would be removed\n",
+        (
+            "0 receipts, 1 snapshots and 0 alerts would be removed\n"
+            "0 of Dagster's runs would be removed\n"
+        ),
         "0 receipts, 1 snapshots and 0 alerts removed\n0 of Dagster's runs removed\n",
-        "0 receipts, 0 snapshots and 0 alerts would be removed\n0 of Dagster's runs would be removed\n",
+        (
+            "0 receipts, 0 snapshots and 0 alerts would be removed\n"
+            "0 of Dagster's runs would be removed\n"
+        ),
     ]
     assert left == [2, 1, 1]

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from market_pipeline.api.counting import LATEST
 from market_pipeline.api.media import (
     OTHER_FORMATS,
     Origin,
@@ -59,6 +60,7 @@ def tell_latest(
     """Return price, newest final bars and statistics, from the cache where it has them."""
     chosen = choose_format(request, kind)
     (latest,) = fetch_latest(name_market(symbol, provider), services.engine, services.cache)
+    LATEST.inc(source=latest.source)
     origin = Origin(
         source=latest.source,
         dataset_version=latest.dataset_version,

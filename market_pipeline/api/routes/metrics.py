@@ -1,47 +1,59 @@
-"""Figures for those who watch, read from the database as they are asked for.
+"""Figures for those who watch: totals of runs, the state of the database, and this process's own.
 
-They are gauges: what the receipts that are kept say, not counters of this process. A database that
-does not answer is a figure too, so a scrape never fails for it.
+A database that does not answer is a figure too, so a scrape never fails for it.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
-from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from market_pipeline.api.problems import describe_problems
 from market_pipeline.api.services import Services, get_services
-from market_pipeline.storage.ledgers import market_coverage
-from market_pipeline.storage.tables import ingestion_run, market
+from market_pipeline.observability import run_metrics as run_metrics  # noqa: PLC0414 - declared
+from market_pipeline.observability.metrics import Metric, Sample, collect, gauge
+from market_pipeline.storage.metric_queries import read_gauges
+from market_pipeline.storage.metric_totals import read_totals
 
 router = APIRouter(tags=["metrics"])
-MAX_MARKETS = 1_000
+DATABASE_UP = gauge("database_up", "Whether the database answers")
+CACHE_UP = gauge("cache_up", "Whether the cache's store answers", ("store",))
+_FAMILIES: dict[str, Any] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
 
 
-class Metric(BaseModel):
-    """One figure."""
+class Figure(BaseModel):
+    """One series of a metric."""
 
-    type: Literal["gauge"] = "gauge"
-    name: str = Field(examples=["ingestion_runs"])
-    value: float
+    type: Literal["counter", "gauge", "histogram"]
+    name: str = Field(examples=["ingestion_success_total"])
+    value: float = Field(description="The number; of a histogram the sum of what was observed")
     timestamp: float = Field(description="When it was read, in seconds since 1970 (UTC)")
     labels: dict[str, str]
+    count: int | None = Field(default=None, description="Of a histogram: how many were observed")
+    sum: float | None = Field(default=None, description="Of a histogram: their sum")
+    buckets: dict[str, int] | None = Field(
+        default=None, description="Of a histogram: how many were at most so much; cumulative"
+    )
 
 
 class _Collector:
     """Hands families that were read already to the exposition."""
 
-    def __init__(self, families: Iterable[GaugeMetricFamily]) -> None:
-        self._families = families
+    def __init__(self, families: Iterable[Any]) -> None:
+        self._families = list(families)
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Any]:
         """Return the families."""
         return self._families
 
@@ -49,62 +61,66 @@ class _Collector:
 @router.get("/metrics", include_in_schema=False)
 def expose_metrics(services: Annotated[Services, Depends(get_services)]) -> Response:
     """Answer in Prometheus' text format."""
-    collector: Any = _Collector(read_families(services))
+    collector: Any = _Collector(_build_families(read_samples(services)))
     return Response(generate_latest(collector), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/api/metrics", summary="Figures as JSON", responses=describe_problems(401))
-def list_metrics(services: Annotated[Services, Depends(get_services)]) -> list[Metric]:
+@router.get(
+    "/api/metrics",
+    summary="Figures as JSON",
+    response_model_exclude_none=True,
+    responses=describe_problems(401),
+)
+def list_metrics(services: Annotated[Services, Depends(get_services)]) -> list[Figure]:
     """Answer with the same figures as /metrics."""
     now = time.time()
-    return [
-        Metric(name=one.name, value=one.value, timestamp=now, labels=one.labels)
-        for family in read_families(services)
-        for one in family.samples
-    ]
+    return [_describe(sample, now) for sample in read_samples(services)]
 
 
-def read_families(services: Services) -> list[GaugeMetricFamily]:
+def read_samples(services: Services) -> list[Sample]:
     """Return all figures; those of the database are missing when it does not answer."""
-    up = GaugeMetricFamily("database_up", "Whether the database answers")
-    cache = GaugeMetricFamily("cache_up", "Whether the cache's store answers", labels=["store"])
-    cache.add_metric([services.cache.store_name], 0 if services.cache.trouble else 1)
+    is_well = not services.cache.trouble
+    samples = [*collect(), CACHE_UP.sample(is_well, store=services.cache.store_name)]
     try:
         with services.engine.connect() as connection:
-            found = [_read_runs(connection), *_read_markets(connection)]
+            samples += [*read_totals(connection), *read_gauges(connection)]
     except SQLAlchemyError:
-        up.add_metric([], 0)
-        return [up, cache]
-    up.add_metric([], 1)
-    return [up, cache, *found]
+        return [*samples, DATABASE_UP.sample(0)]
+    return [*samples, DATABASE_UP.sample(1)]
 
 
-def _read_runs(connection: Connection) -> GaugeMetricFamily:
-    run = ingestion_run.c
-    names = ["trigger", "provider", "outcome"]
-    outcome = func.coalesce(run.outcome, "running")
-    keys = (run.trigger, run.provider, outcome)
-    family = GaugeMetricFamily("ingestion_runs", "Receipts that are kept", labels=names)
-    query = select(*keys, func.count()).group_by(*keys).order_by(func.count().desc())
-    for *labels, count in connection.execute(query.limit(MAX_MARKETS)):
-        family.add_metric(labels, count)
-    return family
-
-
-def _read_markets(connection: Connection) -> list[GaugeMetricFamily]:
-    names = ["provider", "symbol", "interval"]
-    bars = GaugeMetricFamily("market_bars", "Bars stored", labels=names)
-    closed = GaugeMetricFamily(
-        "market_watermark_timestamp_seconds", "Close of the last final bar", labels=names
+def _describe(sample: Sample, now: float) -> Figure:
+    metric = Metric.DECLARED[sample.name]
+    figure = Figure(
+        type=metric.kind,
+        name=sample.name,
+        value=sample.value,
+        timestamp=now,
+        labels=dict(sample.labels),
     )
-    known = market_coverage.c
-    columns = (market.c.provider, market.c.symbol, known.interval, known.bars, known.watermark)
-    query = select(*columns).join(market, market.c.market_id == known.market_id)
-    ordered = query.where(market.c.is_active).order_by(known.market_id, known.interval)
-    for provider, symbol, interval, count, watermark in connection.execute(
-        ordered.limit(MAX_MARKETS)
-    ):
-        bars.add_metric([provider, symbol, interval], count)
-        if watermark is not None:
-            closed.add_metric([provider, symbol, interval], watermark.timestamp())
-    return [bars, closed]
+    if metric.kind == "histogram":
+        figure.count, figure.sum = sample.count, sample.value
+        figure.buckets = dict(_list_buckets(metric, sample))
+    return figure
+
+
+def _build_families(samples: Iterable[Sample]) -> Iterator[Any]:
+    for name, found in groupby(sorted(samples, key=_by_name), key=_by_name):
+        metric = Metric.DECLARED[name]
+        family = _FAMILIES[metric.kind](name, metric.meaning, labels=metric.labels)
+        for sample in found:
+            labels = [value for _, value in sample.labels]
+            if metric.kind == "histogram":
+                family.add_metric(labels, _list_buckets(metric, sample), sample.value)
+            else:
+                family.add_metric(labels, sample.value)
+        yield family
+
+
+def _by_name(sample: Sample) -> str:
+    return sample.name
+
+
+def _list_buckets(metric: Metric, sample: Sample) -> list[tuple[str, int]]:
+    bounds = [f"{bound:g}" for bound in metric.bounds]
+    return [*zip(bounds, sample.buckets, strict=True), ("+Inf", sample.count)]
