@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
+from market_pipeline.observability.logs import configure_logs
 from market_pipeline.orchestration import assets
 from market_pipeline.orchestration.automation import (
     build_prune_schedule,
@@ -40,6 +41,7 @@ def build_definitions(resources: Mapping[str, object] | None = None) -> dg.Defin
     Raises:
         SettingError: A setting that shapes the definitions is wrong; names it.
     """
+    configure_logs()
     read_redis_url()
     read_cache_ttl_seconds()
     return dg.Definitions(

@@ -34,7 +34,7 @@ class Receiver:
 
     Attributes:
         address: Where it listens. posts: What came.
-        status: Of answers. headers: Of answers. delay: Seconds before an answer.
+        status, headers, says: Of answers. delay: Seconds before an answer.
     """
 
     address: str = ""
@@ -42,6 +42,7 @@ class Receiver:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
+    says: str = ""
 
     @property
     def bodies(self) -> list[dict[str, Any]]:
@@ -68,8 +69,10 @@ def serve_receiver() -> Iterator[Receiver]:
             self.send_response(receiver.status)
             for name, value in receiver.headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", "0")
+            body = receiver.says.encode()
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body)
 
         do_GET = do_POST  # noqa: N815 - the server's name for it
 

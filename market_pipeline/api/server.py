@@ -33,5 +33,6 @@ def serve(environ: Mapping[str, str] | None = None) -> None:
             proxy_headers=False,
             server_header=False,
             access_log=False,
+            log_config=None,
             log_level="warning",
         )

@@ -1,8 +1,6 @@
 """``market-pipeline``: the same job as Dagster's, the database's housekeeping, and listings."""
 
-import logging
 import os
-import sys
 from pathlib import Path
 
 import click
@@ -18,7 +16,8 @@ from market_pipeline.cli.serve import serve
 from market_pipeline.cli.show import providers, runs
 from market_pipeline.cli.why import diff, why
 from market_pipeline.domain.errors import PipelineError
-from market_pipeline.settings import find_project_dir, load_dotenv, read_log_level
+from market_pipeline.observability.logs import configure_logs
+from market_pipeline.settings import find_project_dir, load_dotenv
 
 _EPILOG = """\b
 Examples:
@@ -50,9 +49,7 @@ def main() -> None:
     """Market data into PostgreSQL, by a pipeline that knows what it knows."""
     load_dotenv()
     os.environ["DAGSTER_HOME"] = os.environ.get("DAGSTER_HOME") or str(find_project_dir())
-    level = read_log_level().upper()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("market_pipeline").setLevel(level)
+    configure_logs("")
 
 
 @main.command(short_help="Write DAGSTER_HOME into .env of this folder.")

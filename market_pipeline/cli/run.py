@@ -1,16 +1,18 @@
 """Running a job in this process, recorded in Dagster like any other run."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-import click
 import dagster as dg
 
 from market_pipeline.cli.database import open_database
 from market_pipeline.domain.triggers import TRIGGER_TAG
+from market_pipeline.observability.logs import LineHandler, RunHandler, escape_controls
+from market_pipeline.observability.redaction import redact
 from market_pipeline.settings import read_log_level
 
 
@@ -66,20 +68,26 @@ def _choose_logger() -> dict[str, object]:
     return {"progress": {}}
 
 
-class _Progress(logging.Handler):
-    """Prints what steps say in their own words; Dagster's events and stack traces stay out."""
+class _Progress(LineHandler):
+    """Writes what steps say in their own words; Dagster's events and stack traces stay out."""
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Errors are told once, as the run's causes."""
         about = getattr(record, "dagster_meta", {})
-        # Errors are told once, as the run's causes.
-        if about.get("dagster_event") is None and record.levelno < logging.ERROR:
-            click.echo(about.get("orig_message", record.getMessage()), err=True)
+        return about.get("dagster_event") is None and record.levelno < logging.ERROR
+
+    def format(self, record: logging.LogRecord) -> str:
+        """On a terminal the words alone are enough."""
+        if sys.stderr.isatty():
+            return redact(escape_controls(record.dagster_meta["orig_message"]))  # type: ignore[attr-defined]
+        return super().format(record)
 
 
 @dg.logger
 def show_progress(init_context: dg.InitLoggerContext) -> logging.Logger:
-    """Return a logger that prints the steps' own messages at LOG_LEVEL and above, to stderr."""
+    """Return a logger that writes the steps' own messages at LOG_LEVEL and above, to stderr."""
     del init_context
+    RunHandler.is_silent = True
     logger = logging.getLogger("market_pipeline.progress")
     logger.setLevel(read_log_level().upper())
     logger.propagate = False

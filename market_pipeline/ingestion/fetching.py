@@ -1,6 +1,5 @@
 """One request to a provider, and its answer judged: a page."""
 
-import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,10 +11,11 @@ from market_pipeline.domain.judging import JudgedBars, judge_bars
 from market_pipeline.domain.planning import Ask
 from market_pipeline.domain.records import Market, build_empty_bar_frame
 from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
+from market_pipeline.observability.logs import get_logger
 from market_pipeline.observability.tracing import span
 from market_pipeline.providers.base import Provider
 
-logger = logging.getLogger("market_pipeline.ingestion")
+logger = get_logger(__name__)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_DAY = datetime(2200, 1, 1, tzinfo=UTC)
 
@@ -59,7 +59,7 @@ def fetch_page(provider: Provider, market: Market, ask: Ask, now: datetime) -> P
             told.tell(bars=len(bars))
     except ProviderError as failure:
         error, status = str(failure), failure.status
-        logger.warning("%s %s: %s", market.symbol, ask.interval, failure)
+        logger.warning("the provider failed", interval=ask.interval.value, error=str(failure))
     seconds = time.perf_counter() - began
     # Whatever its provider says: half a bar is not final.
     bars = bars.assign(is_final=bars["is_final"] & (bars["close_time"] <= pd.Timestamp(now)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
 from queue import Full, Queue
@@ -14,6 +15,7 @@ from market_pipeline.domain.errors import PipelineError, SupersededError
 from market_pipeline.ingestion.batches import BarBatch
 from market_pipeline.ingestion.market_run import MarketRun
 from market_pipeline.ingestion.request import Request, Route
+from market_pipeline.observability.logs import log_context
 from market_pipeline.providers.gate import use_gate
 from market_pipeline.storage.budget import DatabaseGate, read_budget_limits
 from market_pipeline.storage.claims import release_run_claims, show_life
@@ -58,7 +60,10 @@ class BarStream:
             ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="fetch") as pool,
         ):
             gate = make_gate(self.engine, self.routes, stop)
-            work = [pool.submit(self._work, gate, route, ready, stop) for route in self.routes]
+            work = [
+                pool.submit(copy_context().run, self._work, gate, route, ready, stop)
+                for route in self.routes
+            ]
             try:
                 yield from _drain(ready, work)
             finally:
@@ -71,7 +76,9 @@ class BarStream:
     ) -> None:
         limit = gate.limits[route[0].name]
         try:
-            with use_gate(gate):
+            provider, market = route
+            about = log_context(provider=provider.name, market=market.symbol)
+            with about, use_gate(gate):
                 for batch in MarketRun(self.engine, self.run_id, self.request, route, limit):
                     _put(batch, ready, stop)
                     if stop.is_set():

@@ -20,6 +20,7 @@ from market_pipeline.ingestion.run_alerts import MarketEnds, report_prices
 from market_pipeline.ingestion.snapshots import SnapshotBatch
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
+from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import Told, span
 from market_pipeline.orchestration.gallery import Occasion, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.market_reader import MarketReader
@@ -165,7 +166,8 @@ def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStrea
         ends.note(item, result)
         totals[item.route] = totals.get(item.route, WriteCounts()) + result.counts
         lines[item.route] = build_receipt_line(item, result, totals[item.route])
-        context.log.info(_tell(lines[item.route]))
+        with log_context(provider=item.route[0].name, market=item.route[1].symbol):
+            context.log.info(_tell(lines[item.route]))
     with engine.begin() as connection:
         ends.report(connection, run.run_id)
     told = [lines[route] for route in stream.routes if route in lines]

@@ -15,6 +15,7 @@ from market_pipeline.domain.triggers import find_trigger
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.registration import keep_active
 from market_pipeline.ingestion.request import Request, Route, build_request
+from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import begin_run, end_run
 from market_pipeline.orchestration.dead_runs import mark_as_watched
 from market_pipeline.providers.registry import route_markets
@@ -113,6 +114,8 @@ class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Begin the run's trace, and know whose life to show."""
         if context.run is not None:
             begin_run(UUID(context.run.run_id), context.run.job_name)
+            about = {"run_id": context.run.run_id, "trigger": find_trigger(context.run.tags)}
+            self._life.enter_context(log_context(**about))
             if context.instance is not None:
                 self._run = (context.instance, context.run.run_id)
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from market_pipeline.domain.errors import PermanentProviderError, ProviderError
+from market_pipeline.observability.redaction import redact
 
 Floats = npt.NDArray[np.float64]
 
@@ -129,7 +130,7 @@ def read_error_message(body: bytes) -> str:
         said = _find_message(parse_json("", body))
     except ProviderError:
         said = body.decode("utf-8", "replace")
-    text = clean_text(said)[:200]
+    text = clean_text(redact(said))[:200]  # A gateway may quote the key it refuses.
     return "" if text.startswith("<") else text
 
 

@@ -38,13 +38,10 @@ def test_a_run_prints_a_line_for_each_market_and_its_receipt(command: Command) -
 
     assert ran.returncode == 0, ran.stderr
     assert_quiet(ran.stderr)
-    progress = sorted(ran.stderr.splitlines())
-    assert [line.split(":")[0] for line in progress] == [
-        "BTC-USD from mock",
-        "ETH-USD from mock",
-        "SPX from mock",
-    ]
-    assert all(" inserted, 0 updated, 0 unchanged" in line for line in progress)
+    progress = sorted(map(json.loads, ran.stderr.splitlines()), key=lambda line: line["market"])
+    assert [line["market"] for line in progress] == ["BTC-USD", "ETH-USD", "SPX"]
+    assert all(" inserted, 0 updated, 0 unchanged" in line["event"] for line in progress)
+    assert {line["provider"] for line in progress} == {"mock"}
     assert "market_roi_statistic" in ran.stdout
     assert ran.stdout.rstrip().endswith(": ok")
 
