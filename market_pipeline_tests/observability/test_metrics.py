@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from market_pipeline.api.routes import metrics as route  # noqa: F401 - declares all of them
 from market_pipeline.observability import metrics
 from market_pipeline.observability.metrics import (
     MAX_SERIES,
