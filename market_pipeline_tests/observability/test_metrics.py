@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
+import market_pipeline.api.app  # noqa: F401 - declares all of them
 from market_pipeline.observability import metrics
 from market_pipeline.observability.metrics import (
     MAX_SERIES,
