@@ -11,7 +11,17 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import analytics, history, jobs, latest, memory, planning, small_batches, write_path
+from benchmarks import (
+    analytics,
+    history,
+    jobs,
+    latest,
+    memory,
+    planning,
+    serving,
+    small_batches,
+    write_path,
+)
 from benchmarks.bench import Bench, Measurement
 from benchmarks.database import describe_server, find_server, open_folder
 from benchmarks.figures import RESULTS, TARGETS, Figure, write_figures
@@ -30,6 +40,9 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     history.BACKFILL,
     history.AS_OF,
     history.RESTATEMENT,
+    serving.LATEST,
+    serving.ARROW,
+    serving.READERS,
 )
 _LIBRARIES = ("dagster", "pandas", "numpy", "SQLAlchemy", "psycopg2-binary", "dlt", "pangres")
 

@@ -72,6 +72,10 @@ TARGETS: Mapping[str, Target] = {
     "noop_ingest_vs_empty_job": Target("<=", 1.2),
     "backfill_vs_bare_write": Target(">=", 0.7),
     "as_of_vs_plain_read": Target("<=", 3),
+    "latest_vs_bare_route": Target(">=", 0.6),
+    "latest_p99_vs_bare_route": Target("<=", 3),
+    "arrow_vs_json": Target(">=", 5),
+    "reader_p99_under_load_vs_idle": Target("<=", 4),
 }
 """What the product has to reach; figures that are not listed are shown for comparison."""
 

@@ -46,7 +46,7 @@ class _Jobs:
 
     def __init__(self, home: Path, url: str, rounds: int) -> None:
         self._home = home
-        self._environment = _build_environment(
+        self._environment = build_environment(
             {"DATABASE_URL": url, "DAGSTER_HOME": str(home), **_count_definitions()}
         )
         now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -82,7 +82,7 @@ def _count_definitions() -> dict[str, str]:
     return dict(zip(empty_job.COUNT_VARIABLES, map(str, counts), strict=True))
 
 
-def _build_environment(variables: Mapping[str, str]) -> dict[str, str]:
+def build_environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Return an environment with the product's defaults; compiled modules are kept, as usual."""
     ours = {setting.name for setting in SETTINGS}
     kept = {
@@ -110,7 +110,7 @@ def run_quietly(command: Sequence[str], environment: Mapping[str, str], folder: 
 def measure_import(bench: Bench, wanted: frozenset[str]) -> Iterator[Figure]:
     """Yield the ratio of loading the definitions to loading Dagster and pandas alone."""
     del wanted
-    environment = _build_environment({})
+    environment = build_environment({})
 
     def build_way(name: str, statement: str) -> Way:
         command = [sys.executable, "-c", statement]

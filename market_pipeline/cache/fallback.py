@@ -31,6 +31,8 @@ class RedisCache:
         self._store, self._memory = store, memory
         self._breaker = Breaker(store.probe, first_try_seconds)
 
+    is_local = False
+
     @property
     def store_name(self) -> str:
         """``redis``, or ``memory`` while it is in trouble."""

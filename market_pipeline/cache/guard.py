@@ -37,6 +37,7 @@ class GuardedCache:
         self._cache, self._versions = cache, versions
         self._epoch = versions.epoch
         self._lock = threading.Lock()
+        self.is_local = cache.is_local
 
     @property
     def store_name(self) -> str:
@@ -51,7 +52,10 @@ class GuardedCache:
 
     def get(self, key: str) -> Entry | None:
         """Return the entry of a key, if it is of the newest version."""
-        return self.get_many([key]).get(key)
+        self._flush_if_reconnected()
+        version = self._versions.find_version(find_scope(key))
+        entry = self._cache.get(key) if version is not None else None
+        return entry if entry is not None and entry.version == version else None
 
     def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """Return the entries that are of the newest versions."""

@@ -31,6 +31,7 @@ class MemoryCache:
     """
 
     store_name = "memory"
+    is_local = True
     trouble: str | None = None
 
     def __init__(

@@ -51,7 +51,13 @@ class Fill:
 
 
 class Cache(Protocol):
-    """A cache; safe to use from several threads."""
+    """A cache; safe to use from several threads.
+
+    Attributes:
+        is_local: It asks nobody: what it has is in this process's memory.
+    """
+
+    is_local: bool
 
     @property
     def store_name(self) -> str:
