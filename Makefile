@@ -34,11 +34,8 @@ ingest: setup ## Run the main job and show what it wrote
 	$(BIN)/dagster job execute -m market_pipeline.definitions -j ingest
 	$(BIN)/market-pipeline runs
 
-dev: setup ## Open Dagster's webserver and daemon on http://127.0.0.1:3000
-	@$(BIN)/python -c 'import socket; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(("127.0.0.1", $(PORT)))' 2>/dev/null \
-		|| { echo "Port $(PORT) of 127.0.0.1 cannot be used (another make dev?): try make dev PORT=3001" >&2; exit 1; }
-	@echo "Dagster's UI: http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
-	$(BIN)/dagster dev -h 127.0.0.1 -p $(PORT)
+dev: setup ## Open Dagster's UI and daemon on http://127.0.0.1:3000, the dashboard on :8000
+	@$(BIN)/market-pipeline dev --port $(PORT)
 
 web: setup ## Run Dagster's webserver alone, on loopback
 	@echo "Dagster's UI: http://127.0.0.1:$(PORT) (Ctrl-C ends it); make scheduler runs the daemon"

@@ -7,6 +7,7 @@ import click
 
 from market_pipeline.cli.alerts import alerts
 from market_pipeline.cli.database import db
+from market_pipeline.cli.dev import dev
 from market_pipeline.cli.export import export
 from market_pipeline.cli.ingest import ingest
 from market_pipeline.cli.markets import markets
@@ -66,6 +67,6 @@ def init() -> None:
 
 for command in (
     ingest, plan, backfill, coverage, runs, diff, why, quarantine, export, markets, providers,
-    alerts, serve, db,
+    alerts, serve, dev, db,
 ):  # fmt: skip
     main.add_command(command)

@@ -40,18 +40,23 @@ def find_listeners(port: int) -> set[str]:
     return {address for address, hexadecimal in local if int(hexadecimal, 16) == port}
 
 
-def test_make_dev_serves_loopback_only_and_leaves_nothing_behind(project: Project) -> None:
-    """It prints its address, listens on 127.0.0.1 alone, and SIGTERM ends every process of it."""
-    port = choose_port()
-    command = project.make("dev", f"PORT={port}")
-    with open_dagster_ui(command, port, project.environment, project.folder) as ui:
-        assert f"http://127.0.0.1:{port}" in ui.services.read_log().splitlines()[0]
-        assert find_listeners(port) == {LOOPBACK}
-        assert project.is_served()
+def test_make_dev_serves_loopback_only_and_leaves_nothing_behind() -> None:
+    """UI, daemon and API: it says where, listens on loopback alone, and SIGTERM ends all of it."""
+    port, api_port = choose_port(), choose_port()
+    with make_project(API_PORT=str(api_port)) as project:
+        command = project.make("dev", f"PORT={port}")
+        with open_dagster_ui(command, port, project.environment, project.folder) as ui:
+            address = f"http://127.0.0.1:{api_port}"
+            wait_for(lambda: is_healthy(address), TASK_SECONDS, "the API", ui.services)
+            said = ui.services.read_log()
+            assert f"http://127.0.0.1:{port}" in said.splitlines()[0]
+            assert address in said
+            assert find_listeners(port) == find_listeners(api_port) == {LOOPBACK}
+            assert project.is_served()
 
-        ui.services.stop()
+            ui.services.stop()
 
-        check_nothing_is_left(project, ui.services)
+            check_nothing_is_left(project, ui.services)
 
 
 def test_make_web_serves_loopback_only_and_leaves_nothing_behind(project: Project) -> None:
