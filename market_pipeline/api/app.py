@@ -12,6 +12,7 @@ from starlette.staticfiles import StaticFiles
 from market_pipeline.api.counting import Counting
 from market_pipeline.api.launching import Launcher
 from market_pipeline.api.pages import assets, comparison, market, overview, runs, sign_in, why
+from market_pipeline.api.pages.errors import show_problem
 from market_pipeline.api.problems import Problem, install_problems
 from market_pipeline.api.quick import Quick
 from market_pipeline.api.routes import docs, health, history, ingest, ledgers, markets, metrics
@@ -45,7 +46,7 @@ def build_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.launcher = Launcher(services)
-    install_problems(app)
+    install_problems(app, show_problem)
     for router in ROUTERS:
         app.include_router(router)
     app.mount(docs.ASSETS_PATH, StaticFiles(directory=docs.find_assets()))

@@ -5,14 +5,14 @@ SQL, stack traces, addresses with passwords; those are in the API's log under th
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -46,6 +46,7 @@ _STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (StorageError, 503),
 )
 logger = logging.getLogger("market_pipeline.api")
+Show: TypeAlias = Callable[[Request, JSONResponse], Response]
 
 
 class Problem(BaseModel):
@@ -107,15 +108,25 @@ def build_problem(
     return JSONResponse(body, status, {**(headers or {})}, media_type=MEDIA_TYPE)
 
 
-def install_problems(app: FastAPI) -> None:
-    """Answer every error of an app with a problem."""
-    app.add_exception_handler(ProblemError, _tell_problem)
-    app.add_exception_handler(HTTPException, _tell_http)
-    app.add_exception_handler(RequestValidationError, _tell_invalid)
-    app.add_exception_handler(PipelineError, _tell_pipeline)
-    app.add_exception_handler(DBAPIError, _tell_database)
-    app.add_exception_handler(PoolTimeoutError, _tell_database)
-    app.add_exception_handler(Exception, _tell_fault)
+def install_problems(app: FastAPI, show: Show) -> None:
+    """Answer every error of an app with a problem; ``show`` makes it a page where one is wanted."""
+    handlers: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
+        ProblemError: _tell_problem,
+        HTTPException: _tell_http,
+        RequestValidationError: _tell_invalid,
+        PipelineError: _tell_pipeline,
+        DBAPIError: _tell_database,
+        PoolTimeoutError: _tell_database,
+        Exception: _tell_fault,
+    }
+    for kind, tell in handlers.items():
+        app.add_exception_handler(kind, _show_what(tell, show))
+
+
+def _show_what(
+    tell: Callable[[Request, Exception], JSONResponse], show: Show
+) -> Callable[[Request, Exception], Response]:
+    return lambda request, error: show(request, tell(request, error))
 
 
 def _tell_problem(request: Request, error: Exception) -> JSONResponse:
