@@ -73,7 +73,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "DAGSTER_RETENTION_DAYS", "30", "Days that Dagster's own runs and events stay; 0: for good"
     ),
-    Setting("DAGSTER_UI_URL", "http://127.0.0.1:3000", "Dagster's webserver: runs start there"),
+    Setting("DAGSTER_UI_URL", "http://127.0.0.1:3000", "Dagster's webserver, as people reach it"),
+    Setting(
+        "DAGSTER_GRAPHQL_URL", "", "Where the API reaches it, to start runs; unset: DAGSTER_UI_URL"
+    ),
     Setting("LOG_LEVEL", "info", "debug, info, warning or error"),
     Setting("API_HOST", "127.0.0.1", "Address the HTTP API listens on; others need API_TOKEN"),
     Setting("API_PORT", "8000", "Port the HTTP API listens on"),

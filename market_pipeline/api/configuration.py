@@ -28,7 +28,8 @@ class Configuration:
         cron_secret: What GET /api/cron needs; empty: nobody gets in.
         allowed_hosts: Names it answers to, lower case, without port; empty: any.
         ingest_wait_seconds: How long a request waits for the run it started.
-        dagster_url: Dagster's webserver, without a slash at the end.
+        dagster_url: Dagster's webserver as people reach it, without a slash at the end.
+        graphql_url: As the API reaches it; empty: there.
     """
 
     host: str = "127.0.0.1"
@@ -38,6 +39,7 @@ class Configuration:
     allowed_hosts: frozenset[str] = LOOPBACK_NAMES
     ingest_wait_seconds: int = 60
     dagster_url: str = "http://127.0.0.1:3000"
+    graphql_url: str = ""
 
 
 def read_configuration(environ: Mapping[str, str] | None = None) -> Configuration:
@@ -61,7 +63,8 @@ def read_configuration(environ: Mapping[str, str] | None = None) -> Configuratio
         cron_secret=read_secret("CRON_SECRET", environ),
         allowed_hosts=_choose_hosts(host, named),
         ingest_wait_seconds=read_whole_number("INGEST_WAIT_SECONDS", 0, MAX_WAIT_SECONDS, environ),
-        dagster_url=_read_dagster_url(environ),
+        dagster_url=_read_address("DAGSTER_UI_URL", environ),
+        graphql_url=_read_address("DAGSTER_GRAPHQL_URL", environ),
     )
 
 
@@ -83,9 +86,9 @@ def _choose_hosts(host: str, named: set[str]) -> frozenset[str]:
     return frozenset(named | LOOPBACK_NAMES) if named else frozenset()
 
 
-def _read_dagster_url(environ: Mapping[str, str] | None) -> str:
-    url = read_variable("DAGSTER_UI_URL", environ)
-    with name_errors(f"DAGSTER_UI_URL={shorten(url)!r}"):
-        if not url.startswith(("http://", "https://")):
+def _read_address(name: str, environ: Mapping[str, str] | None) -> str:
+    url = read_variable(name, environ)
+    with name_errors(f"{name}={shorten(url)!r}"):
+        if url and not url.startswith(("http://", "https://")):
             raise SettingError("expected an address, such as http://127.0.0.1:3000")
     return url.rstrip("/")

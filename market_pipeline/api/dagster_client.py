@@ -149,8 +149,8 @@ class DagsterClient:
         if not isinstance(told, dict) or not told.get("data"):
             raise _describe_missing(
                 "webserver",
-                f"Dagster's webserver does not answer at {self.url}: start it with `make dev`, "
-                "or let DAGSTER_UI_URL name it. What was started goes on",
+                f"Dagster's webserver does not answer at {self._base}: start it with `make dev`, "
+                "or let DAGSTER_UI_URL or DAGSTER_GRAPHQL_URL name it. What was started goes on",
             )
         return told["data"]
 

@@ -40,7 +40,7 @@ def open_services(configuration: Configuration) -> Iterator[Services]:
         SettingError: A setting of the database or the cache is wrong.
     """
     with open_database() as engine, closing(open_serving_cache(engine)) as cache:
-        dagster = DagsterClient(configuration.dagster_url)
+        dagster = DagsterClient(configuration.dagster_url, configuration.graphql_url)
         yield Services(engine, cache, configuration, dagster)
 
 

@@ -12,8 +12,15 @@ from typing import Any
 from market_pipeline.domain.errors import MarketNotServedError, PipelineError, SettingError
 from market_pipeline.domain.records import Market
 from market_pipeline.providers.base import Provider
+from market_pipeline.settings import (
+    name_errors,
+    read_provider_call_limits,
+    read_variable,
+    shorten,
+)
 
 GROUP = "market_pipeline.providers"
+_CALLS = "PROVIDER_CALLS_PER_MINUTE"
 
 
 def list_provider_names() -> tuple[str, ...]:
@@ -55,8 +62,10 @@ def route_markets(
 
     Raises:
         MarketNotServedError: Names each symbol that nobody serves, who was asked and why not.
-        SettingError: A provider is unknown, broken or wrongly set.
+        SettingError: A provider is unknown, broken or wrongly set, also in
+            PROVIDER_CALLS_PER_MINUTE, which would limit nobody.
     """
+    _check_call_limits(environ)
     providers = [load_provider(name, environ) for name in provider_names]
     missing = {provider.name: provider.explain_missing_settings() for provider in providers}
     ready = [provider for provider in providers if missing[provider.name] is None]
@@ -65,6 +74,14 @@ def route_markets(
     if unserved:
         raise MarketNotServedError(_explain_unserved(unserved, missing))
     return [route for route in routes.values() if route is not None]
+
+
+def _check_call_limits(environ: Mapping[str, str]) -> None:
+    known, text = list_provider_names(), read_variable(_CALLS, environ)
+    unknown = [name for name in read_provider_call_limits(environ) if name not in known]
+    with name_errors(f"{_CALLS}={shorten(text)!r}"):
+        if unknown:
+            raise SettingError(f"{unknown[0]!r} is unknown: expected some of {', '.join(known)}")
 
 
 def _find_route(symbol: str, providers: Iterable[Provider]) -> tuple[Provider, Market] | None:

@@ -25,6 +25,7 @@ class Stack:
 
     Attributes:
         api: A client of the API. ui: Dagster. environment: Of all processes. folder: Theirs.
+        daemon: Dagster's daemon, by its process group.
         without_daemon: What POST /api/ingest answered before there was a daemon.
     """
 
@@ -33,6 +34,7 @@ class Stack:
     environment: dict[str, str]
     folder: Path
     without_daemon: httpx.Response
+    daemon: Background
 
     def read(self, query: str) -> list[tuple[Any, ...]]:
         """Return a query's rows."""
@@ -61,7 +63,7 @@ def run_stack(database_url: str, folder: Path, **variables: str) -> Iterator[Sta
         without_daemon = api.post("/api/ingest")
         with run_in_background(daemon, environment, folder) as beating:
             wait_for(lambda: _beats(ui), _START_SECONDS, "Dagster's daemon", beating)
-            yield Stack(api, ui, environment, folder, without_daemon)
+            yield Stack(api, ui, environment, folder, without_daemon, beating)
 
 
 @contextmanager

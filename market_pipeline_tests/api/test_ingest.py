@@ -1,17 +1,21 @@
 """POST /api/ingest and GET /api/cron on a real Dagster: one run for all who ask the same."""
 
+import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from market_pipeline.api.launching import MAX_QUEUED_RUNS
 from market_pipeline_tests.api.stack import CRON_SECRET, Stack, run_stack, serve_another
 from market_pipeline_tests.conftest import make_database
-from market_pipeline_tests.system.processes import wait_for
+from market_pipeline_tests.system.processes import find_marked, wait_for
 
 CALLERS = 100
 RUN_SECONDS = 150.0
@@ -157,3 +161,28 @@ def test_a_failed_run_is_told_by_status_and_receipt(stack: Stack) -> None:
     told = wait_until_ended(stack, accepted.json()["statusUrl"])
     assert told == waiting.json()
     assert told["markets"][0]["reason"]
+
+
+def test_a_full_queue_is_429_and_says_when_to_ask_again(stack: Stack) -> None:
+    """The last test: the daemon sleeps, so that what is asked for stays in the queue."""
+    symbols = ("BTC-USD", "ETH-USD", "SPX", "SOL-USD", "ADA-USD")
+    wishes = [list(some) for size in (2, 3, 4) for some in combinations(symbols, size)]
+    pids = find_marked(stack.daemon.mark)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        answers = [
+            stack.api.post(
+                "/api/ingest", json={"symbols": wish}, headers={"Prefer": "respond-async"}
+            )
+            for wish in [*wishes, *([one, "XRP-USD"] for one in symbols)]
+        ]
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    codes = [answer.status_code for answer in answers]
+    assert codes == [202] * MAX_QUEUED_RUNS + [429] * (len(codes) - MAX_QUEUED_RUNS)
+    assert len(codes) > MAX_QUEUED_RUNS
+    refused = answers[-1]
+    assert int(refused.headers["retry-after"]) > 0
+    assert refused.json()["status"] == 429

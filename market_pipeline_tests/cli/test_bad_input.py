@@ -53,6 +53,7 @@ def test_a_bad_option_is_named_with_its_value(
         ("INGESTION_EXECUTOR", "threads", "one of in_process, multiprocess"),
         ("INGESTION_SCHEDULE_ENABLED", "perhaps", "one of true, yes"),
         ("ALERT_MIN_SEVERITY", "fatal", "one of info, warning"),
+        ("PROVIDER_CALLS_PER_MINUTE", "coingeko=5", "some of coingecko, file, mock, yahoo"),
         ("LOG_LEVEL", "loud", "one of debug, info"),
         ("ROI_HORIZONS_DAYS", "0", "a whole number from 1 to 36525"),
         ("RISK_FREE_RATE", "4", "between -0.5 and 1"),
