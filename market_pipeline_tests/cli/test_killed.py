@@ -1,0 +1,120 @@
+"""Real processes, killed, interrupted or suspended in the middle: nothing is lost or torn."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from market_pipeline_tests.cli.conftest import Command
+from market_pipeline_tests.commands import SCRIPTS
+from market_pipeline_tests.databases import read_column
+from market_pipeline_tests.system.processes import wait_for
+
+BACKFILL = (
+    "backfill",
+    "--from",
+    "2015-01-01",
+    "--to",
+    "2024-01-01",
+    "--symbols",
+    "BTC-USD,ETH-USD",
+)
+# Half of the calls are refused for a second, so that there is a middle.
+SLOW = {"MOCK_FAULTS": "*:429=1 50%"}
+SECONDS = 90.0
+BARS = "SELECT count(*) FROM market_data.market_aggregate"
+DIGEST = """SELECT md5(string_agg(format('%s %s %s %s %s %s %s', symbol, interval, open_time, open,
+        close, volume, is_final), ',' ORDER BY symbol, interval, open_time))
+    FROM market_data.market_aggregate JOIN market_data.market USING (market_id)"""
+INSERTED = "SELECT coalesce(sum(inserted), 0)::int FROM market_data.ingestion_run_market"
+CLAIMS = "SELECT 1 FROM market_data.fetch_claim"
+
+
+@contextmanager
+def start(
+    environment: Mapping[str, str], folder: Path, *arguments: str
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start the command in a process group of its own; at the end it is gone."""
+    child = subprocess.Popen(
+        ["env", "--default-signal=INT", SCRIPTS / "market-pipeline", *arguments],
+        env=dict(environment), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def count(engine: Engine, query: str) -> int:
+    """Return a query's only number, 0 for none."""
+    found: list[Any] = read_column(engine, query)
+    return int(found[0]) if found else 0
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+def test_a_backfill_that_is_stopped_goes_on_where_it_was(
+    blow: signal.Signals,
+    command: Command,
+    project_environment: dict[str, str],
+    engine: Engine,
+    tmp_path: Path,
+) -> None:
+    """What was committed stays and is not written again; in the end it is as if never stopped."""
+    with start({**project_environment, **SLOW}, tmp_path, *BACKFILL) as child:
+        wait_for(lambda: count(engine, BARS) > 0, SECONDS, "the first batch")
+        child.send_signal(blow)
+        code = child.wait(SECONDS)
+    assert code not in (0, 3)
+    kept, written = count(engine, BARS), count(engine, INSERTED)
+    assert 0 < kept == written
+    done = command(*BACKFILL)
+    assert done.returncode == 0, done.stderr
+    whole = count(engine, BARS)
+    assert kept < whole == count(engine, INSERTED)
+    assert command("coverage", "--verify").returncode == 0
+    torn, (digest,) = read_column(engine, CLAIMS), read_column(engine, DIGEST)
+    assert torn == []
+    with engine.begin() as connection:
+        connection.execute(text("TRUNCATE market_data.market CASCADE"))
+    assert command(*BACKFILL).returncode == 0
+    assert read_column(engine, DIGEST) == [digest]
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_slept_past_its_claim_changes_nothing_of_the_next_ones(
+    command: Command, project_environment: dict[str, str], engine: Engine, tmp_path: Path
+) -> None:
+    """Suspended, overtaken, and woken up: its batch is refused, the other's stands."""
+    options = (
+        "ingest",
+        "--symbols",
+        "BTC-USD",
+        "--window-end",
+        "2024-03-15",
+        "--lookback-days",
+        "5",
+    )
+    slow = {**project_environment, "MOCK_FAULTS": "*:429=2 x1"}
+    with start(slow, tmp_path, *options) as child:
+        wait_for(lambda: read_column(engine, CLAIMS), SECONDS, "the claim")
+        child.send_signal(signal.SIGSTOP)
+        with engine.begin() as connection:
+            # Two minutes later, as far as the claim knows.
+            connection.execute(text("UPDATE market_data.fetch_claim SET expires_at = now()"))
+        assert command(*options).returncode == 0
+        before = read_column(engine, "SELECT xmin || t::text FROM market_data.market_aggregate t")
+        os.kill(child.pid, signal.SIGCONT)
+        assert child.wait(SECONDS) in (0, 3)
+    after = read_column(engine, "SELECT xmin || t::text FROM market_data.market_aggregate t")
+    assert before
+    assert after == before
+    assert command("coverage", "--verify").returncode == 0
