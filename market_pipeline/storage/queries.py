@@ -1,6 +1,7 @@
 """What is read from the tables: markets, final bars, receipts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -9,7 +10,8 @@ import pandas as pd
 from sqlalchemy import Connection, Select, func, select, tuple_
 
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, UTC_DTYPE
+from market_pipeline.domain.records import BAR_COLUMNS
+from market_pipeline.storage.copy_out import FLAG, INTEGER, NUMBER, TIME, WORD, Column, read_copied
 from market_pipeline.storage.tables import (
     ingestion_run,
     ingestion_run_market,
@@ -17,6 +19,20 @@ from market_pipeline.storage.tables import (
     market,
     market_aggregate,
 )
+
+_PRICES = ("open", "high", "low", "close", "volume")
+_SENT: Mapping[str, Column] = {
+    "interval": replace(WORD, send=WORD.send.replace("{}", '"interval"')),
+    **dict.fromkeys(("open_time", "close_time"), TIME),
+    **dict.fromkeys(_PRICES, NUMBER),
+    **dict.fromkeys(("volume_kind", "source_kind"), WORD),
+    "trades": replace(NUMBER, send="coalesce(trades::double precision, 'NaN')"),
+    "is_final": FLAG,
+    **dict.fromkeys(("market_id", "dataset_version"), INTEGER),
+}
+_BAR_COLUMNS = {name: _SENT[name] for name in BAR_COLUMNS}
+_FINAL_NAMES = ("market_id", "open_time", "close_time", *_PRICES, "dataset_version")
+_FINAL_COLUMNS = {name: _SENT[name] for name in _FINAL_NAMES}
 
 
 def read_markets(connection: Connection, keys: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -53,43 +69,35 @@ def read_final_bars(
         Columns ``market_id``, ``open_time``, ``close_time``, ``open`` to ``close``, ``volume``,
         ``dataset_version``, ordered by market and open_time.
     """
-    bars = market_aggregate.c
-    columns = (
-        bars.market_id,
-        bars.open_time,
-        bars.close_time,
-        bars.open,
-        bars.high,
-        bars.low,
-        bars.close,
-        bars.volume,
-        bars.dataset_version,
-    )
-    query = (
-        select(*columns)
-        .where(bars.market_id.in_(list(market_ids)), bars.interval == interval.value)
-        .where(bars.is_final, bars.open_time >= start, bars.close_time <= closed_by)
-        .order_by(bars.market_id, bars.open_time)
-    )
-    frame = read_frame(connection, query)
-    floats = dict.fromkeys(("open", "high", "low", "close", "volume"), "float64")
-    return frame.astype(
-        {"market_id": "int64", "open_time": UTC_DTYPE, "close_time": UTC_DTYPE, **floats}
-    )
+    values = {
+        "market_ids": list(market_ids),
+        "interval": interval.value,
+        "start": start,
+        "closed_by": closed_by,
+    }
+    return read_copied(connection, _build_final_query, _FINAL_COLUMNS, values)
+
+
+def _build_final_query(selected: str) -> str:
+    return f"""SELECT {selected} FROM {market_aggregate.fullname}
+        WHERE market_id = ANY(%(market_ids)s) AND "interval" = %(interval)s AND is_final
+            AND open_time >= %(start)s AND close_time <= %(closed_by)s
+        ORDER BY market_aggregate.market_id, market_aggregate.open_time"""  # noqa: S608 - our own
 
 
 def read_bars(
     connection: Connection, market_id: int, interval: Interval, start: datetime, end: datetime
 ) -> pd.DataFrame:
     """Return one market's stored bars with open_time in ``[start, end)`` as a bar frame."""
-    bars = market_aggregate.c
-    query = (
-        select(*(bars[name] for name in BAR_COLUMNS))
-        .where(bars.market_id == market_id, bars.interval == interval.value)
-        .where(bars.open_time >= start, bars.open_time < end)
-        .order_by(bars.open_time)
-    )
-    return read_frame(connection, query).astype(dict(BAR_DTYPES))
+    values = {"market_id": market_id, "interval": interval.value, "start": start, "end": end}
+    return read_copied(connection, _build_bar_query, _BAR_COLUMNS, values)
+
+
+def _build_bar_query(selected: str) -> str:
+    return f"""SELECT {selected} FROM {market_aggregate.fullname}
+        WHERE market_id = %(market_id)s AND "interval" = %(interval)s
+            AND open_time >= %(start)s AND open_time < %(end)s
+        ORDER BY market_aggregate.open_time"""  # noqa: S608 - our own
 
 
 def read_last_run_id(connection: Connection) -> UUID | None:
