@@ -13,7 +13,7 @@ NGINX := /usr/sbin/nginx
 POSTGRESQL := /usr/lib/postgresql
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup ingest dev web scheduler serve test test-watch test-system system-check system-deps \
+.PHONY: help setup ingest dev web scheduler serve test test-watch test-writer test-system system-check system-deps \
 	bench check format lint types contracts
 
 help: ## List the tasks
@@ -51,6 +51,9 @@ serve: setup ## Serve the HTTP API and the dashboard on http://127.0.0.1:8000 (A
 
 test: setup ## Run the tests that need Python wheels only
 	$(BIN)/python -m pytest -m "not system" -n 2 --dist loadfile
+
+test-writer: setup ## Run them with no more rights than a writer has (market-pipeline db roles)
+	$(BIN)/python -m pytest -m "not system" -n 2 --dist loadfile --as-writer
 
 test-watch: setup ## Run the tests again whenever a file changes
 	$(BIN)/ptw . -m "not system"

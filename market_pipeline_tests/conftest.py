@@ -15,10 +15,16 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from market_pipeline.storage import embedded
 from market_pipeline.storage.engine import DatabaseAddress, open_engine
 from market_pipeline.storage.schema import upgrade_schema
+from market_pipeline_tests.commands import ROOT, run_command
 
 # A busy machine is no failure of the property.
 hypothesis.settings.register_profile("any_speed", deadline=None)
 hypothesis.settings.load_profile("any_speed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the suite run with the rights that `market-pipeline db roles` leaves a writer."""
+    parser.addoption("--as-writer", action="store_true", help="use databases as their writer")
 
 
 @pytest.fixture(scope="session")
@@ -45,13 +51,26 @@ def make_database(server_url: str, source: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def template(server_url: str) -> Iterator[str]:
+def template(server_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a database with the market tables: a copy is quicker than migrations."""
     with make_database(server_url, "template0") as url:
         opened = open_engine(DatabaseAddress(url, is_embedded=True))
         upgrade_schema(opened)
+        if request.config.getoption("--as-writer"):
+            _give_to_writer(url)
         opened.dispose()
         yield str(make_url(url).database)
+
+
+def _give_to_writer(url: str) -> None:
+    """Do what docs/operations.md tells: create the roles, over Dagster's tables as well."""
+    with tempfile.TemporaryDirectory() as home:
+        shutil.copy(ROOT / "dagster.yaml", home)
+        environment = {**os.environ, "DATABASE_URL": url, "DAGSTER_HOME": home}
+        made = run_command(
+            "market-pipeline", "db", "roles", environment=environment, folder=Path(home)
+        )
+        assert made.returncode == 0, made.stderr
 
 
 @pytest.fixture
@@ -60,7 +79,19 @@ def database_url(request: pytest.FixtureRequest, server_url: str) -> Iterator[st
     is_migrated = "engine" in request.fixturenames
     source = request.getfixturevalue("template") if is_migrated else "template0"
     with make_database(server_url, source) as url:
+        is_owners = request.node.get_closest_marker("owner") is not None
+        if is_migrated and not is_owners and request.config.getoption("--as-writer"):
+            _sign_in_as_writer(url)
         yield url
+
+
+def _sign_in_as_writer(url: str) -> None:
+    """Let whoever connects to the database have the writer's rights from then on."""
+    address, admin = make_url(url), create_engine(url)
+    with admin.begin() as connection:
+        place = f'"{address.username}" IN DATABASE "{address.database}"'
+        connection.execute(text(f"ALTER ROLE {place} SET role = 'market_writer'"))
+    admin.dispose()
 
 
 @pytest.fixture

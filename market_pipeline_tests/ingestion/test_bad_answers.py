@@ -138,6 +138,7 @@ HARMLESS = {
 }
 
 
+@pytest.mark.owner
 @pytest.mark.parametrize("fault", HARMLESS.values(), ids=HARMLESS)
 def test_a_harmless_answer_gives_the_same_bars(
     ingestion: Ingestion, server: ReplayServer, fault: Fault
@@ -211,6 +212,7 @@ def test_one_market_that_fails_leaves_the_others_bars(
     ]
 
 
+@pytest.mark.owner
 def test_a_batch_that_breaks_at_its_end_leaves_nothing(
     engine: Engine, server: ReplayServer
 ) -> None:

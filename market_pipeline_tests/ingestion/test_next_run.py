@@ -73,6 +73,7 @@ def test_the_same_again_asks_for_the_tail_and_changes_nothing(pipeline: Pipeline
     assert receipt["inserted"] + receipt["updated"] == 0
 
 
+@pytest.mark.owner
 def test_a_page_skipped_in_the_middle_is_filled_by_the_next_run(pipeline: Pipeline) -> None:
     """It is a hole at once, its week waits, and then everything is as if it never happened."""
     clean = Pipeline(pipeline.engine)

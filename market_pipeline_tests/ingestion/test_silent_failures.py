@@ -31,6 +31,7 @@ def undisturbed(pipeline: Pipeline) -> list[dict[str, object]]:
     return bars
 
 
+@pytest.mark.owner
 @pytest.mark.parametrize(
     ("name", "fault", "outcome", "reasons"),
     [

@@ -326,6 +326,7 @@ def test_of_a_span_of_history_its_last_bar_is_due() -> None:
     assert due == Window(datetime(2015, 1, 31, tzinfo=UTC), end)
 
 
+@pytest.mark.owner
 def test_a_repeated_key_fails_the_run_and_stops_the_statistics(
     ingest: Callable[[], dg.ExecuteInProcessResult], database: Engine
 ) -> None:
@@ -349,6 +350,7 @@ def test_a_repeated_key_fails_the_run_and_stops_the_statistics(
     assert made == {"markets", "market_aggregates"}
 
 
+@pytest.mark.owner
 @pytest.mark.parametrize(
     ("constraint", "column", "value"),
     [

@@ -227,6 +227,7 @@ def find_watch(engine: Engine) -> int:
         return int(connection.execute(text(query), {"name": APPLICATION_NAME}).scalar_one())
 
 
+@pytest.mark.owner
 def test_while_the_listener_is_cut_off_nothing_is_served_and_a_reconnect_flushes(
     stored: Engine,
 ) -> None:
@@ -288,6 +289,7 @@ def test_a_market_that_is_renamed_or_added_is_found_at_once(stored: Engine) -> N
         wait_until(lambda: len(fetch_latest(None, stored, cache)) == 3)
 
 
+@pytest.mark.owner
 def test_a_watch_waits_for_a_database_that_is_not_there_yet(stored: Engine) -> None:
     """It serves nothing, harms nobody, and begins when it can."""
     table = "market_data.market_stamp"

@@ -71,6 +71,7 @@ def read_all(history: History, market_ids: Mapping[str, int], **when: object) ->
     return found
 
 
+@pytest.mark.owner
 @ANY_HISTORY
 @given(written=st.lists(batches, min_size=1, max_size=6))
 def test_every_version_and_time_reads_as_it_was(
@@ -89,6 +90,7 @@ def test_every_version_and_time_reads_as_it_was(
     assert read_all(history, market_ids, version=0) == {}
 
 
+@pytest.mark.owner
 @ANY_HISTORY
 @given(
     written=st.lists(batches, min_size=1, max_size=6),
@@ -111,6 +113,7 @@ def test_the_assumed_basis_adds_first_values_once_due(
         assert read_all(history, market_ids, as_of=as_of, basis="assumed") == expected
 
 
+@pytest.mark.owner
 @ANY_HISTORY
 @given(written=st.lists(batches, min_size=2, max_size=5))
 def test_a_diff_is_the_difference_of_two_reads(

@@ -48,6 +48,7 @@ def test_a_table_is_counted(engine: Engine) -> None:
     assert counted == evidence.RowCount(1_234, is_exact=True)
 
 
+@pytest.mark.owner
 def test_a_large_table_is_estimated(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the limit nothing is counted; the estimate is near, and says that it is one."""
     monkeypatch.setattr(evidence, "COUNTED_ROWS", 100)

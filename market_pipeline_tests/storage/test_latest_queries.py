@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine, text
 
 from market_pipeline.storage.latest_queries import (
@@ -28,6 +29,7 @@ FILL = f"""
 """  # noqa: S608 - constants
 
 
+@pytest.mark.owner
 def test_the_newest_bar_of_ten_thousand_markets_is_found_by_index(engine: Engine) -> None:
     """Bars are read by their primary key, one a market and interval: no scan, no sort, no count."""
     with engine.begin() as connection:

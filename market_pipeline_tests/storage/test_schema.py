@@ -73,6 +73,7 @@ def test_migrations_make_what_the_tables_declare(
     assert read_column(engine, query) == expected
 
 
+@pytest.mark.owner
 def test_migrations_can_be_taken_back_and_applied_again(engine: Engine) -> None:
     """A downgrade leaves no table behind that would stop the next upgrade."""
     from alembic import command
@@ -142,6 +143,7 @@ def newer(project_environment: Mapping[str, str], tmp_path: Path) -> Command:
     )
 
 
+@pytest.mark.owner
 def test_an_old_schema_is_refused_with_the_command_and_a_newer_one_too(
     engine: Engine, newer: Command, project_environment: Mapping[str, str], tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def assert_holds(engine: Engine, model: Model) -> None:
     assert sorted(revised, key=repr) == sorted(model.revised, key=repr)
 
 
+@pytest.mark.owner
 @pytest.mark.parametrize("path", PATHS)
 @TABLES_STAY
 @given(written=st.lists(batches, min_size=1, max_size=4))
@@ -92,6 +93,7 @@ def test_batches_one_after_another_leave_what_the_model_says(
     assert_holds(sampled, model)
 
 
+@pytest.mark.owner
 @pytest.mark.parametrize("writers", [2, 8])
 @settings(TABLES_STAY, max_examples=10)
 @given(written=st.lists(st.lists(rows, min_size=1, max_size=30), min_size=8, max_size=24))
