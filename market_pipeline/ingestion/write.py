@@ -9,15 +9,14 @@ import pandas as pd
 from sqlalchemy import Connection, Engine, Table, insert
 from sqlalchemy.exc import DataError, IntegrityError
 
-from market_pipeline.domain.bars import build_daily_bars, build_weekly_bars
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.errors import StorageError, SupersededError
-from market_pipeline.domain.intervals import Interval, floor_to_monday
+from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, build_empty_bar_frame
-from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.domain.settling import Answer, forget_settled, settle_answer, settle_failure
 from market_pipeline.domain.spikes import find_spikes
 from market_pipeline.ingestion.batches import BarBatch
+from market_pipeline.ingestion.derived import rebuild_days, rebuild_weeks
 from market_pipeline.ingestion.fetching import Page
 from market_pipeline.ingestion.receipts import (
     Run,
@@ -36,7 +35,6 @@ from market_pipeline.storage.coverage import read_coverage, write_coverage
 from market_pipeline.storage.events import open_split, resolve_events
 from market_pipeline.storage.ledgers import dataset_version
 from market_pipeline.storage.quarantine import record_rejected
-from market_pipeline.storage.queries import read_bars
 from market_pipeline.storage.staging import stage_frame
 from market_pipeline.storage.stamps import stamp_markets
 from market_pipeline.storage.tables import market, market_aggregate
@@ -206,8 +204,8 @@ def write_market_bars(
         Interval(str(interval)): count.inserted
         for (interval, _), count in zip(groups, counts, strict=True)
     }
-    for build in (_rebuild_days, _rebuild_weeks):
-        derived = build(connection, run, one, market_id, pd.concat(frames))
+    for build in (rebuild_days, rebuild_weeks):
+        derived = build(connection, one, market_id, pd.concat(frames), run.request.now)
         if len(derived):
             frames.append(derived.assign(market_id=market_id))
             counts.append(upsert_frame(connection, market_aggregate, frames[-1], stamps))
@@ -222,34 +220,6 @@ def write_market_bars(
 def _join_good(pages: Iterable[Page]) -> pd.DataFrame:
     frames = [page.judged.good for page in pages if len(page.judged.good)]
     return pd.concat(frames, ignore_index=True) if frames else build_empty_bar_frame()
-
-
-def _rebuild_days(
-    connection: Connection, run: Run, one: Market, market_id: int, bars: pd.DataFrame
-) -> pd.DataFrame:
-    """Return the days of a market whose provider serves hours only."""
-    del run
-    hours = bars.loc[bars["interval"] == Interval.HOUR.value, "open_time"]
-    if Interval.DAY in one.intervals or hours.empty:
-        return bars.iloc[:0]
-    start = hours.min().to_pydatetime() - timedelta(days=2)
-    end = hours.max().to_pydatetime() + timedelta(days=2)
-    stored = read_bars(connection, market_id, Interval.HOUR, start, end)
-    days = build_daily_bars(stored, read_sessions(one.calendar, start, end))
-    first, last = hours.min() - pd.Timedelta(days=1), hours.max()
-    return days[days["open_time"].between(first, last)]
-
-
-def _rebuild_weeks(
-    connection: Connection, run: Run, one: Market, market_id: int, bars: pd.DataFrame
-) -> pd.DataFrame:
-    days = bars.loc[bars["interval"] == Interval.DAY.value, "open_time"]
-    if days.empty:
-        return bars.iloc[:0]
-    start = floor_to_monday(days.min().to_pydatetime())
-    end = floor_to_monday(days.max().to_pydatetime()) + timedelta(weeks=1)
-    stored = read_bars(connection, market_id, Interval.DAY, start, end)
-    return build_weekly_bars(stored, read_sessions(one.calendar, start, end), run.request.now)
 
 
 def _note_version(
