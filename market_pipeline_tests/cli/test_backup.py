@@ -61,6 +61,7 @@ def test_a_backup_of_the_embedded_database_moves_to_a_server_and_back(
         assert read_column(other, NEXT_ID) == read_column(database_url, NEXT_ID)
 
 
+@pytest.mark.owner
 def test_a_broken_backup_changes_nothing(command: Command, engine: Engine, tmp_path: Path) -> None:
     """A file that breaks off, one that is none, one that is not there: the tables stay."""
     with engine.begin() as connection:

@@ -59,6 +59,7 @@ def count(engine: Engine, query: str) -> int:
     return int(found[0]) if found else 0
 
 
+@pytest.mark.owner
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
 def test_a_backfill_that_is_stopped_goes_on_where_it_was(
