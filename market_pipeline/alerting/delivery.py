@@ -51,7 +51,9 @@ class Outbox:
 
     @property
     def trouble(self) -> str | None:
-        """Return what is wrong with alerting itself; None: nothing."""
+        """Return what is wrong with alerting itself; None: nothing, or nobody is to be told."""
+        if not self.receivers:
+            return None
         if self.gone:
             return f"{', '.join(self.gone)} answered 410: correct ALERT_WEBHOOK_URL"
         if self.oldest_pending is not None and self.now - self.oldest_pending > BROKEN_AFTER:

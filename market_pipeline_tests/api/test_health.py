@@ -1,6 +1,7 @@
 """Health: alive, ready, and what is degraded."""
 
 import httpx
+import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
@@ -21,13 +22,17 @@ def test_ready_names_what_is_degraded(client: TestClient) -> None:
     assert answer.json() == {"status": "degraded", "degraded": ["dagster"]}
 
 
-def test_alerts_that_do_not_arrive_are_degraded(client: TestClient, engine: Engine) -> None:
-    """Alerting cannot tell of its own failure; who watches reads it here."""
+def test_alerts_that_do_not_arrive_are_degraded(
+    client: TestClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alerting cannot tell of its own failure; who watches reads it here, if anybody is to hear."""
     with engine.begin() as connection:
         raise_alert("error", "disk", connection=connection)
         connection.execute(
             text("UPDATE market_data.alert_delivery SET created_at = now() - interval '2 hours'")
         )
+    assert client.get("/readyz").json()["degraded"] == ["dagster"]
+    monkeypatch.setenv("ALERT_WEBHOOK_URL", "https://hooks.example.com/x")
     assert client.get("/readyz").json()["degraded"] == ["alerts", "dagster"]
 
 
