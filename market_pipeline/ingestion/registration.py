@@ -1,6 +1,7 @@
 """Keeping the market table: which markets there are, and which is a symbol's primary."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -33,7 +34,7 @@ def ensure_market(engine: Engine, one: Market, claim_primary: bool) -> int:
     with engine.begin() as connection:
         register_markets(connection, [one], claim_primary)
         known = _read_known(connection, [one])
-    return int(known[one.provider, one.symbol]["market_id"])
+    return int(known[_key(one)]["market_id"])
 
 
 def activate_market(engine: Engine, one: Market, claim_primary: bool) -> None:
@@ -92,6 +93,8 @@ def register_markets(
 ) -> WriteCounts:
     """Insert or update market rows; a symbol's primary is the configured provider's.
 
+    A market is who its provider says it is: one with a new symbol keeps its row and its history;
+    another one under a symbol that was in use begins a row of its own, and the former one ends.
     Waits for other writers only when something has to change.
 
     Args:
@@ -105,7 +108,8 @@ def register_markets(
     lock_merges(connection)
     known = _read_known(connection, markets)
     counts = WriteCounts()
-    for one in markets:
+    # Renamed ones first: they give their old symbols free for others.
+    for one in sorted(markets, key=lambda one: _key(one) not in known):
         counts += _register(connection, one, known)
     for one in markets:
         _settle_primary(connection, one, claim_primary)
@@ -117,19 +121,20 @@ def _find_work(connection: Connection, markets: Sequence[Market], claim_primary:
     known = _read_known(connection, markets)
     primaries = _read_primaries(connection, [one.symbol for one in markets])
     return any(
-        _find_changes(one, known.get((one.provider, one.symbol))) != {}
+        _find_changes(one, known.get(_key(one))) != {}
         or _wants_primary(one, primaries.get(one.symbol), claim_primary)
         for one in markets
     )
 
 
 def _read_known(connection: Connection, markets: Sequence[Market]) -> Rows:
-    keys = [(one.provider, one.symbol) for one in markets]
+    """Return the active rows of some markets, by provider and provider's id."""
+    columns = (market.c.provider, market.c.provider_market_id)
     query = select(market).where(
-        tuple_(market.c.provider, market.c.symbol).in_(keys), market.c.is_active
+        tuple_(*columns).in_([_key(one) for one in markets]), market.c.is_active
     )
     rows = (dict(row) for row in connection.execute(query).mappings())
-    return {(row["provider"], row["symbol"]): row for row in rows}
+    return {(row["provider"], row["provider_market_id"]): row for row in rows}
 
 
 def _read_primaries(connection: Connection, symbols: Sequence[str]) -> dict[str, str]:
@@ -146,16 +151,29 @@ def _find_changes(one: Market, known: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def _register(connection: Connection, one: Market, known: Rows) -> WriteCounts:
-    stored = known.get((one.provider, one.symbol))
+    stored = known.get(_key(one))
     changes = _find_changes(one, stored)
     if stored is None:
+        if _retire_namesake(connection, one):
+            changes["listed_from"] = datetime.now(UTC).date()
         connection.execute(insert(market).values(changes))
         return WriteCounts(inserted=1)
     if not changes:
         return WriteCounts(unchanged=1)
+    if "symbol" in changes:
+        _retire_namesake(connection, one)
+        changes["is_primary"] = False  # Of the old symbol; the new one's is settled next.
     this = market.c.market_id == stored["market_id"]
     connection.execute(update(market).where(this).values(changes))
     return WriteCounts(updated=1)
+
+
+def _retire_namesake(connection: Connection, one: Market) -> bool:
+    """End the market that had the symbol so far, if there was another; its history stays."""
+    same_name = (market.c.provider == one.provider, market.c.symbol == one.symbol)
+    another = (market.c.provider_market_id != one.provider_market_id, market.c.is_active)
+    ended = update(market).where(*same_name, *another).values(is_active=False, is_primary=False)
+    return connection.execute(ended).rowcount > 0
 
 
 def _wants_primary(one: Market, primary: str | None, claim: bool) -> bool:

@@ -1,0 +1,83 @@
+"""Who a market is: its provider's id, not its symbol. Renamed markets, re-used tickers."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from market_pipeline.domain.records import Market
+from market_pipeline.ingestion.registration import ensure_market, register_markets
+from market_pipeline.providers.mock import MockProvider
+from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
+
+_ROWS = """SELECT symbol, provider_market_id, is_active, is_primary FROM market_data.market
+    ORDER BY market_id"""
+
+
+@pytest.fixture
+def luna() -> Market:
+    """A market as its provider names it at first."""
+    found = MockProvider({}).find_market("LUNA-USD")
+    assert found is not None
+    return replace(found, provider_market_id="terra-luna")
+
+
+def read_rows(engine: Engine) -> list[tuple[Any, ...]]:
+    """Return symbol, provider's id, active, primary of every row, the oldest first."""
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(_ROWS))]
+
+
+def register(engine: Engine, *markets: Market) -> None:
+    """Register as a run does."""
+    with engine.begin() as connection:
+        register_markets(connection, markets, claim_primary=True)
+
+
+def test_a_renamed_market_keeps_its_row_and_its_history(engine: Engine, luna: Market) -> None:
+    """The new symbol is another name of the same series."""
+    key = ensure_market(engine, luna, claim_primary=True)
+    renamed = replace(luna, symbol="LUNC-USD", base="LUNC")
+    assert ensure_market(engine, renamed, claim_primary=True) == key
+    assert read_rows(engine) == [("LUNC-USD", "terra-luna", True, True)]
+
+
+def test_a_re_used_ticker_begins_a_row_of_its_own(engine: Engine, luna: Market) -> None:
+    """The former market ends; two instruments are never one series."""
+    key = ensure_market(engine, luna, claim_primary=True)
+    other = replace(luna, provider_market_id="terra-luna-2")
+    assert ensure_market(engine, other, claim_primary=True) != key
+    assert read_rows(engine) == [
+        ("LUNA-USD", "terra-luna", False, False),
+        ("LUNA-USD", "terra-luna-2", True, True),
+    ]
+    assert ensure_market(engine, other, claim_primary=True) != key
+    assert len(read_rows(engine)) == 2
+
+
+def test_a_name_goes_over_while_its_owner_takes_another(engine: Engine, luna: Market) -> None:
+    """Both in one run, in whatever order: each keeps what is its own."""
+    register(engine, luna)
+    renamed = replace(luna, symbol="LUNC-USD", base="LUNC")
+    other = replace(luna, provider_market_id="terra-luna-2")
+    for markets in ((other, renamed), (renamed, other)):
+        register(engine, *markets)
+        assert read_rows(engine) == [
+            ("LUNC-USD", "terra-luna", True, True),
+            ("LUNA-USD", "terra-luna-2", True, True),
+        ]
+
+
+def test_bars_of_the_former_market_stay_apart(engine: Engine) -> None:
+    """A run of the new one adds nothing to the old series."""
+    pipeline = Pipeline(engine)
+    pipeline.run(NOON)
+    before = len(pipeline.bars())
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE market_data.market SET provider_market_id = 'former'"))
+    pipeline.run(NOON)
+    counts = pipeline.read("""SELECT provider_market_id, count(*) FROM market_data.market_aggregate
+        JOIN market_data.market USING (market_id) GROUP BY 1 ORDER BY 1""")
+    assert {row["provider_market_id"]: row["count"] for row in counts}["former"] == before
+    assert len(counts) == 2
