@@ -1,6 +1,5 @@
-"""Real processes, killed, interrupted or suspended in the middle: nothing is lost or torn."""
+"""Real processes, killed or interrupted in the middle: nothing is lost or torn."""
 
-import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -88,34 +87,3 @@ def test_a_backfill_that_is_stopped_goes_on_where_it_was(
         connection.execute(text("TRUNCATE market_data.market CASCADE"))
     assert command(*BACKFILL).returncode == 0
     assert read_column(engine, DIGEST) == [digest]
-
-
-@pytest.mark.timeout(300)
-def test_a_run_that_slept_past_its_claim_changes_nothing_of_the_next_ones(
-    command: Command, project_environment: dict[str, str], engine: Engine, tmp_path: Path
-) -> None:
-    """Suspended, overtaken, and woken up: its batch is refused, the other's stands."""
-    options = (
-        "ingest",
-        "--symbols",
-        "BTC-USD",
-        "--window-end",
-        "2024-03-15",
-        "--lookback-days",
-        "5",
-    )
-    slow = {**project_environment, "MOCK_FAULTS": "*:429=2 x1"}
-    with start(slow, tmp_path, *options) as child:
-        wait_for(lambda: read_column(engine, CLAIMS), SECONDS, "the claim")
-        child.send_signal(signal.SIGSTOP)
-        with engine.begin() as connection:
-            # Two minutes later, as far as the claim knows.
-            connection.execute(text("UPDATE market_data.fetch_claim SET expires_at = now()"))
-        assert command(*options).returncode == 0
-        before = read_column(engine, "SELECT xmin || t::text FROM market_data.market_aggregate t")
-        os.kill(child.pid, signal.SIGCONT)
-        assert child.wait(SECONDS) in (0, 3)
-    after = read_column(engine, "SELECT xmin || t::text FROM market_data.market_aggregate t")
-    assert before
-    assert after == before
-    assert command("coverage", "--verify").returncode == 0
