@@ -32,7 +32,7 @@ $(STAMP): setup.py constraints.txt
 
 ingest: setup ## Run the main job and show what it wrote
 	$(BIN)/dagster job execute -m market_pipeline.definitions -j ingest
-	$(BIN)/market-pipeline runs
+	$(BIN)/market-pipeline runs show
 
 dev: setup ## Open Dagster's UI and daemon on http://127.0.0.1:3000, the dashboard on :8000
 	@$(BIN)/market-pipeline dev --port $(PORT)

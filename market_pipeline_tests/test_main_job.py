@@ -66,7 +66,7 @@ def test_dagster_job_execute_runs_the_same_job(
     )  # fmt: skip
     assert executed.returncode == 0, executed.stderr
 
-    shown = run(["market-pipeline", "runs", "--json"], project_environment, tmp_path)
+    shown = run(["market-pipeline", "runs", "show", "--json"], project_environment, tmp_path)
 
     assert json.loads(shown.stdout)["outcome"] == "ok"
     engine = create_engine(project_environment["DATABASE_URL"])

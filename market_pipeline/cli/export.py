@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from market_pipeline.cli.options import SYMBOLS, TO, check_with, make_from_option, parse_time
+from market_pipeline.cli.options import (
+    STORED_SYMBOLS,
+    TO,
+    check_span,
+    check_with,
+    make_from_option,
+    parse_time,
+)
 from market_pipeline.domain.errors import NothingKnownYetError, SettingError
 
 if TYPE_CHECKING:
@@ -42,7 +49,7 @@ such bars are not written.
     "--out", "folder", required=True, type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the files; made if missing.",
 )  # fmt: skip
-@SYMBOLS
+@STORED_SYMBOLS
 @make_from_option(is_required=False)
 @TO
 @click.option(
@@ -61,7 +68,7 @@ def export(
 ) -> None:
     """Write final bars as files: FOLDER/PROVIDER_SYMBOL_INTERVAL.FORMAT, a market each.
 
-    Without --symbols every market that is stored. All files are of the same dataset version.
+    All files are of the same dataset version.
     """
     from datetime import UTC, datetime
 
@@ -69,6 +76,7 @@ def export(
 
     if as_of is not None and version is not None:
         raise SettingError("--as-of and --version exclude each other: give one of them")
+    check_span(history_from or _BEGINNING, history_to)
     _make_folder(folder)
     span = (history_from or _BEGINNING, history_to or datetime.now(UTC).isoformat())
     with open_database() as engine:

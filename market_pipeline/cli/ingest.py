@@ -3,7 +3,8 @@
 import click
 
 from market_pipeline.cli.options import PROVIDER, SYMBOLS, check_with, parse_time
-from market_pipeline.cli.show import AS_JSON, show_run
+from market_pipeline.cli.runs import show_run
+from market_pipeline.cli.show import AS_JSON
 from market_pipeline.settings import parse_lookback_days
 
 EXIT_FAILED = 1

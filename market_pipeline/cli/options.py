@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import click
 
+from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.settings import name_errors, parse_provider_names, shorten, split_list
 
@@ -40,11 +41,25 @@ def _parse_providers(text: str) -> str:
     return ",".join(parse_provider_names(text))
 
 
-SYMBOLS = click.option(
-    "--symbols",
-    metavar="LIST",
-    callback=check_with(_parse_symbols),
-    help="Symbols separated by commas; default INGESTION_MARKETS.",
+def _make_symbols_option(told: str) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    return click.option("--symbols", metavar="LIST", callback=check_with(_parse_symbols), help=told)
+
+
+def check_span(history_from: str | None, history_to: str | None) -> None:
+    """Make sure that --from comes before --to, where they were given.
+
+    Raises:
+        SettingError: Names both.
+    """
+    if history_to and not history_from:
+        raise SettingError(f"--to {history_to}: say --from as well")
+    if history_from and history_to and history_from >= history_to:
+        raise SettingError(f"--from {history_from} is not before --to {history_to}")
+
+
+SYMBOLS = _make_symbols_option("Symbols separated by commas; default INGESTION_MARKETS.")
+STORED_SYMBOLS = _make_symbols_option(
+    "Stored markets separated by commas, BTC-USD or yahoo:BTC-USD; default all."
 )
 PROVIDER = click.option(
     "--provider",

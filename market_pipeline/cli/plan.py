@@ -7,8 +7,16 @@ from uuid import UUID, uuid4
 
 import click
 
-from market_pipeline.cli.options import PROVIDER, SYMBOLS, TO, make_from_option
-from market_pipeline.cli.show import AS_JSON, print_json, print_rows, show_run
+from market_pipeline.cli.options import (
+    PROVIDER,
+    STORED_SYMBOLS,
+    SYMBOLS,
+    TO,
+    check_span,
+    make_from_option,
+)
+from market_pipeline.cli.runs import show_run
+from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 
 if TYPE_CHECKING:
     from market_pipeline.ingestion.estimate import ProviderEstimate
@@ -36,7 +44,9 @@ def plan(as_json: bool, **options: object) -> None:
 
     Without --from it is the look-back that is planned, as `market-pipeline ingest` would.
     """
-    estimates = _estimate(_keep_given(options))
+    given = _keep_given(options)
+    _check_span(given)
+    estimates = _estimate(given)
     rows = [estimate.describe() for estimate in estimates]
     markets = [row for estimate in estimates for row in estimate.describe_markets()]
     if as_json:
@@ -63,6 +73,7 @@ def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
     from market_pipeline.cli.ingest import EXIT_CODES, EXIT_FAILED
 
     given = _keep_given(options)
+    _check_span(given)
     check_options(given)
     estimates = _estimate(given)
     expected = sum(estimate.bars for estimate in estimates)
@@ -86,7 +97,7 @@ def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
 
 
 @click.command(short_help="Show what is complete, and every hole with its reason.")
-@SYMBOLS
+@STORED_SYMBOLS
 @click.option("--verify", is_flag=True, help="Scan the bars and compare them with the ledger.")
 @AS_JSON
 @click.pass_context
@@ -96,12 +107,14 @@ def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_jso
     Exits with 3 when --verify finds bars that the ledger does not know, or misses some.
     """
     from market_pipeline.cli.database import open_database
+    from market_pipeline.readers.questions import find_market_ids
     from market_pipeline.storage.coverage_queries import list_coverage, list_holes, verify_bars
 
     with open_database() as engine, engine.connect() as connection:
-        rows = list_coverage(connection, symbols)
-        holes = list_holes(connection, symbols)
-        wrong = verify_bars(connection, symbols) if verify else []
+        of = None if symbols is None else find_market_ids(connection, symbols)
+        rows = list_coverage(connection, of)
+        holes = list_holes(connection, of)
+        wrong = verify_bars(connection, of) if verify else []
     if as_json:
         print_json({"coverage": rows, "holes": holes, **({"wrong": wrong} if verify else {})})
     else:
@@ -119,18 +132,19 @@ def _keep_given(options: Mapping[str, object]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _check_span(given: Mapping[str, Any]) -> None:
+    check_span(given.get("history_from"), given.get("history_to"))
+
+
 def _estimate(given: Mapping[str, Any]) -> "Sequence[ProviderEstimate]":
     import os
-    from datetime import UTC, datetime
 
+    from market_pipeline.cli.checking import route_request
     from market_pipeline.cli.database import open_database
     from market_pipeline.ingestion.estimate import estimate_request
     from market_pipeline.ingestion.registration import keep_active
-    from market_pipeline.ingestion.request import build_request
-    from market_pipeline.providers.registry import route_markets
 
-    request = build_request(datetime.now(UTC), **given)
-    routes = route_markets(request.symbols, request.providers, os.environ)
+    request, routes = route_request(given)
     with open_database() as engine, engine.connect() as connection:
         active = keep_active(connection, routes)
         return estimate_request(connection, active, request, os.environ)

@@ -7,10 +7,9 @@ import click
 
 from market_pipeline.cli.database import open_database
 from market_pipeline.cli.ingest import EXIT_FAILED, EXIT_PARTIAL
+from market_pipeline.cli.options import STORED_SYMBOLS
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 from market_pipeline.domain.errors import PipelineError
-from market_pipeline.domain.symbols import parse_symbols
-from market_pipeline.settings import name_errors, shorten, split_list
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,21 +35,8 @@ def quarantine() -> None:
     """Bars that cannot be true: kept once with their reason, while the others were stored."""
 
 
-def _parse_symbols(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[str]:
-    del ctx
-    if text is None:
-        return []
-    with name_errors(f"{parameter.opts[0]} {shorten(text)!r}"):
-        return list(parse_symbols(split_list(text)))
-
-
 @quarantine.command("list")
-@click.option(
-    "--symbols",
-    metavar="LIST",
-    callback=_parse_symbols,
-    help="Symbols separated by commas; default all.",
-)
+@STORED_SYMBOLS
 @click.option(
     "--status", type=click.Choice(STATUSES), default="open", show_default=True, help="Which rows."
 )
@@ -62,14 +48,16 @@ def _parse_symbols(ctx: click.Context, parameter: click.Parameter, text: str | N
     help="The most rows shown, the last seen first.",
 )
 @AS_JSON
-def list_rows(symbols: Sequence[str], status: str, limit: int, as_json: bool) -> None:
+def list_rows(symbols: list[str] | None, status: str, limit: int, as_json: bool) -> None:
     """List rows, the last seen first."""
+    from market_pipeline.readers.questions import find_market_ids
     from market_pipeline.storage.quarantine import read_quarantine
 
     chosen = None if status == "all" else status
     with open_database() as engine, engine.connect() as connection:
+        of = None if symbols is None else find_market_ids(connection, symbols)
         # One more than is shown tells whether there are more.
-        rows = read_quarantine(connection, symbols=symbols, status=chosen, limit=limit + 1)
+        rows = read_quarantine(connection, market_ids=of, status=chosen, limit=limit + 1)
     shown = _describe_rows(rows.iloc[:limit])
     if as_json:
         print_json(shown)

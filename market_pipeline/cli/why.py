@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from market_pipeline.cli.options import STORED_SYMBOLS
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
-from market_pipeline.settings import split_list
 
 if TYPE_CHECKING:
     from market_pipeline.readers.why import Explanation
@@ -30,7 +30,7 @@ Examples:
 
 @click.command(epilog=_DIFF_EPILOG, short_help="List the bars that changed between two versions.")
 @click.argument("versions", metavar="VERSION..VERSION")
-@click.option("--symbols", metavar="LIST", help="Of these only: BTC-USD, or provider:symbol.")
+@STORED_SYMBOLS
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -38,14 +38,13 @@ Examples:
     help=f"Rows shown at most; default {_SHOWN_ROWS}, with --json all.",
 )
 @AS_JSON
-def diff(versions: str, symbols: str | None, limit: int | None, as_json: bool) -> None:
+def diff(versions: str, symbols: list[str] | None, limit: int | None, as_json: bool) -> None:
     """List the final bars that differ between two dataset versions, each once."""
     from market_pipeline.readers.changes import parse_versions, read_changes
 
     older, newer = parse_versions(versions)
-    names = None if symbols is None else split_list(symbols)
     shown = limit if limit or as_json else _SHOWN_ROWS
-    changes = read_changes(older, newer, names, shown)
+    changes = read_changes(older, newer, symbols, shown)
     if as_json:
         print_json(changes.rows)
         return

@@ -22,11 +22,17 @@ def open_database() -> Iterator[Engine]:
 
 
 @contextmanager
-def open_snapshot(engine: Engine | None) -> Iterator[Connection]:
-    """Open a connection whose queries all see the same moment, on an engine or the database in use.
+def open_snapshot(source: Engine | Connection | None) -> Iterator[Connection]:
+    """Open a connection whose queries all see the same moment; one that is open already is that.
+
+    Args:
+        source: An engine, the connection of an earlier snapshot, or None: the database in use.
 
     Raises:
         StorageError: As of :func:`open_database`.
     """
-    with nullcontext(engine) if engine else open_database() as opened, opened.connect() as found:
+    if isinstance(source, Connection):
+        yield source
+        return
+    with nullcontext(source) if source else open_database() as opened, opened.connect() as found:
         yield found.execution_options(isolation_level="REPEATABLE READ")

@@ -57,16 +57,45 @@ def find_named_markets(connection: Connection, names: Sequence[str]) -> dict[str
     Raises:
         UnknownMarketError: Names every one that no stored market has.
     """
-    symbols = {part for name in names for part in (name, _split(name)[1])}
-    stored = read_markets_called(connection, sorted(symbols))
+    stored = _read_called(connection, names)
     found = {name: _choose(name, stored) for name in names}
-    unknown = [name for name, market in found.items() if market is None]
+    _refuse_unknown(connection, [name for name, market in found.items() if market is None])
+    return {name: market for name, market in found.items() if market is not None}
+
+
+def find_market_ids(connection: Connection, names: Sequence[str]) -> list[int]:
+    """Return the keys of all markets behind names: a bare symbol means every provider's.
+
+    Args:
+        connection: Any.
+        names: As ``parse_symbols`` returns them.
+
+    Raises:
+        UnknownMarketError: Names every one that no stored market has.
+    """
+    stored = _read_called(connection, names)
+    called = {
+        name: [one.market_id for one in stored if name in _list_names(one.record)] for name in names
+    }
+    _refuse_unknown(connection, [name for name, found in called.items() if not found])
+    return sorted({market_id for found in called.values() for market_id in found})
+
+
+def _read_called(connection: Connection, names: Sequence[str]) -> list[StoredMarket]:
+    symbols = {part for name in names for part in (name, _split(name)[1])}
+    return read_markets_called(connection, sorted(symbols))
+
+
+def _refuse_unknown(connection: Connection, unknown: Sequence[str]) -> None:
     if unknown:
         raise UnknownMarketError(
             f"no stored market is called {', '.join(unknown)}: "
             f"there is {shorten_list(read_primary_symbols(connection))}"
         )
-    return {name: market for name, market in found.items() if market is not None}
+
+
+def _list_names(market: Market) -> set[str]:
+    return {market.symbol, ":".join(_spell(market))}
 
 
 def _choose(name: str, stored: Sequence[StoredMarket]) -> StoredMarket | None:

@@ -115,7 +115,7 @@ def explain_statistic(
     statistic: str,
     horizon: str = "30d",
     at_version: int | None = None,
-    engine: Engine | None = None,
+    engine: Engine | Connection | None = None,
 ) -> Explanation:
     """Trace the newest statistic of a market and horizon to what it was made of.
 

@@ -13,13 +13,13 @@ _COVERAGE = text(f"""
             WHERE hole.market_id = known.market_id AND hole.interval = known.interval) AS holes,
         refreshed_at
     FROM {SCHEMA}.market_coverage known JOIN {SCHEMA}.market USING (market_id)
-    WHERE CAST(:symbols AS text[]) IS NULL OR symbol = ANY(:symbols)
+    WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
     ORDER BY symbol, provider, interval
 """)  # noqa: S608 - a constant
 _HOLES = text(f"""
     SELECT symbol, provider, interval, starts_at, ends_at, reason, tries, next_check_at, detail
     FROM {SCHEMA}.coverage_hole JOIN {SCHEMA}.market USING (market_id)
-    WHERE CAST(:symbols AS text[]) IS NULL OR symbol = ANY(:symbols)
+    WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
     ORDER BY symbol, provider, interval, starts_at
 """)  # noqa: S608 - a constant
 _VERIFY = text(f"""
@@ -30,7 +30,7 @@ _VERIFY = text(f"""
     FROM {SCHEMA}.market_coverage known
     JOIN {SCHEMA}.market USING (market_id)
     LEFT JOIN {SCHEMA}.market_aggregate bar USING (market_id, interval)
-    WHERE CAST(:symbols AS text[]) IS NULL OR symbol = ANY(:symbols)
+    WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
     GROUP BY symbol, provider, interval, known.bars, known.first_bar_at, known.last_bar_at
     HAVING known.bars <> count(open_time) OR known.first_bar_at IS DISTINCT FROM min(open_time)
         OR known.last_bar_at IS DISTINCT FROM max(open_time)
@@ -38,23 +38,23 @@ _VERIFY = text(f"""
 """)  # noqa: S608 - a constant
 
 
-def list_coverage(connection: Connection, symbols: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Return one row for each market and interval; of all markets without symbols."""
-    return _list(connection, _COVERAGE, symbols)
+def list_coverage(connection: Connection, market_ids: Sequence[int] | None) -> list[dict[str, Any]]:
+    """Return one row for each market and interval; None: of all markets."""
+    return _list(connection, _COVERAGE, market_ids)
 
 
-def list_holes(connection: Connection, symbols: Sequence[str] | None) -> list[dict[str, Any]]:
+def list_holes(connection: Connection, market_ids: Sequence[int] | None) -> list[dict[str, Any]]:
     """Return every hole with its reason, and when it is asked for again."""
-    return _list(connection, _HOLES, symbols)
+    return _list(connection, _HOLES, market_ids)
 
 
-def verify_bars(connection: Connection, symbols: Sequence[str] | None) -> list[dict[str, Any]]:
+def verify_bars(connection: Connection, market_ids: Sequence[int] | None) -> list[dict[str, Any]]:
     """Return where the ledger and the stored bars disagree; scans the bars."""
-    return _list(connection, _VERIFY, symbols)
+    return _list(connection, _VERIFY, market_ids)
 
 
 def _list(
-    connection: Connection, query: Any, symbols: Sequence[str] | None
+    connection: Connection, query: Any, market_ids: Sequence[int] | None
 ) -> list[dict[str, Any]]:
-    wanted = {"symbols": None if symbols is None else list(symbols)}
+    wanted = {"market_ids": None if market_ids is None else list(market_ids)}
     return [dict(row) for row in connection.execute(query, wanted).mappings()]

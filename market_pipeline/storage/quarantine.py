@@ -13,8 +13,7 @@ from uuid import UUID
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import Connection, Text, bindparam, func, select, text, update
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Connection, select, text, update
 
 from market_pipeline.domain.records import BAR_DTYPES, UTC_DTYPE, build_bar_frame
 from market_pipeline.storage.ledgers import quarantined_row
@@ -150,7 +149,7 @@ def read_quarantine(
     connection: Connection,
     *,
     row_ids: Sequence[int] | None = None,
-    symbols: Sequence[str] = (),
+    market_ids: Sequence[int] | None = None,
     status: str | None = None,
     limit: int | None = None,
 ) -> pd.DataFrame:
@@ -159,7 +158,7 @@ def read_quarantine(
     Args:
         connection: Any.
         row_ids: These alone; None: any.
-        symbols: Of these markets alone; none: of all.
+        market_ids: Of these markets alone; None: of all.
         status: ``open``, ``replayed`` or ``discarded``; None: any.
         limit: The most rows; None: all.
 
@@ -173,10 +172,8 @@ def read_quarantine(
     )
     if row_ids is not None:
         query = query.where(rows.row_id.in_(list(row_ids)))
-    if symbols:
-        query = query.where(
-            market.c.symbol == func.any(bindparam("of", list(symbols), ARRAY(Text)))
-        )
+    if market_ids is not None:
+        query = query.where(rows.market_id.in_(list(market_ids)))
     if status is not None:
         query = query.where(rows.status == status)
     ordered = query.order_by(rows.last_seen_at.desc(), rows.row_id.desc()).limit(limit)

@@ -45,7 +45,10 @@ def test_a_run_prints_a_line_for_each_market_and_its_receipt(command: Command) -
     assert "market_roi_statistic" in ran.stdout
     assert ran.stdout.rstrip().endswith(": ok")
 
-    shown = command("runs")
+    (listed,) = json.loads(command("runs", "--json").stdout)
+    assert listed["outcome"] == "ok"
+    assert listed["ok"] == listed["markets"] == 3
+    shown = command("runs", "show", listed["run_id"])
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, ran.stdout, "")
 
 
@@ -69,7 +72,7 @@ def test_one_market_that_fails_does_not_lose_the_others(
     assert "HTTP 404" in markets["SPX"]["reason"]
     assert read_column(project_environment["DATABASE_URL"], STORED) == ["BTC-USD"]
 
-    shown = command("runs", receipt["run_id"], "--json")
+    shown = command("runs", "show", receipt["run_id"], "--json")
     assert json.loads(shown.stdout) == receipt
 
 
@@ -128,12 +131,13 @@ def test_debug_shows_dagsters_own_log(command: Command, providers: ReplayServer)
 
 def test_runs_before_any_run_and_an_unknown_run_say_so(command: Command) -> None:
     """Exit 1 and one line, not an empty table."""
-    first = command("runs", "--json")
+    assert command("runs", "--json").stdout == "[]\n"
+    first = command("runs", "show", "--json")
     assert (first.returncode, first.stdout) == (1, "")
     assert first.stderr == "Error: no run has written anything yet: run `market-pipeline ingest`\n"
-    unknown = command("runs", "5e61db24-ac63-46c3-bd30-cd0e7f5b726e")
+    unknown = command("runs", "show", "5e61db24-ac63-46c3-bd30-cd0e7f5b726e")
     assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert "run 5e61db24-ac63-46c3-bd30-cd0e7f5b726e has written nothing" in unknown.stderr
+    assert "run 5e61db24-ac63-46c3-bd30-cd0e7f5b726e has left no receipt" in unknown.stderr
 
 
 def test_providers_are_listed_with_what_they_lack(command: Command) -> None:

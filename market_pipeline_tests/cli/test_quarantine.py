@@ -93,7 +93,7 @@ def test_a_row_that_is_good_now_is_stored_as_an_ingestion_would(
     assert read_column(engine, settled) == ['{["2024-05-06 00:00:00+00","2024-05-07 00:00:00+00")}']
     assert read_column(engine, "SELECT bars FROM market_data.market_coverage") == [1]
     run_id = replayed.stdout.rsplit(" ", 1)[1].strip()
-    receipt = json.loads(command("runs", run_id, "--json").stdout)
+    receipt = json.loads(command("runs", "show", run_id, "--json").stdout)
     assert receipt["outcome"] == "ok"
     assert [(row["symbol"], row["inserted"]) for row in receipt["markets"]] == [("BTC-USD", 2)]
     assert read_column(engine, "SELECT count(*) FROM market_data.fetch_claim") == [0]

@@ -128,9 +128,10 @@ def test_one_batch_may_hold_a_row_several_times(engine: Engine, market_id: int) 
 def test_markets_are_told_apart(engine: Engine, market_id: int) -> None:
     """The same bar of two markets is two rows; each can be asked for."""
     record(engine, market_id, reject({}))
-    record(engine, add_market(engine, "ETH-USD"), reject({}))
+    other = add_market(engine, "ETH-USD")
+    record(engine, other, reject({}))
     assert list(read(engine)["times_seen"]) == [1, 1]
-    assert list(read(engine, symbols=["ETH-USD"])["symbol"]) == ["ETH-USD"]
+    assert list(read(engine, market_ids=[other])["symbol"]) == ["ETH-USD"]
     assert len(read(engine, limit=1)) == 1
 
 

@@ -52,7 +52,7 @@ def test_job_execute_fills_a_foreign_database_and_twice_changes_nothing(
         second = project.run(*JOB, "-c", str(config))
 
         assert second.returncode == 0, second.stderr
-        receipt = project.read("runs")
+        receipt = project.read("runs", "show")
         assert not project.is_served()
     assert [row["inserted"] + row["updated"] for row in receipt["tables"]] == [0] * 5
     assert read_rows(debian_server, name) == before

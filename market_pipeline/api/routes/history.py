@@ -116,12 +116,12 @@ def list_roi(
     with open_snapshot(services.engine) as connection:
         _, market = find_market(connection, symbol, provider)
         origin = _find_origin(connection, market, chosen, version)
-    unchanged = answer_unchanged(request, origin)
-    if unchanged:
-        return unchanged
-    rows = read_roi_statistics(
-        _spell(market), horizon, start, end, as_of, version, engine=services.engine
-    )
+        unchanged = answer_unchanged(request, origin)
+        if unchanged:
+            return unchanged
+        rows = read_roi_statistics(
+            _spell(market), horizon, start, end, as_of, version, engine=connection
+        )
     names = {"symbol": market.symbol, "provider": market.provider}
     return answer_table(chosen, rows, origin, f"{market.symbol}-roi", **names)
 
@@ -150,12 +150,12 @@ def list_comparisons(
     with open_snapshot(services.engine) as connection:
         _, market = find_market(connection, symbol, provider)
         origin = _find_origin(connection, market, chosen, version)
-    unchanged = answer_unchanged(request, origin)
-    if unchanged:
-        return unchanged
-    rows = read_comparisons(
-        _spell(market), against, horizon, start, end, as_of, version, engine=services.engine
-    )
+        unchanged = answer_unchanged(request, origin)
+        if unchanged:
+            return unchanged
+        rows = read_comparisons(
+            _spell(market), against, horizon, start, end, as_of, version, engine=connection
+        )
     names = {"symbol": market.symbol, "provider": market.provider}
     return answer_table(chosen, rows, origin, f"{market.symbol}-comparisons", **names)
 
@@ -175,7 +175,7 @@ def explain(
     """
     with open_snapshot(services.engine) as connection:
         _, market = find_market(connection, symbol, provider)
-    return explain_statistic(_spell(market), statistic, horizon or "30d", at, services.engine)
+        return explain_statistic(_spell(market), statistic, horizon or "30d", at, connection)
 
 
 def _spell(market: Market) -> str:

@@ -14,6 +14,7 @@ from market_pipeline.api.questions import Format, ServicesNeeded
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.encoding import encode_json, list_records
 from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.readers.questions import find_market_ids
 from market_pipeline.settings import split_list
 from market_pipeline.storage import queries
 from market_pipeline.storage.coverage_queries import list_coverage, list_holes
@@ -32,7 +33,10 @@ _HOLE_COLUMNS = (
 
 
 @router.get(
-    "/coverage", response_model=CoverageTable, responses=_TABLE, summary="What is there, and holes"
+    "/coverage",
+    response_model=CoverageTable,
+    responses=_TABLE | describe_problems(404),
+    summary="What is there, and holes",
 )
 def tell_coverage(
     request: Request,
@@ -47,8 +51,9 @@ def tell_coverage(
     chosen = choose_format(request, kind)
     wanted = None if symbols is None else parse_symbols(split_list(symbols))
     with open_snapshot(services.engine) as connection:
-        rows = pd.DataFrame(list_coverage(connection, wanted), columns=list(_COVERAGE_COLUMNS))
-        holes = pd.DataFrame(list_holes(connection, wanted), columns=list(_HOLE_COLUMNS))
+        of = None if wanted is None else find_market_ids(connection, wanted)
+        rows = pd.DataFrame(list_coverage(connection, of), columns=list(_COVERAGE_COLUMNS))
+        holes = pd.DataFrame(list_holes(connection, of), columns=list(_HOLE_COLUMNS))
         origin = Origin(dataset_version=read_newest_version(connection) or None)
     if provider is not None:
         rows, holes = (table[table["provider"] == provider] for table in (rows, holes))

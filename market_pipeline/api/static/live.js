@@ -3,7 +3,7 @@
   const status = document.getElementById("status");
   const pause = document.getElementById("pause");
   const seconds = Number(document.body.dataset.refreshSeconds);
-  let tag = "";
+  let tag = `W/"${document.body.dataset.digest}"`;
   let paused = false;
   const say = (text) => { if (status.textContent !== text) status.textContent = text; };
   const read = (region) => new Map([...region.querySelectorAll("[data-key]")].map((one) => [one.dataset.key, one.value]));
@@ -19,19 +19,19 @@
   const refresh = async () => {
     if (paused || document.hidden) return;
     try {
-      const answer = await fetch(location.href, { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
+      const answer = await fetch(location.href, { cache: "no-store", headers: { "If-None-Match": tag } });
       if (answer.status === 304) return;
       if (!answer.ok) throw new Error(String(answer.status));
-      const isFirst = !tag;
-      tag = answer.headers.get("ETag") || "";
+      tag = answer.headers.get("ETag");
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
       let changes = 0;
       for (const old of document.querySelectorAll("[data-live]")) {
         const next = fresh.querySelector(`[data-live="${old.dataset.live}"]`);
         if (next && next.innerHTML !== old.innerHTML) { replace(old, next); changes += 1; }
       }
-      if (changes) document.dispatchEvent(new Event("live"));
-      if (changes && !isFirst) say(`Updated ${new Date().toISOString().slice(11, 19)} UTC`);
+      if (!changes) return;
+      document.dispatchEvent(new Event("live"));
+      say(`Updated ${new Date().toISOString().slice(11, 19)} UTC`);
     } catch { say("No answer: what is shown may be old"); }
   };
   pause.hidden = false;

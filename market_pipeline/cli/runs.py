@@ -1,0 +1,129 @@
+"""``market-pipeline runs``: the receipts of runs, and one of them whole."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+
+from market_pipeline.cli.show import AS_JSON, print_json, print_rows
+from market_pipeline.domain.errors import PipelineError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN_RUNS = 20
+_NONE_YET = "no run has written anything yet: run `market-pipeline ingest`"
+_VERSIONS = ("first_version", "last_version")
+_COUNTS = (
+    "received", "inserted", "updated", "unchanged", "revised", "quarantined", "holes_left", "calls",
+)  # fmt: skip
+_LISTED = (
+    "run_id", "trigger", "provider", "started_at", "outcome", "ok", "markets", "inserted",
+    "updated", "revised", "quarantined", "holes_left",
+)  # fmt: skip
+_EPILOG = """\b
+Examples:
+  market-pipeline runs
+  market-pipeline runs show                                       # the last one
+  market-pipeline runs show 61ba452b-da3a-4122-9e19-fd75835cdc11
+"""
+
+
+@click.group(
+    invoke_without_command=True, epilog=_EPILOG, short_help="List runs, and show what one wrote."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1_000),
+    default=_SHOWN_RUNS,
+    show_default=True,
+    help="Runs listed at most.",
+)
+@AS_JSON
+@click.pass_context
+def runs(ctx: click.Context, limit: int, as_json: bool) -> None:
+    """List the last runs with the sums of their receipts, the newest first."""
+    if ctx.invoked_subcommand:
+        return
+    from market_pipeline.cli.database import open_database
+    from market_pipeline.storage.page_run_queries import read_run_totals
+
+    with open_database() as engine, engine.connect() as connection:
+        totals = read_run_totals(connection, limit)
+    rows = [{name: one[name] for name in _LISTED} for one in totals]
+    if not rows and not as_json:
+        raise PipelineError(_NONE_YET)
+    print_rows("Runs", rows, as_json)
+
+
+@runs.command(short_help="Show what a run wrote.")
+@click.argument("run_id", required=False, type=click.UUID)
+@AS_JSON
+def show(run_id: UUID | None, as_json: bool) -> None:
+    """Show what a run wrote, by market and by table; without RUN_ID, the last one."""
+    if show_run(run_id or _read_last_run_id(), as_json) is None:
+        raise PipelineError(f"run {run_id} has left no receipt: `market-pipeline runs` lists them")
+
+
+def _read_last_run_id() -> UUID:
+    from market_pipeline.cli.database import open_database
+    from market_pipeline.storage.queries import read_last_run_id
+
+    with open_database() as engine, engine.connect() as connection:
+        chosen = read_last_run_id(connection)
+    if chosen is None:
+        raise PipelineError(_NONE_YET)
+    return chosen
+
+
+def show_run(run_id: UUID, as_json: bool, has_failed: bool = False) -> str | None:
+    """Print a run's receipt, and return its outcome: None when there is no receipt.
+
+    Args:
+        run_id: The run.
+        as_json: One JSON object on stdout instead of tables.
+        has_failed: A step failed, which the receipt of what landed before need not know.
+    """
+    receipt = _read_receipt(run_id, has_failed)
+    if as_json:
+        print_json(receipt)
+    elif receipt["outcome"] is not None:
+        print_rows("Bars by market", [_pick_columns(row) for row in receipt["markets"]])
+        print_rows("Rows by table", receipt["tables"])
+        click.echo(f"Run {run_id}: {receipt['outcome']}")
+    outcome: str | None = receipt["outcome"]
+    return outcome
+
+
+def _read_receipt(run_id: UUID, has_failed: bool) -> dict[str, Any]:
+    from market_pipeline.cli.database import open_database
+    from market_pipeline.storage import queries
+
+    with open_database() as engine, engine.connect() as connection:
+        outcome = queries.read_run_outcome(connection, run_id)
+        return {
+            "run_id": str(run_id),
+            "outcome": "failed" if has_failed else outcome,
+            "markets": _list_records(queries.read_run_markets(connection, run_id)),
+            "tables": _list_records(queries.read_run_tables(connection, run_id)),
+        }
+
+
+def _pick_columns(row: Mapping[Any, Any]) -> dict[str, object]:
+    """Return what fits a line of the terminal; --json has the rest."""
+    counts = {name: row[name] for name in _COUNTS}
+    ends = {"final to": row["watermark_after"], "outcome": row["outcome"], "reason": row["reason"]}
+    return {"symbol": row["symbol"], "provider": row["provider"], **counts, **ends}
+
+
+def _list_records(frame: "pd.DataFrame") -> list[dict[Any, Any]]:
+    """Return a frame's rows; what pandas holds as NaN or NaT is None, as JSON has it."""
+    whole = frame.astype(object).where(frame.notna(), None)
+    return [
+        {
+            name: int(cell) if name in _VERSIONS and cell is not None else cell
+            for name, cell in row.items()
+        }
+        for row in whole.to_dict("records")
+    ]
