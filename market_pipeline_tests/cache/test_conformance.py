@@ -11,16 +11,21 @@ from market_pipeline.cache.memory import MemoryCache
 from market_pipeline.cache.protocol import Cache
 from market_pipeline.cache.redis_store import MAX_VALUE_BYTES
 from market_pipeline_tests.cache.conftest import Open, wait_until
+from market_pipeline_tests.cache.tls import TlsFront
 from market_pipeline_tests.cache.valkey import Valkey
 
 KEY = "market:mock:BTC-USD:latest"
 VALUE = {"price": 0.1, "name": "Bitcoin ₿ \"'<", "bars": [1, None, True], "n": 2**60}
 
 
-@pytest.fixture(params=["memory", "redis"])
-def cache(request: pytest.FixtureRequest, valkey: Valkey, open_redis: Open) -> Cache:
+@pytest.fixture(params=["memory", "redis", "redis over TLS"])
+def cache(
+    request: pytest.FixtureRequest, valkey: Valkey, tls_front: TlsFront, open_redis: Open
+) -> Cache:
     """Each store in turn."""
-    return MemoryCache(60) if request.param == "memory" else open_redis(valkey)
+    if request.param == "memory":
+        return MemoryCache(60)
+    return open_redis(valkey if request.param == "redis" else tls_front)
 
 
 def test_a_value_comes_back_as_it_was(cache: Cache) -> None:

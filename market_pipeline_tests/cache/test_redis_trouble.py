@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from market_pipeline.cache.fallback import RedisCache
 from market_pipeline.cache.memory import MemoryCache
 from market_pipeline.cache.redis_store import MAX_VALUE_BYTES, RedisStore, StoreTroubleError
 from market_pipeline_tests.cache.conftest import Open, wait_until
+from market_pipeline_tests.cache.tls import TlsFront
 from market_pipeline_tests.cache.valkey import Valkey, find_free_port
 
 KEY = "market:mock:BTC-USD:latest"
@@ -43,6 +45,19 @@ def test_a_killed_server_is_replaced_by_memory_and_comes_back(
     assert cache.get(KEY) is None
     assert cache.put(KEY, 3, "in redis again")
     assert frail_valkey.client.exists(KEY)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(
+    tls_front: TlsFront, shared_valkey: Valkey, tmp_path: Path
+) -> None:
+    """Neither an unknown authority nor another one's certificate is spoken to; memory serves."""
+    other = TlsFront(shared_valkey.port, tmp_path, name="cache.example")
+    for url in (tls_front.url_of_strangers, other.url):
+        cache = RedisCache(RedisStore(url, ttl_seconds=60), MemoryCache(60), first_try_seconds=60)
+        assert cache.put(KEY, 1, "kept")
+        assert (cache.store_name, cache.trouble) == ("memory", "connection")
+        cache.close()
+    other.close()
 
 
 def test_a_server_that_hangs_costs_one_short_wait(frail_valkey: Valkey, open_redis: Open) -> None:
