@@ -14,11 +14,16 @@ _TOTALS = """
     count(market_id) AS markets, count(*) FILTER (WHERE part.outcome = 'ok') AS ok,
     count(*) FILTER (WHERE part.outcome = 'partial') AS partial,
     count(*) FILTER (WHERE part.outcome = 'failed') AS failed,
-    coalesce(sum(requested), 0)::bigint AS requested, coalesce(sum(received), 0)::bigint AS received,
-    coalesce(sum(inserted), 0)::bigint AS inserted, coalesce(sum(updated), 0)::bigint AS updated,
-    coalesce(sum(unchanged), 0)::bigint AS unchanged, coalesce(sum(revised), 0)::bigint AS revised,
-    coalesce(sum(quarantined), 0)::bigint AS quarantined, coalesce(sum(holes_left), 0)::bigint AS holes_left,
-    coalesce(sum(calls), 0)::bigint AS calls, min(first_version) AS first_version,
+    coalesce(sum(requested), 0)::bigint AS requested,
+    coalesce(sum(received), 0)::bigint AS received,
+    coalesce(sum(inserted), 0)::bigint AS inserted,
+    coalesce(sum(updated), 0)::bigint AS updated,
+    coalesce(sum(unchanged), 0)::bigint AS unchanged,
+    coalesce(sum(revised), 0)::bigint AS revised,
+    coalesce(sum(quarantined), 0)::bigint AS quarantined,
+    coalesce(sum(holes_left), 0)::bigint AS holes_left,
+    coalesce(sum(calls), 0)::bigint AS calls,
+    min(first_version) AS first_version,
     max(last_version) AS last_version
 """
 _RUNS = f"""
