@@ -51,6 +51,21 @@ class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
         default="", description="ISO 8601 time up to which history is filled; empty: now"
     )
 
+    _runs: dict[str, Run] = PrivateAttr(default_factory=dict)
+
+    def describe_run(self, instance: dg.DagsterInstance, run_id: str) -> Run:
+        """Return a run's identity and request; Dagster is asked once in a process.
+
+        Raises:
+            SettingError: As of :meth:`build`.
+        """
+        if run_id not in self._runs:
+            record = instance.get_run_record_by_id(run_id)
+            began = (record.create_timestamp if record else datetime.now(UTC)).astimezone(UTC)
+            tags = record.dagster_run.tags if record else {}
+            self._runs[run_id] = Run(UUID(run_id), find_trigger(tags), began, self.build(began))
+        return self._runs[run_id]
+
     def build(self, wall_clock: datetime) -> Request:
         """Return the checked request.
 
@@ -147,7 +162,4 @@ def describe_run(
     """Return the run's identity, its clock set to the moment it began."""
     step = context if isinstance(context, dg.AssetExecutionContext) else context.step_context
     run_id = context.run.run_id if isinstance(context, dg.AssetExecutionContext) else step.run_id
-    record = step.instance.get_run_record_by_id(run_id)
-    began = (record.create_timestamp if record else datetime.now(UTC)).astimezone(UTC)
-    tags = record.dagster_run.tags if record else {}
-    return Run(UUID(run_id), find_trigger(tags), began, request.build(began))
+    return request.describe_run(step.instance, run_id)

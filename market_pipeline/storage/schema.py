@@ -1,6 +1,7 @@
 """Migrations: bringing the market tables to this code's version, and refusing what does not fit."""
 
 from argparse import Namespace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,8 +106,9 @@ def read_revision(engine: Engine) -> str | None:
         return connection.execute(query).scalar()
 
 
+@lru_cache(maxsize=1)
 def read_newest_revision() -> str:
-    """Return the revision this code needs."""
+    """Return the revision this code needs; its files are read once in a process."""
     head = _read_scripts().get_current_head()
     return str(head)
 

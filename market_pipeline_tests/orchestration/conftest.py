@@ -1,6 +1,8 @@
 """Fixtures of the orchestration's tests: the real graph on a real database and a real instance."""
 
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -11,10 +13,20 @@ GLOBAL_JOB = "__ASSET_JOB"
 Materialise = Callable[..., dg.ExecuteInProcessResult]
 
 
+@pytest.fixture(scope="session")
+def migrated_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an instance whose storage is set up: a copy is quicker than that."""
+    folder = tmp_path_factory.mktemp("instance")
+    with dg.instance_for_test(temp_dir=str(folder)) as running:
+        running.get_runs()
+    return folder
+
+
 @pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
+def instance(migrated_home: Path, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     """A real instance with storage of its own."""
-    with dg.instance_for_test() as running:
+    folder = shutil.copytree(migrated_home, tmp_path / "instance")
+    with dg.instance_for_test(temp_dir=str(folder)) as running:
         yield running
 
 
