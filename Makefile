@@ -27,6 +27,7 @@ $(STAMP): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[dev]'
+	$(BIN)/python -m compileall -q market_pipeline
 	$(BIN)/market-pipeline init
 	@touch $@
 
@@ -59,7 +60,7 @@ test-watch: setup ## Run the tests again whenever a file changes
 	$(BIN)/ptw . -m "not system"
 
 test-system: system-check $(SYSTEM_STAMP) ## Run the tests that need Debian packages as well
-	$(BIN)/python -m pytest -m system
+	$(BIN)/python -m pytest -m system -n 2 --dist loadfile
 
 $(SYSTEM_STAMP): $(STAMP)
 	$(PIP) -e '.[dev,system]'

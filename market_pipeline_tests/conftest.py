@@ -118,9 +118,13 @@ def engine(database_url: str) -> Iterator[Engine]:
 @pytest.fixture
 def project_environment(database_url: str, tmp_path: Path) -> dict[str, str]:
     """The environment of a command that works on this test's database."""
-    home = tmp_path / "home"
+    return make_environment(database_url, tmp_path)
+
+
+def make_environment(database_url: str, folder: Path) -> dict[str, str]:
+    """Return the environment of a command that works on a database, with a home of its own."""
+    home = folder / "home"
     home.mkdir()
-    root = Path(__file__).resolve().parent.parent
-    shutil.copy(root / "dagster.yaml", home)
+    shutil.copy(ROOT / "dagster.yaml", home)
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return {**kept, "DATABASE_URL": database_url, "DAGSTER_HOME": str(home)}

@@ -18,7 +18,7 @@ from market_pipeline_tests.system.processes import wait_for
 BACKFILL = (
     "backfill",
     "--from",
-    "2015-01-01",
+    "2021-01-01",
     "--to",
     "2024-01-01",
     "--symbols",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, make_url, text
 
 from market_pipeline_tests.api.conftest import NOWHERE, serve_api
 from market_pipeline_tests.commands import run_command
+from market_pipeline_tests.conftest import make_database, make_environment
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.system.browser import open_browser
 from market_pipeline_tests.system.processes import wait_for
@@ -38,15 +41,52 @@ _CONTRAST = """() => { const s = getComputedStyle(document.body);
     return [s.backgroundColor, s.color]; }"""
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A served dashboard, and its database."""
+
+    address: str
+    engine: Engine
+
+
+@pytest.fixture(scope="module")
+def ingested(
+    server_url: str, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The name of a database with three markets, of which one has a hole."""
+    with make_database(server_url, template) as url:
+        folder = tmp_path_factory.mktemp("ingested")
+        environment = {**make_environment(url, folder), **QUICK}
+        ran = run_command("market-pipeline", "ingest", environment=environment, folder=folder)
+        assert ran.returncode in (0, 3), ran.stderr
+        yield str(make_url(url).database)
+
+
+@pytest.fixture(scope="module")
+def site(
+    server_url: str, ingested: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """The API over a copy that nobody changes."""
+    with serve_copy(server_url, ingested, tmp_path_factory.mktemp("site")) as served:
+        yield served
+
+
 @pytest.fixture
-def address(project_environment: dict[str, str], engine: Engine, tmp_path: Path) -> Iterator[str]:
-    """The API over three markets of which one has a hole."""
-    assert engine is not None
-    environment = {**project_environment, **QUICK, "DAGSTER_UI_URL": NOWHERE}
-    ran = run_command("market-pipeline", "ingest", environment=environment, folder=tmp_path)
-    assert ran.returncode in (0, 3), ran.stderr
-    with serve_api(environment, tmp_path) as (client, _):
-        yield str(client.base_url)
+def own_site(server_url: str, ingested: str, tmp_path: Path) -> Iterator[Site]:
+    """The API over a copy of the test's own."""
+    with serve_copy(server_url, ingested, tmp_path) as served:
+        yield served
+
+
+@contextmanager
+def serve_copy(server_url: str, ingested: str, folder: Path) -> Iterator[Site]:
+    """Serve the API over a copy of the database."""
+    with make_database(server_url, ingested) as url:
+        environment = {**make_environment(url, folder), "DAGSTER_UI_URL": NOWHERE}
+        engine = create_engine(url)
+        with serve_api(environment, folder) as (client, _):
+            yield Site(str(client.base_url), engine)
+        engine.dispose()
 
 
 @pytest.fixture
@@ -72,20 +112,20 @@ def change(engine: Engine, statement: str, **values: object) -> None:
 
 
 def test_values_are_the_databases_and_charts_are_drawn(
-    address: str, page: Page, errors: list[str], engine: Engine
+    site: Site, page: Page, errors: list[str]
 ) -> None:
     """Every page without a complaint; a price, a statistic, four panes of a chart."""
     for path in PAGES:
-        page.goto(address + path)
+        page.goto(site.address + path)
         page.locator("h1").wait_for()
-    page.goto(address + "/markets/mock:BTC-USD")
+    page.goto(site.address + "/markets/mock:BTC-USD")
     price = page.locator("[data-key=price]").get_attribute("value")
-    assert float(price or "nan") == read_column(engine, _PRICE)[0]
+    assert float(price or "nan") == read_column(site.engine, _PRICE)[0]
     roi = page.locator("#roi data").first.get_attribute("value")
-    assert float(roi or "nan") in (*read_column(engine, _ROI), *_read_rois(engine))
+    assert float(roi or "nan") in (*read_column(site.engine, _ROI), *_read_rois(site.engine))
     page.locator(".chart.drawn .main-svg").first.wait_for()
     assert page.locator(".chart .cartesianlayer .subplot").count() >= 3
-    page.goto(address + "/compare")
+    page.goto(site.address + "/compare")
     page.locator(".chart.drawn .main-svg").first.wait_for()
     box = page.locator(".chart").bounding_box()
     assert box is not None
@@ -99,13 +139,13 @@ def _read_rois(engine: Engine) -> list[object]:
 
 
 def test_a_number_leads_to_why_and_a_run_to_its_receipt(
-    address: str, page: Page, errors: list[str], engine: Engine
+    site: Site, page: Page, errors: list[str]
 ) -> None:
     """By click, as a person would."""
-    page.goto(address + "/markets/mock:BTC-USD")
+    page.goto(site.address + "/markets/mock:BTC-USD")
     page.locator("#roi a.why").first.click()
     page.get_by_role("heading", name="Runs that wrote its bars").wait_for()
-    (run_id,) = read_column(engine, "SELECT run_id::text FROM market_data.ingestion_run")
+    (run_id,) = read_column(site.engine, "SELECT run_id::text FROM market_data.ingestion_run")
     page.get_by_role("link", name=str(run_id)).first.click()
     page.wait_for_url(f"**/runs/{run_id}")
     assert page.get_by_text("ETH-USD").first.is_visible()
@@ -113,13 +153,13 @@ def test_a_number_leads_to_why_and_a_run_to_its_receipt(
 
 
 def test_a_new_price_appears_without_a_reload(
-    address: str, page: Page, engine: Engine, errors: list[str]
+    own_site: Site, page: Page, errors: list[str]
 ) -> None:
     """Within two refreshes, and what was typed or opened meanwhile stays."""
-    page.goto(address + "/")
+    page.goto(own_site.address + "/")
     page.locator("input[type=search]").fill("half a wor")
     change(
-        engine,
+        own_site.engine,
         """UPDATE market_data.market_snapshot SET price = 123456.75
         WHERE market_id = (SELECT market_id FROM market_data.market WHERE symbol = 'BTC-USD')""",
     )
@@ -131,33 +171,34 @@ def test_a_new_price_appears_without_a_reload(
     assert errors == []
 
 
-def test_hostile_names_and_texts_are_inert(
-    address: str, page: Page, engine: Engine, errors: list[str]
-) -> None:
+def test_hostile_names_and_texts_are_inert(own_site: Site, page: Page, errors: list[str]) -> None:
     """In lists, pages, charts and receipts: shown as text, never run."""
-    change(engine, "UPDATE market_data.market SET name = :name, venue = :name", name=HOSTILE)
     change(
-        engine, "UPDATE market_data.ingestion_run_market SET outcome = 'failed', reason = :reason",
+        own_site.engine, "UPDATE market_data.market SET name = :name, venue = :name", name=HOSTILE
+    )
+    change(
+        own_site.engine,
+        "UPDATE market_data.ingestion_run_market SET outcome = 'failed', reason = :reason",
         reason=f"provider said {HOSTILE}",
     )  # fmt: skip
-    (run_id,) = read_column(engine, "SELECT run_id::text FROM market_data.ingestion_run")
+    (run_id,) = read_column(own_site.engine, "SELECT run_id::text FROM market_data.ingestion_run")
     for path in (*PAGES, f"/runs/{run_id}", f"/?q={HOSTILE}"):
-        page.goto(address + path)
+        page.goto(own_site.address + path)
         page.locator("h1").wait_for()
         assert page.title() != "owned"
         assert page.locator("img").count() == 0
-    page.goto(address + f"/runs/{run_id}")
+    page.goto(own_site.address + f"/runs/{run_id}")
     assert page.get_by_text(f"provider said {HOSTILE}").first.is_visible()
     assert errors == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_each_theme_has_its_colours_and_the_button_changes_it(
-    address: str, page: Page, scheme: str, errors: list[str]
+    site: Site, page: Page, scheme: str, errors: list[str]
 ) -> None:
     """Ink and ground differ, and charts follow."""
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-    page.goto(address + "/markets/mock:BTC-USD")
+    page.goto(site.address + "/markets/mock:BTC-USD")
     ground, ink = page.evaluate(_CONTRAST)
     assert (sum(_read_rgb(ground)) > sum(_read_rgb(ink))) == (scheme == "light")
     page.locator("#theme").click()
@@ -171,12 +212,12 @@ def _read_rgb(colour: str) -> list[int]:
 
 
 def test_a_phone_scrolls_down_only_and_a_keyboard_reaches_all(
-    address: str, page: Page, errors: list[str]
+    site: Site, page: Page, errors: list[str]
 ) -> None:
     """No page is wider than the screen; the first tab stop skips to the content."""
     page.set_viewport_size({"width": 390, "height": 844})
     for path in PAGES:
-        page.goto(address + path)
+        page.goto(site.address + path)
         page.locator("h1").wait_for()
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= 390, path
@@ -187,35 +228,35 @@ def test_a_phone_scrolls_down_only_and_a_keyboard_reaches_all(
     assert errors == []
 
 
-def test_without_scripts_everything_is_there(address: str, page: Page) -> None:
+def test_without_scripts_everything_is_there(site: Site, page: Page) -> None:
     """Values, a drawn line, tables."""
     page.route("**/*.js", lambda route: route.abort())
-    page.goto(address + "/markets/mock:BTC-USD")
+    page.goto(site.address + "/markets/mock:BTC-USD")
     assert page.locator("[data-key=price]").inner_text()
     assert page.locator(".chart svg.wide polyline").is_visible()
     assert page.locator("#roi tbody tr").count() >= 1
 
 
 def test_a_thousand_markets_are_a_page_of_a_hundred(
-    address: str, page: Page, engine: Engine, errors: list[str]
+    own_site: Site, page: Page, errors: list[str]
 ) -> None:
     """The page does not grow with the list, and a name is found among all of them."""
-    change(engine, _MARKETS, count=1_000, name="Many")
-    page.goto(address + "/")
+    change(own_site.engine, _MARKETS, count=1_000, name="Many")
+    page.goto(own_site.address + "/")
     assert page.locator("tbody tr").count() == 100
     assert "1,003" in page.locator("caption").inner_text()
-    page.goto(address + "/?q=M777-USD")
+    page.goto(own_site.address + "/?q=M777-USD")
     assert page.locator("tbody tr").count() == 1
     assert errors == []
 
 
-def test_what_is_not_there_is_a_page_too(address: str, page: Page) -> None:
+def test_what_is_not_there_is_a_page_too(site: Site, page: Page) -> None:
     """404 in a browser is told in words; a program gets the problem."""
-    answer = page.goto(address + "/markets/NO-USD")
+    answer = page.goto(site.address + "/markets/NO-USD")
     assert answer is not None
     assert (answer.status, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
     assert "NO-USD" in page.locator("main").inner_text()
     told: Mapping[str, object] = json.loads(
-        page.request.get(address + "/markets/NO-USD", headers={"Accept": "*/*"}).body()
+        page.request.get(site.address + "/markets/NO-USD", headers={"Accept": "*/*"}).body()
     )
     assert told["status"] == 404
