@@ -46,7 +46,7 @@ def read_aggregates(
     as_of: datetime | str | None = None,
     version: int | None = None,
     basis: Basis = "strict",
-    engine: Engine | None = None,
+    engine: Engine | Connection | None = None,
 ) -> pd.DataFrame:
     """Return final bars, one row each: the newest values, or those of a time or dataset version.
 
@@ -62,7 +62,8 @@ def read_aggregates(
             ``as_of``, takes each bar's first-loaded values as known at its close plus the
             provider's publication lag, unless the record says earlier: for back-tests on history
             that was loaded later. Corrections count from when they came, on either basis.
-        engine: Of :func:`open_database`, for many reads; None opens the database for this one.
+        engine: Of :func:`open_database`, for many reads, or a connection in a transaction, for
+            many reads of one moment; None opens the database for this one.
 
     Returns:
         Indexed by ``open_time`` (datetime64[us, UTC]), ordered by symbol, provider and open_time,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.readers.opening import open_snapshot
@@ -35,7 +35,7 @@ def read_changes(
     newer: int,
     symbols: str | Sequence[str] | None = None,
     limit: int | None = None,
-    engine: Engine | None = None,
+    engine: Engine | Connection | None = None,
 ) -> Changes:
     """Return the final bars that differ between two dataset versions, each once.
 

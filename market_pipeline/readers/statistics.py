@@ -57,8 +57,8 @@ def read_roi_statistics(
         as_of: The newest statistics over bars that had closed by this time.
         version: The newest that were made of bars up to this dataset version.
         interval: Of the bars used.
-        engine: Of :func:`open_database`, or a connection of it, for many reads; None opens the
-            database for this one.
+        engine: Of :func:`open_database`, for many reads, or a connection in a transaction, for
+            many reads of one moment; None opens the database for this one.
 
     Returns:
         Indexed by ``as_of``, the close of the last bar used (datetime64[us, UTC]), ordered by
@@ -102,8 +102,8 @@ def read_comparisons(
         as_of: The newest comparisons over bars that had closed by this time.
         version: The newest that were made of bars up to this dataset version.
         interval: Of the bars used.
-        engine: Of :func:`open_database`, or a connection of it, for many reads; None opens the
-            database for this one.
+        engine: Of :func:`open_database`, for many reads, or a connection in a transaction, for
+            many reads of one moment; None opens the database for this one.
 
     Returns:
         Indexed by ``as_of`` (datetime64[us, UTC]), ordered by pair, horizon and ``as_of``. Columns:

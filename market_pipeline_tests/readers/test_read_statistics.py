@@ -51,6 +51,19 @@ def test_the_newest_statistic_of_each_horizon_is_read(stored: Engine) -> None:
     assert str(frame["n_returns"].dtype) == "Int64"
 
 
+def test_reads_on_one_connection_are_of_one_moment(stored: Engine) -> None:
+    """What is committed between two reads is seen by neither."""
+    change = text("UPDATE market_data.market_roi_statistic SET roi = 7")
+    with stored.connect() as opened:
+        connection = opened.execution_options(isolation_level="REPEATABLE READ")
+        before = read_roi_statistics("BTC-USD", engine=connection)
+        with stored.begin() as other:
+            other.execute(change)
+        after = read_roi_statistics("BTC-USD", engine=connection)
+    pd.testing.assert_frame_equal(before, after)
+    assert set(read_roi_statistics("BTC-USD", engine=stored)["roi"]) == {7.0}
+
+
 def test_types_are_the_same_without_rows(stored: Engine) -> None:
     """A market without statistics gives an empty frame of the same shape."""
     some, none = (read_roi_statistics(one, engine=stored) for one in ("BTC-USD", "ETH-USD"))
