@@ -122,7 +122,7 @@ def read_span(
     else:
         lags = find_publication_lags(markets, span.interval)
         bars = read_bars_assumed(connection, span, as_of, lags)
-    return _arrange(bars, markets, span.interval).set_index("open_time")
+    return _arrange(bars, markets, span.interval)
 
 
 def _check_question(as_of: datetime | None, version: int | None, basis: str) -> None:
@@ -171,16 +171,18 @@ def find_fetched_interval(market: Market, interval: Interval) -> Interval:
 
 
 def _arrange(bars: pd.DataFrame, markets: Mapping[int, Market], interval: Interval) -> pd.DataFrame:
-    """Return the bars in order, with the names of their markets."""
+    """Return the bars in order, with the names of their markets, indexed by ``open_time``."""
     rank = pd.Index(list(markets)).get_indexer(pd.Index(bars["market_id"]))
     order = np.lexsort([bars["open_time"].array.asi8, rank])
-    place = rank[order]
-    rows = bars.take(order).reset_index(drop=True)
-    names = {
+    if (order[1:] < order[:-1]).any():
+        bars, rank = bars.take(order), rank[order]
+    words = {
         "symbol": [market.symbol for market in markets.values()],
         "provider": [market.provider for market in markets.values()],
+        "interval": [interval.value for _ in markets],
     }
-    for name, words in names.items():
-        rows[name] = pd.array(words, dtype="str").take(place)
-    rows["interval"] = pd.array([interval.value], dtype="str").take(place * 0)
-    return rows[[*COLUMNS, *(name for name in rows if name == "is_assumed")]]
+    named = {name: pd.array(texts, dtype="str").take(rank) for name, texts in words.items()}
+    columns = named | {name: bars[name].array for name in bars}
+    index = pd.DatetimeIndex(columns.pop("open_time"), name="open_time")
+    shown = [name for name in (*COLUMNS, "is_assumed") if name in columns]
+    return pd.DataFrame({name: columns[name] for name in shown}, index=index, copy=False)

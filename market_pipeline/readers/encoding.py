@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK_ROWS = 5_000
+_ARROW_ROWS = 20_000
 # A spreadsheet takes a text that begins so for a formula.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 Encoder = Callable[[pd.DataFrame], Iterator[bytes]]
@@ -51,7 +52,7 @@ def encode_arrow(frame: pd.DataFrame) -> Iterator[bytes]:
     table = _build_arrow(frame)
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as writer:
-        for batch in table.to_batches(max_chunksize=CHUNK_ROWS):
+        for batch in table.to_batches(max_chunksize=_ARROW_ROWS):
             writer.write_batch(batch)
             yield _drain(sink)
     yield _drain(sink)
@@ -110,7 +111,8 @@ def _flatten(frame: pd.DataFrame) -> pd.DataFrame:
 def _build_arrow(frame: pd.DataFrame) -> "pa.Table":
     import pyarrow as pa
 
-    table = pa.Table.from_pandas(_flatten(frame), preserve_index=False)
+    # Threads cost more than they save at the size of an answer.
+    table = pa.Table.from_pandas(_flatten(frame), preserve_index=False, nthreads=1)
     about = {f"market_pipeline.{name}": str(value) for name, value in frame.attrs.items()}
     return table.replace_schema_metadata({**(table.schema.metadata or {}), **about})
 

@@ -1,7 +1,9 @@
 """A query's rows as a data frame, by binary COPY.
 
 Every column is sent with a fixed width and without NULL, so that the answer is one structured NumPy
-array. A year of hourly bars takes 10 ms; row by row through the driver it took 110 ms.
+array. Text is padded by characters, which is cheap and right for ASCII; an answer that turns out to
+hold other letters is asked for again, padded by bytes. A year of hourly bars takes 10 ms; row by
+row through the driver it took 110 ms.
 """
 
 import io
@@ -15,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 from sqlalchemy import Connection
 
+from market_pipeline.domain.errors import StorageError
 from market_pipeline.storage.copy_binary import EPOCH_MICROSECONDS
 
 _HEADER_BYTES = 19
@@ -24,11 +27,15 @@ _TEXT_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How an expression is sent: the SQL around it, its bytes, and what they become."""
+    """How an expression is sent: the SQL around it, its bytes, and what they become.
+
+    ``send_exactly`` is the SQL where the cheap one has no fixed width.
+    """
 
     send: str
     layout: str
     decode: Callable[[npt.NDArray[Any]], Any]
+    send_exactly: str | None = None
 
 
 def read_copied(
@@ -45,25 +52,50 @@ def read_copied(
             a parameter.
         columns: By name; the name is also the expression.
         parameters: What the query refers to.
+
+    Raises:
+        StorageError: A value is NULL in a column that cannot say so.
     """
-    selected = ", ".join(column.send.format(name) for name, column in columns.items())
+    cheap = {name: column.send for name, column in columns.items()}
+    exact = {name: column.send_exactly or column.send for name, column in columns.items()}
+    for sent in (cheap, exact):
+        stream = _copy(connection, build_query, sent, parameters)
+        block = _lay_out(stream, list(columns.values()))
+        if block is not None:
+            break
+    else:
+        raise StorageError("the database sent a NULL where there can be none")
+    decoded = {name: columns[name].decode(block[f"value{at}"]) for at, name in enumerate(columns)}
+    return pd.DataFrame(decoded, copy=False)
+
+
+def _copy(
+    connection: Connection,
+    build_query: Callable[[str], str],
+    sent: Mapping[str, str],
+    parameters: Mapping[str, object],
+) -> memoryview:
     stream = io.BytesIO()
     cursor = connection.connection.cursor()
+    selected = ", ".join(send.format(f'"{name}"') for name, send in sent.items())
     query = cursor.mogrify(build_query(selected), dict(parameters)).decode()
     cursor.copy_expert(f"COPY ({query}) TO STDOUT (FORMAT binary)", stream)
-    block = _lay_out(stream.getbuffer(), list(columns.values()))
-    return pd.DataFrame(
-        {name: columns[name].decode(block[f"value{at}"]) for at, name in enumerate(columns)}
-    )
+    return stream.getbuffer()
 
 
-def _lay_out(stream: memoryview, columns: list[Column]) -> npt.NDArray[Any]:
+def _lay_out(stream: memoryview, columns: list[Column]) -> npt.NDArray[Any] | None:
+    """Return the rows as a structured array; None if one has a value of another width."""
     fields: list[tuple[str, str]] = [("count", ">i2")]
     for at, column in enumerate(columns):
         fields += [(f"width{at}", ">i4"), (f"value{at}", column.layout)]
     layout = np.dtype(fields)
-    count = (len(stream) - _HEADER_BYTES - _TRAILER_BYTES) // layout.itemsize
-    return np.frombuffer(stream, layout, count, _HEADER_BYTES)
+    count, rest = divmod(len(stream) - _HEADER_BYTES - _TRAILER_BYTES, layout.itemsize)
+    if rest:
+        return None
+    block = np.frombuffer(stream, layout, count, _HEADER_BYTES)
+    widths = {f"width{at}": layout[f"value{at}"].itemsize for at in range(len(columns))}
+    fits = all((block[name] == width).all() for name, width in widths.items())
+    return block if fits else None
 
 
 def _decode_times(values: npt.NDArray[Any]) -> pd.DatetimeIndex:
@@ -72,9 +104,13 @@ def _decode_times(values: npt.NDArray[Any]) -> pd.DatetimeIndex:
 
 
 def _decode_words(decode: Callable[[bytes], str | None]) -> Callable[[npt.NDArray[Any]], Any]:
+    """Return a decoder that looks once at each run of equal words, for most columns are such."""
+
     def decode_words(values: npt.NDArray[Any]) -> Any:
-        codes, words = pd.factorize(values.astype(object))
-        return pd.array([decode(word) for word in words], dtype="str").take(codes)
+        first = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
+        codes, words = pd.factorize(values[first].astype(object))
+        lengths = np.diff(np.append(first, len(values)))
+        return pd.array([decode(word) for word in words], dtype="str").take(codes.repeat(lengths))
 
     return decode_words
 
@@ -84,13 +120,15 @@ def _decode_uuid(word: bytes) -> str | None:
 
 
 INTEGER = Column("{}", ">i8", lambda values: values.astype("int64"))
+KNOWN_NUMBER = Column("{}", ">f8", lambda values: values.astype("float64"))
 NUMBER = Column("coalesce({}, 'NaN')", ">f8", lambda values: values.astype("float64"))
 FLAG = Column("{}", "i1", lambda values: values.astype("bool"))
 TIME = Column("{}", ">i8", _decode_times)
 IDENTITY = Column(f"coalesce({{}}, '{UUID(int=0)}')", "S16", _decode_words(_decode_uuid))
 WORD = Column(
-    f"substr(convert_to({{}}, 'UTF8') || '\\x{'00' * _TEXT_BYTES}'::bytea, 1, {_TEXT_BYTES})",
+    f"{{}}::char({_TEXT_BYTES})",
     f"S{_TEXT_BYTES}",
-    _decode_words(lambda word: word.decode(errors="replace")),
+    _decode_words(lambda word: word.decode(errors="replace").rstrip(" ")),
+    f"substr(convert_to({{}}, 'UTF8') || '\\x{'00' * _TEXT_BYTES}'::bytea, 1, {_TEXT_BYTES})",
 )
 """Text of up to 32 bytes; longer ones are cut."""

@@ -11,7 +11,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pandas as pd
-from sqlalchemy import Connection, func, select
+from psycopg2.extensions import AsIs
+from sqlalchemy import Connection, Text, bindparam, func, select
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
@@ -19,6 +21,7 @@ from market_pipeline.storage.copy_out import (
     FLAG,
     IDENTITY,
     INTEGER,
+    KNOWN_NUMBER,
     NUMBER,
     TIME,
     WORD,
@@ -32,14 +35,15 @@ COLUMNS: Mapping[str, Column] = {
     "market_id": INTEGER,
     "open_time": TIME,
     "close_time": TIME,
-    **dict.fromkeys(("open", "high", "low", "close", "volume"), NUMBER),
+    **dict.fromkeys(("open", "high", "low", "close"), KNOWN_NUMBER),
+    "volume": NUMBER,
     "volume_kind": WORD,
     "known_at": TIME,
     "dataset_version": INTEGER,
     "run_id": IDENTITY,
 }
 _IN_SPAN = (
-    'market_id = ANY(%(market_ids)s) AND "interval" = %(interval)s '
+    'market_id %(of_markets)s AND "interval" = %(interval)s '
     "AND open_time >= %(start)s AND open_time < %(end)s AND is_final"
 )
 _IS_REVISED = f"""EXISTS (SELECT FROM {market_aggregate_revision} earlier
@@ -54,7 +58,8 @@ _WAS_ASSUMED = replace(FLAG, send="known_at > %(as_of)s")
 class BarSpan:
     """Which bars are read: of these markets and interval, by open_time in the window.
 
-    With a ``limit`` only the first that many by open_time, whatever the market.
+    With a ``limit`` at least the first that many by open_time, whatever the market; all of them
+    where the window cannot hold more, so that the server need not sort.
     """
 
     market_ids: tuple[int, ...]
@@ -64,13 +69,24 @@ class BarSpan:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What the queries call ``market_ids``, ``interval``, ``start`` and ``end``."""
+        """What the queries call ``of_markets``, ``interval``, ``start`` and ``end``.
+
+        One market is an equality: its rows come in the index's order, and nothing is sorted.
+        """
+        ids = [str(int(one)) for one in self.market_ids]
+        among = f"= {ids[0]}" if len(ids) == 1 else f"= ANY ('{{{','.join(ids)}}}')"
         return {
-            "market_ids": list(self.market_ids),
+            "of_markets": AsIs(among),
             "interval": self.interval.value,
             "start": self.window.start,
             "end": self.window.end,
         }
+
+    @property
+    def holds_at_most(self) -> int:
+        """How many bars there can be."""
+        bars = (self.window.end - self.window.start) // self.interval.duration + 1
+        return len(self.market_ids) * max(bars, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +184,7 @@ def _read(
     columns: Mapping[str, Column] = COLUMNS,
 ) -> pd.DataFrame:
     values = {**span.parameters, **parameters}
-    if span.limit is None:
+    if span.limit is None or span.holds_at_most <= span.limit:
         return read_copied(connection, build, columns, values)
     # By position: what is selected is an expression, and its columns may be of two tables.
     place = list(columns).index("open_time") + 1
@@ -199,7 +215,7 @@ def read_markets_called(connection: Connection, symbols: Sequence[str]) -> list[
     """Return all markets of some symbols, whoever provides them; active and younger ones first."""
     query = (
         select(market)
-        .where(market.c.symbol.in_(list(symbols)))
+        .where(market.c.symbol == func.any(bindparam("symbols", list(symbols), ARRAY(Text))))
         .order_by(market.c.is_active.desc(), market.c.listed_from.desc(), market.c.market_id)
     )
     return [_build_market(row) for row in connection.execute(query).mappings()]

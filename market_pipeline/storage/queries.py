@@ -22,7 +22,7 @@ from market_pipeline.storage.tables import (
 
 _PRICES = ("open", "high", "low", "close", "volume")
 _SENT: Mapping[str, Column] = {
-    "interval": replace(WORD, send=WORD.send.replace("{}", '"interval"')),
+    "interval": WORD,
     **dict.fromkeys(("open_time", "close_time"), TIME),
     **dict.fromkeys(_PRICES, NUMBER),
     **dict.fromkeys(("volume_kind", "source_kind"), WORD),
