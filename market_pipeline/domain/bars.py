@@ -136,12 +136,13 @@ def _merge_bars(
 
 
 def _merge_prices(fine: pd.DataFrame, order: Places, first: Places) -> dict[str, Any]:
+    """A price that is no number is passed over: the checks name its bar, the week still lands."""
     values = {name: fine[name].to_numpy()[order] for name in ("open", "high", "low", "close")}
     last = np.append(first[1:], len(order)) - 1
     return {
         "open": values["open"][first],
-        "high": np.maximum.reduceat(values["high"], first),
-        "low": np.minimum.reduceat(values["low"], first),
+        "high": np.fmax.reduceat(values["high"], first),
+        "low": np.fmin.reduceat(values["low"], first),
         "close": values["close"][last],
     }
 
