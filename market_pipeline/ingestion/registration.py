@@ -163,6 +163,7 @@ def _register(connection: Connection, one: Market, known: Rows) -> WriteCounts:
     if "symbol" in changes:
         _retire_namesake(connection, one)
         changes["is_primary"] = False  # Of the old symbol; the new one's is settled next.
+        changes["former_symbols"] = [*stored["former_symbols"], stored["symbol"]]
     this = market.c.market_id == stored["market_id"]
     connection.execute(update(market).where(this).values(changes))
     return WriteCounts(updated=1)

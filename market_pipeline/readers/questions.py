@@ -18,6 +18,7 @@ from market_pipeline.storage.history_queries import (
     read_markets_called,
     read_newest_version,
     read_primary_symbols,
+    read_renamed,
 )
 
 MAX_NAMES_SHOWN = 20
@@ -75,27 +76,50 @@ def find_market_ids(connection: Connection, names: Sequence[str]) -> list[int]:
     """
     stored = _read_called(connection, names)
     called = {
-        name: [one.market_id for one in stored if name in _list_names(one.record)] for name in names
+        name: [
+            one.market_id for one in stored if name in _list_names(one.record, one.record.symbol)
+        ]
+        for name in names
     }
     _refuse_unknown(connection, [name for name, found in called.items() if not found])
     return sorted({market_id for found in called.values() for market_id in found})
 
 
 def _read_called(connection: Connection, names: Sequence[str]) -> list[StoredMarket]:
-    symbols = {part for name in names for part in (name, _split(name)[1])}
-    return read_markets_called(connection, sorted(symbols))
+    return read_markets_called(connection, _list_symbols(names))
 
 
 def _refuse_unknown(connection: Connection, unknown: Sequence[str]) -> None:
     if unknown:
-        raise UnknownMarketError(
-            f"no stored market is called {', '.join(unknown)}: "
-            f"there is {shorten_list(read_primary_symbols(connection))}"
-        )
+        raise build_unknown_error(connection, unknown)
 
 
-def _list_names(market: Market) -> set[str]:
-    return {market.symbol, ":".join(_spell(market))}
+def build_unknown_error(connection: Connection, unknown: Sequence[str]) -> UnknownMarketError:
+    """Return the error for names that no stored market has: what they are now, what there is."""
+    renamed = "; ".join(_list_renamed(connection, unknown))
+    return UnknownMarketError(
+        f"no stored market is called {', '.join(unknown)}: {renamed}{'; ' if renamed else ''}"
+        f"there is {shorten_list(read_primary_symbols(connection))}"
+    )
+
+
+def _list_renamed(connection: Connection, names: Sequence[str]) -> list[str]:
+    return [
+        f"{name} was renamed to {one.provider}:{one.symbol}"
+        for one, former in read_renamed(connection, _list_symbols(names))
+        for symbol in former
+        for name in names
+        if name in _list_names(one, symbol)
+    ]
+
+
+def _list_symbols(names: Sequence[str]) -> list[str]:
+    """Return what the names may mean: a symbol may have a colon of its own."""
+    return sorted({part for name in names for part in (name, _split(name)[1])})
+
+
+def _list_names(market: Market, symbol: str) -> set[str]:
+    return {symbol, f"{market.provider.upper()}:{symbol}"}
 
 
 def _choose(name: str, stored: Sequence[StoredMarket]) -> StoredMarket | None:

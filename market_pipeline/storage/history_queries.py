@@ -233,6 +233,16 @@ def _build_market(row: Mapping[Any, Any]) -> StoredMarket:
     return StoredMarket(row["market_id"], row["is_primary"], record)
 
 
+def read_renamed(connection: Connection, symbols: Sequence[str]) -> list[tuple[Market, list[str]]]:
+    """Return the active markets that once had one of the symbols, and all they were called."""
+    query = select(market).where(
+        market.c.is_active,
+        market.c.former_symbols.op("&&")(bindparam("symbols", list(symbols), ARRAY(Text))),
+    )
+    rows = connection.execute(query.order_by(market.c.market_id)).mappings()
+    return [(_build_market(row).record, row["former_symbols"]) for row in rows]
+
+
 def read_primary_symbols(connection: Connection) -> list[str]:
     """Return the symbols that name a market without its provider, in alphabetical order."""
     query = select(market.c.symbol).where(market.c.is_primary).order_by(market.c.symbol)

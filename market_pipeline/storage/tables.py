@@ -100,6 +100,13 @@ market = Table(
         server_default="false",
         comment="Read when only the symbol is named",
     ),
+    Column(
+        "former_symbols",
+        ARRAY(Text),
+        nullable=False,
+        server_default="{}",
+        comment="What it was called before it was renamed, the oldest first",
+    ),
     Index("market_provider_id_key", "provider", "provider_market_id", "listed_from", unique=True),
     Index(
         "market_provider_symbol_key",

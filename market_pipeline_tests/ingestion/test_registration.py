@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from market_pipeline.domain.errors import UnknownMarketError
 from market_pipeline.domain.records import Market
 from market_pipeline.ingestion.registration import ensure_market, register_markets
 from market_pipeline.providers.mock import MockProvider
+from market_pipeline.readers.questions import find_markets
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
 
 _ROWS = """SELECT symbol, provider_market_id, is_active, is_primary FROM market_data.market
@@ -41,6 +43,27 @@ def test_a_renamed_market_keeps_its_row_and_its_history(engine: Engine, luna: Ma
     renamed = replace(luna, symbol="LUNC-USD", base="LUNC")
     assert ensure_market(engine, renamed, claim_primary=True) == key
     assert read_rows(engine) == [("LUNC-USD", "terra-luna", True, True)]
+
+
+def test_who_asks_for_a_former_symbol_hears_the_new_one(engine: Engine, luna: Market) -> None:
+    """Also after a second renaming, by provider, and among others that are simply unknown."""
+    for symbol in ("LUNA-USD", "LUNX-USD", "LUNC-USD"):
+        register(engine, replace(luna, symbol=symbol))
+    with engine.connect() as connection:
+        for former in ("LUNA-USD", "LUNX-USD", "MOCK:LUNA-USD"):
+            with pytest.raises(UnknownMarketError) as refused:
+                find_markets(connection, [former, "NO-USD"])
+            assert str(refused.value) == (
+                f"no stored market is called {former}, NO-USD: {former} was renamed to "
+                "mock:LUNC-USD; there is LUNC-USD"
+            )
+        with pytest.raises(UnknownMarketError) as another:
+            find_markets(connection, "YAHOO:LUNA-USD")
+        assert "renamed" not in str(another.value)
+    register(engine, replace(luna, symbol="LUNC-USD"), replace(luna, provider_market_id="luna-2"))
+    with engine.connect() as connection:
+        [found] = find_markets(connection, "LUNA-USD").values()
+    assert found.provider_market_id == "luna-2"
 
 
 def test_a_re_used_ticker_begins_a_row_of_its_own(engine: Engine, luna: Market) -> None:

@@ -306,10 +306,11 @@ def test_a_watch_waits_for_a_database_that_is_not_there_yet(stored: Engine) -> N
 
 def test_a_closed_cache_leaves_no_connection_and_no_thread(stored: Engine) -> None:
     """A process that ends serving gives everything back."""
+    before = set(threading.enumerate())
     with serve(stored, None, 3):
-        pass
-    names = [thread.name for thread in threading.enumerate()]
-    assert "stamp-watch" not in names
+        started = [thread.name for thread in set(threading.enumerate()) - before]
+        assert started.count("stamp-watch") == 3
+    wait_until(lambda: set(threading.enumerate()) <= before)
     count = """SELECT count(*) FROM pg_stat_activity
         WHERE datname = current_database() AND application_name = :name"""
 

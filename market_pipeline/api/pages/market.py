@@ -15,9 +15,9 @@ from market_pipeline.api.pages.rendering import answer_page
 from market_pipeline.api.services import Services, get_services
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.coverage_map import EXPLAINED, HOLE, MISSING, cut_time, map_coverage
-from market_pipeline.domain.errors import UnknownMarketError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.readers.questions import build_unknown_error
 from market_pipeline.readers.why import pick_value
 from market_pipeline.storage import page_queries
 from market_pipeline.storage.coverage import read_coverage
@@ -69,7 +69,7 @@ def show_market(
     with open_snapshot(services.engine) as connection:
         market = page_queries.read_market(connection, name)
         if market is None:
-            raise UnknownMarketError(f"no stored market is called {name[:60]!r}: / lists them")
+            raise build_unknown_error(connection, [name[:60].upper()])
         shown = read_shown(connection, market, interval, bars)
     return answer_page(request, "market.html", {**shown, "interval": interval.value, "count": bars})
 
