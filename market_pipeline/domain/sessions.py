@@ -5,7 +5,7 @@ a UTC day. Holidays, half days and daylight saving time are the library's knowle
 """
 
 from datetime import datetime
-from functools import lru_cache
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from market_pipeline.domain.intervals import ALWAYS_OPEN
 
 _FIRST_DATE = pd.Timestamp("1990-01-01")
 SESSION_COLUMNS = ("session_date", "open_time", "close_time")
+_known: dict[str, pd.DataFrame] = {}
 
 
 def read_sessions(calendar: str, start: datetime, end: datetime) -> pd.DataFrame:
@@ -30,7 +31,9 @@ def read_sessions(calendar: str, start: datetime, end: datetime) -> pd.DataFrame
     """
     if calendar == ALWAYS_OPEN:
         return _build_daily_sessions(start, end)
-    schedule = _load_schedule(calendar)
+    if calendar not in _known:
+        remember_schedule(calendar, build_schedule(calendar))
+    schedule = _known[calendar]
     dates = schedule["session_date"]
     first, last = (int(dates.searchsorted(pd.Timestamp(moment))) for moment in (start, end))
     return schedule.iloc[first:last].reset_index(drop=True)
@@ -59,8 +62,27 @@ def _build_daily_sessions(start: datetime, end: datetime) -> pd.DataFrame:
     )
 
 
-@lru_cache(maxsize=16)
-def _load_schedule(calendar: str) -> pd.DataFrame:
+def describe_source() -> str:
+    """Return the library that knows the sessions, and its version."""
+    return f"exchange_calendars {version('exchange_calendars')}"
+
+
+def is_schedule_known(calendar: str) -> bool:
+    """Return whether :func:`read_sessions` has a calendar at hand."""
+    return calendar in _known
+
+
+def remember_schedule(calendar: str, schedule: pd.DataFrame) -> None:
+    """Let :func:`read_sessions` have a schedule, as :func:`build_schedule` returned it once."""
+    _known[calendar] = schedule
+
+
+def build_schedule(calendar: str) -> pd.DataFrame:
+    """Return all sessions from 1990, or the calendar's first, to a year from now.
+
+    Raises:
+        SettingError: The calendar is unknown.
+    """
     schedule = _open_calendar(calendar).schedule
     return pd.DataFrame(
         {
@@ -72,12 +94,12 @@ def _load_schedule(calendar: str) -> pd.DataFrame:
 
 
 def _open_calendar(calendar: str) -> Any:
-    # It costs 0.3 s to import, and a run of always-open markets never needs it.
+    # It costs 0.3 s to import; few runs need it, see ``ingestion.calendars``.
     import exchange_calendars as xcals
 
     try:
-        earliest = xcals.get_calendar(calendar).bound_min()
+        return xcals.get_calendar(calendar, start=_FIRST_DATE)
     except xcals.errors.InvalidCalendarName:
         raise SettingError(f"calendar {calendar!r} is unknown: see exchange_calendars") from None
-    # Some calendars begin later: Tokyo's holidays are known from 1997 on.
-    return xcals.get_calendar(calendar, start=max(_FIRST_DATE, earliest or _FIRST_DATE))
+    except ValueError:  # It begins later: Tokyo's holidays are known from 1997 on.
+        return xcals.get_calendar(calendar, start=xcals.get_calendar(calendar).bound_min())

@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr
 from sqlalchemy import Engine
 
 from market_pipeline.domain.triggers import find_trigger
+from market_pipeline.ingestion.calendars import load_calendars
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.registration import keep_active
 from market_pipeline.ingestion.request import Request, Route, build_request
@@ -146,13 +147,17 @@ class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
 def find_routes(providers: Providers, database: Database, request: Request) -> list[Route]:
     """Return the provider and market of each symbol, but for markets that were deactivated.
 
+    Afterwards the process knows the calendars of their exchanges.
+
     Raises:
         MarketNotServedError: Lists who was asked and why not.
         NothingIngestedError: Every market is deactivated.
     """
     routes = providers.route(request)
     with database.engine.connect() as connection:
-        return keep_active(connection, routes)
+        kept = keep_active(connection, routes)
+    load_calendars(database.engine, [one.calendar for _, one in kept])
+    return kept
 
 
 def describe_run(

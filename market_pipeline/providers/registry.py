@@ -6,6 +6,7 @@ markets, so a series never changes its source because of an outage.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -23,9 +24,15 @@ GROUP = "market_pipeline.providers"
 _CALLS = "PROVIDER_CALLS_PER_MINUTE"
 
 
+@lru_cache(maxsize=1)
+def _list_entry_points() -> tuple[EntryPoint, ...]:
+    """Look once a process: it reads every installed package's metadata."""
+    return tuple(entry_points(group=GROUP))
+
+
 def list_provider_names() -> tuple[str, ...]:
     """Return the names of all installed providers, in alphabetical order; loads none of them."""
-    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+    return tuple(sorted({point.name for point in _list_entry_points()}))
 
 
 def load_provider(name: str, environ: Mapping[str, str]) -> Provider:
@@ -102,7 +109,7 @@ def _explain_unserved(symbols: Sequence[str], missing: Mapping[str, str | None])
 
 
 def _find_entry_point(name: str) -> EntryPoint:
-    points = entry_points(group=GROUP, name=name)
+    points = [point for point in _list_entry_points() if point.name == name]
     sources = {_describe_source(point): point for point in points}
     if len(sources) > 1:
         raise SettingError(

@@ -17,6 +17,7 @@ import pandas as pd
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
 EPOCH_MICROSECONDS = 946_684_800_000_000  # 2000-01-01, where PostgreSQL's clock starts
+_DAY_MICROSECONDS = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ def encode_frame(chunks: Iterable[pd.DataFrame], types: Sequence[str]) -> Iterat
     Args:
         chunks: Columns in the order of the target. NaN, NaT and None are NULL.
         types: PostgreSQL types by position: bigint, integer, double precision, boolean, text,
-            uuid or timestamp with time zone.
+            uuid, date (of a time in UTC) or timestamp with time zone.
     """
     yield _HEADER
     for chunk in chunks:
@@ -118,6 +119,12 @@ def _encode_time(series: "pd.Series[Any]") -> EncodedColumn:
     return _fixed((times.asi8 - EPOCH_MICROSECONDS).astype(">i8"), missing)
 
 
+def _encode_date(series: "pd.Series[Any]") -> EncodedColumn:
+    times = _encode_time(series)
+    days = times.values.astype("int64") // _DAY_MICROSECONDS
+    return _fixed(days.astype(">i4"), times.widths < 0)
+
+
 def _encode_words(series: "pd.Series[Any]", encode: Any) -> EncodedColumn:
     codes, words = pd.factorize(series)
     coded = [encode(word) for word in words] or [b""]
@@ -140,6 +147,7 @@ _ENCODERS: dict[str, Callable[..., EncodedColumn]] = {
     "integer": _encode_integer(">i4"),
     "double precision": _encode_double,
     "boolean": _encode_boolean,
+    "date": _encode_date,
     "timestamp with time zone": _encode_time,
     "text": _encode_text,
     "uuid": _encode_uuid,

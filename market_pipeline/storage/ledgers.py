@@ -217,6 +217,22 @@ provider_budget = Table(
     comment="One row per provider with a limit: its quota, shared by all processes",
 )
 
+trading_session = Table(
+    "trading_session",
+    metadata,
+    Column("calendar", Text, primary_key=True, comment="Exchange calendar, such as XNYS"),
+    Column("session_date", Date, primary_key=True, comment="As the exchange's clocks have it"),
+    Column("open_time", _TIME, nullable=False, comment="First trade (UTC)"),
+    Column(
+        "close_time",
+        _TIME,
+        nullable=False,
+        comment="Last trade; a lunch break counts as open (UTC)",
+    ),
+    Column("source", Text, nullable=False, comment="The library that knew it"),
+    comment="One row per session of an exchange whose markets are ingested",
+)
+
 market_stamp = Table(
     "market_stamp",
     metadata,

@@ -37,6 +37,10 @@ def _encode_times(column: "pd.Series[Any]") -> Iterable[str]:
     return (f"{moment}Z" for moment in np.datetime_as_string(times.to_numpy(), unit="us"))
 
 
+def _encode_dates(column: "pd.Series[Any]") -> Iterable[str]:
+    return (moment[:10] for moment in _encode_times(column))
+
+
 def _encode_texts(column: "pd.Series[Any]") -> Iterable[str]:
     for word in column.tolist():
         escaped = str(word).replace("\0", "").replace("\\", "\\\\").replace('"', '\\"')
@@ -48,6 +52,7 @@ _ENCODERS: dict[str, Callable[["pd.Series[Any]"], Iterable[str]]] = {
     "integer": _encode_integers,
     "double precision": _encode_doubles,
     "boolean": _encode_booleans,
+    "date": _encode_dates,
     "timestamp with time zone": _encode_times,
     "text": _encode_texts,
     "uuid": _encode_texts,

@@ -2,7 +2,7 @@
 
 import string
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Double,
     Integer,
@@ -25,7 +26,7 @@ from market_pipeline.domain.records import UTC_DTYPE
 from market_pipeline.storage.upsert import WriteCounts
 
 KEYS = ("market_id", "interval", "open_time")
-VALUES = ("price", "trades", "count", "label", "is_final", "source")
+VALUES = ("price", "trades", "count", "label", "day", "is_final", "source")
 DTYPES = {
     "market_id": "int64",
     "interval": "str",
@@ -34,6 +35,7 @@ DTYPES = {
     "trades": "Int64",
     "count": "Int32",
     "label": "str",
+    "day": UTC_DTYPE,
     "is_final": "bool",
     "source": "object",
 }
@@ -52,6 +54,7 @@ def _columns(extra_key: str | None = None) -> list[Column[Any]]:
         Column("trades", BigInteger),
         Column("count", Integer),
         Column("label", Text),
+        Column("day", Date),
         Column("is_final", Boolean, nullable=False),
         Column("source", Uuid),
         Column("known_at", time, primary_key=extra_key == "known_at", nullable=False),
@@ -89,6 +92,7 @@ rows = st.fixed_dictionaries(
         "trades": st.none() | st.integers(-(2**63), 2**63 - 1),
         "count": st.none() | st.integers(-(2**31), 2**31 - 1),
         "label": st.none() | st.text(_LETTERS, max_size=6),
+        "day": st.none() | st.dates(date(1900, 1, 1), date(2200, 1, 1)),
         "is_final": st.booleans(),
         "source": st.none() | st.uuids() | st.just(UUID(int=256)),
     }
