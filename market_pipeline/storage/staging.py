@@ -5,7 +5,7 @@ the statement that merges it, both are a relation called ``incoming``.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,11 +31,14 @@ class Staged:
         table: Where they belong. columns: The columns they have. count: How many, keys unique.
         relation: The ``WITH`` item called ``incoming``; empty when that is a temporary table.
         parameters: What ``relation`` refers to.
+        span: Of many rows that share the first key, the least and the greatest value of each key up
+            to the first that they do not share: a market, an interval, and from when to when.
     """
 
     table: Table
     columns: tuple[str, ...]
     count: int
+    span: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     relation: str = ""
     parameters: dict[str, str] = field(default_factory=dict)
 
@@ -49,10 +52,12 @@ def stage_frame(connection: Connection, table: Table, frame: pd.DataFrame) -> St
         frame: Columns of the table, its whole key among them.
     """
     columns = tuple(column.name for column in table.columns if column.name in frame.columns)
-    order = find_key_order(frame, [column.name for column in table.primary_key])
+    keys = [column.name for column in table.primary_key]
+    order = find_key_order(frame, keys)
     if len(order) <= INLINE_ROWS:
         return _stage_inline(table, columns, frame.take(order))
-    return _stage_by_copy(connection, table, columns, frame, order)
+    _stage_by_copy(connection, table, columns, iterate_chunks(frame, order, list(columns)))
+    return Staged(table, columns, len(order), _find_span(frame[keys], order))
 
 
 def find_key_order(frame: pd.DataFrame, keys: list[str]) -> npt.NDArray[np.intp]:
@@ -63,6 +68,17 @@ def find_key_order(frame: pd.DataFrame, keys: list[str]) -> npt.NDArray[np.intp]
     if len(order):
         is_last[:-1] = np.any([code[order[1:]] != code[order[:-1]] for code in codes], axis=0)
     return order[is_last]
+
+
+def _find_span(keys: pd.DataFrame, order: npt.NDArray[np.intp]) -> dict[str, tuple[Any, Any]]:
+    """Return what rows in the order of their keys have in common; see ``Staged.span``."""
+    span: dict[str, tuple[Any, Any]] = {}
+    for name in keys.columns:
+        first, last = keys[name].iloc[order[[0, -1]]].tolist()
+        span[str(name)] = first, last
+        if first != last:
+            break
+    return span if len(span) > 1 else {}
 
 
 def _rank(key: "pd.Series[Any]") -> npt.NDArray[np.int64]:
@@ -76,30 +92,23 @@ def find_types(table: Table, columns: tuple[str, ...]) -> list[str]:
 
 
 def _stage_inline(table: Table, columns: tuple[str, ...], rows: pd.DataFrame) -> Staged:
-    types = find_types(table, columns)
-    arrays = ", ".join(f"%({name})s::{kind}[]" for name, kind in zip(columns, types, strict=True))
+    types = dict(zip(columns, find_types(table, columns), strict=True))
+    arrays = ", ".join(f"%({name})s::{kind}[]" for name, kind in types.items())
     quoted = ", ".join(f'"{name}"' for name in columns)
     relation = f"incoming AS (SELECT * FROM unnest({arrays}) AS rows ({quoted})), "  # noqa: S608 - names of our own tables
-    parameters = {
-        name: encode_array(rows[name], kind) for name, kind in zip(columns, types, strict=True)
-    }
-    return Staged(table, columns, len(rows), relation, parameters)
+    parameters = {name: encode_array(rows[name], kind) for name, kind in types.items()}
+    return Staged(table, columns, len(rows), relation=relation, parameters=parameters)
 
 
 def _stage_by_copy(
-    connection: Connection,
-    table: Table,
-    columns: tuple[str, ...],
-    frame: pd.DataFrame,
-    order: npt.NDArray[np.intp],
-) -> Staged:
+    connection: Connection, table: Table, columns: tuple[str, ...], chunks: Iterator[pd.DataFrame]
+) -> None:
     types = find_types(table, columns)
     defined = ", ".join(f'"{name}" {kind}' for name, kind in zip(columns, types, strict=True))
     connection.exec_driver_sql(f"CREATE TEMP TABLE incoming ({defined}) ON COMMIT DROP")
     cursor = connection.connection.cursor()
-    stream = StreamReader(encode_frame(iterate_chunks(frame, order, list(columns)), types))
+    stream = StreamReader(encode_frame(chunks, types))
     cursor.copy_expert("COPY incoming FROM STDIN (FORMAT binary)", stream, size=1 << 18)
-    return Staged(table, columns, len(order))
 
 
 def iterate_chunks(

@@ -61,8 +61,15 @@ def merge_staged(
     """Merge staged rows into their table, under the lock until the transaction ends."""
     if not staged.count:
         return WriteCounts()
-    statement = f"{_LOCK}; {_MEMORY}; {build_merge(staged, list(stamps))}"
-    parameters = {**staged.parameters, **{f"stamp_{key}": stamps[key] for key in stamps}}
+    # Of rows that the planner knows nothing of yet it would go through all for each that comes.
+    settings = f"{_MEMORY}; SET LOCAL enable_nestloop = {'off' if staged.span else 'on'}"
+    statement = f"{_LOCK}; {settings}; {build_merge(staged, list(stamps))}"
+    parameters = {
+        **staged.parameters,
+        **{f"stamp_{key}": stamps[key] for key in stamps},
+        **{f"first_{key}": first for key, (first, _) in staged.span.items()},
+        **{f"last_{key}": last for key, (_, last) in staged.span.items()},
+    }
     # One round trip, three snapshots: the merge sees what was committed before the lock was had.
     inserted, updated, revised = connection.exec_driver_sql(statement, parameters).one()
     if not staged.relation:
@@ -91,14 +98,14 @@ def build_merge(staged: Staged, stamps: list[str]) -> str:
     table, name = staged.table, _name(staged.table)
     keys = [column.name for column in table.primary_key]
     values = [column for column in staged.columns if column not in keys]
-    same_key = " AND ".join(f'stored."{key}" = delta."{key}"' for key in keys)
+    same_key = _match(staged, "delta")
     is_whole = "(SELECT count(*) FROM delta) > 0"
     changes = [f'"{column}" = delta."{column}"' for column in values]
     changes += [f'"{stamp}" = {_stamp(table, stamp)}' for stamp in stamps]
     selected = [f'delta."{column}"' for column in staged.columns]
     selected += [_stamp(table, stamp) for stamp in stamps]
     return f"""
-        WITH {staged.relation}delta AS MATERIALIZED ({_build_delta(table, keys, values)}),
+        WITH {staged.relation}delta AS MATERIALIZED ({_build_delta(staged, keys[0], values)}),
         {_build_revisions(table, same_key)}
         changed AS (UPDATE {name} stored SET {", ".join(changes)} FROM delta
             WHERE {same_key} AND delta.is_stored AND {is_whole} RETURNING 1),
@@ -110,14 +117,31 @@ def build_merge(staged: Staged, stamps: list[str]) -> str:
     """  # noqa: S608 - names of our own tables
 
 
-def _build_delta(table: Table, keys: list[str], values: list[str]) -> str:
-    same_key = " AND ".join(f'stored."{key}" = incoming."{key}"' for key in keys)
+def _match(staged: Staged, rows: str) -> str:
+    """Return the condition that a stored row has the key of one of the rows.
+
+    What all keys have in common is said beside it: of a large table only that part is read.
+    """
+    parts = [f'stored."{key.name}" = {rows}."{key.name}"' for key in staged.table.primary_key]
+    for key, (first, last) in staged.span.items():
+        kind = find_types(staged.table, (key,))[0]
+        least, most = (f"%({end}_{key})s::{kind}" for end in ("first", "last"))
+        parts.append(
+            f'stored."{key}" = {least}'
+            if first == last
+            else f'stored."{key}" BETWEEN {least} AND {most}'
+        )
+    return " AND ".join(parts)
+
+
+def _build_delta(staged: Staged, key: str, values: list[str]) -> str:
+    table = staged.table
     compared = [name for name in values if name not in table.info.get("carried", ())]
     differs = [f'stored."{name}" IS DISTINCT FROM incoming."{name}"' for name in compared]
     return f"""
-        SELECT incoming.*, stored."{keys[0]}" IS NOT NULL AS is_stored
-        FROM incoming LEFT JOIN {_name(table)} stored ON {same_key}
-        WHERE stored."{keys[0]}" IS NULL
+        SELECT incoming.*, stored."{key}" IS NOT NULL AS is_stored
+        FROM incoming LEFT JOIN {_name(table)} stored ON {_match(staged, "incoming")}
+        WHERE stored."{key}" IS NULL
             OR ({" OR ".join(differs or ["false"])}) AND {table.info.get("guard", "true")}
     """  # noqa: S608 - names of our own tables
 
@@ -132,7 +156,7 @@ def _build_revisions(table: Table, same_key: str) -> str:
         revised AS (INSERT INTO {_name(revisions)} ({_quote([*kept, *REPLACED_BY])})
             SELECT {", ".join([*(f'stored."{name}"' for name in kept), *replacing])}
             FROM delta JOIN {_name(table)} stored ON {same_key}
-            WHERE stored.is_final RETURNING 1),
+            WHERE delta.is_stored AND stored.is_final RETURNING 1),
     """  # noqa: S608 - names of our own tables
 
 

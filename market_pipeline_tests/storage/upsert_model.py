@@ -41,6 +41,7 @@ DTYPES = {
 }
 ORIGIN = datetime(2024, 1, 1, tzinfo=UTC)
 Row = dict[str, Any]
+_SERIES = {"market_id": 2, "interval": "1d"}
 metadata = MetaData(schema="public")
 
 
@@ -97,7 +98,9 @@ rows = st.fixed_dictionaries(
         "source": st.none() | st.uuids() | st.just(UUID(int=256)),
     }
 )
-batches = st.lists(rows, max_size=12)
+_lists = st.lists(rows, max_size=12)
+batches = _lists | _lists.map(lambda batch: [{**row, **_SERIES} for row in batch])
+"""Of any markets, or of one series, which the merge looks for in its part of the table alone."""
 
 
 def build_frame(batch: list[Row]) -> pd.DataFrame:
