@@ -84,7 +84,7 @@ def read_aggregates(
         NothingKnownYetError: There are bars, but none was known at ``as_of``.
         HistoryRequestError: ``as_of`` is in the future, the version does not exist, or arguments
             are malformed or contradict each other.
-        StorageError: The database cannot be used.
+        StorageError: The database cannot be opened; one handed in raises SQLAlchemy's own errors.
     """
     window, chosen = parse_window(start, end), parse_interval(interval)
     moment = None if as_of is None else parse_past_moment("as_of", as_of)

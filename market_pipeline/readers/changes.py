@@ -49,7 +49,7 @@ def read_changes(
     Raises:
         UnknownMarketError: Names every symbol that is not stored.
         HistoryRequestError: A version does not exist, or ``older`` is above ``newer``.
-        StorageError: The database cannot be used.
+        StorageError: The database cannot be opened; one handed in raises SQLAlchemy's own errors.
     """
     parse_versions(f"{older}..{newer}")
     with open_snapshot(engine) as connection:

@@ -98,7 +98,7 @@ def fetch_latest(
     Raises:
         UnknownMarketError: Names every market that is not stored.
         SettingError: A name is malformed, or there are none.
-        StorageError: The database cannot be used.
+        StorageError: The database cannot be opened; one handed in raises SQLAlchemy's own errors.
     """
     wanted = None if names is None else parse_symbols([names] if isinstance(names, str) else names)
     pairs = _recall_markets(wanted, cache) if cache else None
@@ -201,7 +201,7 @@ def read_latest(
     Raises:
         UnknownMarketError: Names every market that is not stored.
         SettingError: A name is malformed, or there are none.
-        StorageError: The database cannot be used.
+        StorageError: The database cannot be opened; one handed in raises SQLAlchemy's own errors.
     """
     found = fetch_latest(symbols, engine, cache)
     return build_latest_frame([(one.value, one.source) for one in found])

@@ -70,7 +70,7 @@ def read_roi_statistics(
     Raises:
         UnknownMarketError: Names every market that is not stored.
         HistoryRequestError: A time, version or interval does not exist, or they contradict.
-        StorageError: The database cannot be used.
+        StorageError: The database cannot be opened; one handed in raises SQLAlchemy's own errors.
     """
     asked = _ask(interval, horizon, start, end, as_of, version)
     with open_snapshot(engine) as connection:

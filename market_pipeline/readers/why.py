@@ -129,7 +129,7 @@ def explain_statistic(
     Raises:
         UnknownMarketError: The symbol is not stored.
         HistoryRequestError: The statistic, horizon or version does not exist; says which do.
-        StorageError: The database cannot be used.
+        StorageError: The database cannot be opened; one handed in raises SQLAlchemy's own errors.
     """
     if statistic not in MEASURES:
         raise HistoryRequestError(
