@@ -56,6 +56,13 @@ def test_definitions_load_nothing_heavy(paid: set[str]) -> None:
     assert sorted((loaded - paid) & HEAVY) == []
 
 
+def test_dagsters_modules_are_left_out_of_garbage_collection() -> None:
+    """Walking them again and again took longer than loading the definitions themselves."""
+    code = "import gc, market_pipeline.definitions; print(gc.get_freeze_count() > 50_000)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
 def test_the_command_starts_without_dagster_and_pandas() -> None:
     """`market-pipeline --help` and refused options answer before any of it is loaded."""
     loaded = list_loaded("import market_pipeline.cli.main")

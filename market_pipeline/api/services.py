@@ -44,7 +44,7 @@ def open_services(configuration: Configuration) -> Iterator[Services]:
         yield Services(engine, cache, configuration, dagster)
 
 
-def get_services(request: Request) -> Services:
-    """Return the app's services: what routes depend on."""
+async def get_services(request: Request) -> Services:
+    """Return the app's services: what routes depend on; a plain function would get a thread."""
     services: Services = request.app.state.services
     return services

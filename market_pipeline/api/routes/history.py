@@ -90,7 +90,8 @@ def list_aggregates(
         unchanged = answer_unchanged(request, origin)
         if unchanged:
             return unchanged
-        page = read_page(connection, key, market, question, cursor)
+        newest = origin.dataset_version or 0
+        page = read_page(connection, key, market, question, cursor, newest)
     shown = Origin(dataset_version=page.version, etag=origin.etag)
     return answer_table(
         chosen, page.bars, shown, f"{market.symbol}-{interval}", page.next_cursor,

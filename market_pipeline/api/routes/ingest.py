@@ -41,7 +41,7 @@ class IngestRequest(BaseModel):
     )
 
 
-def get_launcher(request: Request) -> Launcher:
+async def get_launcher(request: Request) -> Launcher:
     """Return the app's launcher."""
     launcher: Launcher = request.app.state.launcher
     return launcher
