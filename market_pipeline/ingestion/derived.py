@@ -9,7 +9,7 @@ from market_pipeline.domain.bars import build_daily_bars, build_weekly_bars
 from market_pipeline.domain.intervals import Interval, floor_to_monday
 from market_pipeline.domain.records import Market
 from market_pipeline.domain.sessions import read_sessions
-from market_pipeline.storage.queries import read_bars
+from market_pipeline.storage.queries import count_bars, read_bars
 
 
 def rebuild_days(
@@ -25,15 +25,29 @@ def rebuild_days(
         now: The run's clock (UTC).
     """
     del now
-    hours = bars.loc[bars["interval"] == Interval.HOUR.value, "open_time"]
+    hours = bars[bars["interval"] == Interval.HOUR.value]
     if Interval.DAY in one.intervals or hours.empty:
         return bars.iloc[:0]
-    start = hours.min().to_pydatetime() - timedelta(days=2)
-    end = hours.max().to_pydatetime() + timedelta(days=2)
-    stored = read_bars(connection, market_id, Interval.HOUR, start, end)
+    opened, last = hours["open_time"].min(), hours["open_time"].max()
+    start = opened.to_pydatetime() - timedelta(days=2)
+    end = last.to_pydatetime() + timedelta(days=2)
+    stored = _find_stored(connection, market_id, hours, start, end)
     days = build_daily_bars(stored, read_sessions(one.calendar, start, end))
-    first, last = hours.min() - pd.Timedelta(days=1), hours.max()
-    return days[days["open_time"].between(first, last)]
+    return days[days["open_time"].between(opened - pd.Timedelta(days=1), last)]
+
+
+def _find_stored(
+    connection: Connection, market_id: int, hours: pd.DataFrame, start: datetime, end: datetime
+) -> pd.DataFrame:
+    """Return the stored hours of a span; those just stored are not read again if there are no more.
+
+    A provisional hour may have met a final one, which stays.
+    """
+    if hours["is_final"].all():
+        count = count_bars(connection, market_id, Interval.HOUR, start, end)
+        if count == len(hours):
+            return hours
+    return read_bars(connection, market_id, Interval.HOUR, start, end)
 
 
 def rebuild_weeks(

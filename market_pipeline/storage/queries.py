@@ -85,6 +85,19 @@ def _build_final_query(selected: str) -> str:
         ORDER BY market_aggregate.market_id, market_aggregate.open_time"""  # noqa: S608 - our own
 
 
+def count_bars(
+    connection: Connection, market_id: int, interval: Interval, start: datetime, end: datetime
+) -> int:
+    """Return how many bars :func:`read_bars` would return."""
+    query = select(func.count()).where(
+        market_aggregate.c.market_id == market_id,
+        market_aggregate.c.interval == interval.value,
+        market_aggregate.c.open_time >= start,
+        market_aggregate.c.open_time < end,
+    )
+    return int(connection.execute(query).scalar_one())
+
+
 def read_bars(
     connection: Connection, market_id: int, interval: Interval, start: datetime, end: datetime
 ) -> pd.DataFrame:
