@@ -23,6 +23,7 @@ from market_pipeline.readers.questions import (
 )
 from market_pipeline.storage.history_queries import (
     BarSpan,
+    Columns,
     read_bars,
     read_bars_as_of,
     read_bars_assumed,
@@ -134,10 +135,10 @@ def _check_question(as_of: datetime | None, version: int | None, basis: str) -> 
         raise HistoryRequestError("basis='assumed' is about a time: give as_of as well")
 
 
-def _read_strictly(connection: Connection, span: BarSpan, as_of: datetime) -> pd.DataFrame:
+def _read_strictly(connection: Connection, span: BarSpan, as_of: datetime) -> Columns:
     """Return the bars known at a time; none, though there are some now, is an error."""
     bars = read_bars_as_of(connection, span, as_of)
-    known_at = read_first_known_at(connection, span) if bars.empty else None
+    known_at = None if len(bars["open_time"]) else read_first_known_at(connection, span)
     if known_at is not None:
         raise NothingKnownYetError(
             f"at {as_of.isoformat()} none of these bars was known: the first became known at "
@@ -170,19 +171,19 @@ def find_fetched_interval(market: Market, interval: Interval) -> Interval:
     return interval if interval in market.intervals else market.intervals[-1]
 
 
-def _arrange(bars: pd.DataFrame, markets: Mapping[int, Market], interval: Interval) -> pd.DataFrame:
+def _arrange(bars: Columns, markets: Mapping[int, Market], interval: Interval) -> pd.DataFrame:
     """Return the bars in order, with the names of their markets, indexed by ``open_time``."""
     rank = pd.Index(list(markets)).get_indexer(pd.Index(bars["market_id"]))
-    order = np.lexsort([bars["open_time"].array.asi8, rank])
+    order = np.lexsort([bars["open_time"].asi8, rank])
     if (order[1:] < order[:-1]).any():
-        bars, rank = bars.take(order), rank[order]
+        bars, rank = {name: bars[name].take(order) for name in bars}, rank[order]
     words = {
         "symbol": [market.symbol for market in markets.values()],
         "provider": [market.provider for market in markets.values()],
         "interval": [interval.value for _ in markets],
     }
     named = {name: pd.array(texts, dtype="str").take(rank) for name, texts in words.items()}
-    columns = named | {name: bars[name].array for name in bars}
-    index = pd.DatetimeIndex(columns.pop("open_time"), name="open_time")
+    columns = named | dict(bars)
+    index = columns.pop("open_time").rename("open_time")
     shown = [name for name in (*COLUMNS, "is_assumed") if name in columns]
     return pd.DataFrame({name: columns[name] for name in shown}, index=index, copy=False)

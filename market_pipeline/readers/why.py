@@ -169,7 +169,8 @@ def _compute(
     # The base close may lie before the horizon by as much as a seventh, counted in sessions.
     start = row["as_of"] - timedelta(days=days + 2 * (days // 7)) - _LONGEST_SHUT
     span = BarSpan((row["market_id"],), Interval(row["interval"]), Window(start, row["as_of"]))
-    bars = read_bars_at_version(connection, span, version).sort_values("open_time")
+    found = read_bars_at_version(connection, span, version)
+    bars = pd.DataFrame(found, copy=False).sort_values("open_time")
     known = bars[bars["close_time"] <= row["as_of"]].reset_index(drop=True)
     computed = _compute_row(known, market, row, days)
     if computed is None:

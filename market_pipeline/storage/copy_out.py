@@ -44,7 +44,18 @@ def read_copied(
     columns: Mapping[str, Column],
     parameters: Mapping[str, object],
 ) -> pd.DataFrame:
-    """Return a query's rows, with the columns' dtypes also when there are none.
+    """Return a query's rows as a frame; see :func:`read_columns`."""
+    found = read_columns(connection, build_query, columns, parameters)
+    return pd.DataFrame(found, copy=False)
+
+
+def read_columns(
+    connection: Connection,
+    build_query: Callable[[str], str],
+    columns: Mapping[str, Column],
+    parameters: Mapping[str, object],
+) -> dict[str, Any]:
+    """Return a query's rows column by column, of the columns' dtypes also when there are none.
 
     Args:
         connection: The query runs in its transaction.
@@ -65,8 +76,7 @@ def read_copied(
             break
     else:
         raise StorageError("the database sent a NULL where there can be none")
-    decoded = {name: columns[name].decode(block[f"value{at}"]) for at, name in enumerate(columns)}
-    return pd.DataFrame(decoded, copy=False)
+    return {name: columns[name].decode(block[f"value{at}"]) for at, name in enumerate(columns)}
 
 
 def _copy(

@@ -8,9 +8,8 @@ query is bounded to ranges of the primary keys, and reads one snapshot in one st
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
-import pandas as pd
 from psycopg2.extensions import AsIs
 from sqlalchemy import Connection, Text, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -26,11 +25,13 @@ from market_pipeline.storage.copy_out import (
     TIME,
     WORD,
     Column,
-    read_copied,
+    read_columns,
 )
 from market_pipeline.storage.ledgers import dataset_version
 from market_pipeline.storage.tables import market, market_aggregate, market_aggregate_revision
 
+Columns: TypeAlias = Mapping[str, Any]
+"""Arrays of equal length by name."""
 COLUMNS: Mapping[str, Column] = {
     "market_id": INTEGER,
     "open_time": TIME,
@@ -98,7 +99,7 @@ class StoredMarket:
     record: Market
 
 
-def read_bars(connection: Connection, span: BarSpan) -> pd.DataFrame:
+def read_bars(connection: Connection, span: BarSpan) -> Columns:
     """Return the final bars of now, in no order; the columns are ``COLUMNS``, text NaN if NULL."""
     return _read(connection, span, {}, build_query)
 
@@ -115,7 +116,7 @@ def build_query(
     )
 
 
-def read_bars_as_of(connection: Connection, span: BarSpan, as_of: datetime) -> pd.DataFrame:
+def read_bars_as_of(connection: Connection, span: BarSpan, as_of: datetime) -> Columns:
     """Return the final bars known at a time (UTC)."""
     return _read(connection, span, {"as_of": as_of}, build_query_as_of)
 
@@ -129,7 +130,7 @@ def build_query_as_of(selected: str) -> str:
     )
 
 
-def read_bars_at_version(connection: Connection, span: BarSpan, version: int) -> pd.DataFrame:
+def read_bars_at_version(connection: Connection, span: BarSpan, version: int) -> Columns:
     """Return the final bars as a dataset version holds them."""
     return _read(connection, span, {"version": version}, build_query_at_version)
 
@@ -145,7 +146,7 @@ def build_query_at_version(selected: str) -> str:
 
 def read_bars_assumed(
     connection: Connection, span: BarSpan, as_of: datetime, lags: Mapping[int, timedelta]
-) -> pd.DataFrame:
+) -> Columns:
     """Return the final bars known at a time, if each bar had been loaded when it was due.
 
     Args:
@@ -182,17 +183,17 @@ def _read(
     parameters: Mapping[str, object],
     build: Callable[[str], str],
     columns: Mapping[str, Column] = COLUMNS,
-) -> pd.DataFrame:
+) -> Columns:
     values = {**span.parameters, **parameters}
     if span.limit is None or span.holds_at_most <= span.limit:
-        return read_copied(connection, build, columns, values)
+        return read_columns(connection, build, columns, values)
     # By position: what is selected is an expression, and its columns may be of two tables.
     place = list(columns).index("open_time") + 1
 
     def build_limited(selected: str) -> str:
         return f"{build(selected)} ORDER BY {place} LIMIT {int(span.limit or 0)}"
 
-    return read_copied(connection, build_limited, columns, values)
+    return read_columns(connection, build_limited, columns, values)
 
 
 def read_first_known_at(connection: Connection, span: BarSpan) -> datetime | None:
