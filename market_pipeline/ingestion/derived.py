@@ -41,9 +41,10 @@ def _find_stored(
 ) -> pd.DataFrame:
     """Return the stored hours of a span; those just stored are not read again if there are no more.
 
-    A provisional hour may have met a final one, which stays.
+    A provisional hour may have met a final one, which stays; of an hour that two pages had, one is
+    stored.
     """
-    if hours["is_final"].all():
+    if hours["is_final"].all() and hours["open_time"].is_unique:
         count = count_bars(connection, market_id, Interval.HOUR, start, end)
         if count == len(hours):
             return hours

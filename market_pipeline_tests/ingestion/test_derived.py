@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
-from sqlalchemy import Engine
+from psycopg2.errors import InsufficientPrivilege
+from sqlalchemy import Engine, text
 
 from market_pipeline.domain.bars import build_daily_bars
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, build_bar_frame
 from market_pipeline.domain.sessions import read_sessions
-from market_pipeline.ingestion import derived
+from market_pipeline.ingestion.derived import rebuild_days
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.registration import ensure_market
 from market_pipeline.ingestion.request import build_request
@@ -24,6 +25,13 @@ from market_pipeline.storage.queries import read_bars
 
 START, END = datetime(2024, 3, 10, tzinfo=UTC), datetime(2024, 3, 16, tzinfo=UTC)
 HOURS = pd.date_range(START, END, freq="h", inclusive="left", unit="us")
+# The role goes with the transaction, which is never committed.
+NO_PRICES = """
+    CREATE ROLE counts_only;
+    GRANT USAGE ON SCHEMA market_data TO counts_only;
+    GRANT SELECT (market_id, "interval", open_time)
+        ON market_data.market_aggregate TO counts_only;
+    SET LOCAL ROLE counts_only"""
 
 
 @pytest.fixture
@@ -81,22 +89,28 @@ def test_days_follow_from_the_stored_hours_whatever_a_batch_brought(
         assert_frame_equal(days, expected)
 
 
-def test_hours_that_are_all_there_is_are_not_read_again(
-    engine: Engine, hourly: Market, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A first load knows what it stored."""
-    monkeypatch.delattr(derived, "read_bars")
-    market_id = ensure_market(engine, replace(hourly, symbol="ETH-USD"), claim_primary=True)
-    hours = make_hours(np.arange(len(HOURS)), seed=1)
-    with engine.begin() as connection:
-        run = Run(uuid4(), "manual", END, build_request(END, ["ETH-USD"], "mock", 10))
-        stored = hours.assign(market_id=market_id)
-        with pytest.raises(NameError, match="read_bars"):  # Nothing is stored yet.
-            derived.rebuild_days(connection, hourly, market_id, stored, END)
-    monkeypatch.undo()
-    write(engine, hourly, market_id, hours)
-    monkeypatch.delattr(derived, "read_bars")
+def test_an_hour_that_two_pages_had_counts_once(engine: Engine, hourly: Market) -> None:
+    """Also when another stored hour makes up the number of rows."""
+    market_id = ensure_market(engine, hourly, claim_primary=True)
+    hours = make_hours(np.arange(24), seed=1).assign(volume=np.arange(24.0))
+    write(engine, hourly, market_id, hours.iloc[:1])
+    twice = pd.concat([hours.iloc[1:], hours.iloc[-1:]], ignore_index=True)
+    write(engine, hourly, market_id, twice)
     with engine.connect() as connection:
-        days = derived.rebuild_days(connection, hourly, market_id, hours, run.request.now)
+        days = read_bars(connection, market_id, Interval.DAY, START, END)
+    assert days["volume"].tolist() == [hours["volume"].sum()]
     assert days["is_final"].all()
-    assert len(days) == len(HOURS) / 24
+
+
+@pytest.mark.owner
+def test_hours_that_are_all_there_is_are_not_read_again(engine: Engine, hourly: Market) -> None:
+    """A first load knows what it stored: days need no right to read a price."""
+    market_id = ensure_market(engine, hourly, claim_primary=True)
+    hours = make_hours(np.arange(len(HOURS)), seed=1)
+    write(engine, hourly, market_id, hours)
+    with engine.connect() as connection:
+        connection.execute(text(NO_PRICES))
+        days = rebuild_days(connection, hourly, market_id, hours, END)
+        assert days["is_final"].tolist() == [True] * (len(HOURS) // 24)
+        with pytest.raises(InsufficientPrivilege):
+            rebuild_days(connection, hourly, market_id, hours.iloc[:1], END)
