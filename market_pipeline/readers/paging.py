@@ -15,7 +15,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.readers.aggregates import read_span
 from market_pipeline.readers.questions import check_version
-from market_pipeline.storage.history_queries import BarSpan
+from market_pipeline.storage.history_queries import BarSpan, read_newest_version
 
 MAX_CURSOR_CHARACTERS = 200
 _TICK = timedelta(microseconds=1)
@@ -47,12 +47,7 @@ class Question:
 
 
 def read_page(
-    connection: Connection,
-    market_id: int,
-    market: Market,
-    question: Question,
-    cursor: str | None,
-    newest: int,
+    connection: Connection, market_id: int, market: Market, question: Question, cursor: str | None
 ) -> Page:
     """Return the first bars of a question, or those after a cursor.
 
@@ -62,7 +57,6 @@ def read_page(
         market: The market.
         question: The same for every page.
         cursor: ``next_cursor`` of the page before.
-        newest: The newest dataset version of the connection's snapshot; 0: there is none.
 
     Raises:
         HistoryRequestError: The cursor is none of ours, or the version does not exist.
@@ -73,7 +67,7 @@ def read_page(
         check_version(connection, asked.version)
     span = BarSpan((market_id,), asked.interval, asked.window, limit=asked.limit + 1)
     bars = read_span(connection, {market_id: market}, span, asked.as_of, asked.version)
-    version = newest if asked.version is None else asked.version
+    version = read_newest_version(connection) if asked.version is None else asked.version
     bars.attrs["dataset_version"] = version
     if len(bars) <= asked.limit:
         return Page(bars, version, None)

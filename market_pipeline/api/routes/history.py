@@ -90,8 +90,7 @@ def list_aggregates(
         unchanged = answer_unchanged(request, origin)
         if unchanged:
             return unchanged
-        newest = origin.dataset_version or 0
-        page = read_page(connection, key, market, question, cursor, newest)
+        page = read_page(connection, key, market, question, cursor)
     shown = Origin(dataset_version=page.version, etag=origin.etag)
     return answer_table(
         chosen, page.bars, shown, f"{market.symbol}-{interval}", page.next_cursor,
