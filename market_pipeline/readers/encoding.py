@@ -50,15 +50,12 @@ def encode_arrow(frame: pd.DataFrame) -> Iterator[bytes]:
     import pyarrow as pa
 
     table = _build_arrow(frame)
-    *batches, last = table.to_batches(max_chunksize=_ARROW_ROWS) or [None]
     sink = io.BytesIO()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
-        for batch in batches:
+        for batch in table.to_batches(max_chunksize=_ARROW_ROWS):
             writer.write_batch(batch)
             yield _drain(sink)
-        if last is not None:
-            writer.write_batch(last)
     yield _drain(sink)
 
 

@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event
 
-from market_pipeline.storage.tables import market_roi_statistic, market_snapshot
+from market_pipeline.storage.tables import market, market_roi_statistic, market_snapshot
 from market_pipeline_tests.readers.bar_history import History, make_days
 
 HOSTILE = "<SCRIPT>ALERT(1)</SCRIPT>"
@@ -72,6 +72,18 @@ def test_a_hostile_name_is_text(client: TestClient, history: History) -> None:
         assert answer.status_code == 200
         assert HOSTILE not in answer.text
         assert "unsafe-eval" not in answer.headers["content-security-policy"]
+
+
+def test_a_former_symbol_names_the_new_one(client: TestClient, history: History) -> None:
+    """On the page and in the problem that programs get."""
+    key = add_market(history, "NEW-USD")
+    with history.engine.begin() as connection:
+        renamed = market.update().where(market.c.market_id == key)
+        connection.execute(renamed.values(former_symbols=["OLD-USD"]))
+    for path in ("/markets/mock:OLD-USD", "/markets/old-usd", "/api/markets/OLD-USD/aggregates"):
+        answer = client.get(path)
+        assert answer.status_code == 404
+        assert "OLD-USD was renamed to mock:NEW-USD" in answer.text
 
 
 def test_runs_lead_to_their_receipts(client: TestClient, history: History) -> None:

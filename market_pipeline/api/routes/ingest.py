@@ -42,7 +42,7 @@ class IngestRequest(BaseModel):
 
 
 async def get_launcher(request: Request) -> Launcher:
-    """Return the app's launcher."""
+    """Return the app's launcher; a plain function would get a thread."""
     launcher: Launcher = request.app.state.launcher
     return launcher
 
