@@ -42,6 +42,8 @@ def build_app(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # What is counted and logged here is ours; spans go to whoever set a tracer provider.
+        telemetry={"metrics": False, "logs": False},
         lifespan=_live,
     )
     app.state.services = services

@@ -167,7 +167,7 @@ def _add_headers(send: Send) -> Send:
     async def add(message: Message) -> None:
         if message["type"] == "http.response.start":
             given: Headers = list(message.get("headers", ()))
-            names = {name.lower() for name, _ in given}
+            names = {name for name, _ in given}
             given += [header for header in _ADDED if header[0] not in names]
             message["headers"] = given
         await send(message)
