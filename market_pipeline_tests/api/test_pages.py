@@ -1,16 +1,21 @@
 """The dashboard's pages over HTTP: what they show is what the database has, and nothing runs."""
 
+import html
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event
 
+from market_pipeline.storage.alerts import insert_alert
 from market_pipeline.storage.tables import market, market_roi_statistic, market_snapshot
 from market_pipeline_tests.readers.bar_history import History, make_days
 
 HOSTILE = "<SCRIPT>ALERT(1)</SCRIPT>"
+RUN_ID = UUID("7d0fe1a5-2b1c-4c0e-9f6e-1f2a3b4c5d6e")
 PRICE = 51_112.4712345
 
 
@@ -58,6 +63,38 @@ def test_pages_show_what_the_database_has(client: TestClient, history: History) 
     assert "too few returns in this span" in page
     assert "/why?market=mock%3ABTC-USD&amp;statistic=sharpe&amp;horizon=30d" in page
     assert 'value="109.0"' in page
+
+
+def open_alerts(engine: Engine, *told: Mapping[str, object]) -> None:
+    """Open an alert for each, raised twice."""
+    now = datetime.now(UTC)
+    common = {"kind": "custom", "severity": "warning", "seen_at": now, "times": 2}
+    with engine.begin() as connection:
+        for number, one in enumerate(told):
+            raised_at = now - timedelta(minutes=number)
+            row = {"fingerprint": str(number), "raised_at": raised_at, **common, **one}
+            insert_alert(connection, row)
+
+
+def test_open_alerts_stand_first(client: TestClient, history: History) -> None:
+    """The worst first, then what somebody took on, then what is over; the others are counted."""
+    now = datetime.now(UTC)
+    assert "Open alerts" not in client.get("/").text
+    open_alerts(
+        history.engine,
+        {"message": "over", "severity": "critical", "cleared_at": now},
+        {"message": "taken on", "severity": "critical", "acknowledged_at": now},
+        {"message": HOSTILE},
+        {"message": "worst", "severity": "critical", "run_id": RUN_ID},
+        {"message": "resolved", "severity": "critical", "resolved_at": now},
+        *({"message": f"note {number}", "severity": "info"} for number in range(3)),
+    )
+    page = client.get("/").text
+    shown = re.findall(r"</span> (.*?)<small>custom · raised .*? · 2 times", page, re.DOTALL)
+    assert shown == ["worst", html.escape(HOSTILE), "note 0", "note 1", "note 2"]
+    assert "2 more: <code>market-pipeline alerts list</code>" in page
+    assert page.count(f'/runs/{RUN_ID}">its run in Dagster</a>') == 1
+    assert "resolved" not in page
 
 
 def test_a_hostile_name_is_text(client: TestClient, history: History) -> None:

@@ -1,4 +1,4 @@
-"""The overview: every active market on pages of a hundred, and how the last run ended."""
+"""The overview: open alerts, how the last run ended, every active market on pages of a hundred."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
+from sqlalchemy import Row
 
 from market_pipeline.api.pages.freshness import Freshness, judge_freshness
 from market_pipeline.api.pages.pictures import Line, draw_line
 from market_pipeline.api.pages.rendering import answer_page
 from market_pipeline.api.services import Services, get_services
 from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.settings import SEVERITIES
+from market_pipeline.storage.alerts import read_alerts
 from market_pipeline.storage.history_queries import read_newest_version
 from market_pipeline.storage.page_queries import read_overview, read_sparks
 from market_pipeline.storage.page_run_queries import read_run_totals
@@ -21,6 +24,8 @@ from market_pipeline.storage.page_run_queries import read_run_totals
 router = APIRouter(include_in_schema=False)
 PAGE_ROWS = 100
 SPARK_BARS = 30
+ALERT_ROWS = 5
+_ALERTS_READ = 1_000
 Sort: TypeAlias = Literal["symbol", "price", "change", "freshness", "health"]
 _HEALTH = {"failed": 0, "partial": 1, None: 2, "ok": 3}
 _FRESHNESS = {"empty": 0, "behind": 1, "current": 2}
@@ -65,10 +70,28 @@ def show_overview(
         closes = read_sparks(connection, ids, SPARK_BARS)
         runs = read_run_totals(connection, 1)
         version = read_newest_version(connection)
+        alerts = rank_alerts(read_alerts(connection, _ALERTS_READ, with_resolved=False))
     sparks: dict[int, Line | None] = {key: draw_line(line) for key, line in closes.items()}
     run = runs[0] if runs else None
     shown = {"listing": listing, "sparks": sparks, "run": run, "version": version}
-    return answer_page(request, "overview.html", {**shown, "q": q, "sort": sort})
+    told = {
+        "alerts": alerts[:ALERT_ROWS],
+        "more_alerts": len(alerts[ALERT_ROWS:]),
+        "link_run": services.dagster.link_run,
+    }
+    return answer_page(request, "overview.html", {**shown, **told, "q": q, "sort": sort})
+
+
+def rank_alerts(alerts: Sequence[Row[Any]]) -> list[Row[Any]]:
+    """Return alerts with those first whose cause lasts and nobody took on, then the worst."""
+    return sorted(
+        alerts,
+        key=lambda one: (
+            one.cleared_at is not None,
+            one.acknowledged_at is not None,
+            -SEVERITIES.index(one.severity),
+        ),
+    )
 
 
 def list_markets(
