@@ -53,6 +53,8 @@ max_connections = 100
 shared_buffers = '128MB'
 max_wal_size = '2GB'
 wal_compression = on
+# Bars are read in the order of their key, and from memory or a disk without a head.
+random_page_cost = 1.1
 jit = off
 timezone = 'UTC'
 log_timezone = 'UTC'

@@ -268,11 +268,12 @@ def test_server_starts_for_the_first_client_and_stops_with_the_last(stage: Stage
 def test_server_has_the_settings_a_pipeline_needs(stage: Stage) -> None:
     """Durable, checksummed, UTF-8, UTC, and reachable over the socket alone."""
     url = stage.client().read()
-    names = ("fsync", "data_checksums", "server_encoding", "TimeZone", "listen_addresses", "jit")
+    wanted = {
+        "fsync": "on", "data_checksums": "on", "server_encoding": "UTF8", "TimeZone": "UTC",
+        "listen_addresses": "", "jit": "off", "random_page_cost": "1.1",
+    }  # fmt: skip
 
-    values = [query(url, f"show {name}")[0][0] for name in names]
-
-    assert values == ["on", "on", "UTF8", "UTC", "", "off"]
+    assert {name: query(url, f"show {name}")[0][0] for name in wanted} == wanted
     assert stage.home.stat().st_mode & 0o777 == 0o700
 
 
