@@ -1,7 +1,8 @@
 """Answers in the format that was asked for, with their age, source and dataset version.
 
-JSON unless ``?format=`` or ``Accept`` say otherwise; tables also as CSV, Parquet and Arrow,
-streamed. Not here: the encoding itself (``readers.encoding``).
+JSON unless ``?format=`` or ``Accept`` say otherwise; tables also as CSV, Parquet and Arrow: what is
+no longer than a page is sent whole, with its length, anything else streamed. Not here: the encoding
+itself (``readers.encoding``).
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from fastapi.responses import Response, StreamingResponse
 from market_pipeline.api.problems import ProblemError
 from market_pipeline.readers.encoding import ENCODERS, encode_json, list_records
 
+MAX_ROWS = 10_000
+"""A page has no more."""
 MEDIA_TYPES = {
     "json": "application/json",
     "csv": "text/csv",
@@ -132,4 +135,7 @@ def answer_table(
         return Response(encode_json(body), headers=headers, media_type=MEDIA_TYPES[kind])
     safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
     headers["Content-Disposition"] = f'attachment; filename="{safe}.{kind}"'
-    return StreamingResponse(ENCODERS[kind](rows), headers=headers, media_type=MEDIA_TYPES[kind])
+    pieces = ENCODERS[kind](rows)
+    if len(rows) <= MAX_ROWS:
+        return Response(b"".join(pieces), headers=headers, media_type=MEDIA_TYPES[kind])
+    return StreamingResponse(pieces, headers=headers, media_type=MEDIA_TYPES[kind])

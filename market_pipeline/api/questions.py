@@ -11,7 +11,6 @@ from market_pipeline.domain.records import Market
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.questions import find_named_markets
 
-MAX_ROWS = 10_000
 MAX_VERSION = 2**63 - 1
 
 ServicesNeeded = Annotated[Services, Depends(get_services)]

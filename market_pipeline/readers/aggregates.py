@@ -92,11 +92,11 @@ def read_aggregates(
     _check_question(moment, version, basis)
     with open_snapshot(engine) as connection:
         markets = find_markets(connection, symbols)
+        newest = read_newest_version(connection)
         if version is not None:
-            check_version(connection, version)
+            check_version(version, newest)
         span = BarSpan(tuple(markets), chosen, window)
         frame = read_span(connection, markets, span, moment, version, basis)
-        newest = read_newest_version(connection)
     frame.attrs["dataset_version"] = newest if version is None else version
     return frame
 
@@ -173,7 +173,9 @@ def find_fetched_interval(market: Market, interval: Interval) -> Interval:
 
 def _arrange(bars: Columns, markets: Mapping[int, Market], interval: Interval) -> pd.DataFrame:
     """Return the bars in order, with the names of their markets, indexed by ``open_time``."""
-    rank = pd.Index(list(markets)).get_indexer(pd.Index(bars["market_id"]))
+    ids = bars["market_id"]
+    many = len(markets) > 1
+    rank = pd.Index(list(markets)).get_indexer(pd.Index(ids)) if many else np.zeros_like(ids)
     order = np.lexsort([bars["open_time"].asi8, rank])
     if (order[1:] < order[:-1]).any():
         bars, rank = {name: bars[name].take(order) for name in bars}, rank[order]

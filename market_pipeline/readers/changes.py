@@ -9,6 +9,7 @@ from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.questions import check_version, find_markets
 from market_pipeline.storage.change_queries import Changes, read_changed_bars
+from market_pipeline.storage.history_queries import read_newest_version
 
 _VERSIONS = re.compile(r"(\d{1,18})\.\.(\d{1,18})", re.ASCII)
 
@@ -53,7 +54,8 @@ def read_changes(
     """
     parse_versions(f"{older}..{newer}")
     with open_snapshot(engine) as connection:
-        check_version(connection, older)
-        check_version(connection, newer)
+        newest = read_newest_version(connection)
+        for version in (older, newer):
+            check_version(version, newest)
         chosen = None if symbols is None else list(find_markets(connection, symbols))
         return read_changed_bars(connection, older, newer, chosen, limit)

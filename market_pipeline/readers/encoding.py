@@ -7,6 +7,7 @@ which format (``api.media``), files (``cli.export``).
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,8 +55,9 @@ def encode_arrow(frame: pd.DataFrame) -> Iterator[bytes]:
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         for batch in table.to_batches(max_chunksize=_ARROW_ROWS):
+            if sink.tell():
+                yield _drain(sink)
             writer.write_batch(batch)
-            yield _drain(sink)
     yield _drain(sink)
 
 
@@ -112,17 +114,30 @@ def _flatten(frame: pd.DataFrame) -> pd.DataFrame:
 def _build_arrow(frame: pd.DataFrame) -> "pa.Table":
     import pyarrow as pa
 
-    # Threads cost more than they save at the size of an answer.
-    table = pa.Table.from_pandas(_flatten(frame), preserve_index=False, nthreads=1)
+    columns: dict[Any, Any] = {frame.index.name: frame.index} if frame.index.name else {}
+    columns |= dict(frame.items())
+    arrays = [pa.array(column, from_pandas=True) for column in columns.values()]
+    kinds = tuple((name, column.dtype) for name, column in columns.items())
     about = {f"market_pipeline.{name}": str(value) for name, value in frame.attrs.items()}
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), **about})
+    return pa.table(arrays, names=list(columns), metadata=_describe_dtypes(kinds) | about)
+
+
+@lru_cache(maxsize=64)
+def _describe_dtypes(kinds: tuple[tuple[str, Any], ...]) -> dict[Any, Any]:
+    """Return what tells pandas its own dtypes again; it takes longer to find than the values."""
+    import pyarrow as pa
+
+    empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds})
+    return dict(pa.Schema.from_pandas(empty, preserve_index=False).metadata)
 
 
 def _list_cells(column: "pd.Series[Any]") -> list[Any]:
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         return _spell_times(column)
-    cells: list[Any] = column.astype(object).where(column.notna(), None).tolist()
-    return cells
+    cells, missing = column.tolist(), column.isna().tolist()
+    if not any(missing):
+        return cells
+    return [None if is_missing else one for one, is_missing in zip(cells, missing, strict=True)]
 
 
 def _spell_times(column: "pd.Series[Any]") -> list[str | None]:

@@ -15,7 +15,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.readers.aggregates import read_span
 from market_pipeline.readers.questions import check_version
-from market_pipeline.storage.history_queries import BarSpan, read_newest_version
+from market_pipeline.storage.history_queries import BarSpan
 
 MAX_CURSOR_CHARACTERS = 200
 _TICK = timedelta(microseconds=1)
@@ -47,7 +47,12 @@ class Question:
 
 
 def read_page(
-    connection: Connection, market_id: int, market: Market, question: Question, cursor: str | None
+    connection: Connection,
+    market_id: int,
+    market: Market,
+    question: Question,
+    cursor: str | None,
+    newest: int,
 ) -> Page:
     """Return the first bars of a question, or those after a cursor.
 
@@ -57,6 +62,7 @@ def read_page(
         market: The market.
         question: The same for every page.
         cursor: ``next_cursor`` of the page before.
+        newest: The newest dataset version of the snapshot.
 
     Raises:
         HistoryRequestError: The cursor is none of ours, or the version does not exist.
@@ -64,10 +70,10 @@ def read_page(
     """
     asked = question if cursor is None else _go_on(question, cursor)
     if asked.version is not None:
-        check_version(connection, asked.version)
+        check_version(asked.version, newest)
     span = BarSpan((market_id,), asked.interval, asked.window, limit=asked.limit + 1)
     bars = read_span(connection, {market_id: market}, span, asked.as_of, asked.version)
-    version = read_newest_version(connection) if asked.version is None else asked.version
+    version = newest if asked.version is None else asked.version
     bars.attrs["dataset_version"] = version
     if len(bars) <= asked.limit:
         return Page(bars, version, None)

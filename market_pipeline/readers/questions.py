@@ -16,7 +16,6 @@ from market_pipeline.storage.history_queries import (
     StoredMarket,
     read_every_market,
     read_markets_called,
-    read_newest_version,
     read_primary_symbols,
     read_renamed,
 )
@@ -199,13 +198,12 @@ def parse_window(start: datetime | str, end: datetime | str) -> Window:
     return window
 
 
-def check_version(connection: Connection, version: int) -> None:
+def check_version(version: int, newest: int) -> None:
     """Make sure that a dataset version exists; 0 is the empty one before the first.
 
     Raises:
         HistoryRequestError: Names the newest.
     """
-    newest = read_newest_version(connection)
     if not 0 <= version <= newest:
         raise HistoryRequestError(
             f"dataset version {version} does not exist: the newest is {newest}"

@@ -74,9 +74,9 @@ def read_roi_statistics(
     """
     asked = _ask(interval, horizon, start, end, as_of, version)
     with open_snapshot(engine) as connection:
-        markets = _choose_markets(connection, symbols, asked)
-        rows = read_roi_rows(connection, replace(asked, market_ids=list(markets)))
         newest = read_newest_version(connection)
+        markets = _choose_markets(connection, symbols, asked, newest)
+        rows = read_roi_rows(connection, replace(asked, market_ids=list(markets)))
     return _tidy(rows, {"": markets}, newest)
 
 
@@ -115,11 +115,12 @@ def read_comparisons(
     """
     asked = _ask(interval, horizon, start, end, as_of, version)
     with open_snapshot(engine) as connection:
-        markets = _choose_markets(connection, symbols, asked)
+        newest = read_newest_version(connection)
+        markets = _choose_markets(connection, symbols, asked, newest)
         others = None if against is None else list(find_markets(connection, against))
         chosen = replace(asked, market_ids=list(markets))
         rows = read_comparison_rows(connection, chosen, others)
-        every, newest = read_all_markets(connection), read_newest_version(connection)
+        every = read_all_markets(connection)
     return _tidy(rows, {"base_": every, "quote_": every}, newest)
 
 
@@ -150,10 +151,10 @@ def _ask(
 
 
 def _choose_markets(
-    connection: Connection, names: Names, asked: StatisticSpan
+    connection: Connection, names: Names, asked: StatisticSpan, newest: int
 ) -> dict[int, Market]:
     if asked.version is not None:
-        check_version(connection, asked.version)
+        check_version(asked.version, newest)
     return read_all_markets(connection) if names is None else find_markets(connection, names)
 
 

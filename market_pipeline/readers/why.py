@@ -144,7 +144,7 @@ def explain_statistic(
         explanation = _explain(connection, market, row, statistic, used)
         if at_version is None:
             return explanation
-        check_version(connection, at_version)
+        check_version(at_version, newest)
         other = _compute(connection, market, row, statistic, at_version)
         stored = replace(used, value=explanation.value, reason=explanation.reason)
         return replace(explanation, comparison=_compare(stored, other))

@@ -8,8 +8,10 @@ query is bounded to ranges of the primary keys, and reads one snapshot in one st
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
+import numpy as np
 from psycopg2.extensions import AsIs
 from sqlalchemy import Connection, Text, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -24,6 +26,7 @@ from market_pipeline.storage.copy_out import (
     NUMBER,
     TIME,
     WORD,
+    WORDS,
     Column,
     read_columns,
 )
@@ -38,10 +41,14 @@ COLUMNS: Mapping[str, Column] = {
     "close_time": TIME,
     **dict.fromkeys(("open", "high", "low", "close"), KNOWN_NUMBER),
     "volume": NUMBER,
-    "volume_kind": WORD,
+    "volume_kind": WORDS,
     "known_at": TIME,
     "dataset_version": INTEGER,
     "run_id": IDENTITY,
+}
+# One market has one kind of volume, and need not be named in every row.
+_OF_ONE = {name: one for name, one in COLUMNS.items() if name != "market_id"} | {
+    "volume_kind": WORD
 }
 _IN_SPAN = (
     'market_id %(of_markets)s AND "interval" = %(interval)s '
@@ -52,6 +59,13 @@ _IS_REVISED = f"""EXISTS (SELECT FROM {market_aggregate_revision} earlier
     AND earlier.open_time = bar.open_time"""
 _WITH_LAGS = """JOIN unnest(%(lag_markets)s::bigint[], %(lags)s::interval[])
     AS terms (market_id, lag) USING (market_id)"""
+# Built once: every request asks them.
+_NEWEST_VERSION = select(func.max(dataset_version.c.version))
+_MARKETS_CALLED = (
+    select(market)
+    .where(market.c.symbol == func.any(bindparam("symbols", type_=ARRAY(Text))))
+    .order_by(market.c.is_active.desc(), market.c.listed_from.desc(), market.c.market_id)
+)
 _WAS_ASSUMED = replace(FLAG, send="known_at > %(as_of)s")
 
 
@@ -160,8 +174,8 @@ def read_bars_assumed(
         due, and so has its first-loaded values.
     """
     parameters = {"as_of": as_of, "lag_markets": list(lags), "lags": list(lags.values())}
-    columns = {**COLUMNS, "is_assumed": _WAS_ASSUMED}
-    return _read(connection, span, parameters, build_query_assumed, columns)
+    more = {"is_assumed": _WAS_ASSUMED}
+    return _read(connection, span, parameters, build_query_assumed, more)
 
 
 def build_query_assumed(selected: str) -> str:
@@ -182,18 +196,22 @@ def _read(
     span: BarSpan,
     parameters: Mapping[str, object],
     build: Callable[[str], str],
-    columns: Mapping[str, Column] = COLUMNS,
+    more: Mapping[str, Column] = MappingProxyType({}),
 ) -> Columns:
-    values = {**span.parameters, **parameters}
-    if span.limit is None or span.holds_at_most <= span.limit:
-        return read_columns(connection, build, columns, values)
+    columns = {**(_OF_ONE if len(span.market_ids) == 1 else COLUMNS), **more}
     # By position: what is selected is an expression, and its columns may be of two tables.
-    place = list(columns).index("open_time") + 1
+    limited = _limit(build, span, list(columns).index("open_time") + 1)
+    found = read_columns(connection, limited, columns, {**span.parameters, **parameters})
+    if "market_id" not in found:
+        found["market_id"] = np.full(len(found["open_time"]), span.market_ids[0])
+    return found
 
-    def build_limited(selected: str) -> str:
-        return f"{build(selected)} ORDER BY {place} LIMIT {int(span.limit or 0)}"
 
-    return read_columns(connection, build_limited, columns, values)
+def _limit(build: Callable[[str], str], span: BarSpan, place: int) -> Callable[[str], str]:
+    """Return what builds the query with the span's limit, ordered by the column at a place."""
+    if span.limit is None or span.holds_at_most <= span.limit:
+        return build
+    return lambda selected: f"{build(selected)} ORDER BY {place} LIMIT {int(span.limit or 0)}"
 
 
 def read_first_known_at(connection: Connection, span: BarSpan) -> datetime | None:
@@ -209,17 +227,13 @@ def read_first_known_at(connection: Connection, span: BarSpan) -> datetime | Non
 
 def read_newest_version(connection: Connection) -> int:
     """Return the newest dataset version, 0 when nothing was ever written."""
-    return int(connection.execute(select(func.max(dataset_version.c.version))).scalar() or 0)
+    return int(connection.execute(_NEWEST_VERSION).scalar() or 0)
 
 
 def read_markets_called(connection: Connection, symbols: Sequence[str]) -> list[StoredMarket]:
     """Return all markets of some symbols, whoever provides them; active and younger ones first."""
-    query = (
-        select(market)
-        .where(market.c.symbol == func.any(bindparam("symbols", list(symbols), ARRAY(Text))))
-        .order_by(market.c.is_active.desc(), market.c.listed_from.desc(), market.c.market_id)
-    )
-    return [_build_market(row) for row in connection.execute(query).mappings()]
+    rows = connection.execute(_MARKETS_CALLED, {"symbols": list(symbols)}).mappings()
+    return [_build_market(row) for row in rows]
 
 
 def read_every_market(connection: Connection) -> list[StoredMarket]:

@@ -27,6 +27,10 @@ _STAMP_ALL = f"""
 """  # noqa: S608 - names of our own tables
 _NOTIFY = "SELECT pg_notify(%(channel)s, %(version)s::text)"
 _READ = f"SELECT scope, version FROM {SCHEMA}.market_stamp WHERE scope = ANY(%(scopes)s)"  # noqa: S608 - names of our own tables
+_READ_BOTH = f"""SELECT
+    (SELECT coalesce(max(version), 0) FROM {SCHEMA}.market_stamp WHERE scope = ANY(%(scopes)s))
+        AS stamp,
+    (SELECT coalesce(max(version), 0) FROM {SCHEMA}.dataset_version) AS newest"""  # noqa: S608 - names of our own tables
 
 
 def stamp_markets(
@@ -67,6 +71,12 @@ def read_stamps(connection: Connection, scopes: Sequence[str]) -> Mapping[str, i
     wanted = [*scopes, EVERYTHING]
     rows = connection.exec_driver_sql(_READ, {"scopes": wanted})
     return choose_versions({row.scope: row.version for row in rows}, scopes)
+
+
+def read_stamp(connection: Connection, scope: str) -> tuple[int, int]:
+    """Return the version of a scope, and the newest dataset version, both of this snapshot."""
+    row = connection.exec_driver_sql(_READ_BOTH, {"scopes": [scope, EVERYTHING]}).one()
+    return int(row.stamp), int(row.newest)
 
 
 def choose_versions(stamps: Mapping[str, int], scopes: Iterable[str]) -> dict[str, int]:

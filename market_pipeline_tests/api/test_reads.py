@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
+from market_pipeline.api.media import MAX_ROWS, Origin, answer_table
 from market_pipeline.readers import read_aggregates, read_comparisons, read_roi_statistics
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
 from market_pipeline_tests.readers.writing import write_markets_with_prices, write_price
@@ -93,9 +94,17 @@ def test_every_table_comes_in_every_format_with_its_headers(
         assert named.content == accepted.content
         assert named.headers["content-type"].startswith(media_type)
         assert count_rows(kind, named.content) == count
+        assert named.headers["content-length"] == str(len(named.content))
         assert named.headers["x-source"] in {"cache", "database"}
         assert named.headers["x-dataset-version"].isdigit()
         assert named.headers["age"].isdigit()
+
+
+def test_what_is_longer_than_a_page_is_streamed() -> None:
+    """A page is not: its length is told."""
+    for rows, is_told in ((MAX_ROWS, True), (MAX_ROWS + 1, False)):
+        answer = answer_table("csv", pd.DataFrame({"n": range(rows)}), Origin(), "rows")
+        assert ("content-length" in answer.headers) == is_told
 
 
 def count_rows(kind: str, content: bytes) -> int:

@@ -8,6 +8,7 @@ from fastapi.responses import Response
 from sqlalchemy import Connection
 
 from market_pipeline.api.media import (
+    MAX_ROWS,
     OTHER_FORMATS,
     Origin,
     answer_table,
@@ -18,7 +19,6 @@ from market_pipeline.api.media import (
 from market_pipeline.api.models import BarTable, ComparisonTable, RoiTable
 from market_pipeline.api.problems import ProblemError, describe_problems
 from market_pipeline.api.questions import (
-    MAX_ROWS,
     AsOf,
     End,
     Format,
@@ -38,8 +38,7 @@ from market_pipeline.readers.paging import MAX_CURSOR_CHARACTERS, Question, read
 from market_pipeline.readers.questions import parse_moment, parse_past_moment, parse_window
 from market_pipeline.readers.statistics import read_comparisons, read_roi_statistics
 from market_pipeline.readers.why import Explanation, explain_statistic
-from market_pipeline.storage.history_queries import read_newest_version
-from market_pipeline.storage.stamps import read_stamps
+from market_pipeline.storage.stamps import read_stamp
 
 router = APIRouter(prefix="/api/markets/{symbol}", tags=["read"])
 _SPANS = {
@@ -86,11 +85,11 @@ def list_aggregates(
     question = Question(interval, window, limit, moment, version)
     with open_snapshot(services.engine) as connection:
         key, market = find_market(connection, symbol, provider)
-        origin = _find_origin(connection, market, chosen, version)
+        origin, newest = _find_origin(connection, market, chosen, version)
         unchanged = answer_unchanged(request, origin)
         if unchanged:
             return unchanged
-        page = read_page(connection, key, market, question, cursor)
+        page = read_page(connection, key, market, question, cursor, newest)
     shown = Origin(dataset_version=page.version, etag=origin.etag)
     return answer_table(
         chosen, page.bars, shown, f"{market.symbol}-{interval}", page.next_cursor,
@@ -115,7 +114,7 @@ def list_roi(
     chosen = choose_format(request, kind)
     with open_snapshot(services.engine) as connection:
         _, market = find_market(connection, symbol, provider)
-        origin = _find_origin(connection, market, chosen, version)
+        origin, _ = _find_origin(connection, market, chosen, version)
         unchanged = answer_unchanged(request, origin)
         if unchanged:
             return unchanged
@@ -149,7 +148,7 @@ def list_comparisons(
     chosen = choose_format(request, kind)
     with open_snapshot(services.engine) as connection:
         _, market = find_market(connection, symbol, provider)
-        origin = _find_origin(connection, market, chosen, version)
+        origin, _ = _find_origin(connection, market, chosen, version)
         unchanged = answer_unchanged(request, origin)
         if unchanged:
             return unchanged
@@ -182,14 +181,13 @@ def _spell(market: Market) -> str:
     return f"{market.provider}:{market.symbol}"
 
 
-def _find_origin(connection: Connection, market: Market, kind: str, version: int | None) -> Origin:
-    """Return where values come from; the stamp is of the snapshot before they are read."""
-    scope = _spell(market)
-    stamp = read_stamps(connection, [scope])[scope]
-    newest = read_newest_version(connection) or None
-    return Origin(
-        dataset_version=newest if version is None else version, etag=make_etag(stamp, kind)
-    )
+def _find_origin(
+    connection: Connection, market: Market, kind: str, version: int | None
+) -> tuple[Origin, int]:
+    """Return where the snapshot's values come from, and its newest dataset version."""
+    stamp, newest = read_stamp(connection, _spell(market))
+    shown = (newest or None) if version is None else version
+    return Origin(dataset_version=shown, etag=make_etag(stamp, kind)), newest
 
 
 def _choose_window(interval: Interval, start: datetime | None, end: datetime | None) -> Window:
