@@ -18,9 +18,8 @@ from market_pipeline.api.questions import Format, Provider, ServicesNeeded, Symb
 from market_pipeline.readers.latest import fetch_latest
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.storage.history_queries import read_newest_version
 from market_pipeline.storage.queries import read_market_list
-from market_pipeline.storage.stamps import EVERYTHING, read_stamps
+from market_pipeline.storage.stamps import EVERYTHING, read_stamp
 
 router = APIRouter(prefix="/api", tags=["read"])
 
@@ -35,8 +34,8 @@ def list_markets(request: Request, services: ServicesNeeded, kind: Format = None
     """List markets by symbol and provider, also those that are no longer ingested."""
     chosen = choose_format(request, kind)
     with open_snapshot(services.engine) as connection:
-        stamp = read_stamps(connection, [EVERYTHING])[EVERYTHING]
-        version = read_newest_version(connection) or None
+        stamp, newest = read_stamp(connection, EVERYTHING)
+        version = newest or None
         origin = Origin(dataset_version=version, etag=make_etag(stamp, f"{version}-{chosen}"))
         unchanged = answer_unchanged(request, origin)
         if unchanged:
