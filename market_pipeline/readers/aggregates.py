@@ -173,9 +173,7 @@ def find_fetched_interval(market: Market, interval: Interval) -> Interval:
 
 def _arrange(bars: Columns, markets: Mapping[int, Market], interval: Interval) -> pd.DataFrame:
     """Return the bars in order, with the names of their markets, indexed by ``open_time``."""
-    ids = bars["market_id"]
-    many = len(markets) > 1
-    rank = pd.Index(list(markets)).get_indexer(pd.Index(ids)) if many else np.zeros_like(ids)
+    rank = pd.Index(list(markets)).get_indexer(pd.Index(bars["market_id"]))
     order = np.lexsort([bars["open_time"].asi8, rank])
     if (order[1:] < order[:-1]).any():
         bars, rank = {name: bars[name].take(order) for name in bars}, rank[order]

@@ -8,7 +8,6 @@ query is bounded to ranges of the primary keys, and reads one snapshot in one st
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -196,9 +195,9 @@ def _read(
     span: BarSpan,
     parameters: Mapping[str, object],
     build: Callable[[str], str],
-    more: Mapping[str, Column] = MappingProxyType({}),
+    more: Mapping[str, Column] | None = None,
 ) -> Columns:
-    columns = {**(_OF_ONE if len(span.market_ids) == 1 else COLUMNS), **more}
+    columns = {**(_OF_ONE if len(span.market_ids) == 1 else COLUMNS), **(more or {})}
     # By position: what is selected is an expression, and its columns may be of two tables.
     limited = _limit(build, span, list(columns).index("open_time") + 1)
     found = read_columns(connection, limited, columns, {**span.parameters, **parameters})

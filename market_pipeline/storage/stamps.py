@@ -74,7 +74,7 @@ def read_stamps(connection: Connection, scopes: Sequence[str]) -> Mapping[str, i
 
 
 def read_stamp(connection: Connection, scope: str) -> tuple[int, int]:
-    """Return the version of a scope, and the newest dataset version, both of this snapshot."""
+    """Return a scope's version as ``read_stamps`` does, and the newest dataset version with it."""
     row = connection.exec_driver_sql(_READ_BOTH, {"scopes": [scope, EVERYTHING]}).one()
     return int(row.stamp), int(row.newest)
 

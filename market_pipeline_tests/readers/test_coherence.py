@@ -15,8 +15,9 @@ from market_pipeline.ingestion.write import write_markets
 from market_pipeline.readers import fetch_latest, open_serving_cache
 from market_pipeline.readers.latest import make_fill
 from market_pipeline.readers.serving import ServingCache
+from market_pipeline.storage import stamps
 from market_pipeline.storage.latest_queries import read_latest_rows
-from market_pipeline.storage.stamps import read_stamps, stamp_markets
+from market_pipeline.storage.stamps import stamp_markets
 from market_pipeline.storage.watch import APPLICATION_NAME
 from market_pipeline_tests.cache.conftest import wait_until
 from market_pipeline_tests.cache.valkey import Valkey
@@ -68,9 +69,11 @@ def read_price(engine: Engine, cache: ServingCache) -> float:
 
 
 def read_stamp(engine: Engine, scope: str = SCOPE) -> int:
-    """Return a market's stamp."""
+    """Return a market's stamp, which is the same alone and among others."""
     with engine.connect() as connection:
-        return read_stamps(connection, [scope])[scope]
+        stamp, _ = stamps.read_stamp(connection, scope)
+        assert stamps.read_stamps(connection, [scope, "mock:OTHER"])[scope] == stamp
+        return stamp
 
 
 def test_after_a_commit_every_process_reads_the_new_value(
