@@ -54,6 +54,7 @@ COMPARISON_COLUMNS = (
     "interval",
     "horizon",
     "as_of",
+    "method",
     "price_ratio",
     "volume_ratio",
     "roi_spread",
@@ -217,7 +218,8 @@ def compute_comparisons(
             columns = _compute_horizon(groups, h, len(base))
             _blank_and_explain(columns, currency[base] != currency[quote], max_skew, minimum)
         columns |= {"base_market_id": ids[base], "quote_market_id": ids[quote]}
-        frames.append(_build_frame(columns, interval.value, f"{days}d"))
+        method = f"simple;skew={max_skew.total_seconds():.0f}"
+        frames.append(_build_frame(columns, interval.value, f"{days}d", method))
     return _join_frames(frames)
 
 
@@ -460,11 +462,12 @@ def _blank_infinite(columns: Columns) -> BoolArray:
     return unknown
 
 
-def _build_frame(columns: Columns, interval: str, horizon: str) -> pd.DataFrame:
+def _build_frame(columns: Columns, interval: str, horizon: str, method: str) -> pd.DataFrame:
     constant = np.zeros(len(columns["reason"]), dtype=np.int8)
     texts = {
         "interval": pd.Categorical.from_codes(constant, pd.Index([interval])),
         "horizon": pd.Categorical.from_codes(constant, pd.Index([horizon])),
+        "method": pd.Categorical.from_codes(constant, pd.Index([method])),
         "reason": pd.Categorical.from_codes(columns["reason"], pd.Index(REASONS)),
     }
     frame = pd.DataFrame({**columns, **texts, "as_of": build_times(columns["as_of"])}, copy=False)

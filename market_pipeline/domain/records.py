@@ -93,11 +93,15 @@ class HistoryTerms:
         page: The longest span that one request is asked for.
         publication_lag: From a bar's close until its final values are out.
         reaches_back: Bars that opened longer ago than this cannot be had; None: no limit known.
+        noise_ratio: A price that comes again may differ by this fraction and be the same price.
+        parsing: Version of how answers are read; it grows when the same answer gives other bars.
     """
 
     page: timedelta
     publication_lag: timedelta = timedelta(0)
     reaches_back: timedelta | None = None
+    noise_ratio: float = 0.0
+    parsing: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,10 @@ import pandas as pd
 from market_pipeline.domain.records import Window
 
 UNEXPLAINED_HOLE = "unexplained_hole"
+NEVER_ASKED = "never_asked"
+RESTATING = "restating"
+SUSPECTED_SPLIT = "suspected_split"
+MIXED_PARSING = "mixed_parsing"
 SPLIT = "split"
 
 

@@ -121,13 +121,15 @@ def market_snapshots(market_aggregates: MarketReader) -> Snapshots:
             "market_cap": [one.market_cap for one in batch.snapshots],
         }
     ).astype(dict.fromkeys(("price", "volume_24h", "change_24h_ratio", "market_cap"), "float64"))
+    bars = reader.read_final_bars(Interval.DAY, SNAPSHOT_HORIZON_DAYS)
     statistics = compute_snapshot_statistics(
-        reader.read_final_bars(Interval.DAY, SNAPSHOT_HORIZON_DAYS),
+        bars,
         _read_calendars(stored),
         prices.set_index("market_id")["price"],
         SNAPSHOT_HORIZON_DAYS,
     )
-    return Snapshots(prices.merge(statistics, on="market_id"), batch)
+    rows = _carry_versions(prices.merge(statistics, on="market_id"), ("market_id",), bars)
+    return Snapshots(rows, batch)
 
 
 @dg.asset(

@@ -140,12 +140,13 @@ market_snapshot = Table(
     _number("roi", "Price over the close 30 days before, minus one (fraction)"),
     Column("bars_as_of", _TIME, comment="Close of the last final daily bar used (UTC)"),
     Column("reason", Text, comment="Why a statistic is NULL"),
+    _version(),
     Column("fetched_at", _TIME, nullable=False, comment="When it was asked for (UTC)"),
     _run(),
     CheckConstraint("price > 0", name="price_is_positive"),
     *_finite("price", "volume_24h", "change_24h_ratio", "market_cap", "realised_volatility", "roi"),
     comment="One row per market and observed_at: live prices",
-    info={"stamps": ("fetched_at", "run_id")},
+    info={"stamps": ("fetched_at", "run_id"), "carried": ("dataset_version",)},
 )
 
 market_aggregate = Table(
@@ -218,6 +219,9 @@ market_comparison = Table(
     Column("interval", Text, primary_key=True, comment="Interval of the bars compared"),
     Column("horizon", Text, primary_key=True, comment="Span looked back, such as 30d"),
     Column("as_of", _TIME, primary_key=True, comment="Close of the last final bar used (UTC)"),
+    Column(
+        "method", Text, primary_key=True, comment="Formula and limits the row was computed with"
+    ),
     _number("price_ratio", "Base close over quote close"),
     _number("volume_ratio", "Base volume over quote volume in the horizon"),
     _number("roi_spread", "Base ROI minus quote ROI over the joined dates (fraction)"),
@@ -230,7 +234,7 @@ market_comparison = Table(
     CheckConstraint("base_market_id <> quote_market_id", name="pair_is_two_markets"),
     CheckConstraint("correlation BETWEEN -1 AND 1", name="correlation_in_range"),
     *_finite("price_ratio", "volume_ratio", "roi_spread", "close_skew_seconds"),
-    comment="One row per pair of markets, interval, horizon and as_of",
+    comment="One row per pair of markets, interval, horizon, as_of and method",
     info={"stamps": ("run_id",), "carried": ("dataset_version",)},
 )
 
@@ -293,6 +297,7 @@ ingestion_run = Table(
         "ended_at", _TIME, comment="When its last step ended; NULL: it runs, or was killed (UTC)"
     ),
     Column("outcome", Text, comment="ok, partial or failed; NULL while it runs"),
+    Column("error", Text, comment="What ended it, in one line; NULL: no step failed"),
     CheckConstraint("outcome IN ('ok', 'partial', 'failed')", name="outcome_is_known"),
     comment="One row per run: its receipt",
 )
@@ -309,9 +314,12 @@ ingestion_run_market = Table(
     _market_key(),
     _count("requested", "Bars that the plan expected"),
     Column("received", Integer, nullable=False, comment="Bars the provider sent"),
-    Column("inserted", Integer, nullable=False, comment="Bars new, weekly ones included"),
-    Column("updated", Integer, nullable=False, comment="Bars changed"),
-    Column("unchanged", Integer, nullable=False, comment="Bars as they were"),
+    Column("inserted", Integer, nullable=False, comment="Fetched bars that are new"),
+    Column("updated", Integer, nullable=False, comment="Fetched bars that changed"),
+    Column("unchanged", Integer, nullable=False, comment="Fetched bars as they were"),
+    _count("derived_inserted", "Days and weeks built from them that are new"),
+    _count("derived_updated", "Days and weeks built from them that changed"),
+    _count("derived_unchanged", "Days and weeks built from them as they were"),
     _count("revised", "Of the updated, final bars whose old values were kept"),
     _count("quarantined", "Bars that were impossible"),
     _count("spikes", "Bars stored though they jump"),
@@ -325,6 +333,7 @@ ingestion_run_market = Table(
     Column("last_version", BigInteger, comment="Last dataset version written; NULL: none"),
     Column("outcome", Text, nullable=False, comment="ok, partial or failed"),
     Column("reason", Text, comment="What went wrong"),
+    Column("assumed", Text, comment="What the provider had to assume about the market"),
     comment="One row per run and market: the bars' part of the receipt",
 )
 
@@ -342,4 +351,20 @@ ingestion_run_table = Table(
     Column("updated", Integer, nullable=False, comment="Rows changed"),
     Column("unchanged", Integer, nullable=False, comment="Rows as they were"),
     comment="One row per run and table: what was written",
+)
+
+computed_input = Table(
+    "computed_input",
+    metadata,
+    Column("table_name", Text, primary_key=True, comment="The table that was computed"),
+    Column("scope", Text, primary_key=True, comment="Which markets: a key, or a digest of many"),
+    Column(
+        "fingerprint",
+        Text,
+        nullable=False,
+        comment="Digest of bars' version, holes, events and settings that it was computed from",
+    ),
+    Column("computed_at", _TIME, nullable=False, comment="When (UTC)"),
+    _run(),
+    comment="One row per computed table and set of markets: the same inputs are not computed again",
 )

@@ -25,7 +25,8 @@ def stored(engine: Engine) -> Engine:
     rows = pd.DataFrame(
         {
             "base_market_id": base, "quote_market_id": quote, "interval": "1d", "horizon": "30d",
-            "as_of": DAYS, "price_ratio": [20.0, 21.0, 22.0], "correlation": [0.5, 0.6, np.nan],
+            "as_of": DAYS, "method": "simple;skew=21600",
+            "price_ratio": [20.0, 21.0, 22.0], "correlation": [0.5, 0.6, np.nan],
             "n_returns": [30, 30, 3], "reason": [None, None, "insufficient_data"],
             "dataset_version": pd.Series([1, 2, 3], dtype="Int64"),
         }
