@@ -1,8 +1,8 @@
 """Planning: what to ask a provider for, so that everything that should be there is.
 
 Missing is what is wanted less what is settled: arithmetic on spans, whatever the number of bars.
-To that come a few known bars before the newest (a correction or split shows there first), holes
-whose time has come, and settled spans that are read again at growing ages.
+To that come a few known bars before the newest (a restated history shows there first), holes whose
+time has come, and settled spans that are read again at growing ages.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,8 @@ OVERLAP_BARS = 3
 VERIFIED_AGES_DAYS = (1, 7, 30, 365)
 VERIFICATION_STEP = timedelta(days=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MISSING, TAIL, RETRY, VERIFY, RELOAD = "missing", "tail", "retry", "verify", "reload"
+MISSING, TAIL, RETRY, VERIFY = "missing", "tail", "retry", "verify"
+TRACE, RELOAD = "trace", "reload"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Ask:
 
     Attributes:
         interval: Of the bars. window: By open_time (UTC).
-        purpose: ``missing``, ``tail`` (the newest), ``retry`` (a hole), ``verify`` or ``reload``.
+        purpose: ``missing``, ``tail`` (the newest), ``retry`` (a hole), ``verify``, ``trace`` (how
+            far a difference goes) or ``reload`` (what differs).
         bars: How many bars the calendar expects in it.
     """
 
@@ -93,6 +95,36 @@ def plan_verification(
         # A day's worth at least: verification must not cost a call every few minutes.
         spans = [span for span in due if span.end - span.start >= VERIFICATION_STEP]
         asks += _verify_first(interval, calendar, spans, terms.page)
+    return asks
+
+
+def plan_reload(
+    interval: Interval,
+    calendar: str,
+    left: Sequence[Window],
+    now: datetime,
+    coverage: Coverage,
+    terms: HistoryTerms,
+    asked_at: datetime,
+) -> list[Ask]:
+    """Return the requests that read spans again, oldest first; a hole in them waits for its time.
+
+    Args:
+        interval: Of the bars.
+        calendar: The market's.
+        left: What is still to be read.
+        now: The run's clock (UTC).
+        coverage: What is known.
+        terms: The provider's.
+        asked_at: The wall clock (UTC), by which holes are due.
+    """
+    asks: list[Ask] = []
+    for span in left:
+        grid = find_grid(calendar, interval, span)
+        end = min(span.end, grid.find_begun_end(now))
+        parts = _find_missing(Window(span.start, end), grid, asked_at, coverage)
+        pages = pack_windows([_begin_with_bar(part, grid) for part in parts], terms.page)
+        asks += [Ask(interval, page, RELOAD, grid.count(page)) for page in pages]
     return asks
 
 

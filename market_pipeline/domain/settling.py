@@ -26,7 +26,7 @@ from market_pipeline.domain.coverage import (
     Hole,
     find_next_check,
 )
-from market_pipeline.domain.grids import Grid, find_grid, from_micros, to_micros
+from market_pipeline.domain.grids import Grid, Micros, find_grid, from_micros, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.planning import VERIFIED_AGES_DAYS
 from market_pipeline.domain.ranges import merge_windows, subtract_windows
@@ -129,19 +129,28 @@ def _name_end(coverage: Coverage, part: Window) -> str:
     return BEFORE_FIRST if part.end <= first else FETCH_FAILED
 
 
-def forget_settled(coverage: Coverage) -> Coverage:
-    """Return the coverage of a series that must be read again as a whole."""
-    return replace(coverage, settled=(), holes=(), verified={})
+def release_settled(coverage: Coverage, windows: Sequence[Window]) -> Coverage:
+    """Return the coverage of a series of which some spans must be read again."""
+    return replace(coverage, settled=tuple(subtract_windows(coverage.settled, windows)))
 
 
 def find_known(coverage: Coverage, part: Grid) -> npt.NDArray[np.bool_]:
     """Tell which expected bars are stored and final: settled, and in no hole."""
-    known = np.zeros(len(part.opens), dtype=bool)
-    spans = subtract_windows(coverage.settled, [hole.window for hole in coverage.holes])
+    return find_inside(list_known_spans(coverage), part.opens)
+
+
+def list_known_spans(coverage: Coverage) -> list[Window]:
+    """Return the spans whose bars are stored and final: settled, and in no hole."""
+    return subtract_windows(coverage.settled, [hole.window for hole in coverage.holes])
+
+
+def find_inside(spans: Sequence[Window], opens: Micros) -> npt.NDArray[np.bool_]:
+    """Tell which of some ordered moments lie in one of the spans."""
+    inside = np.zeros(len(opens), dtype=bool)
     for span in spans:
-        first, last = np.searchsorted(part.opens, [to_micros(span.start), to_micros(span.end)])
-        known[first:last] = True
-    return known
+        first, last = np.searchsorted(opens, [to_micros(span.start), to_micros(span.end)])
+        inside[first:last] = True
+    return inside
 
 
 def _find_next_open(grid: Grid, window: Window) -> int:

@@ -13,7 +13,6 @@ NEVER_ASKED = "never_asked"
 RESTATING = "restating"
 SUSPECTED_SPLIT = "suspected_split"
 MIXED_PARSING = "mixed_parsing"
-SPLIT = "split"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class Flaw:
 
     Attributes:
         market_id: The market.
-        reason: ``unexplained_hole``, or ``split`` while the series is read again.
+        reason: One of the constants above.
         window: The span (UTC); None: all of it.
     """
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from market_pipeline.domain.differences import Difference
 from market_pipeline.domain.planning import VERIFY
 from market_pipeline.ingestion.fetching import Page
 from market_pipeline.ingestion.request import Route
@@ -54,9 +55,10 @@ class BarBatch:
     Attributes:
         route: Provider and market. market_id: The market's key. token: The claim it is held by.
         pages: The answers. progress: The market's, as of now.
-        split_ratio: Set when the series was rescaled: nothing lands, all is read again.
         is_last: The market's last: the claim is given back.
-        ends_reload: With it the series is whole again.
+        difference: What is known of the market's difference after these pages; None: it has none.
+        opens_event: The difference was first seen in these pages.
+        releases: What differs is to be read again from now on; the pages came after that.
     """
 
     route: Route
@@ -64,6 +66,7 @@ class BarBatch:
     token: int
     pages: tuple[Page, ...]
     progress: Progress
-    split_ratio: float | None = None
     is_last: bool = False
-    ends_reload: bool = False
+    difference: Difference | None = None
+    opens_event: bool = False
+    releases: bool = False

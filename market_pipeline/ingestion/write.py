@@ -10,10 +10,13 @@ from sqlalchemy import Connection, Engine, Table, insert
 from sqlalchemy.exc import DataError, IntegrityError
 
 from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.differences import REPAIRING, WITHDRAWN, Difference, find_span
 from market_pipeline.domain.errors import StorageError, SupersededError
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.planning import TRACE
+from market_pipeline.domain.ranges import merge_windows
 from market_pipeline.domain.records import Market, build_empty_bar_frame
-from market_pipeline.domain.settling import Answer, forget_settled, settle_answer, settle_failure
+from market_pipeline.domain.settling import Answer, release_settled, settle_answer, settle_failure
 from market_pipeline.domain.spikes import find_spikes
 from market_pipeline.ingestion.batches import BarBatch
 from market_pipeline.ingestion.derived import rebuild_days, rebuild_weeks
@@ -28,11 +31,23 @@ from market_pipeline.ingestion.receipts import (
     shorten_reason,
 )
 from market_pipeline.ingestion.registration import ensure_market, register_markets
+from market_pipeline.ingestion.repairing import (
+    TAKEN_BACK,
+    Ending,
+    describe_bars,
+    describe_difference,
+    judge_repair,
+)
 from market_pipeline.ingestion.request import Request
 from market_pipeline.ingestion.stream import Item, MarketStopped
 from market_pipeline.storage.claims import hold_claim, release_claim
 from market_pipeline.storage.coverage import read_coverage, write_coverage
-from market_pipeline.storage.events import open_split, resolve_events
+from market_pipeline.storage.events import (
+    EventSpan,
+    open_difference,
+    resolve_difference,
+    update_difference,
+)
 from market_pipeline.storage.ledgers import dataset_version
 from market_pipeline.storage.quarantine import record_rejected
 from market_pipeline.storage.staging import stage_frame
@@ -69,12 +84,18 @@ class Written:
 
     Attributes:
         counts: Of all rows, derived ones included. version: Theirs; None when nothing changed.
-        inserted: How many are new, by interval.
+        inserted: How many are new, by interval. last_version: Where a second one was needed.
     """
 
     counts: WriteCounts = field(default_factory=WriteCounts)
     version: int | None = None
     inserted: Mapping[Interval, int] = field(default_factory=dict)
+    last_version: int | None = None
+
+    def __add__(self, later: "Written") -> "Written":
+        """Return both; what was written later replaced stored bars alone."""
+        first = self.version if self.version is not None else later.version
+        return Written(self.counts + later.counts, first, self.inserted, later.version)
 
 
 def commit_item(engine: Engine, run: Run, item: Item) -> BatchResult:
@@ -100,21 +121,19 @@ def write_batch(engine: Engine, run: Run, batch: BarBatch) -> BatchResult:
         hold_claim(connection, batch.market_id, batch.token)
         begin_receipt(connection, run)
         before = _read_coverages(connection, batch.market_id)
-        if batch.split_ratio is not None:
-            open_split(connection, batch.market_id, batch.split_ratio, run.run_id)
-            after = {interval: forget_settled(known) for interval, known in before.items()}
-            written = Written()
-        else:
-            written = _write_bars(connection, run, batch)
-            after = _settle(run.request, batch, before, written)
+        written = _write_bars(connection, run, batch)
+        after = _settle(run.request, batch, _release(batch, before), written)
+        reason = None
+        if batch.difference is not None:
+            written, after, reason = _keep_difference(
+                connection, run, batch, batch.difference, written, after
+            )
         _write_coverages(connection, run, batch, before, after)
-        result = _judge_batch(run, batch, written, after)
+        result = _judge_batch(run, batch, written, after, reason)
         row = _describe_batch(batch, written, result, before, after)
         add_market_receipt(connection, run, batch.market_id, row)
         add_requests(connection, run, batch.market_id, batch.pages)
         _report_table(connection, run, batch, result)
-        if batch.ends_reload:
-            resolve_events(connection, batch.market_id)
         if batch.is_last:
             release_claim(connection, batch.market_id, batch.token)
     return result
@@ -217,6 +236,57 @@ def write_market_bars(
     return Written(total, version, inserted)
 
 
+def _release(batch: BarBatch, before: Coverages) -> Coverages:
+    """Return the coverage that a batch's pages add to: what differs may be missing from now on."""
+    if not batch.releases or batch.difference is None:
+        return before
+    released = {interval: trace.released for interval, trace in batch.difference.list_traces()}
+    return {
+        interval: release_settled(known, released.get(interval, ()))
+        for interval, known in before.items()
+    }
+
+
+def _keep_difference(
+    connection: Connection,
+    run: Run,
+    batch: BarBatch,
+    one: Difference,
+    written: Written,
+    after: Coverages,
+) -> tuple[Written, Coverages, str | None]:
+    """Write what is known of a market's difference, and end it where its span was read again.
+
+    Returns:
+        What was written with what had to be multiplied, the coverage with it, and what is still to
+        be done in one sentence; None: nothing is.
+    """
+    market_id = batch.market_id
+    if one.stage == WITHDRAWN:
+        if not batch.opens_event:
+            resolve_difference(connection, market_id, TAKEN_BACK)
+        return written, after, None
+    ending = Ending(one.stage, find_span(one, batch.route[1].calendar))
+    if one.stage == REPAIRING:
+        ending = judge_repair(connection, market_id, batch.route, run.request, one, after)
+    reason = describe_difference(one, ending)
+    span = EventSpan(*ending.span, describe_bars(one))
+    kept = replace(one, stage=ending.stage)
+    if batch.opens_event:
+        open_difference(connection, market_id, kept, span, run.run_id)
+    else:
+        update_difference(connection, market_id, kept, span)
+    if ending.resolution is not None:
+        resolve_difference(connection, market_id, ending.resolution)
+    if ending.bars is not None:
+        more = write_market_bars(connection, run, batch.route[1], market_id, ending.bars)
+        written = written + more
+    for interval, spans in ending.settled.items():
+        settled = tuple(merge_windows([*after[interval].settled, *spans]))
+        after = {**after, interval: replace(after[interval], settled=settled)}
+    return written, after, reason
+
+
 def _join_good(pages: Iterable[Page]) -> pd.DataFrame:
     frames = [page.judged.good for page in pages if len(page.judged.good)]
     return pd.concat(frames, ignore_index=True) if frames else build_empty_bar_frame()
@@ -251,6 +321,8 @@ def _settle(request: Request, batch: BarBatch, before: Coverages, written: Writt
     after = dict(before)
     for page in batch.pages:
         interval = page.ask.interval
+        if page.ask.purpose == TRACE and page.error is not None:
+            continue  # It was asked for to compare what is stored: nothing is missing.
         known = after.get(interval, Coverage())
         lag = provider.describe_history(one, interval).publication_lag
         after[interval] = _settle_page(known, page, one.calendar, lag, request.asked_at)
@@ -291,7 +363,9 @@ def _write_coverages(
         write_coverage(connection, key, known, coverage, refreshed_at, run.run_id)
 
 
-def _judge_batch(run: Run, batch: BarBatch, written: Written, after: Coverages) -> BatchResult:
+def _judge_batch(
+    run: Run, batch: BarBatch, written: Written, after: Coverages, restating: str | None
+) -> BatchResult:
     progress, window = batch.progress, run.request.window
     left = [
         f"{interval} {hole.window.start:%Y-%m-%d %H:%M}: {hole.reason}"
@@ -305,6 +379,8 @@ def _judge_batch(run: Run, batch: BarBatch, written: Written, after: Coverages) 
     reasons += [f"{count} bars rejected: {rule}" for rule, count in progress.quarantined.items()]
     if left and not progress.failures:
         reasons.append(f"{len(left)} holes left, the first at {left[0]}")
+    if restating is not None:
+        reasons.append(restating)
     is_empty = bool(progress.asked) and not any(known.bars for known in after.values())
     if is_empty and not reasons:
         reasons = ["the provider has no bars in this window"]
@@ -337,7 +413,7 @@ def _describe_batch(
         "watermark_before": _find_watermark(before),
         "watermark_after": _find_watermark(after),
         "first_version": written.version,
-        "last_version": written.version,
+        "last_version": written.last_version or written.version,
         "outcome": result.outcome,
         "reason": result.reason,
     }

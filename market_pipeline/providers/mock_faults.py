@@ -20,6 +20,7 @@ unclosed_bar                    calls the running bar final
 restated_bar       1.01         multiplies the prices of the final bars in SPAN (it needs one)
 split              2            from the moment SPAN on: divides all prices before it, and
                                 multiplies volumes (it needs one moment)
+rescaled           1.03         multiplies all prices, or those from the moment SPAN on
 duplicate          1            sends the bars of SPAN, or the middle one, twice; the second
                                 time with prices multiplied by the amount
 off_grid           7            moves the bars of SPAN, or the middle one, by so many minutes
@@ -53,6 +54,7 @@ EVERY_MARKET = "*"
 THROTTLED, TIMEOUT, WRONG_SYMBOL = "throttled", "timeout", "wrong_symbol"
 EMPTY_PAGE, SKIPPED_PAGE, TRUNCATED_HISTORY = "empty_page", "skipped_page", "truncated_history"
 UNCLOSED_BAR, RESTATED_BAR, SPLIT = "unclosed_bar", "restated_bar", "split"
+RESCALED = "rescaled"
 DUPLICATE, OFF_GRID, SUB_CENT_PRICE = "duplicate", "off_grid", "sub_cent_price"
 
 # fault: the amount when none is given; None: it takes none
@@ -66,6 +68,7 @@ AMOUNTS: Mapping[str, float | None] = {
     UNCLOSED_BAR: None,
     RESTATED_BAR: 1.01,
     SPLIT: 2.0,
+    RESCALED: 1.03,
     DUPLICATE: 1.0,
     OFF_GRID: 7.0,
     SUB_CENT_PRICE: 1e-8,
@@ -73,6 +76,7 @@ AMOUNTS: Mapping[str, float | None] = {
 ALIASES = {"429": THROTTLED}
 WHOLE_AMOUNTS = (TRUNCATED_HISTORY,)
 NEEDS_SPAN = (RESTATED_BAR, SPLIT)
+HAVE_ONE_MOMENT = (SPLIT, RESCALED)
 MOST_AMOUNT = 1e6
 YEARS = range(1900, 2200)
 _ENTRY = re.compile(
@@ -122,7 +126,8 @@ class Fault:
     def _touches(self, window: Window) -> bool:
         if self.span is None or self.kind == SPLIT:
             return True
-        return self.span.start < window.end and window.start < self.span.end
+        is_over = self.kind != RESCALED and self.span.end <= window.start
+        return self.span.start < window.end and not is_over
 
 
 class FaultPlan:
@@ -235,8 +240,8 @@ def _parse_span(kind: str, text: str | None) -> Window | None:
         return None
     first, dots, last = text.partition("..")
     start = _parse_time(first)
-    if dots and kind == SPLIT:
-        raise SettingError(f"a split has one moment, such as {kind}@{first}")
+    if dots and kind in HAVE_ONE_MOMENT:
+        raise SettingError(f"{kind} takes one moment, such as {kind}@{first}")
     length = timedelta(hours=1) if "T" in first.upper() else timedelta(days=1)
     end = _parse_time(last) if dots else start + length
     if end <= start:

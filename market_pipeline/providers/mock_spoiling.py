@@ -74,6 +74,8 @@ def scale_price(price: float, faults: Sequence[Fault], level: float) -> float:
     for fault in faults:
         if fault.kind == mock_faults.SUB_CENT_PRICE:
             price *= fault.amount / level
+        elif fault.kind == mock_faults.RESCALED:
+            price *= fault.amount
     return price
 
 
@@ -127,6 +129,13 @@ def _split(bars: pd.DataFrame, fault: Fault) -> pd.DataFrame:
     return _multiply(bars, is_before, 1 / fault.amount).assign(volume=volume)
 
 
+def _rescale(bars: pd.DataFrame, fault: Fault) -> pd.DataFrame:
+    is_chosen = np.ones(len(bars), dtype=bool)
+    if fault.span is not None:
+        is_chosen = (bars["open_time"] >= fault.span.start).to_numpy()
+    return _multiply(bars, is_chosen, fault.amount)
+
+
 def _duplicate(bars: pd.DataFrame, fault: Fault) -> pd.DataFrame:
     again = bars[_choose_bars(bars, fault.span)]
     again = _multiply(again, np.ones(len(again), dtype=bool), fault.amount)
@@ -151,6 +160,7 @@ _EFFECTS: Mapping[str, Callable[[pd.DataFrame, Fault], pd.DataFrame]] = {
     mock_faults.UNCLOSED_BAR: _close_early,
     mock_faults.RESTATED_BAR: _restate,
     mock_faults.SPLIT: _split,
+    mock_faults.RESCALED: _rescale,
     mock_faults.DUPLICATE: _duplicate,
     mock_faults.OFF_GRID: _shift,
 }

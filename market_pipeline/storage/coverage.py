@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -12,12 +12,19 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, text
 from market_pipeline.domain.coverage import Coverage, Hole
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
-from market_pipeline.domain.withholding import UNEXPLAINED_HOLE, Flaw
+from market_pipeline.domain.withholding import (
+    RESTATING,
+    SUSPECTED_SPLIT,
+    UNEXPLAINED_HOLE,
+    Flaw,
+)
+from market_pipeline.storage import events
 from market_pipeline.storage.events import read_open_events
 from market_pipeline.storage.ledgers import coverage_hole
 from market_pipeline.storage.tables import SCHEMA
 
 Key = tuple[int, Interval]
+_NO_END = datetime(2200, 1, 1, tzinfo=UTC)
 _READ = text(f"""
     SELECT market_id, interval, watermark, first_bar_at, last_bar_at, bars, verified,
         ARRAY(SELECT lower(span) FROM unnest(settled) span ORDER BY span) AS starts,
@@ -162,5 +169,12 @@ def read_flaws(connection: Connection, market_ids: Sequence[int], interval: Inte
         for hole in found
         if of is interval and not hole.is_explained
     ]
-    events = read_open_events(connection, market_ids)
-    return [*flaws, *(Flaw(market_id, kind) for market_id, kind in events.items())]
+    return [*flaws, *map(_describe_event, read_open_events(connection, market_ids))]
+
+
+def _describe_event(event: Mapping[str, Any]) -> Flaw:
+    """Return what an open event withholds; what reaches up to now has no end yet."""
+    reason = SUSPECTED_SPLIT if event["kind"] == events.SUSPECTED_SPLIT else RESTATING
+    start, end = event["starts_at"], event["ends_at"]
+    window = None if start is None else Window(start, end or _NO_END)
+    return Flaw(event["market_id"], reason, window)

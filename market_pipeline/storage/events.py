@@ -1,37 +1,136 @@
-"""Events that change a whole series: while one is open, the market's statistics wait."""
+"""Events over a span of a market's series: while one is open, statistics over it wait.
 
-from collections.abc import Sequence
+A ``difference`` is followed and read again by runs; of those at work a market has one at most. A
+``suspected_split`` waits for a person. A ``split`` is what the version before noted of a series
+that it was reading again: it goes on as a difference over all bars.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, or_, select, update
 
+from market_pipeline.domain.differences import (
+    REPAIRING,
+    SEAM,
+    Difference,
+    Edge,
+    Trace,
+)
+from market_pipeline.domain.grids import from_micros, to_micros
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import Window
 from market_pipeline.storage.ledgers import market_event
 
-
-def has_open_event(connection: Connection, market_id: int) -> bool:
-    """Tell whether a market must be read again as a whole."""
-    return market_id in read_open_events(connection, [market_id])
-
-
-def read_open_events(connection: Connection, market_ids: Sequence[int]) -> dict[int, str]:
-    """Return the kind of the open event of each market that has one."""
-    is_open = (market_event.c.market_id.in_(list(market_ids)), market_event.c.resolved_at.is_(None))
-    query = select(market_event.c.market_id, market_event.c.kind).where(*is_open)
-    return {row.market_id: row.kind for row in connection.execute(query)}
+DIFFERENCE, SUSPECTED_SPLIT, SPLIT = "difference", "suspected_split", "split"
+_IS_OPEN = market_event.c.resolved_at.is_(None)
+_IS_AT_WORK = (
+    _IS_OPEN,
+    market_event.c.kind.in_((DIFFERENCE, SPLIT)),
+    or_(
+        market_event.c.trace["stage"].astext.is_(None), market_event.c.trace["stage"].astext != SEAM
+    ),
+)
 
 
-def open_split(connection: Connection, market_id: int, ratio: float, run_id: UUID) -> None:
-    """Note that a series was rescaled; one that is open already stays."""
-    if has_open_event(connection, market_id):
-        return
-    detail = f"known bars came back at {ratio:.6g} times their price"
-    row = {"market_id": market_id, "kind": "split", "ratio": ratio, "detail": detail}
+@dataclass(frozen=True, slots=True)
+class EventSpan:
+    """What an event says of a span; ``end`` is None where it reaches up to now (UTC)."""
+
+    start: datetime | None
+    end: datetime | None
+    detail: str
+
+
+def read_open_events(connection: Connection, market_ids: Sequence[int]) -> list[Mapping[str, Any]]:
+    """Return ``market_id``, ``kind``, ``starts_at`` and ``ends_at`` of all open events."""
+    columns = (market_event.c[name] for name in ("market_id", "kind", "starts_at", "ends_at"))
+    query = select(*columns).where(market_event.c.market_id.in_(list(market_ids)), _IS_OPEN)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def read_differences(connection: Connection, market_ids: Sequence[int]) -> dict[int, Difference]:
+    """Return the difference at work of each market that has one."""
+    query = select(market_event).where(market_event.c.market_id.in_(list(market_ids)), *_IS_AT_WORK)
+    rows = connection.execute(query.order_by(market_event.c.event_id)).mappings()
+    return {row["market_id"]: _parse_difference(row) for row in rows}
+
+
+def open_difference(
+    connection: Connection, market_id: int, one: Difference, span: EventSpan, run_id: UUID
+) -> None:
+    """Note a difference that was just seen."""
+    row = {**_describe_difference(one, span), "market_id": market_id, "kind": DIFFERENCE}
     now = func.clock_timestamp()
     connection.execute(insert(market_event).values(**row, detected_at=now, run_id=run_id))
 
 
-def resolve_events(connection: Connection, market_id: int) -> None:
-    """Close a market's events: the series is whole again."""
-    is_open = (market_event.c.market_id == market_id, market_event.c.resolved_at.is_(None))
-    statement = update(market_event).where(*is_open)
-    connection.execute(statement.values(resolved_at=func.clock_timestamp()))
+def update_difference(
+    connection: Connection, market_id: int, one: Difference, span: EventSpan
+) -> None:
+    """Put what is known now in the place of what was."""
+    this = (market_event.c.market_id == market_id, *_IS_AT_WORK)
+    changes = _describe_difference(one, span)
+    connection.execute(update(market_event).where(*this).values(changes))
+
+
+def resolve_difference(connection: Connection, market_id: int, resolution: str) -> None:
+    """Close a market's difference at work."""
+    this = (market_event.c.market_id == market_id, *_IS_AT_WORK)
+    changes = {"resolved_at": func.clock_timestamp(), "resolution": resolution}
+    connection.execute(update(market_event).where(*this).values(changes))
+
+
+def _describe_difference(one: Difference, span: EventSpan) -> dict[str, Any]:
+    traces = {
+        interval.value: None if trace is None else _format_trace(trace)
+        for interval, trace in one.traces.items()
+    }
+    names = ("stage", "bars", "volume_ratio", "version")
+    progress = {name: getattr(one, name) for name in names}
+    return {
+        "starts_at": span.start,
+        "ends_at": span.end,
+        "detail": span.detail,
+        "ratio": one.ratio,
+        "spread": one.spread,
+        "trace": {**progress, "intervals": traces},
+    }
+
+
+def _format_trace(trace: Trace) -> dict[str, Any]:
+    spans = [[span.start.isoformat(), span.end.isoformat()] for span in trace.released]
+    return {
+        "lower": _format_edge(trace.lower), "upper": _format_edge(trace.upper), "released": spans,
+    }  # fmt: skip
+
+
+def _format_edge(edge: Edge) -> dict[str, Any]:
+    moments = {name: from_micros(getattr(edge, name)).isoformat() for name in ("at", "seen")}
+    return {**asdict(edge), **moments}
+
+
+def _parse_difference(row: Mapping[Any, Any]) -> Difference:
+    told = row["trace"]
+    if not told:
+        return Difference(stage=REPAIRING, ratio=row["ratio"] or 1.0)
+    traces = {
+        Interval(name): None if trace is None else _parse_trace(trace)
+        for name, trace in told["intervals"].items()
+    }
+    names = ("stage", "bars", "volume_ratio", "version")
+    known = {name: told[name] for name in names}
+    return Difference(traces=traces, ratio=row["ratio"], spread=row["spread"], **known)
+
+
+def _parse_trace(told: Mapping[str, Any]) -> Trace:
+    spans = tuple(Window(*map(datetime.fromisoformat, span)) for span in told["released"])
+    return Trace(_parse_edge(told["lower"]), _parse_edge(told["upper"]), spans)
+
+
+def _parse_edge(told: Mapping[str, Any]) -> Edge:
+    moments = {name: to_micros(datetime.fromisoformat(told[name])) for name in ("at", "seen")}
+    return Edge(**{**told, **moments})

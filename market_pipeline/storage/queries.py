@@ -106,6 +106,15 @@ def read_bars(
     return read_copied(connection, _build_bar_query, _BAR_COLUMNS, values)
 
 
+def read_versioned_bars(
+    connection: Connection, market_id: int, interval: Interval, start: datetime, end: datetime
+) -> pd.DataFrame:
+    """Return what :func:`read_bars` does, and the column ``dataset_version``."""
+    values = {"market_id": market_id, "interval": interval.value, "start": start, "end": end}
+    columns = {**_BAR_COLUMNS, "dataset_version": _SENT["dataset_version"]}
+    return read_copied(connection, _build_bar_query, columns, values)
+
+
 def _build_bar_query(selected: str) -> str:
     return f"""SELECT {selected} FROM {market_aggregate.fullname}
         WHERE market_id = %(market_id)s AND "interval" = %(interval)s

@@ -165,6 +165,17 @@ def test_split_reaches_windows_that_end_before_it() -> None:
     assert (ratio.round(9) == 0.5).all()
 
 
+@pytest.mark.parametrize(("span", "first"), [("", 0), ("@2024-03-10", 9)])
+def test_rescaled_multiplies_all_prices_or_those_from_a_moment_on(span: str, first: int) -> None:
+    """Whatever was asked when; volumes stay, and the live price is in the same scale."""
+    bars = fetch(f"BTC-USD:rescaled=1.005{span}")
+    expected = [1.0] * first + [1.005] * (15 - first)
+    assert (bars["close"] / GOOD["close"]).round(9).tolist() == expected
+    assert bars["volume"].equals(GOOD["volume"])
+    (snapshot,) = fetch_prices(f"BTC-USD:rescaled=1.005{span}", "BTC-USD")
+    assert snapshot.price == pytest.approx(bars["close"].iloc[-1])
+
+
 def test_an_equal_duplicate_is_judged_harmless() -> None:
     """The row comes twice, next to itself."""
     bars = fetch("BTC-USD:duplicate@2024-03-05")
@@ -329,7 +340,8 @@ def test_the_whole_grammar_is_read() -> None:
         ("BTC-USD:truncated_history=2.5", "expected a whole number above 0, such as 10"),
         ("BTC-USD:split", "split needs a time, such as split@2024-01-05"),
         ("BTC-USD:restated_bar", "restated_bar needs a time"),
-        ("BTC-USD:split@2024-01-05..2024-01-08", "a split has one moment"),
+        ("BTC-USD:split@2024-01-05..2024-01-08", "split takes one moment"),
+        ("BTC-USD:rescaled@2024-01-05..2024-01-08", "rescaled takes one moment"),
         ("BTC-USD:timeout@yesterday", "'yesterday' is no time: expected UTC such as 2024-01-05"),
         ("BTC-USD:timeout@2024-01-08..2024-01-05", "ends before it begins"),
         ("BTC-USD:timeout@2024-01-08..2024-01-08", "ends before it begins"),

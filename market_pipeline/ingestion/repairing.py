@@ -1,0 +1,191 @@
+"""The end of a repair: whether a difference's span was read again, and what becomes of the rest.
+
+Bars may be left that no provider can be asked for any more, or that did not come again. They are in
+the old scale. Where one factor explains the difference they are multiplied; else they stay, and the
+event stays open over the place where old and new bars meet. Not here: writing any of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+from sqlalchemy import Connection
+
+from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.differences import (
+    REPAIRING,
+    RESCALED,
+    SEAM,
+    Difference,
+    find_next_open,
+    find_span,
+    find_window,
+    multiply_bars,
+)
+from market_pipeline.domain.grids import find_grid, to_micros
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.ranges import merge_windows, subtract_windows
+from market_pipeline.domain.records import Window
+from market_pipeline.domain.settling import find_inside
+from market_pipeline.ingestion.planning import find_earliest, find_left
+from market_pipeline.ingestion.request import Request, Route
+from market_pipeline.storage.queries import read_versioned_bars
+
+REPAIRED, MULTIPLIED, TAKEN_BACK = "repaired", "multiplied", "withdrawn"
+Coverages = Mapping[Interval, Coverage]
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Bars of one interval that were not read again, and the other final bars of the span."""
+
+    bars: pd.DataFrame
+    rest: pd.DataFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a repair stands.
+
+    Attributes:
+        stage: The difference's from now on. span: Its time; without end it reaches up to now.
+        resolution: How it ended; None: it goes on. left: Expected bars still to be read again.
+        bars: What was multiplied and is to be written. settled: Spans of what was left over, which
+            count as settled again, by interval.
+    """
+
+    stage: str
+    span: tuple[datetime, datetime | None]
+    resolution: str | None = None
+    left: int = 0
+    bars: pd.DataFrame | None = None
+    settled: Mapping[Interval, tuple[Window, ...]] = field(default_factory=dict)
+
+
+def judge_repair(
+    connection: Connection,
+    market_id: int,
+    route: Route,
+    request: Request,
+    difference: Difference,
+    coverages: Coverages,
+) -> Ending:
+    """Return how a repair stands after a batch.
+
+    Args:
+        connection: In the batch's transaction.
+        market_id: The market's key.
+        route: Provider and market.
+        request: The run's.
+        difference: In the stage ``repairing``.
+        coverages: As they are with the batch.
+    """
+    calendar = route[1].calendar
+    span = find_span(difference, calendar)
+    left = _count_left(route, request, difference, coverages)
+    if left:
+        return Ending(REPAIRING, span, left=left)
+    found = _find_leftovers(connection, market_id, calendar, difference, coverages)
+    if not found:
+        return Ending(REPAIRING, span, REPAIRED)
+    settled = {
+        interval: _list_spans(calendar, interval, leftover.bars)
+        for interval, leftover in found.items()
+    }
+    if difference.has_one_factor:
+        bars = pd.concat([leftover.bars for leftover in found.values()], ignore_index=True)
+        bars = multiply_bars(bars, difference.ratio, difference.volume_ratio)
+        return Ending(REPAIRING, span, MULTIPLIED, bars=bars, settled=settled)
+    meetings = [_find_meeting(calendar, interval, one) for interval, one in found.items()]
+    # Bars among those that came are holes, and asked for again; older ones stay as they are.
+    stage = SEAM if all(_is_older(one) for one in found.values()) else REPAIRING
+    hull = min(one.start for one in meetings), max(one.end for one in meetings)
+    return Ending(stage, hull, settled=settled)
+
+
+def _count_left(
+    route: Route, request: Request, difference: Difference, coverages: Coverages
+) -> int:
+    """Return how many expected bars are still to be read again."""
+    provider, market = route
+    count = 0
+    for interval, _ in difference.list_traces():
+        earliest = find_earliest(provider.describe_history(market, interval), request)
+        known = coverages.get(interval, Coverage())
+        for part in find_left(difference, interval, known, earliest):
+            count += find_grid(market.calendar, interval, part).count(part)
+    return count
+
+
+def _find_leftovers(
+    connection: Connection,
+    market_id: int,
+    calendar: str,
+    difference: Difference,
+    coverages: Coverages,
+) -> dict[Interval, Leftover]:
+    """Return the bars that were stored before the difference was seen, and did not come again."""
+    found = {}
+    for interval, trace in difference.list_traces():
+        window = find_window(trace, calendar, interval)
+        bars = read_versioned_bars(connection, market_id, interval, window.start, window.end)
+        bars = bars[bars["is_final"]]
+        holes = [hole.window for hole in coverages.get(interval, Coverage()).holes]
+        opens = np.asarray(pd.DatetimeIndex(bars["open_time"]).as_unit("us").asi8)
+        came = find_inside(subtract_windows(trace.released, holes), opens)
+        is_old = ~came | (bars["source_kind"] == RESCALED).to_numpy()
+        if difference.version is not None:
+            is_old &= (bars["dataset_version"] <= difference.version).to_numpy()
+        if is_old.any():
+            bars = bars.drop(columns="dataset_version")
+            found[interval] = Leftover(bars[is_old], bars[~is_old])
+    return found
+
+
+def _list_spans(calendar: str, interval: Interval, bars: pd.DataFrame) -> tuple[Window, ...]:
+    """Return the spans of bars, each up to where the next one is expected."""
+    opens = bars["open_time"].dt.to_pydatetime()
+    spans = [Window(at, find_next_open(calendar, interval, to_micros(at))) for at in opens]
+    return tuple(merge_windows(spans))
+
+
+def _is_older(one: Leftover) -> bool:
+    """Tell whether bars end before those that came again begin."""
+    return one.rest.empty or bool(one.bars["open_time"].max() < one.rest["open_time"].min())
+
+
+def _find_meeting(calendar: str, interval: Interval, one: Leftover) -> Window:
+    """Return the span over which old and new bars meet."""
+    older = one.bars
+    if not one.rest.empty:
+        older = older[older["open_time"] < one.rest["open_time"].min()]
+    start = older["close_time"].iloc[-1] if len(older) else one.bars["open_time"].iloc[0]
+    if _is_older(one) and not one.rest.empty:
+        end = one.rest["close_time"].iloc[0].to_pydatetime()
+    else:
+        end = find_next_open(calendar, interval, to_micros(one.bars["open_time"].iloc[-1]))
+    return Window(start.to_pydatetime(), end)
+
+
+def describe_bars(one: Difference) -> str:
+    """Return what came back, in a sentence."""
+    return (
+        f"{one.bars} stored final bars came back at {one.ratio:.6g} times their price "
+        f"(up to {one.spread:.2%} from it)"
+    )
+
+
+def describe_difference(one: Difference, ending: Ending) -> str | None:
+    """Return what is still to be done about a difference, in a sentence; None: nothing."""
+    if ending.resolution is not None:
+        return None
+    since = f"{ending.span[0]:%Y-%m-%d %H:%M} UTC"
+    told = f"the provider restated its history from {since} on ({describe_bars(one)})"
+    if ending.stage == SEAM:
+        return f"{told}: it reaches no further back, and no one factor explains it"
+    if ending.stage == REPAIRING:
+        what = f"{ending.left} bars are" if ending.left else "bars that did not come again are"
+        return f"{told}: {what} still to be read again, statistics over them wait"
+    return f"{told}: how far it goes is still to be found, statistics over it wait"

@@ -1,0 +1,269 @@
+"""A market's difference while a run goes on: pages are compared, the difference is followed.
+
+Here: what a page says beside the stored bars, and which page to ask for next. Not here: the rules
+(``domain.differences``), asking (``market_run``), and what is stored of it (``write``).
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from sqlalchemy import Engine
+
+from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.differences import (
+    REPAIRING,
+    RESCALED,
+    TRACING,
+    WITHDRAWN,
+    Comparison,
+    Difference,
+    Edge,
+    Trace,
+    compare,
+    find_next_open,
+    find_span,
+    find_window,
+    follow,
+    keep_prices,
+    plan_probe,
+    plan_trace,
+)
+from market_pipeline.domain.grids import Micros, find_grid, to_micros
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.planning import TRACE, Ask
+from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
+from market_pipeline.domain.records import HistoryTerms, Window
+from market_pipeline.domain.settling import (
+    find_inside,
+    find_known,
+    list_known_spans,
+    release_settled,
+)
+from market_pipeline.ingestion.fetching import EPOCH, LAST_DAY, Page
+from market_pipeline.ingestion.planning import find_earliest, plan_reloads
+from market_pipeline.ingestion.request import Request, Route
+from market_pipeline.storage.history_queries import read_newest_version
+from market_pipeline.storage.queries import read_bars
+
+MOST_TRACES = 200
+"""The most pages of a run: a provider that says something else each time would have no end."""
+
+
+class DifferenceWatch:
+    """Compares a market's pages with what is stored, and follows what differs.
+
+    Args:
+        engine: Where the bars are.
+        market_id: The market's key.
+        route: Provider and market.
+        request: The run's.
+        coverages: As the run found them. A bar that is settled there is stored and final.
+        difference: What runs before this one have left open.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        market_id: int,
+        route: Route,
+        request: Request,
+        coverages: dict[Interval, Coverage],
+        difference: Difference | None,
+    ) -> None:
+        self.coverages = coverages
+        self.difference = difference
+        self.is_stored = difference is not None
+        self.releases = False
+        self._engine, self._market_id, self._request = engine, market_id, request
+        self._provider, self._market = route
+        self._has_failed = False
+        if difference is not None and difference.stage == REPAIRING and not difference.traces:
+            self.difference = self._adopt(difference)
+
+    @property
+    def is_tracing(self) -> bool:
+        """Whether the state changes with every page, and must be stored with it."""
+        return self.difference is not None and self.difference.stage in (TRACING, WITHDRAWN)
+
+    def note_stored(self) -> None:
+        """Take in that a batch with the state as it is was handed over."""
+        self.is_stored, self.releases = self.difference is not None, False
+        if self.difference is not None and self.difference.stage == WITHDRAWN:
+            self.difference, self.is_stored = None, False
+
+    def review(self, page: Page) -> Page:
+        """Return a page without what may not be stored.
+
+        An empty answer about stored bars becomes a failure: the provider had them before. Final
+        bars that differ from known ones are left out while the difference is traced.
+        """
+        if page.error is None and self._may_meet_stored(page.ask):
+            window = page.ask.window
+            with self._engine.connect() as connection:
+                stored = read_bars(
+                    connection, self._market_id, page.ask.interval, window.start, window.end
+                )
+                stored = stored[stored["is_final"]].reset_index(drop=True)
+                page = self._compare(page, stored) if page.received else _doubt(page, len(stored))
+                if self.difference is not None and self.difference.version is None:
+                    version = read_newest_version(connection)
+                    self.difference = replace(self.difference, version=version)
+        self._has_failed |= page.ask.purpose == TRACE and page.error is not None
+        return page
+
+    def iterate_trace(self) -> Iterator[Ask]:
+        """Yield requests until the difference has ended on all sides; reviews change what comes.
+
+        At the end what differs is released: from then on it is missing, and read again.
+        """
+        for _ in range(MOST_TRACES):
+            if self.difference is None or self.difference.stage != TRACING or self._has_failed:
+                return
+            ask = self._plan_next()
+            if ask is None:
+                self._release()
+                return
+            yield ask
+
+    def iterate_reload(self) -> Iterator[Ask]:
+        """Yield the requests for what this run has released."""
+        if self.releases:
+            route = (self._provider, self._market)
+            yield from plan_reloads(route, self.coverages, self._request, self.difference)
+
+    def _may_meet_stored(self, ask: Ask) -> bool:
+        known = self.coverages.get(ask.interval, Coverage())
+        part = find_grid(self._market.calendar, ask.interval, ask.window).cut(ask.window)
+        if find_known(known, part).any():
+            return True
+        trace = self.difference.traces.get(ask.interval) if self.difference is not None else None
+        return trace is not None and bool(intersect_windows(trace.released, [ask.window]))
+
+    def _compare(self, page: Page, stored: pd.DataFrame) -> Page:
+        ask, good = page.ask, page.judged.good
+        is_own = (good["interval"] == ask.interval.value).to_numpy()
+        own = good[is_own].reset_index(drop=True)
+        noise = self._describe_terms(ask.interval).noise_ratio
+        seen = compare(stored, own, ask.window, noise)
+        is_known = find_inside(list_known_spans(self._find_coverage(ask.interval)), seen.opens)
+        is_ours = self._find_ours(stored, seen, ask.interval)
+        compared = seen.select(is_known & ~is_ours)
+        self.difference = follow(self.difference, ask.interval, compared, ask.purpose == TRACE)
+        is_kept = np.ones(len(own), dtype=bool)
+        is_kept[seen.places[(seen.differs & is_known) | is_ours]] = False
+        kept = [keep_prices(own, seen)[is_kept], good[~is_own]]
+        bars = pd.concat([part for part in kept if len(part)] or [own.iloc[:0]], ignore_index=True)
+        return replace(page, judged=replace(page.judged, good=bars))
+
+    def _find_ours(
+        self, stored: pd.DataFrame, seen: Comparison, interval: Interval
+    ) -> npt.NDArray[np.bool_]:
+        """Tell which bars were multiplied here: the provider's are in another scale.
+
+        One that lies in a hole was multiplied for want of an answer, which is welcome now.
+        """
+        ours = stored.loc[stored["source_kind"] == RESCALED, "open_time"]
+        opens = np.asarray(pd.DatetimeIndex(ours).as_unit("us").asi8)
+        holes = [hole.window for hole in self._find_coverage(interval).holes]
+        return np.isin(seen.opens, opens[~find_inside(holes, opens)])
+
+    def _plan_next(self) -> Ask | None:
+        """Return the next page of a trace, or of an interval that was not looked at yet."""
+        for plan in (self._plan_trace, self._plan_probe):
+            for interval in self._market.intervals:
+                window = plan(interval)
+                if window is not None:
+                    grid = find_grid(self._market.calendar, interval, window)
+                    return Ask(interval, window, TRACE, grid.count(window))
+        return None
+
+    def _plan_trace(self, interval: Interval) -> Window | None:
+        difference = self._get_difference()
+        trace = difference.traces.get(interval)
+        if trace is None:
+            return None
+        terms, earliest = self._describe_reach(interval)
+        known = self._list_known(interval)
+        trace, window = plan_trace(trace, known, interval, terms.page, to_micros(earliest))
+        self._note(interval, trace)
+        return window
+
+    def _plan_probe(self, interval: Interval) -> Window | None:
+        difference = self._get_difference()
+        if interval in difference.traces:
+            return None
+        start, end = find_span(difference, self._market.calendar)
+        terms, earliest = self._describe_reach(interval)
+        span = Window(start, end or LAST_DAY)
+        known = self._list_known(interval)
+        window = plan_probe(known, span, interval, terms.page, to_micros(earliest))
+        if window is None:
+            self._note(interval, None)
+        return window
+
+    def _release(self) -> None:
+        """Let what differs be missing, as far as the provider reaches."""
+        for interval, trace in self._get_difference().list_traces():
+            _, earliest = self._describe_reach(interval)
+            window = find_window(trace, self._market.calendar, interval)
+            reached = subtract_windows([window], [Window(EPOCH, earliest)])
+            known = self._find_coverage(interval)
+            freed = intersect_windows(list_known_spans(known), reached)
+            released = tuple(merge_windows([*trace.released, *freed]))
+            self._note(interval, replace(trace, released=released))
+            self.coverages[interval] = release_settled(known, released)
+        self.difference = replace(self._get_difference(), stage=REPAIRING)
+        self.releases = True
+
+    def _adopt(self, difference: Difference) -> Difference:
+        """Return a reload that the version before has begun, as it is noted now."""
+        traces: dict[Interval, Trace | None] = {}
+        for interval, known in self.coverages.items():
+            if known.first_bar_at is None or known.last_bar_at is None:
+                continue
+            first, last = to_micros(known.first_bar_at), to_micros(known.last_bar_at)
+            end = find_next_open(self._market.calendar, interval, last)
+            released = (Window(known.first_bar_at, end),)
+            lower, upper = (Edge(at, at, is_found=True) for at in (first, last))
+            traces[interval] = Trace(lower, upper, released)
+        return replace(difference, traces=traces)
+
+    def _list_known(self, interval: Interval) -> Micros:
+        """Return where the expected bars open that are stored and final."""
+        known = self._find_coverage(interval)
+        spans = list_known_spans(known)
+        if not spans:
+            return np.empty(0, dtype=np.int64)
+        whole = Window(spans[0].start, spans[-1].end)
+        part = find_grid(self._market.calendar, interval, whole).cut(whole)
+        return part.opens[find_known(known, part)]
+
+    def _find_coverage(self, interval: Interval) -> Coverage:
+        return self.coverages.get(interval, Coverage())
+
+    def _describe_terms(self, interval: Interval) -> HistoryTerms:
+        return self._provider.describe_history(self._market, interval)
+
+    def _describe_reach(self, interval: Interval) -> tuple[HistoryTerms, datetime]:
+        terms = self._describe_terms(interval)
+        return terms, max(find_earliest(terms, self._request) or EPOCH, EPOCH)
+
+    def _get_difference(self) -> Difference:
+        return self.difference or Difference()
+
+    def _note(self, interval: Interval, trace: Trace | None) -> None:
+        difference = self._get_difference()
+        self.difference = replace(difference, traces={**difference.traces, interval: trace})
+
+
+def _doubt(page: Page, stored: int) -> Page:
+    """Turn an empty answer about a span that has bars into a failure: it had them before."""
+    if not stored:
+        return page
+    return replace(
+        page, error=f"the provider has no bars in this window, of which {stored} are stored"
+    )
