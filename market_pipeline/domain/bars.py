@@ -17,7 +17,7 @@ import pandas as pd
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import build_bar_frame, build_empty_bar_frame
-from market_pipeline.domain.sessions import build_hourly_grid
+from market_pipeline.domain.sessions import build_hourly_grid, find_sessions
 
 TimeSeries: TypeAlias = "pd.Series[pd.Timestamp]"
 Words: TypeAlias = "pd.Series[str]"
@@ -72,7 +72,7 @@ def build_daily_bars(hourly: pd.DataFrame, sessions: pd.DataFrame) -> pd.DataFra
         A bar frame ordered by open_time (the session date at 00:00 UTC).
     """
     hours = hourly[hourly["interval"] == Interval.HOUR.value]
-    session = _find_sessions(hours["open_time"], sessions)
+    session = find_sessions(hours["open_time"], sessions)
     hours = hours[session >= 0]
     if hours.empty:
         return build_empty_bar_frame()
@@ -82,21 +82,11 @@ def build_daily_bars(hourly: pd.DataFrame, sessions: pd.DataFrame) -> pd.DataFra
 
 def _expect_hours(sessions: pd.DataFrame) -> pd.DataFrame:
     slots = pd.Series(build_hourly_grid(sessions))
-    session = _find_sessions(slots, sessions)
+    session = find_sessions(slots, sessions)
     owners = sessions.iloc[session].reset_index(drop=True)
     return pd.DataFrame(
         {"slot": slots, "open_time": owners["session_date"], "close_time": owners["close_time"]}
     )
-
-
-def _find_sessions(times: TimeSeries, sessions: pd.DataFrame) -> "np.ndarray[Any, Any]":
-    """Return the row of the session each time falls in, -1 where none does."""
-    if sessions.empty:
-        return np.full(len(times), -1)
-    row = np.asarray(sessions["open_time"].searchsorted(times, side="right")) - 1
-    closes = sessions["close_time"].iloc[row].to_numpy(dtype="datetime64[us]")
-    inside = (row >= 0) & (times.to_numpy(dtype="datetime64[us]") < closes)
-    return np.where(inside, row, -1)
 
 
 def _merge_bars(
