@@ -98,6 +98,8 @@ def find_gone_sessions(sessions: pd.DataFrame, gone: Sequence[Window]) -> list[W
         sessions: The market's sessions.
         gone: Hours that open in one of these will never come.
     """
+    if not gone:
+        return []
     expected = _expect_hours(sessions)
     is_due = _find_due(_to_moments(expected["slot"]), gone)
     dates = sessions.loc[

@@ -22,6 +22,7 @@ from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, Market, Window
 from market_pipeline.domain.settling import Answer, settle_answer
+from market_pipeline.ingestion.derived import find_absence
 from market_pipeline.ingestion.fetching import EPOCH, LAST_DAY, judge_page
 from market_pipeline.ingestion.receipts import (
     Run,
@@ -30,7 +31,7 @@ from market_pipeline.ingestion.receipts import (
     begin_receipt,
 )
 from market_pipeline.ingestion.request import Request
-from market_pipeline.ingestion.write import Written, write_market_bars
+from market_pipeline.ingestion.write import Coverages, add_inserted, write_market_bars
 from market_pipeline.storage.claims import (
     hold_claim,
     release_run_claims,
@@ -223,8 +224,13 @@ def _write(
 ) -> None:
     """Write bars as an ingestion would: weeks, version, coverage and receipt in one transaction."""
     begin_receipt(connection, run)
-    written = write_market_bars(connection, run, one, market_id, good)
-    _heal_coverage(connection, run, one, market_id, good, written)
+    before = {key[1]: value for key, value in read_coverage(connection, [market_id]).items()}
+    healed = _heal_coverage(before, run, one, good)
+    absence = find_absence(one, before, {**before, **healed})
+    written = write_market_bars(connection, run, one, market_id, good, absence)
+    for interval, after in add_inserted(healed, written).items():
+        known = before.get(interval, Coverage())
+        write_coverage(connection, (market_id, interval), known, after, None, run.run_id)
     counts = {
         name: getattr(written.counts, name)
         for name in ("inserted", "updated", "unchanged", "revised")
@@ -235,22 +241,15 @@ def _write(
     add_table_receipt(connection, run, market_aggregate.name, written.counts, "ok")
 
 
-def _heal_coverage(
-    connection: Connection,
-    run: Run,
-    one: Market,
-    market_id: int,
-    good: pd.DataFrame,
-    written: Written,
-) -> None:
+def _heal_coverage(before: Coverages, run: Run, one: Market, good: pd.DataFrame) -> Coverages:
     """Close the holes that the bars leave; nothing was asked of the provider."""
-    known = {key[1]: value for key, value in read_coverage(connection, [market_id]).items()}
-    for name, bars in good.groupby("interval"):
-        interval = Interval(str(name))
-        before = known.get(interval, Coverage())
-        after = _settle(before, interval, one.calendar, bars, run.request.now)
-        after = replace(after, bars=before.bars + written.inserted.get(interval, 0))
-        write_coverage(connection, (market_id, interval), before, after, None, run.run_id)
+    groups = {Interval(str(name)): bars for name, bars in good.groupby("interval")}
+    return {
+        interval: _settle(
+            before.get(interval, Coverage()), interval, one.calendar, bars, run.request.now
+        )
+        for interval, bars in groups.items()
+    }
 
 
 def _settle(

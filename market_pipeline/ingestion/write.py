@@ -16,7 +16,13 @@ from market_pipeline.domain.records import Market, build_empty_bar_frame
 from market_pipeline.domain.settling import Answer, forget_settled, settle_answer, settle_failure
 from market_pipeline.domain.spikes import find_spikes
 from market_pipeline.ingestion.batches import BarBatch
-from market_pipeline.ingestion.derived import rebuild_days, rebuild_weeks
+from market_pipeline.ingestion.derived import (
+    NOTHING_ABSENT,
+    Absence,
+    find_absence,
+    rebuild_days,
+    rebuild_weeks,
+)
 from market_pipeline.ingestion.fetching import Page
 from market_pipeline.ingestion.receipts import (
     Run,
@@ -105,8 +111,10 @@ def write_batch(engine: Engine, run: Run, batch: BarBatch) -> BatchResult:
             after = {interval: forget_settled(known) for interval, known in before.items()}
             written = Written()
         else:
-            written = _write_bars(connection, run, batch)
-            after = _settle(run.request, batch, before, written)
+            after = _settle(run.request, batch, before)
+            absence = find_absence(batch.route[1], before, after)
+            written = _write_bars(connection, run, batch, absence)
+            after = add_inserted(after, written)
         _write_coverages(connection, run, batch, before, after)
         result = _judge_batch(run, batch, written, after)
         row = _describe_batch(batch, written, result, before, after)
@@ -165,20 +173,25 @@ def write_markets(engine: Engine, run: Run, markets: Sequence[Market]) -> WriteC
     return counts
 
 
-def _write_bars(connection: Connection, run: Run, batch: BarBatch) -> Written:
+def _write_bars(connection: Connection, run: Run, batch: BarBatch, absence: Absence) -> Written:
     bars = _join_good(batch.pages)
     for page in batch.pages:
         if len(page.judged.rejected):
             now = page.asked_at
             rejected = page.judged.rejected
             record_rejected(connection, run.run_id, batch.market_id, rejected, now)
-    if bars.empty:
+    if bars.empty and not absence.new:
         return Written()
-    return write_market_bars(connection, run, batch.route[1], batch.market_id, bars)
+    return write_market_bars(connection, run, batch.route[1], batch.market_id, bars, absence)
 
 
 def write_market_bars(
-    connection: Connection, run: Run, one: Market, market_id: int, bars: pd.DataFrame
+    connection: Connection,
+    run: Run,
+    one: Market,
+    market_id: int,
+    bars: pd.DataFrame,
+    absence: Absence = NOTHING_ABSENT,
 ) -> Written:
     """Write bars of one market, the days and weeks they touch, and where the changes are.
 
@@ -187,10 +200,11 @@ def write_market_bars(
         run: On whose behalf.
         one: The market.
         market_id: Its key.
-        bars: A judged bar frame of fetched intervals.
+        bars: A judged bar frame of fetched intervals; none, where only ``absence`` is news.
+        absence: Bars that will never come: days and weeks do not wait for them.
     """
     groups = sorted(bars.groupby("interval"), key=lambda group: -len(group[1]))
-    frames = [frame.assign(market_id=market_id) for _, frame in groups]
+    frames = [frame.assign(market_id=market_id) for _, frame in groups or [("", bars)]]
     staged = stage_frame(connection, market_aggregate, frames[0])
     version = take_dataset_version(connection)  # waits for the merges before it
     stamps: dict[str, Any] = {
@@ -202,10 +216,10 @@ def write_market_bars(
     counts += [upsert_frame(connection, market_aggregate, frame, stamps) for frame in frames[1:]]
     inserted = {
         Interval(str(interval)): count.inserted
-        for (interval, _), count in zip(groups, counts, strict=True)
+        for (interval, _), count in zip(groups, counts, strict=False)
     }
     for build in (rebuild_days, rebuild_weeks):
-        derived = build(connection, one, market_id, pd.concat(frames), run.request.now)
+        derived = build(connection, one, market_id, pd.concat(frames), run.request.now, absence)
         if len(derived):
             frames.append(derived.assign(market_id=market_id))
             counts.append(upsert_frame(connection, market_aggregate, frames[-1], stamps))
@@ -246,7 +260,7 @@ def _read_coverages(connection: Connection, market_id: int) -> Coverages:
     return {interval: coverage for (_, interval), coverage in found.items()}
 
 
-def _settle(request: Request, batch: BarBatch, before: Coverages, written: Written) -> Coverages:
+def _settle(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
     provider, one = batch.route
     after = dict(before)
     for page in batch.pages:
@@ -254,10 +268,15 @@ def _settle(request: Request, batch: BarBatch, before: Coverages, written: Writt
         known = after.get(interval, Coverage())
         lag = provider.describe_history(one, interval).publication_lag
         after[interval] = _settle_page(known, page, one.calendar, lag, request.asked_at)
-    for interval, inserted in written.inserted.items():
-        if interval in after:
-            after[interval] = replace(after[interval], bars=after[interval].bars + inserted)
     return after
+
+
+def add_inserted(coverages: Coverages, written: Written) -> Coverages:
+    """Return coverages that have counted the new bars in."""
+    return {
+        interval: replace(coverage, bars=coverage.bars + written.inserted.get(interval, 0))
+        for interval, coverage in coverages.items()
+    }
 
 
 def _settle_page(
