@@ -12,6 +12,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.errors import StorageError, SupersededError
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.domain.records import Market, build_empty_bar_frame
 from market_pipeline.domain.settling import Answer, forget_settled, settle_answer, settle_failure
 from market_pipeline.domain.spikes import find_spikes
@@ -35,6 +36,7 @@ from market_pipeline.ingestion.receipts import (
 )
 from market_pipeline.ingestion.registration import ensure_market, register_markets
 from market_pipeline.ingestion.request import Request
+from market_pipeline.ingestion.strays import suspect_calendar
 from market_pipeline.ingestion.stream import Item, MarketStopped
 from market_pipeline.storage.claims import hold_claim, release_claim
 from market_pipeline.storage.coverage import read_coverage, write_coverage
@@ -61,12 +63,14 @@ class BatchResult:
     Attributes:
         counts: Of rows. outcome: Of the market so far; it is its last word with the last batch.
         reason: What went wrong, in one line. holes_left: Spans that should be there and are not.
+        quarantined: Bars of the market that were refused, those aside that no session has.
     """
 
     counts: WriteCounts
     outcome: str
     reason: str | None
     holes_left: int = 0
+    quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,8 @@ def write_batch(engine: Engine, run: Run, batch: BarBatch) -> BatchResult:
             written = _write_bars(connection, run, batch, absence)
             after = add_inserted(after, written)
         _write_coverages(connection, run, batch, before, after)
-        result = _judge_batch(run, batch, written, after)
+        suspicion = suspect_calendar(connection, batch.route[1], batch.market_id, after)
+        result = _judge_batch(run, batch, written, after, suspicion)
         row = _describe_batch(batch, written, result, before, after)
         add_market_receipt(connection, run, batch.market_id, row)
         add_requests(connection, run, batch.market_id, batch.pages)
@@ -310,7 +315,9 @@ def _write_coverages(
         write_coverage(connection, key, known, coverage, refreshed_at, run.run_id)
 
 
-def _judge_batch(run: Run, batch: BarBatch, written: Written, after: Coverages) -> BatchResult:
+def _judge_batch(
+    run: Run, batch: BarBatch, written: Written, after: Coverages, suspicion: str | None
+) -> BatchResult:
     progress, window = batch.progress, run.request.window
     left = [
         f"{interval} {hole.window.start:%Y-%m-%d %H:%M}: {hole.reason}"
@@ -321,9 +328,11 @@ def _judge_batch(run: Run, batch: BarBatch, written: Written, after: Coverages) 
         and window.start < hole.window.end
     ]
     reasons = [*progress.failures]
-    reasons += [f"{count} bars rejected: {rule}" for rule, count in progress.quarantined.items()]
+    refused = {rule: n for rule, n in progress.quarantined.items() if rule != NOT_A_SESSION}
+    reasons += [f"{count} bars rejected: {rule}" for rule, count in refused.items()]
     if left and not progress.failures:
         reasons.append(f"{len(left)} holes left, the first at {left[0]}")
+    reasons += [suspicion] if suspicion else []
     is_empty = bool(progress.asked) and not any(known.bars for known in after.values())
     if is_empty and not reasons:
         reasons = ["the provider has no bars in this window"]
@@ -332,7 +341,13 @@ def _judge_batch(run: Run, batch: BarBatch, written: Written, after: Coverages) 
         outcome = "failed"
     if not batch.is_last:
         outcome, reasons = "partial", [*reasons, "not finished"]
-    return BatchResult(written.counts, outcome, shorten_reason(reasons), len(left))
+    if progress.strays and not suspicion:
+        calendar = batch.route[1].calendar
+        reasons.append(
+            f"{progress.strays} bars outside the sessions of {calendar}, kept in quarantine"
+        )
+    quarantined = sum(refused.values()) + (progress.strays if suspicion else 0)
+    return BatchResult(written.counts, outcome, shorten_reason(reasons), len(left), quarantined)
 
 
 def _describe_batch(
@@ -347,7 +362,7 @@ def _describe_batch(
         "updated": written.counts.updated,
         "unchanged": written.counts.unchanged,
         "revised": written.counts.revised,
-        "quarantined": sum(progress.quarantined.values()),
+        "quarantined": result.quarantined,
         "spikes": sum(map(len, spikes)),
         "holes_left": result.holes_left,
         "calls": progress.calls,
