@@ -110,7 +110,7 @@ def _name_broken_rules(frame: pd.DataFrame, now: datetime, sessions: pd.DataFram
     tests = {
         **_test_numbers(frame),
         **_test_times(frame, now),
-        NOT_A_SESSION: _test_sessions(frame, sessions),
+        NOT_A_SESSION: find_strays(frame, sessions),
         "off_grid": ~_test_grid(frame, sessions),
     }
     return np.select(list(tests.values()), list(tests), default="").astype(object)
@@ -138,8 +138,13 @@ def _test_times(frame: pd.DataFrame, now: datetime) -> dict[str, BoolArray]:
     }
 
 
-def _test_sessions(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> BoolArray:
-    """Tell which bars lie between the first and the last session, and in none."""
+def find_strays(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> BoolArray:
+    """Tell which bars lie between the first and the last session, and in none.
+
+    Args:
+        frame: Columns ``interval`` and ``open_time``.
+        sessions: See :func:`judge_bars`.
+    """
     if sessions is None or sessions.empty:
         return np.zeros(len(frame), dtype=bool)
     opens, dates = frame["open_time"], sessions["session_date"]

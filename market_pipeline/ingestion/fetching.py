@@ -71,15 +71,12 @@ def fetch_page(provider: Provider, market: Market, ask: Ask, now: datetime) -> P
 
 def judge_page(bars: pd.DataFrame, market: Market, now: datetime) -> JudgedBars:
     """Separate possible bars from impossible ones by the market's own sessions."""
-    return judge_bars(bars, now, _read_sessions_around(bars, market))
+    return judge_bars(bars, now, read_sessions_around(bars["open_time"], market.calendar))
 
 
-def _read_sessions_around(bars: pd.DataFrame, market: Market) -> pd.DataFrame:
+def read_sessions_around(times: "pd.Series[pd.Timestamp]", calendar: str) -> pd.DataFrame:
     """Return every session that a received bar can belong to, those beyond the window included."""
-    times = bars["open_time"]
     times = times[times.between(EPOCH, LAST_DAY)]  # Others cannot be true: they need no session.
     if times.empty:
-        return read_sessions(market.calendar, EPOCH, EPOCH)
-    return read_sessions(
-        market.calendar, times.min() - CLOSED_AT_MOST, times.max() + CLOSED_AT_MOST
-    )
+        return read_sessions(calendar, EPOCH, EPOCH)
+    return read_sessions(calendar, times.min() - CLOSED_AT_MOST, times.max() + CLOSED_AT_MOST)

@@ -18,12 +18,18 @@ import pandas as pd
 from sqlalchemy import Connection, Engine, func, select, tuple_
 
 from market_pipeline.domain.coverage import Coverage
-from market_pipeline.domain.errors import PipelineError
+from market_pipeline.domain.errors import ClaimTimeoutError, PipelineError, SupersededError
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.judging import NOT_A_SESSION, find_strays
 from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, Market, Window
 from market_pipeline.domain.settling import Answer, settle_answer
 from market_pipeline.ingestion.derived import find_absence
-from market_pipeline.ingestion.fetching import EPOCH, LAST_DAY, judge_page
+from market_pipeline.ingestion.fetching import (
+    EPOCH,
+    LAST_DAY,
+    judge_page,
+    read_sessions_around,
+)
 from market_pipeline.ingestion.receipts import (
     Run,
     add_market_receipt,
@@ -32,6 +38,7 @@ from market_pipeline.ingestion.receipts import (
 )
 from market_pipeline.ingestion.request import Request
 from market_pipeline.ingestion.write import Coverages, add_inserted, write_market_bars
+from market_pipeline.observability.logs import get_logger
 from market_pipeline.storage.claims import (
     hold_claim,
     release_run_claims,
@@ -44,6 +51,7 @@ from market_pipeline.storage.quarantine import parse_payloads, read_quarantine, 
 from market_pipeline.storage.queries import read_frame
 from market_pipeline.storage.tables import market, market_aggregate
 
+logger = get_logger(__name__)
 TRIGGER = "replay"
 BEFORE_SPLIT = "before_split"
 CLAIM_TIME = timedelta(minutes=2)
@@ -94,6 +102,32 @@ def replay_rows(engine: Engine, row_ids: Sequence[int] | None, now: datetime) ->
     return result
 
 
+def replay_sessions(engine: Engine, calendar: str, now: datetime) -> bool:
+    """Judge again the bars of dates or hours that a calendar has a session for by now.
+
+    Nobody is waited for.
+
+    Args:
+        engine: The database.
+        calendar: As this process knows it.
+        now: By this clock bars lie in the future, or not (UTC).
+
+    Returns:
+        Whether all were judged: a market that is being ingested is left for another time.
+    """
+    with engine.connect() as connection:
+        rows = read_quarantine(connection, status="open", rule=NOT_A_SESSION, calendar=calendar)
+    rows = rows[~find_strays(rows, read_sessions_around(rows["open_time"], calendar))]
+    run_id, is_whole = uuid4(), True
+    for market_id, group in rows.groupby("market_id", sort=True):
+        try:
+            _replay_market(engine, run_id, int(str(market_id)), group, now, timedelta(0))
+        except (ClaimTimeoutError, SupersededError) as error:
+            logger.warning("bars of new sessions wait", calendar=calendar, error=str(error))
+            is_whole = False
+    return is_whole
+
+
 def discard_rows(engine: Engine, row_ids: Sequence[int], now: datetime) -> list[int]:
     """Mark rows as bad for good, and return them.
 
@@ -135,10 +169,15 @@ def _list(row_ids: Iterable[int]) -> str:
 
 
 def _replay_market(
-    engine: Engine, run_id: UUID, market_id: int, rows: pd.DataFrame, now: datetime
+    engine: Engine,
+    run_id: UUID,
+    market_id: int,
+    rows: pd.DataFrame,
+    now: datetime,
+    patience: timedelta = CLAIM_PATIENCE,
 ) -> Replay:
     with show_life(engine, run_id):
-        token = wait_for_claim(engine, market_id, run_id, CLAIM_TIME, CLAIM_PATIENCE)
+        token = wait_for_claim(engine, market_id, run_id, CLAIM_TIME, patience)
         try:
             with engine.begin() as connection:
                 hold_claim(connection, market_id, token)

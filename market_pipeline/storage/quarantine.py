@@ -153,6 +153,8 @@ def read_quarantine(
     row_ids: Sequence[int] | None = None,
     market_ids: Sequence[int] | None = None,
     status: str | None = None,
+    rule: str | None = None,
+    calendar: str | None = None,
     limit: int | None = None,
 ) -> pd.DataFrame:
     """Return quarantined rows, the last seen first.
@@ -162,6 +164,8 @@ def read_quarantine(
         row_ids: These alone; None: any.
         market_ids: Of these markets alone; None: of all.
         status: ``open``, ``replayed`` or ``discarded``; None: any.
+        rule: That they broke; None: any.
+        calendar: Of markets that follow it alone; None: of all.
         limit: The most rows; None: all.
 
     Returns:
@@ -176,8 +180,9 @@ def read_quarantine(
         query = query.where(rows.row_id.in_(list(row_ids)))
     if market_ids is not None:
         query = query.where(rows.market_id.in_(list(market_ids)))
-    if status is not None:
-        query = query.where(rows.status == status)
+    wanted = ((rows.status, status), (rows.rule, rule), (market.c.calendar, calendar))
+    for column, value in wanted:
+        query = query if value is None else query.where(column == value)
     ordered = query.order_by(rows.last_seen_at.desc(), rows.row_id.desc()).limit(limit)
     return read_frame(connection, ordered)
 

@@ -1,20 +1,28 @@
 """Bars of no session: kept once, out of every series, and no fault of the market."""
 
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine, text
 
-from market_pipeline.domain.sessions import read_sessions
+from market_pipeline.cli.main import main
+from market_pipeline.domain import sessions
+from market_pipeline.domain.grids import _build_grid
+from market_pipeline.domain.sessions import build_schedule
+from market_pipeline.ingestion import calendars
+from market_pipeline.ingestion.calendars import load_calendars
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.run_alerts import MarketEnds
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.file import FileProvider
+from market_pipeline.storage.claims import release_run_claims, show_life, wait_for_claim
 
 START, NOW = datetime(2023, 8, 1, tzinfo=UTC), datetime(2024, 3, 4, 12, tzinfo=UTC)
 SATURDAY = "2024-02-10"
@@ -34,7 +42,8 @@ class Files:
 
     def write(self, *strays: str) -> None:
         """Write the sessions of half a year, and rows of other dates that are far too high."""
-        days = read_sessions("XNYS", START, NOW)["session_date"]
+        days = build_schedule("XNYS")["session_date"]
+        days = days[days.between(START, NOW)]
         dates = sorted([*days.dt.strftime("%Y-%m-%d"), *strays])
         rows = [f"{day},{9e5 if day in strays else 4000 + at}\n" for at, day in enumerate(dates)]
         (self.folder / "SPX.csv").write_text("date,close\n" + "".join(rows))
@@ -129,3 +138,79 @@ def test_an_impossible_row_beside_a_stray_one_is_still_told(files: Files) -> Non
     assert (receipt["outcome"], receipt["quarantined"]) == ("partial", 1)
     assert receipt["reason"].startswith("1 bars rejected: price_not_positive; 1 holes left")
     assert receipt["reason"].endswith("1 bars outside the sessions of XNYS, kept in quarantine")
+
+
+CLOSED_BY_MISTAKE = ("2024-02-13", "2024-02-14")
+RUNS = "SELECT trigger FROM market_data.ingestion_run ORDER BY started_at, trigger"
+STATUSES = "SELECT status FROM market_data.quarantined_row ORDER BY open_time"
+
+
+@pytest.fixture
+def load(files: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Load New York's calendar as a new process does, by a library that lacks some dates."""
+
+    def load_anew(*lacking: str, source: str) -> None:
+        lacks = build_schedule("XNYS")
+        lacks = lacks[~lacks["session_date"].dt.strftime("%Y-%m-%d").isin(lacking)]
+        monkeypatch.setattr(sessions, "_known", {})
+        monkeypatch.setattr(calendars, "build_schedule", lambda _: lacks.reset_index(drop=True))
+        monkeypatch.setattr(calendars, "describe_source", lambda: source)
+        _build_grid.cache_clear()
+        load_calendars(files.engine, ["XNYS"])
+
+    yield load_anew
+    _build_grid.cache_clear()
+
+
+def test_a_calendar_that_learns_of_a_session_takes_its_bars_in(
+    files: Files, load: Callable[..., None]
+) -> None:
+    """By the replay's own path, once, in the process that noticed; what is still closed stays."""
+    load(*CLOSED_BY_MISTAKE, source="exchange_calendars 1")
+    files.write(SATURDAY)
+    files.run()
+    assert [row["date"] for row in files.read(STRAYS)] == [SATURDAY, *CLOSED_BY_MISTAKE]
+    load(source="exchange_calendars 2")
+    assert files.read(STATUSES) == [{"status": one} for one in ("open", "replayed", "replayed")]
+    assert [row["trigger"] for row in files.read(RUNS)] == ["manual", "replay"]
+    days = {row["date"]: row["is_final"] for row in files.read(DAYS, interval="1d")}
+    weeks = {row["date"]: row["is_final"] for row in files.read(DAYS, interval="1w")}
+    assert [days.get(day) for day in CLOSED_BY_MISTAKE] == [True, True]
+    assert weeks["2024-02-12"] is True
+    assert files.read("SELECT 1 FROM market_data.fetch_claim") == []
+    load(source="exchange_calendars 2")
+    assert len(files.read(RUNS)) == 2
+    assert files.run(NOW + timedelta(minutes=5))["outcome"] == "ok"
+
+
+def test_the_replay_command_judges_by_the_calendar_of_today(
+    files: Files, load: Callable[..., None], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of no session are among those that `quarantine replay --all` judges again."""
+    load(*CLOSED_BY_MISTAKE, source="exchange_calendars 1")
+    files.write(SATURDAY)
+    files.run()
+    monkeypatch.setattr(sessions, "_known", {})
+    _build_grid.cache_clear()
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    replayed = CliRunner().invoke(main, ["quarantine", "replay", "--all"])
+    assert replayed.exit_code == 3
+    assert "2 rows replayed, 1 still bad" in replayed.stdout
+    assert "is still bad: not_a_session" in replayed.stderr
+
+
+def test_a_market_that_is_busy_is_judged_again_by_a_later_process(
+    files: Files, load: Callable[..., None]
+) -> None:
+    """A run goes on without; the calendar's source is not noted before the rows are in."""
+    load(*CLOSED_BY_MISTAKE, source="exchange_calendars 1")
+    files.write()
+    files.run()
+    other = uuid4()
+    with show_life(files.engine, other):
+        wait_for_claim(files.engine, 1, other, timedelta(minutes=2), timedelta(0))
+        load(source="exchange_calendars 2")
+        release_run_claims(files.engine, other)
+    assert files.read(STATUSES) == [{"status": "open"}] * 2
+    load(source="exchange_calendars 2")
+    assert files.read(STATUSES) == [{"status": "replayed"}] * 2
