@@ -140,6 +140,7 @@ def write_stop(engine: Engine, run: Run, stopped: MarketStopped) -> BatchResult:
     with engine.begin() as connection:
         begin_receipt(connection, run)
         row = describe_stop(str(stopped.error), outcome)
+        row["assumed"] = stopped.route[1].assumed
         add_market_receipt(connection, run, market_id, row)
         landed = "ok" if outcome == "ok" else "partial"
         add_table_receipt(connection, run, market_aggregate.name, WriteCounts(), landed)
@@ -374,6 +375,7 @@ def _describe_batch(
         "last_version": written.version,
         "outcome": result.outcome,
         "reason": result.reason,
+        "assumed": batch.route[1].assumed,
     }
 
 
