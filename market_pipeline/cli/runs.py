@@ -90,6 +90,9 @@ def show_run(run_id: UUID, as_json: bool, has_failed: bool = False) -> str | Non
         print_json(receipt)
     elif receipt["outcome"] is not None:
         print_rows("Bars by market", [_pick_columns(row) for row in receipt["markets"]])
+        for row in receipt["markets"]:
+            if row["assumed"]:
+                click.echo(f"{row['provider']}:{row['symbol']}: {row['assumed']}")
         print_rows("Rows by table", receipt["tables"])
         click.echo(f"Run {run_id}: {receipt['outcome']}")
     outcome: str | None = receipt["outcome"]

@@ -5,23 +5,27 @@ Not here: reading or storing them. Every frame holds the bars of one market.
 
 Open is the first, close the last, high the greatest, low the least. Volumes and trades of the bars
 that have them are added up, and stay unknown where none has; a ``rolling_24h`` volume is never
-added, for it would count a day's trade once an hour. A bar is final only when every session (or
-hour) the calendar expects in it has a final bar and no provisional one took part.
+added, for it would count a day's trade once an hour. A bar is final when every session (or hour)
+that can still come has come and is final. Bars that belong to no session are left out: an older
+version may have stored some.
 """
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
+from market_pipeline.domain.grids import to_micros
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import build_bar_frame, build_empty_bar_frame
-from market_pipeline.domain.sessions import build_hourly_grid
+from market_pipeline.domain.records import Window, build_bar_frame, build_empty_bar_frame
+from market_pipeline.domain.sessions import build_hourly_grid, find_sessions
 
 TimeSeries: TypeAlias = "pd.Series[pd.Timestamp]"
 Words: TypeAlias = "pd.Series[str]"
 Moments: TypeAlias = "np.ndarray[Any, np.dtype[np.datetime64]]"
+Flags: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
 Places: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
 
 
@@ -34,20 +38,24 @@ def floor_to_weeks(times: TimeSeries) -> TimeSeries:
     )
 
 
-def build_weekly_bars(daily: pd.DataFrame, sessions: pd.DataFrame, now: datetime) -> pd.DataFrame:
+def build_weekly_bars(
+    daily: pd.DataFrame, sessions: pd.DataFrame, now: datetime, gone: Sequence[Window] = ()
+) -> pd.DataFrame:
     """Build the weekly bars of one market from all its stored daily bars of those weeks.
 
     Args:
-        daily: A bar frame; rows of other intervals are left aside.
+        daily: A bar frame; rows of other intervals and of no session are left aside.
         sessions: The market's sessions (``sessions.read_sessions``), for whole weeks: those missing
             from it are not expected.
-        now: The run's clock; a week is not final before its last session has closed.
+        now: The run's clock; a day that has not closed by then is not final.
+        gone: Sessions whose date lies in one of these will never come and are not waited for.
 
     Returns:
         A bar frame ordered by open_time (Monday 00:00 UTC). ``close_time`` is the close of the
         week's last session, for always-open markets the next Monday 00:00 UTC.
     """
     days = daily[daily["interval"] == Interval.DAY.value]
+    days = days[days["open_time"].isin(sessions["session_date"])]
     if days.empty:
         return build_empty_bar_frame()
     expected = pd.DataFrame(
@@ -57,73 +65,94 @@ def build_weekly_bars(daily: pd.DataFrame, sessions: pd.DataFrame, now: datetime
             "close_time": sessions["close_time"],
         }
     )
-    weeks = _merge_bars(days, floor_to_weeks(days["open_time"]), expected, Interval.WEEK)
-    return weeks.assign(is_final=weeks["is_final"] & (weeks["close_time"] <= pd.Timestamp(now)))
+    days = days.assign(is_final=days["is_final"] & (days["close_time"] <= pd.Timestamp(now)))
+    return _merge_bars(days, floor_to_weeks(days["open_time"]), expected, Interval.WEEK, gone)
 
 
-def build_daily_bars(hourly: pd.DataFrame, sessions: pd.DataFrame) -> pd.DataFrame:
+def build_daily_bars(
+    hourly: pd.DataFrame, sessions: pd.DataFrame, gone: Sequence[Window] = ()
+) -> pd.DataFrame:
     """Build the daily bars of one market from its hourly ones; hours outside sessions do not count.
 
     Args:
         hourly: A bar frame; rows of other intervals are left aside.
         sessions: The market's sessions; a lunch break counts as open hours.
+        gone: Hours that open in one of these will never come and are not waited for.
 
     Returns:
         A bar frame ordered by open_time (the session date at 00:00 UTC).
     """
     hours = hourly[hourly["interval"] == Interval.HOUR.value]
-    session = _find_sessions(hours["open_time"], sessions)
+    session = find_sessions(hours["open_time"], sessions)
     hours = hours[session >= 0]
     if hours.empty:
         return build_empty_bar_frame()
     dates = sessions["session_date"].iloc[session[session >= 0]].set_axis(hours.index)
-    return _merge_bars(hours, dates, _expect_hours(sessions), Interval.DAY)
+    return _merge_bars(hours, dates, _expect_hours(sessions), Interval.DAY, gone)
+
+
+def find_gone_sessions(sessions: pd.DataFrame, gone: Sequence[Window]) -> list[Window]:
+    """Return the dates of the sessions none of whose hours will ever come.
+
+    Args:
+        sessions: The market's sessions.
+        gone: Hours that open in one of these will never come.
+    """
+    if not gone:
+        return []
+    expected = _expect_hours(sessions)
+    is_due = _find_due(_to_moments(expected["slot"]), gone)
+    dates = sessions.loc[
+        ~sessions["session_date"].isin(expected["open_time"][is_due]), "session_date"
+    ]
+    day = timedelta(days=1)
+    return [Window(date, date + day) for date in dates.dt.to_pydatetime()]
 
 
 def _expect_hours(sessions: pd.DataFrame) -> pd.DataFrame:
     slots = pd.Series(build_hourly_grid(sessions))
-    session = _find_sessions(slots, sessions)
+    session = find_sessions(slots, sessions)
     owners = sessions.iloc[session].reset_index(drop=True)
     return pd.DataFrame(
         {"slot": slots, "open_time": owners["session_date"], "close_time": owners["close_time"]}
     )
 
 
-def _find_sessions(times: TimeSeries, sessions: pd.DataFrame) -> "np.ndarray[Any, Any]":
-    """Return the row of the session each time falls in, -1 where none does."""
-    if sessions.empty:
-        return np.full(len(times), -1)
-    row = np.asarray(sessions["open_time"].searchsorted(times, side="right")) - 1
-    closes = sessions["close_time"].iloc[row].to_numpy(dtype="datetime64[us]")
-    inside = (row >= 0) & (times.to_numpy(dtype="datetime64[us]") < closes)
-    return np.where(inside, row, -1)
+def _find_due(slots: Moments, gone: Sequence[Window]) -> Flags:
+    """Tell which slots can still come."""
+    is_due, micros = np.ones(len(slots), dtype=bool), slots.view("int64")
+    for window in gone:
+        first, last = np.searchsorted(micros, [to_micros(window.start), to_micros(window.end)])
+        is_due[first:last] = False
+    return is_due
 
 
 def _merge_bars(
-    fine: pd.DataFrame, starts: TimeSeries, expected: pd.DataFrame, interval: Interval
+    fine: pd.DataFrame,
+    starts: TimeSeries,
+    expected: pd.DataFrame,
+    interval: Interval,
+    gone: Sequence[Window],
 ) -> pd.DataFrame:
     """Merge fine bars that share a start; ``expected`` has slot, open_time, close_time, in order.
 
     In NumPy: pandas' groups take several times as long for the few bars of an ordinary run.
     """
     order = np.argsort(_to_moments(fine["open_time"]), kind="stable")
-    slots, close_times, start = (
-        _to_moments(column)[order] for column in (fine["open_time"], fine["close_time"], starts)
-    )
+    slots, start = (_to_moments(column)[order] for column in (fine["open_time"], starts))
     is_final = fine["is_final"].to_numpy()[order]
     first = _find_firsts(start)
-    is_found = is_final & np.isin(slots, _to_moments(expected["slot"]))
-    n_expected, closes = _count_expected(expected, start[first])
-    n_found = np.add.reduceat(is_found, first, dtype="int64")
-    is_whole = (n_expected > 0) & (n_found == n_expected)
+    expected_slots = _to_moments(expected["slot"])
+    is_due = _find_due(expected_slots, gone)
+    n_due, closes = _count_due(expected, is_due, start[first])
+    is_found = is_final & np.isin(slots, expected_slots[is_due])
+    is_whole = np.add.reduceat(is_found, first, dtype="int64") == n_due
     kind = _merge_kinds(fine["volume_kind"], order, first)
     volume, trades = (_add_up(fine[name].to_numpy()[order], first) for name in ("volume", "trades"))
     columns = {
         "interval": interval.value,
         "open_time": _to_times(start[first]),
-        "close_time": _to_times(
-            np.where(n_expected > 0, closes, np.maximum.reduceat(close_times, first))
-        ),
+        "close_time": _to_times(closes),
         **_merge_prices(fine, order, first),
         "volume": np.where(np.isin(kind, ("none", "rolling_24h")), np.nan, volume),
         "volume_kind": kind,
@@ -160,12 +189,12 @@ def _find_firsts(values: Moments) -> Places:
     return np.flatnonzero(np.append(True, values[1:] != values[:-1]))
 
 
-def _count_expected(expected: pd.DataFrame, starts: Moments) -> tuple[Places, Moments]:
-    """Return how many slots each start is expected to have, and when the last of those closes."""
+def _count_due(expected: pd.DataFrame, is_due: Flags, starts: Moments) -> tuple[Places, Moments]:
+    """Return how many slots of each start can still come, and when its last slot of all closes."""
     owners = _to_moments(expected["open_time"])
     begin, end = (np.searchsorted(owners, starts, side) for side in ("left", "right"))
-    closes = np.append(_to_moments(expected["close_time"]), np.datetime64("NaT", "us"))
-    return end - begin, closes[end - 1]
+    due = np.append(0, np.cumsum(is_due))
+    return due[end] - due[begin], _to_moments(expected["close_time"])[end - 1]
 
 
 def _add_up(values: "np.ndarray[Any, Any]", first: Places) -> "np.ndarray[Any, Any]":

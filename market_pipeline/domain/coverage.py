@@ -7,7 +7,7 @@ is neither is simply missing.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from market_pipeline.domain.records import Window
 
@@ -17,6 +17,7 @@ NO_TRADES = "no_trades"
 QUARANTINED = "quarantined"
 BEFORE_FIRST = "before_first"
 AFTER_LAST = "after_last"
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 ASKED_OFTEN = 4
 """From this many tries on, a provider that has nothing is believed."""
 
@@ -84,6 +85,15 @@ class Coverage:
     last_bar_at: datetime | None = None
     bars: int = 0
     verified: Mapping[int, tuple[Window, ...]] = field(default_factory=dict)
+
+
+def find_gone(coverage: Coverage) -> list[Window]:
+    """Return the spans whose bars will never come: what is explained, and all after the last."""
+    return [
+        Window(hole.window.start, NEVER if hole.reason == AFTER_LAST else hole.window.end)
+        for hole in coverage.holes
+        if hole.is_explained
+    ]
 
 
 def find_next_check(reason: str, tries: int, now: datetime) -> datetime | None:

@@ -17,9 +17,16 @@ volume_negative          volume or trades is negative
 in_the_future            open_time lies after now
 absurd_time              open_time is missing or before 1970
 bad_span                 close_time is missing or not after open_time
+not_a_session            the calendar has no session that the bar could be of: a closed date, or
+                         an hour outside all sessions
 off_grid                 open_time is no start of a bar of this interval, or the interval is unknown
 conflicting_duplicate    another row of the same interval and open_time says something else
 =======================  =========================================================================
+
+``not_a_session`` alone says nothing against the bar: the calendar and the provider disagree on when
+the market is open. An hour outside all sessions is such a bar too, whatever its minute, because a
+calendar that is corrected may have a session there; within a session it is ``off_grid``, because
+no calendar would start a bar there.
 """
 
 from collections.abc import Mapping
@@ -32,8 +39,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.sessions import build_hourly_grid, find_sessions
 
 BoolArray = npt.NDArray[np.bool_]
+Words = npt.NDArray[Any]
+NOT_A_SESSION = "not_a_session"
 
 KEY = ["interval", "open_time"]
 _PRICES = ["open", "high", "low", "close"]
@@ -51,6 +61,7 @@ _EVIDENCE: Mapping[str, list[str]] = {
     "in_the_future": ["open_time"],
     "absurd_time": ["open_time"],
     "bad_span": ["open_time", "close_time"],
+    NOT_A_SESSION: KEY,
     "off_grid": KEY,
     "conflicting_duplicate": ["is_final", *_PRICES, "volume"],
 }
@@ -72,7 +83,7 @@ class JudgedBars:
 
 
 def judge_bars(
-    frame: pd.DataFrame, now: datetime, grid: pd.DatetimeIndex | None = None
+    frame: pd.DataFrame, now: datetime, sessions: pd.DataFrame | None = None
 ) -> JudgedBars:
     """Separate possible bars from impossible ones.
 
@@ -82,11 +93,12 @@ def judge_bars(
     Args:
         frame: A bar frame in the order received.
         now: The run's clock (UTC).
-        grid: Where the market's ``1h`` bars may start (``sessions.build_hourly_grid``). Without it
-            they start on the full hour, which holds for always-open markets.
+        sessions: The market's (``sessions.read_sessions``), around the bars. Before the first and
+            after the last of them nothing is known, so daily bars pass there. Without sessions
+            bars may start on any date and on the full hour, which holds for always-open markets.
     """
     with np.errstate(all="ignore"):
-        rules = _name_broken_rules(frame, now, grid)
+        rules = _name_broken_rules(frame, now, sessions)
     sound = np.flatnonzero(rules == "")
     kept, repeated, conflicting = _resolve_duplicates(frame.iloc[sound])
     rules[sound[conflicting]] = "conflicting_duplicate"
@@ -94,10 +106,13 @@ def judge_bars(
     return JudgedBars(good, _build_rejected(frame, rules), int(repeated.sum()))
 
 
-def _name_broken_rules(
-    frame: pd.DataFrame, now: datetime, grid: pd.DatetimeIndex | None
-) -> npt.NDArray[Any]:
-    tests = {**_test_numbers(frame), **_test_times(frame, now, grid)}
+def _name_broken_rules(frame: pd.DataFrame, now: datetime, sessions: pd.DataFrame | None) -> Words:
+    tests = {
+        **_test_numbers(frame),
+        **_test_times(frame, now),
+        NOT_A_SESSION: find_strays(frame, sessions),
+        "off_grid": ~_test_grid(frame, sessions),
+    }
     return np.select(list(tests.values()), list(tests), default="").astype(object)
 
 
@@ -114,30 +129,58 @@ def _test_numbers(frame: pd.DataFrame) -> dict[str, BoolArray]:
     }
 
 
-def _test_times(
-    frame: pd.DataFrame, now: datetime, grid: pd.DatetimeIndex | None
-) -> dict[str, BoolArray]:
+def _test_times(frame: pd.DataFrame, now: datetime) -> dict[str, BoolArray]:
     opens, closes = frame["open_time"], frame["close_time"]
     return {
         "in_the_future": (opens > pd.Timestamp(now)).to_numpy(),
         "absurd_time": ~(opens >= pd.Timestamp(0, tz="UTC")).to_numpy(),
         "bad_span": ~(closes > opens).to_numpy(),
-        "off_grid": ~_test_grid(frame["interval"].to_numpy(dtype=object), opens, grid),
     }
 
 
-def _test_grid(
-    intervals: npt.NDArray[Any], opens: "pd.Series[Any]", grid: pd.DatetimeIndex | None
-) -> BoolArray:
-    us = opens.to_numpy(dtype="datetime64[us]").view("int64")
-    on_hour = us % _HOUR_US == 0 if grid is None else opens.isin(grid).to_numpy()
+def find_strays(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> BoolArray:
+    """Tell which bars lie between the first and the last session, and in none.
+
+    Args:
+        frame: Columns ``interval`` and ``open_time``.
+        sessions: See :func:`judge_bars`.
+    """
+    if sessions is None or sessions.empty:
+        return np.zeros(len(frame), dtype=bool)
+    opens, dates = frame["open_time"], sessions["session_date"]
+    is_midnight = _to_micros(opens) % _DAY_US == 0
+    is_date = opens.between(dates.iloc[0], dates.iloc[-1]).to_numpy() & is_midnight
+    first, last = sessions["open_time"].iloc[0], sessions["close_time"].iloc[-1]
+    is_between = opens.between(first, last, inclusive="left").to_numpy()
+    tests = {
+        Interval.DAY: is_date & ~opens.isin(dates).to_numpy(),
+        Interval.HOUR: is_between & (find_sessions(opens, sessions) < 0),
+    }
+    return _select(frame, tests)
+
+
+def _test_grid(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> BoolArray:
+    opens, us = frame["open_time"], _to_micros(frame["open_time"])
+    on_hour = us % _HOUR_US == 0
+    if sessions is not None:
+        on_hour = opens.isin(build_hourly_grid(sessions)).to_numpy()
     on_grid = {
-        Interval.HOUR.value: on_hour,
-        Interval.DAY.value: us % _DAY_US == 0,
-        Interval.WEEK.value: (us - _FIRST_MONDAY_US) % (7 * _DAY_US) == 0,
+        Interval.HOUR: on_hour,
+        Interval.DAY: us % _DAY_US == 0,
+        Interval.WEEK: (us - _FIRST_MONDAY_US) % (7 * _DAY_US) == 0,
     }
-    conditions = [intervals == interval for interval in on_grid]
-    return np.select(conditions, list(on_grid.values()), default=False)
+    return _select(frame, on_grid)
+
+
+def _select(frame: pd.DataFrame, tests: Mapping[Interval, BoolArray]) -> BoolArray:
+    """Return each bar's test by its interval; of another interval it is false."""
+    intervals = frame["interval"].to_numpy(dtype=object)
+    conditions = [intervals == interval.value for interval in tests]
+    return np.select(conditions, list(tests.values()), default=False)
+
+
+def _to_micros(times: "pd.Series[Any]") -> npt.NDArray[np.int64]:
+    return times.to_numpy(dtype="datetime64[us]").view("int64")
 
 
 def _resolve_duplicates(frame: pd.DataFrame) -> tuple[BoolArray, BoolArray, BoolArray]:
@@ -161,7 +204,7 @@ def _equal_rows(left: pd.DataFrame, right: pd.DataFrame) -> BoolArray:
     return ((left == right) | (left.isna() & right.isna())).all(axis=1).to_numpy()
 
 
-def _build_rejected(frame: pd.DataFrame, rules: npt.NDArray[Any]) -> pd.DataFrame:
+def _build_rejected(frame: pd.DataFrame, rules: Words) -> pd.DataFrame:
     broken = np.flatnonzero(rules != "")
     rejected = frame.iloc[broken].reset_index(drop=True)
     names = list(rules[broken])

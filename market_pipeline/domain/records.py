@@ -22,7 +22,7 @@ is_final       bool                   by the provider's own rule
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -63,6 +63,8 @@ class Market:
         calendar: ``24/7`` or the name of an exchange calendar, for example ``XNYS``.
         intervals: The bar lengths the provider serves, finest first; weeks are always built here.
         price_basis: ``unadjusted``, ``split_adjusted`` or ``adjusted``.
+        assumed: What the provider had to assume about it, in a plain sentence for the receipt;
+            None: nothing.
     """
 
     provider: str
@@ -75,6 +77,7 @@ class Market:
     calendar: str
     intervals: tuple[Interval, ...]
     price_basis: str = "unadjusted"
+    assumed: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

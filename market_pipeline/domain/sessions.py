@@ -9,11 +9,13 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.intervals import ALWAYS_OPEN
 
+Places = npt.NDArray[np.intp]
 _FIRST_DATE = pd.Timestamp("1990-01-01")
 SESSION_COLUMNS = ("session_date", "open_time", "close_time")
 _known: dict[str, pd.DataFrame] = {}
@@ -51,6 +53,17 @@ def build_hourly_grid(sessions: pd.DataFrame) -> pd.DatetimeIndex:
     firsts = np.repeat(np.cumsum(counts) - counts, counts)
     hours = (np.arange(counts.sum()) - firsts) * np.timedelta64(1, "h")
     return pd.DatetimeIndex(np.repeat(opens, counts) + hours).as_unit("us").tz_localize("UTC")
+
+
+def find_sessions(times: "pd.Series[pd.Timestamp]", sessions: pd.DataFrame) -> Places:
+    """Return the row of the session each time falls in, -1 where none does."""
+    moments = times.to_numpy(dtype="datetime64[us]")
+    opens, closes = (
+        sessions[name].to_numpy(dtype="datetime64[us]") for name in ("open_time", "close_time")
+    )
+    row = np.searchsorted(opens, moments, side="right") - 1
+    is_inside = (row >= 0) & (moments < np.append(closes, np.datetime64("NaT", "us"))[row])
+    return np.where(is_inside, row, -1)
 
 
 def _build_daily_sessions(start: datetime, end: datetime) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from market_pipeline.domain.differences import Difference
+from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.domain.planning import VERIFY
 from market_pipeline.ingestion.fetching import Page
 from market_pipeline.ingestion.request import Route
@@ -15,7 +16,7 @@ class Progress:
     Attributes:
         requested: Bars the calendar expects in what was asked for.
         asked: Requests that were needed. failures: What went wrong with some of them, in words.
-        received: Bars that came. quarantined: Of them, impossible ones.
+        received: Bars that came. quarantined: Of them, refused ones, by the rule they broke.
         calls: Requests as the provider counts them, retries included. throttled: Refused for
             coming too often.
         seconds: Since the market was claimed.
@@ -29,6 +30,11 @@ class Progress:
     calls: int = 0
     throttled: int = 0
     seconds: float = 0.0
+
+    @property
+    def strays(self) -> int:
+        """How many bars came that no session has: nobody's fault, unless they are a rule."""
+        return self.quarantined.get(NOT_A_SESSION, 0)
 
     def copy(self) -> "Progress":
         """Return it as of now: the writer reads it while the worker goes on counting."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-import pandas as pd
 from sqlalchemy import Engine
 
 from market_pipeline.domain.intervals import ALWAYS_OPEN
@@ -13,6 +12,7 @@ from market_pipeline.domain.sessions import (
     is_schedule_known,
     remember_schedule,
 )
+from market_pipeline.ingestion.quarantine import replay_sessions
 from market_pipeline.storage.trading_sessions import read_schedule, replace_schedule
 
 _AHEAD = timedelta(days=180)
@@ -22,21 +22,26 @@ _AHEAD = timedelta(days=180)
 def load_calendars(engine: Engine, calendars: Iterable[str]) -> None:
     """Make this process know calendars, from the table where it has them; fills it otherwise.
 
+    Bars that a calendar had no session for are judged again when it is filled: the library may have
+    learned of one. While a market of it is busy, the table is left for a later process to fill.
+
     Raises:
         SettingError: A calendar is unknown.
     """
     for calendar in sorted(set(calendars) - {ALWAYS_OPEN}):
         if not is_schedule_known(calendar):
-            remember_schedule(calendar, _load_schedule(engine, calendar))
+            _load_calendar(engine, calendar)
 
 
-def _load_schedule(engine: Engine, calendar: str) -> pd.DataFrame:
-    source = describe_source()
+def _load_calendar(engine: Engine, calendar: str) -> None:
+    source, now = describe_source(), datetime.now(UTC)
     with engine.connect() as connection:
         kept = read_schedule(connection, calendar, source)
-    if not kept.empty and kept["close_time"].iloc[-1] > datetime.now(UTC) + _AHEAD:
-        return kept
+    if not kept.empty and kept["close_time"].iloc[-1] > now + _AHEAD:
+        remember_schedule(calendar, kept)
+        return
     built = build_schedule(calendar)
-    with engine.begin() as connection:
-        replace_schedule(connection, calendar, source, built)
-    return built
+    remember_schedule(calendar, built)
+    if replay_sessions(engine, calendar, now):
+        with engine.begin() as connection:
+            replace_schedule(connection, calendar, source, built)

@@ -1,19 +1,52 @@
 """Bars made of stored bars: the days of hours, the weeks of days, whatever batch touched them."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import pandas as pd
 from sqlalchemy import Connection
 
-from market_pipeline.domain.bars import build_daily_bars, build_weekly_bars
+from market_pipeline.domain.bars import build_daily_bars, build_weekly_bars, find_gone_sessions
+from market_pipeline.domain.coverage import Coverage, find_gone
 from market_pipeline.domain.intervals import Interval, floor_to_monday
-from market_pipeline.domain.records import Market
+from market_pipeline.domain.ranges import subtract_windows
+from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.storage.queries import count_bars, read_bars
 
 
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """What will never come of the bars that days or weeks are made of, by open_time (UTC).
+
+    Attributes:
+        gone: All of it. new: What this batch has brought to light.
+    """
+
+    gone: Sequence[Window] = ()
+    new: Sequence[Window] = ()
+
+
+NOTHING_ABSENT = Absence()
+
+
+def find_absence(
+    one: Market, before: Mapping[Interval, Coverage], after: Mapping[Interval, Coverage]
+) -> Absence:
+    """Return what will never come of a market, by its coverage before and after a batch."""
+    base = Interval.DAY if Interval.DAY in one.intervals else Interval.HOUR
+    known, gone = (find_gone(coverage.get(base, Coverage())) for coverage in (before, after))
+    return Absence(gone, subtract_windows(gone, known))
+
+
 def rebuild_days(
-    connection: Connection, one: Market, market_id: int, bars: pd.DataFrame, now: datetime
+    connection: Connection,
+    one: Market,
+    market_id: int,
+    bars: pd.DataFrame,
+    now: datetime,
+    absence: Absence = NOTHING_ABSENT,
 ) -> pd.DataFrame:
     """Return the days that new hours touch, of a market whose provider serves hours only.
 
@@ -23,17 +56,25 @@ def rebuild_days(
         market_id: Its key.
         bars: What was stored.
         now: The run's clock (UTC).
+        absence: Hours that will never come.
     """
-    del now
     hours = bars[bars["interval"] == Interval.HOUR.value]
-    if Interval.DAY in one.intervals or hours.empty:
+    touched = None if Interval.DAY in one.intervals else _find_touched(hours, absence, now)
+    if touched is None:
         return bars.iloc[:0]
-    opened, last = hours["open_time"].min(), hours["open_time"].max()
-    start = opened.to_pydatetime() - timedelta(days=2)
-    end = last.to_pydatetime() + timedelta(days=2)
+    start, end = touched.start - timedelta(days=2), touched.end + timedelta(days=2)
     stored = _find_stored(connection, market_id, hours, start, end)
-    days = build_daily_bars(stored, read_sessions(one.calendar, start, end))
-    return days[days["open_time"].between(opened - pd.Timedelta(days=1), last)]
+    days = build_daily_bars(stored, read_sessions(one.calendar, start, end), absence.gone)
+    return days[days["open_time"].between(touched.start - timedelta(days=1), touched.end)]
+
+
+def _find_touched(bars: pd.DataFrame, absence: Absence, now: datetime) -> Window | None:
+    """Return from which to which open_time bars came, or are now known never to come."""
+    bounds = [bound for part in absence.new for bound in (part.start, min(part.end, now))]
+    if len(bars):
+        opens = bars["open_time"]
+        bounds += [opens.min().to_pydatetime(), opens.max().to_pydatetime()]
+    return Window(min(bounds), max(bounds)) if bounds else None
 
 
 def _find_stored(
@@ -44,7 +85,7 @@ def _find_stored(
     A provisional hour may have met a final one, which stays; of an hour that two pages had, one is
     stored.
     """
-    if hours["is_final"].all() and hours["open_time"].is_unique:
+    if len(hours) and hours["is_final"].all() and hours["open_time"].is_unique:
         count = count_bars(connection, market_id, Interval.HOUR, start, end)
         if count == len(hours):
             return hours
@@ -52,13 +93,21 @@ def _find_stored(
 
 
 def rebuild_weeks(
-    connection: Connection, one: Market, market_id: int, bars: pd.DataFrame, now: datetime
+    connection: Connection,
+    one: Market,
+    market_id: int,
+    bars: pd.DataFrame,
+    now: datetime,
+    absence: Absence = NOTHING_ABSENT,
 ) -> pd.DataFrame:
     """Return the weeks that new days touch; the arguments are those of :func:`rebuild_days`."""
-    days = bars.loc[bars["interval"] == Interval.DAY.value, "open_time"]
-    if days.empty:
+    touched = _find_touched(bars[bars["interval"] == Interval.DAY.value], absence, now)
+    if touched is None:
         return bars.iloc[:0]
-    start = floor_to_monday(days.min().to_pydatetime())
-    end = floor_to_monday(days.max().to_pydatetime()) + timedelta(weeks=1)
+    start = floor_to_monday(touched.start)
+    end = floor_to_monday(touched.end) + timedelta(weeks=1)
     stored = read_bars(connection, market_id, Interval.DAY, start, end)
-    return build_weekly_bars(stored, read_sessions(one.calendar, start, end), now)
+    sessions, gone = read_sessions(one.calendar, start, end), absence.gone
+    if Interval.DAY not in one.intervals:
+        gone = find_gone_sessions(sessions, gone)
+    return build_weekly_bars(stored, sessions, now, gone)

@@ -18,11 +18,18 @@ import pandas as pd
 from sqlalchemy import Connection, Engine, func, select, tuple_
 
 from market_pipeline.domain.coverage import Coverage
-from market_pipeline.domain.errors import PipelineError
+from market_pipeline.domain.errors import ClaimTimeoutError, PipelineError, SupersededError
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.judging import NOT_A_SESSION, find_strays
 from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, Market, Window
 from market_pipeline.domain.settling import Answer, settle_answer
-from market_pipeline.ingestion.fetching import EPOCH, LAST_DAY, judge_page
+from market_pipeline.ingestion.derived import find_absence
+from market_pipeline.ingestion.fetching import (
+    EPOCH,
+    LAST_DAY,
+    judge_page,
+    read_sessions_around,
+)
 from market_pipeline.ingestion.receipts import (
     Run,
     add_market_receipt,
@@ -30,7 +37,8 @@ from market_pipeline.ingestion.receipts import (
     begin_receipt,
 )
 from market_pipeline.ingestion.request import Request
-from market_pipeline.ingestion.write import Written, write_market_bars
+from market_pipeline.ingestion.write import Coverages, add_inserted, write_market_bars
+from market_pipeline.observability.logs import get_logger
 from market_pipeline.storage.claims import (
     hold_claim,
     release_run_claims,
@@ -43,6 +51,7 @@ from market_pipeline.storage.quarantine import parse_payloads, read_quarantine, 
 from market_pipeline.storage.queries import read_frame
 from market_pipeline.storage.tables import market, market_aggregate
 
+logger = get_logger(__name__)
 TRIGGER = "replay"
 BEFORE_SPLIT = "before_split"
 CLAIM_TIME = timedelta(minutes=2)
@@ -93,6 +102,32 @@ def replay_rows(engine: Engine, row_ids: Sequence[int] | None, now: datetime) ->
     return result
 
 
+def replay_sessions(engine: Engine, calendar: str, now: datetime) -> bool:
+    """Judge again the bars of dates or hours that a calendar has a session for by now.
+
+    Nobody is waited for.
+
+    Args:
+        engine: The database.
+        calendar: As this process knows it.
+        now: By this clock bars lie in the future, or not (UTC).
+
+    Returns:
+        Whether all were judged: a market that is being ingested is left for another time.
+    """
+    with engine.connect() as connection:
+        rows = read_quarantine(connection, status="open", rule=NOT_A_SESSION, calendar=calendar)
+    rows = rows[~find_strays(rows, read_sessions_around(rows["open_time"], calendar))]
+    run_id, is_whole = uuid4(), True
+    for market_id, group in rows.groupby("market_id", sort=True):
+        try:
+            _replay_market(engine, run_id, int(str(market_id)), group, now, timedelta(0))
+        except (ClaimTimeoutError, SupersededError) as error:
+            logger.warning("bars of new sessions wait", calendar=calendar, error=str(error))
+            is_whole = False
+    return is_whole
+
+
 def discard_rows(engine: Engine, row_ids: Sequence[int], now: datetime) -> list[int]:
     """Mark rows as bad for good, and return them.
 
@@ -134,10 +169,15 @@ def _list(row_ids: Iterable[int]) -> str:
 
 
 def _replay_market(
-    engine: Engine, run_id: UUID, market_id: int, rows: pd.DataFrame, now: datetime
+    engine: Engine,
+    run_id: UUID,
+    market_id: int,
+    rows: pd.DataFrame,
+    now: datetime,
+    patience: timedelta = CLAIM_PATIENCE,
 ) -> Replay:
     with show_life(engine, run_id):
-        token = wait_for_claim(engine, market_id, run_id, CLAIM_TIME, CLAIM_PATIENCE)
+        token = wait_for_claim(engine, market_id, run_id, CLAIM_TIME, patience)
         try:
             with engine.begin() as connection:
                 hold_claim(connection, market_id, token)
@@ -223,8 +263,13 @@ def _write(
 ) -> None:
     """Write bars as an ingestion would: weeks, version, coverage and receipt in one transaction."""
     begin_receipt(connection, run)
-    written = write_market_bars(connection, run, one, market_id, good)
-    _heal_coverage(connection, run, one, market_id, good, written)
+    before = {key[1]: value for key, value in read_coverage(connection, [market_id]).items()}
+    healed = _heal_coverage(before, run, one, good)
+    absence = find_absence(one, before, {**before, **healed})
+    written = write_market_bars(connection, run, one, market_id, good, absence)
+    for interval, after in add_inserted(healed, written).items():
+        known = before.get(interval, Coverage())
+        write_coverage(connection, (market_id, interval), known, after, None, run.run_id)
     counts = {
         name: getattr(written.counts, name)
         for name in ("inserted", "updated", "unchanged", "revised")
@@ -235,22 +280,15 @@ def _write(
     add_table_receipt(connection, run, market_aggregate.name, written.counts, "ok")
 
 
-def _heal_coverage(
-    connection: Connection,
-    run: Run,
-    one: Market,
-    market_id: int,
-    good: pd.DataFrame,
-    written: Written,
-) -> None:
+def _heal_coverage(before: Coverages, run: Run, one: Market, good: pd.DataFrame) -> Coverages:
     """Close the holes that the bars leave; nothing was asked of the provider."""
-    known = {key[1]: value for key, value in read_coverage(connection, [market_id]).items()}
-    for name, bars in good.groupby("interval"):
-        interval = Interval(str(name))
-        before = known.get(interval, Coverage())
-        after = _settle(before, interval, one.calendar, bars, run.request.now)
-        after = replace(after, bars=before.bars + written.inserted.get(interval, 0))
-        write_coverage(connection, (market_id, interval), before, after, None, run.run_id)
+    groups = {Interval(str(name)): bars for name, bars in good.groupby("interval")}
+    return {
+        interval: _settle(
+            before.get(interval, Coverage()), interval, one.calendar, bars, run.request.now
+        )
+        for interval, bars in groups.items()
+    }
 
 
 def _settle(

@@ -1,6 +1,7 @@
 """Keeping the market table: which markets there are, and which is a symbol's primary."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,7 @@ from sqlalchemy import (
 from market_pipeline.domain.errors import NothingIngestedError
 from market_pipeline.domain.records import Market
 from market_pipeline.ingestion.request import Route
+from market_pipeline.storage.queries import has_bars
 from market_pipeline.storage.stamps import stamp_everything
 from market_pipeline.storage.tables import market
 from market_pipeline.storage.upsert import WriteCounts, lock_merges
@@ -26,6 +28,8 @@ _COLUMNS = (
     "provider", "provider_market_id", "symbol", "name", "base", "quote", "venue", "calendar",
     "price_basis",
 )  # fmt: skip
+FACTS = ("calendar", "quote", "price_basis")
+"""What bars are read by: while a market has bars, only ``markets reload`` changes these."""
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
@@ -50,7 +54,7 @@ def activate_market(engine: Engine, one: Market, claim_primary: bool) -> None:
 
 
 def keep_active(connection: Connection, routes: Sequence[Route]) -> list[Route]:
-    """Return the routes whose markets nobody has deactivated.
+    """Return the routes whose markets nobody has deactivated, with the stored facts of theirs.
 
     Raises:
         NothingIngestedError: All of them are.
@@ -62,7 +66,29 @@ def keep_active(connection: Connection, routes: Sequence[Route]) -> list[Route]:
             f"{', '.join(sorted(name for _, name in inactive))[:200]}: deactivated, and no other "
             "market was asked for: `market-pipeline markets add SYMBOL` takes one back"
         )
-    return kept
+    markets = _keep_facts(connection, [one for _, one in kept])
+    return list(zip((provider for provider, _ in kept), markets, strict=True))
+
+
+def _keep_facts(connection: Connection, markets: Sequence[Market]) -> list[Market]:
+    """Return markets with the stored facts where they have bars, and a note where those differ."""
+    known = _read_known(connection, markets)
+    return [_keep_stored(connection, one, known.get(_key(one), {})) for one in markets]
+
+
+def _keep_stored(connection: Connection, one: Market, stored: Mapping[str, Any]) -> Market:
+    differing = [name for name in FACTS if stored and stored[name] != getattr(one, name)]
+    if not differing or not has_bars(connection, stored["market_id"]):
+        return one
+    kept = " and ".join(f"{name.replace('_', ' ')} {stored[name]}" for name in differing)
+    told = " and ".join(getattr(one, name) for name in differing)
+    note = (
+        f"{kept} {'is' if len(differing) == 1 else 'are'} kept as stored, though {one.provider} "
+        f"says {told}: `market-pipeline markets reload {one.provider}:{one.symbol}` would change "
+        f"{'it' if len(differing) == 1 else 'them'}"
+    )
+    assumed = "; ".join(filter(None, (one.assumed, note)))
+    return replace(one, **{name: stored[name] for name in differing}, assumed=assumed)
 
 
 def _key(one: Market) -> tuple[str, str]:
@@ -89,20 +115,27 @@ def _read_inactive(connection: Connection, markets: Sequence[Market]) -> set[tup
 
 
 def register_markets(
-    connection: Connection, markets: Sequence[Market], claim_primary: bool
+    connection: Connection,
+    markets: Sequence[Market],
+    claim_primary: bool,
+    replace_facts: bool = False,
 ) -> WriteCounts:
     """Insert or update market rows; a symbol's primary is the configured provider's.
 
     A market is who its provider says it is: one with a new symbol keeps its row and its history;
     another one under a symbol that was in use begins a row of its own, and the former one ends.
-    Waits for other writers only when something has to change.
+    Calendar, quote and price basis of one that has bars stay as they are. Waits for other writers
+    only when something has to change.
 
     Args:
         connection: In a transaction.
         markets: As routed.
         claim_primary: Take the place of another provider's primary market; without it only a
             vacant place is taken.
+        replace_facts: Change also what stored bars were read by: the caller reads them again.
     """
+    if not replace_facts:
+        markets = _keep_facts(connection, markets)
     if not _find_work(connection, markets, claim_primary):
         return WriteCounts(unchanged=len(markets))
     lock_merges(connection)

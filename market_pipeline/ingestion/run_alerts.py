@@ -65,7 +65,7 @@ class MarketEnds:
         end.outcome, end.reason = result.outcome, result.reason or ""
         if isinstance(item, BarBatch):
             end.received = item.progress.received
-            end.quarantined = sum(item.progress.quarantined.values())
+            end.quarantined = result.quarantined
             end.statuses += [page.status for page in item.pages if page.error is not None]
         elif isinstance(item.error, ProviderError):
             end.statuses.append(item.error.status)

@@ -13,13 +13,20 @@ from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.differences import REPAIRING, WITHDRAWN, Difference, find_span
 from market_pipeline.domain.errors import StorageError, SupersededError
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.domain.planning import TRACE
 from market_pipeline.domain.ranges import merge_windows
 from market_pipeline.domain.records import Market, build_empty_bar_frame
 from market_pipeline.domain.settling import Answer, release_settled, settle_answer, settle_failure
 from market_pipeline.domain.spikes import find_spikes
 from market_pipeline.ingestion.batches import BarBatch
-from market_pipeline.ingestion.derived import rebuild_days, rebuild_weeks
+from market_pipeline.ingestion.derived import (
+    NOTHING_ABSENT,
+    Absence,
+    find_absence,
+    rebuild_days,
+    rebuild_weeks,
+)
 from market_pipeline.ingestion.fetching import Page
 from market_pipeline.ingestion.receipts import (
     Run,
@@ -39,6 +46,7 @@ from market_pipeline.ingestion.repairing import (
     judge_repair,
 )
 from market_pipeline.ingestion.request import Request
+from market_pipeline.ingestion.strays import suspect_calendar
 from market_pipeline.ingestion.stream import Item, MarketStopped
 from market_pipeline.storage.claims import hold_claim, release_claim
 from market_pipeline.storage.coverage import read_coverage, write_coverage
@@ -70,12 +78,14 @@ class BatchResult:
     Attributes:
         counts: Of rows. outcome: Of the market so far; it is its last word with the last batch.
         reason: What went wrong, in one line. holes_left: Spans that should be there and are not.
+        quarantined: Bars of the market that were refused, those aside that no session has.
     """
 
     counts: WriteCounts
     outcome: str
     reason: str | None
     holes_left: int = 0
+    quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +131,18 @@ def write_batch(engine: Engine, run: Run, batch: BarBatch) -> BatchResult:
         hold_claim(connection, batch.market_id, batch.token)
         begin_receipt(connection, run)
         before = _read_coverages(connection, batch.market_id)
-        written = _write_bars(connection, run, batch)
-        after = _settle(run.request, batch, _release(batch, before), written)
-        reason = None
+        after = _settle(run.request, batch, _release(batch, before))
+        absence = find_absence(batch.route[1], before, after)
+        written = _write_bars(connection, run, batch, absence)
+        after = add_inserted(after, written)
+        restating = None
         if batch.difference is not None:
-            written, after, reason = _keep_difference(
+            written, after, restating = _keep_difference(
                 connection, run, batch, batch.difference, written, after
             )
         _write_coverages(connection, run, batch, before, after)
-        result = _judge_batch(run, batch, written, after, reason)
+        suspicion = suspect_calendar(connection, batch.route[1], batch.market_id, after)
+        result = _judge_batch(run, batch, written, after, restating, suspicion)
         row = _describe_batch(batch, written, result, before, after)
         add_market_receipt(connection, run, batch.market_id, row)
         add_requests(connection, run, batch.market_id, batch.pages)
@@ -146,6 +159,7 @@ def write_stop(engine: Engine, run: Run, stopped: MarketStopped) -> BatchResult:
     with engine.begin() as connection:
         begin_receipt(connection, run)
         row = describe_stop(str(stopped.error), outcome)
+        row["assumed"] = stopped.route[1].assumed
         add_market_receipt(connection, run, market_id, row)
         landed = "ok" if outcome == "ok" else "partial"
         add_table_receipt(connection, run, market_aggregate.name, WriteCounts(), landed)
@@ -184,20 +198,25 @@ def write_markets(engine: Engine, run: Run, markets: Sequence[Market]) -> WriteC
     return counts
 
 
-def _write_bars(connection: Connection, run: Run, batch: BarBatch) -> Written:
+def _write_bars(connection: Connection, run: Run, batch: BarBatch, absence: Absence) -> Written:
     bars = _join_good(batch.pages)
     for page in batch.pages:
         if len(page.judged.rejected):
             now = page.asked_at
             rejected = page.judged.rejected
             record_rejected(connection, run.run_id, batch.market_id, rejected, now)
-    if bars.empty:
+    if bars.empty and not absence.new:
         return Written()
-    return write_market_bars(connection, run, batch.route[1], batch.market_id, bars)
+    return write_market_bars(connection, run, batch.route[1], batch.market_id, bars, absence)
 
 
 def write_market_bars(
-    connection: Connection, run: Run, one: Market, market_id: int, bars: pd.DataFrame
+    connection: Connection,
+    run: Run,
+    one: Market,
+    market_id: int,
+    bars: pd.DataFrame,
+    absence: Absence = NOTHING_ABSENT,
 ) -> Written:
     """Write bars of one market, the days and weeks they touch, and where the changes are.
 
@@ -206,10 +225,11 @@ def write_market_bars(
         run: On whose behalf.
         one: The market.
         market_id: Its key.
-        bars: A judged bar frame of fetched intervals.
+        bars: A judged bar frame of fetched intervals; none, where only ``absence`` is news.
+        absence: Bars that will never come: days and weeks do not wait for them.
     """
     groups = sorted(bars.groupby("interval"), key=lambda group: -len(group[1]))
-    frames = [frame.assign(market_id=market_id) for _, frame in groups]
+    frames = [frame.assign(market_id=market_id) for _, frame in groups or [("", bars)]]
     staged = stage_frame(connection, market_aggregate, frames[0])
     version = take_dataset_version(connection)  # waits for the merges before it
     stamps: dict[str, Any] = {
@@ -221,10 +241,10 @@ def write_market_bars(
     counts += [upsert_frame(connection, market_aggregate, frame, stamps) for frame in frames[1:]]
     inserted = {
         Interval(str(interval)): count.inserted
-        for (interval, _), count in zip(groups, counts, strict=True)
+        for (interval, _), count in zip(groups, counts, strict=False)
     }
     for build in (rebuild_days, rebuild_weeks):
-        derived = build(connection, one, market_id, pd.concat(frames), run.request.now)
+        derived = build(connection, one, market_id, pd.concat(frames), run.request.now, absence)
         if len(derived):
             frames.append(derived.assign(market_id=market_id))
             counts.append(upsert_frame(connection, market_aggregate, frames[-1], stamps))
@@ -316,7 +336,7 @@ def _read_coverages(connection: Connection, market_id: int) -> Coverages:
     return {interval: coverage for (_, interval), coverage in found.items()}
 
 
-def _settle(request: Request, batch: BarBatch, before: Coverages, written: Written) -> Coverages:
+def _settle(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
     provider, one = batch.route
     after = dict(before)
     for page in batch.pages:
@@ -326,10 +346,15 @@ def _settle(request: Request, batch: BarBatch, before: Coverages, written: Writt
         known = after.get(interval, Coverage())
         lag = provider.describe_history(one, interval).publication_lag
         after[interval] = _settle_page(known, page, one.calendar, lag, request.asked_at)
-    for interval, inserted in written.inserted.items():
-        if interval in after:
-            after[interval] = replace(after[interval], bars=after[interval].bars + inserted)
     return after
+
+
+def add_inserted(coverages: Coverages, written: Written) -> Coverages:
+    """Return coverages that have counted the new bars in."""
+    return {
+        interval: replace(coverage, bars=coverage.bars + written.inserted.get(interval, 0))
+        for interval, coverage in coverages.items()
+    }
 
 
 def _settle_page(
@@ -364,7 +389,12 @@ def _write_coverages(
 
 
 def _judge_batch(
-    run: Run, batch: BarBatch, written: Written, after: Coverages, restating: str | None
+    run: Run,
+    batch: BarBatch,
+    written: Written,
+    after: Coverages,
+    restating: str | None,
+    suspicion: str | None,
 ) -> BatchResult:
     progress, window = batch.progress, run.request.window
     left = [
@@ -376,11 +406,11 @@ def _judge_batch(
         and window.start < hole.window.end
     ]
     reasons = [*progress.failures]
-    reasons += [f"{count} bars rejected: {rule}" for rule, count in progress.quarantined.items()]
+    refused = {rule: n for rule, n in progress.quarantined.items() if rule != NOT_A_SESSION}
+    reasons += [f"{count} bars rejected: {rule}" for rule, count in refused.items()]
     if left and not progress.failures:
         reasons.append(f"{len(left)} holes left, the first at {left[0]}")
-    if restating is not None:
-        reasons.append(restating)
+    reasons += [note for note in (restating, suspicion) if note]
     is_empty = bool(progress.asked) and not any(known.bars for known in after.values())
     if is_empty and not reasons:
         reasons = ["the provider has no bars in this window"]
@@ -389,7 +419,13 @@ def _judge_batch(
         outcome = "failed"
     if not batch.is_last:
         outcome, reasons = "partial", [*reasons, "not finished"]
-    return BatchResult(written.counts, outcome, shorten_reason(reasons), len(left))
+    if progress.strays and not suspicion:
+        calendar = batch.route[1].calendar
+        reasons.append(
+            f"{progress.strays} bars outside the sessions of {calendar}, kept in quarantine"
+        )
+    quarantined = sum(refused.values()) + (progress.strays if suspicion else 0)
+    return BatchResult(written.counts, outcome, shorten_reason(reasons), len(left), quarantined)
 
 
 def _describe_batch(
@@ -404,7 +440,7 @@ def _describe_batch(
         "updated": written.counts.updated,
         "unchanged": written.counts.unchanged,
         "revised": written.counts.revised,
-        "quarantined": sum(progress.quarantined.values()),
+        "quarantined": result.quarantined,
         "spikes": sum(map(len, spikes)),
         "holes_left": result.holes_left,
         "calls": progress.calls,
@@ -416,6 +452,7 @@ def _describe_batch(
         "last_version": written.last_version or written.version,
         "outcome": result.outcome,
         "reason": result.reason,
+        "assumed": batch.route[1].assumed,
     }
 
 

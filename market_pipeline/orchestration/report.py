@@ -86,7 +86,7 @@ def build_receipt_line(
         "provider": market.provider,
         "outcome": result.outcome,
         "received": progress.received,
-        "quarantined": sum(progress.quarantined.values()),
+        "quarantined": result.quarantined,
         "inserted": counts.inserted,
         "updated": counts.updated,
         "unchanged": counts.unchanged,

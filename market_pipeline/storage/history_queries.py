@@ -241,7 +241,9 @@ def read_every_market(connection: Connection) -> list[StoredMarket]:
 
 
 def _build_market(row: Mapping[Any, Any]) -> StoredMarket:
-    names = [name for name in Market.__dataclass_fields__ if name != "intervals"]
+    names = [
+        name for name in Market.__dataclass_fields__ if name in market.c and name != "intervals"
+    ]
     intervals = tuple(Interval(text) for text in row["intervals"])
     record = Market(**{name: row[name] for name in names}, intervals=intervals)
     return StoredMarket(row["market_id"], row["is_primary"], record)

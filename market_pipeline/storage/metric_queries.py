@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, text
 
+from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.observability.metrics import MAX_SERIES, Sample, gauge
 from market_pipeline.storage.run_evidence import EXPLAINED
 from market_pipeline.storage.tables import SCHEMA
@@ -49,7 +50,8 @@ _QUESTIONS = (
             ON hole.market_id = market.market_id AND NOT {EXPLAINED}
         WHERE is_active GROUP BY 1 ORDER BY 1"""),
     (QUARANTINE, f"""SELECT provider, count(*) FROM {SCHEMA}.quarantined_row
-        JOIN {SCHEMA}.market USING (market_id) WHERE status = 'open' GROUP BY 1 ORDER BY 1"""),
+        JOIN {SCHEMA}.market USING (market_id)
+        WHERE status = 'open' AND rule <> '{NOT_A_SESSION}' GROUP BY 1 ORDER BY 1"""),
     (OPEN, f"""SELECT severities.severity, count(alert_id)
         FROM unnest(ARRAY['info', 'warning', 'error', 'critical']) AS severities (severity)
         LEFT JOIN {SCHEMA}.alert ON alert.severity = severities.severity

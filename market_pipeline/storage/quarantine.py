@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from sqlalchemy import Connection, select, text, update
 
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.domain.records import BAR_DTYPES, UTC_DTYPE, build_bar_frame
 from market_pipeline.storage.ledgers import quarantined_row
 from market_pipeline.storage.queries import read_frame
@@ -151,6 +153,8 @@ def read_quarantine(
     row_ids: Sequence[int] | None = None,
     market_ids: Sequence[int] | None = None,
     status: str | None = None,
+    rule: str | None = None,
+    calendar: str | None = None,
     limit: int | None = None,
 ) -> pd.DataFrame:
     """Return quarantined rows, the last seen first.
@@ -160,6 +164,8 @@ def read_quarantine(
         row_ids: These alone; None: any.
         market_ids: Of these markets alone; None: of all.
         status: ``open``, ``replayed`` or ``discarded``; None: any.
+        rule: That they broke; None: any.
+        calendar: Of markets that follow it alone; None: of all.
         limit: The most rows; None: all.
 
     Returns:
@@ -174,10 +180,22 @@ def read_quarantine(
         query = query.where(rows.row_id.in_(list(row_ids)))
     if market_ids is not None:
         query = query.where(rows.market_id.in_(list(market_ids)))
-    if status is not None:
-        query = query.where(rows.status == status)
+    wanted = ((rows.status, status), (rows.rule, rule), (market.c.calendar, calendar))
+    for column, value in wanted:
+        query = query if value is None else query.where(column == value)
     ordered = query.order_by(rows.last_seen_at.desc(), rows.row_id.desc()).limit(limit)
     return read_frame(connection, ordered)
+
+
+def read_strays(
+    connection: Connection, market_id: int, interval: Interval, since: datetime
+) -> "pd.Series[pd.Timestamp]":
+    """Return the open_time of open rows of no session, from a moment on (UTC), each once."""
+    rows = quarantined_row.c
+    query = select(rows.open_time).distinct()
+    query = query.where(rows.market_id == market_id, rows.interval == interval.value)
+    query = query.where(rows.rule == NOT_A_SESSION, rows.status == "open", rows.open_time >= since)
+    return pd.Series(list(connection.execute(query).scalars()), dtype=UTC_DTYPE)
 
 
 def resolve_rows(

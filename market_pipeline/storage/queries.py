@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pandas as pd
-from sqlalchemy import Connection, Select, func, select, tuple_
+from sqlalchemy import Connection, Select, exists, func, select, tuple_
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import BAR_COLUMNS
@@ -83,6 +83,12 @@ def _build_final_query(selected: str) -> str:
         WHERE market_id = ANY(%(market_ids)s) AND "interval" = %(interval)s AND is_final
             AND open_time >= %(start)s AND close_time <= %(closed_by)s
         ORDER BY market_aggregate.market_id, market_aggregate.open_time"""  # noqa: S608 - our own
+
+
+def has_bars(connection: Connection, market_id: int) -> bool:
+    """Tell whether any bar of a market is stored."""
+    query = select(exists().where(market_aggregate.c.market_id == market_id))
+    return bool(connection.execute(query).scalar_one())
 
 
 def count_bars(

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 
 from market_pipeline.domain.bars import build_daily_bars, build_weekly_bars, floor_to_weeks
 from market_pipeline.domain.intervals import floor_to_monday
-from market_pipeline.domain.records import BAR_DTYPES, build_bar_frame, build_empty_bar_frame
+from market_pipeline.domain.records import (
+    BAR_DTYPES,
+    Window,
+    build_bar_frame,
+    build_empty_bar_frame,
+)
 from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
 
 MONDAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -94,11 +99,44 @@ def test_a_week_is_not_final_before_its_last_session_has_closed() -> None:
     assert week["is_final"].tolist() == [False]
 
 
-def test_a_week_without_known_sessions_is_provisional() -> None:
-    """Bars the calendar does not expect still show, until the last of them closes."""
-    week = build_weekly_bars(daily_of(sessions_of("24/7")), sessions_of("24/7", LATER), LATER)
-    assert week["is_final"].tolist() == [False]
-    assert week["close_time"].tolist() == [pd.Timestamp("2024-01-08", tz="UTC")]
+def test_a_day_that_is_no_session_is_no_part_of_a_week() -> None:
+    """A Saturday row that an older version stored neither closes the week nor stretches it."""
+    sessions = sessions_of("XNYS")
+    days = daily_of(sessions_of("24/7"), high=[9.0, *[2.0] * 5, 99.0], volume=1.0)
+    week = build_weekly_bars(days, sessions, LATER)
+    assert week[["open", "close", "high", "volume", "is_final"]].values.tolist() == [
+        [2.0, 5.5, 2.0, 4.0, True]
+    ]
+    assert week["close_time"].tolist() == [pd.Timestamp("2024-01-05T21:00Z")]
+
+
+def test_a_week_without_a_session_is_none() -> None:
+    """Stray days make no week, whatever the other weeks are."""
+    days = daily_of(sessions_of("24/7", days=14))
+    week = build_weekly_bars(days, sessions_of("24/7", MONDAY + timedelta(days=7)), LATER)
+    assert week["open_time"].tolist() == [pd.Timestamp("2024-01-08", tz="UTC")]
+    assert build_weekly_bars(days, sessions_of("24/7", LATER), LATER).empty
+
+
+def test_a_week_does_not_wait_for_a_day_that_will_never_come() -> None:
+    """Who else is missing keeps it provisional; the close is still that of its last session."""
+    sessions = sessions_of("24/7")
+    days = daily_of(sessions).drop(index=[3, 6])
+    gone = [Window(MONDAY + timedelta(days=n), MONDAY + timedelta(days=n + 1)) for n in (3, 6)]
+    for absent, is_final in (((), False), (gone[:1], False), (gone, True)):
+        week = build_weekly_bars(days, sessions, LATER, absent)
+        assert week["is_final"].tolist() == [is_final]
+        assert week["close_time"].tolist() == [pd.Timestamp("2024-01-08", tz="UTC")]
+        assert week["close"].tolist() == [6.5]
+
+
+def test_a_week_of_a_market_that_ended_is_final_at_once() -> None:
+    """Nothing can come any more: the calendar's later sessions are not waited for."""
+    sessions = sessions_of("XNYS")
+    ended = Window(MONDAY + timedelta(days=3), MONDAY + timedelta(days=40))
+    thursday = datetime(2024, 1, 4, 12, tzinfo=UTC)
+    week = build_weekly_bars(daily_of(sessions.iloc[:2]), sessions, thursday, [ended])
+    assert week["is_final"].tolist() == [True]
 
 
 def test_unknown_volumes_stay_unknown() -> None:
@@ -182,6 +220,16 @@ def test_a_half_day_is_final_with_its_few_hours() -> None:
     assert day["is_final"].tolist() == [True]
 
 
+def test_a_day_does_not_wait_for_an_hour_that_will_never_come() -> None:
+    """A provisional hour keeps it provisional all the same."""
+    sessions = sessions_of("24/7", days=1)
+    hours = hourly_of(sessions).drop(index=12)
+    gone = [Window(MONDAY + timedelta(hours=12), MONDAY + timedelta(hours=13))]
+    assert build_daily_bars(hours, sessions, gone)["is_final"].tolist() == [True]
+    running = hours.assign(is_final=hours.index != 3)
+    assert build_daily_bars(running, sessions, gone)["is_final"].tolist() == [False]
+
+
 def test_hours_outside_the_session_do_not_count() -> None:
     """Trade before the bell or on a holiday is not part of a day."""
     sessions = sessions_of("XNYS")
@@ -198,9 +246,16 @@ days_present = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(days_present, st.randoms(use_true_random=False))
-def test_weeks_agree_with_a_plain_model(days: list[tuple[Any, ...]], shuffle: Random) -> None:
-    """Whatever days are there, in whatever order, a loop over them says the same."""
+@given(
+    days_present,
+    st.sets(st.integers(0, 27)),
+    st.sampled_from(["24/7", "XNYS"]),
+    st.randoms(use_true_random=False),
+)
+def test_weeks_agree_with_a_plain_model(
+    days: list[tuple[Any, ...]], gone: set[int], calendar: str, shuffle: Random
+) -> None:
+    """Whatever days are there or never come, in whatever order, a loop over them says the same."""
     opens = pd.DatetimeIndex([MONDAY + timedelta(days=n) for n, *_ in days])
     closes = np.array([price for _, price, *_ in days])
     fields = {"open": closes, "high": closes + 1, "low": closes / 2, "close": closes}
@@ -212,7 +267,11 @@ def test_weeks_agree_with_a_plain_model(days: list[tuple[Any, ...]], shuffle: Ra
         | {"is_final": finals}
     )
     order = shuffle.sample(range(len(days)), len(days))
-    built = build_weekly_bars(frame.iloc[order], sessions_of("24/7", days=28), LATER)
+    sessions = sessions_of(calendar, days=28)
+    absent = [Window(*(MONDAY + timedelta(days=n + more) for more in (0, 1))) for n in sorted(gone)]
+    built = build_weekly_bars(frame.iloc[order], sessions, LATER, absent)
+    dates = {(date.to_pydatetime() - MONDAY).days for date in sessions["session_date"]}
+    days = [day for day in days if day[0] in dates]
     assert len(built) == len({n // 7 for n, *_ in days})
     for week, row in zip(sorted({n // 7 for n, *_ in days}), built.itertuples(), strict=True):
         members = sorted(day for day in days if day[0] // 7 == week)
@@ -222,7 +281,9 @@ def test_weeks_agree_with_a_plain_model(days: list[tuple[Any, ...]], shuffle: Ra
         assert row.high == max(price + 1 for _, price, *_ in members)
         assert row.low == min(price / 2 for _, price, *_ in members)
         assert row.volume == pytest.approx(sum(known)) if known else np.isnan(row.volume)
-        assert row.is_final == (len(members) == 7 and all(final for _, _, final, _ in members))
+        waited_for = {n for n in dates if n // 7 == week} - gone
+        has_all = waited_for <= {n for n, *_ in members}
+        assert row.is_final == (has_all and all(final for _, _, final, _ in members))
 
 
 @given(st.lists(st.integers(0, 4_000_000_000), min_size=1))

@@ -89,14 +89,73 @@ def test_an_unusual_bar_passes(change: dict[str, Any]) -> None:
     assert (len(judged.good), len(judged.rejected), judged.duplicates) == (1, 0, 0)
 
 
+def new_york(first: datetime = datetime(2024, 1, 1, tzinfo=UTC), days: int = 180) -> pd.DataFrame:
+    """Read sessions of New York."""
+    return read_sessions("XNYS", first, first + timedelta(days=days))
+
+
 def test_hourly_bars_of_an_exchange_start_where_its_grid_says() -> None:
-    """With a grid the half hour is right and the full hour is not."""
-    day = datetime(2024, 5, 6, tzinfo=UTC)
-    grid = build_hourly_grid(read_sessions("XNYS", day, day + timedelta(days=1)))
+    """Within a session the half hour is right and the full hour is not."""
     hours = ({"interval": "1h", "open_time": f"2024-05-06T{at}Z"} for at in ("13:30", "14:00"))
-    judged = judge_bars(frame_of(*hours), NOW, grid)
+    judged = judge_bars(frame_of(*hours), NOW, new_york())
     assert [f"{time:%H:%M}" for time in judged.good["open_time"]] == ["13:30"]
     assert list(judged.rejected["rule"]) == ["off_grid"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("not_a_session", {"open_time": "2024-05-04T00:00Z"}),  # a Saturday
+        ("not_a_session", {"open_time": "2024-05-27T00:00Z"}),  # Memorial Day
+        ("off_grid", {"open_time": "2024-05-04T00:07Z"}),
+        ("not_a_session", {"interval": "1h", "open_time": "2024-05-04T15:30Z"}),
+        ("not_a_session", {"interval": "1h", "open_time": "2024-05-06T11:30Z"}),  # before the bell
+        ("not_a_session", {"interval": "1h", "open_time": "2024-05-06T20:00Z"}),  # at the close
+        ("not_finite", {"open_time": "2024-05-04T00:00Z", "close": np.nan}),
+    ],
+)
+def test_a_bar_that_no_session_has_is_told_from_an_impossible_one(
+    rule: str, change: dict[str, Any]
+) -> None:
+    """Its stamp is a start of a bar, but the calendar has no session then; the neighbour lands."""
+    change = {"close_time": "2024-05-28T00:00Z", **change}
+    judged = judge_bars(frame_of(change, {"open_time": "2024-05-06T00:00Z"}), NOW, new_york())
+    assert list(judged.rejected["rule"]) == [rule]
+    assert list(judged.good["open_time"]) == [pd.Timestamp("2024-05-06", tz="UTC")]
+
+
+@pytest.mark.parametrize("date", ["2023-12-30", "2024-06-29"])
+def test_a_date_beyond_what_the_calendar_knows_is_no_closed_date(date: str) -> None:
+    """Before its first session and after its last one a calendar says nothing."""
+    bar = {"open_time": f"{date}T00:00Z", "close_time": "2024-07-01T00:00Z"}
+    judged = judge_bars(frame_of(bar), datetime(2024, 8, 1, tzinfo=UTC), new_york())
+    assert len(judged.good) == 1
+
+
+def test_a_market_that_never_closes_has_a_session_for_every_bar() -> None:
+    """Saturdays are days as others."""
+    days = ({"open_time": f"2024-05-{day:02}T00:00Z"} for day in range(1, 7))
+    bars = frame_of(*({**day, "close_time": "2024-05-09T00:00Z"} for day in days))
+    sessions = read_sessions("24/7", datetime(2024, 5, 1, tzinfo=UTC), NOW)
+    assert judge_bars(bars, NOW, sessions).rejected.empty
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 24 * 179), min_size=1, max_size=40, unique=True), st.booleans())
+def test_every_bar_is_of_a_session_or_says_that_it_is_not(hours: list[int], is_daily: bool) -> None:
+    """What lands is exactly what the calendar expects, whatever the provider sends."""
+    sessions = new_york()
+    step = timedelta(days=1) if is_daily else timedelta(hours=1)
+    first = datetime(2024, 1, 2, 0, 0 if is_daily else 30, tzinfo=UTC)
+    opens = sorted({first + (n % 170 if is_daily else n) * step for n in hours})
+    interval = "1d" if is_daily else "1h"
+    bars = ({"interval": interval, "open_time": at, "close_time": at + step} for at in opens)
+    judged = judge_bars(frame_of(*bars), datetime(2025, 1, 1, tzinfo=UTC), sessions)
+    expected = sessions["session_date"] if is_daily else pd.Series(build_hourly_grid(sessions))
+    known = expected[expected.isin(opens)]
+    assert list(judged.good["open_time"]) == list(known)
+    assert set(judged.rejected["rule"]) <= {"not_a_session", "off_grid"}
+    assert is_daily is False or set(judged.rejected["rule"]) <= {"not_a_session"}
 
 
 def test_the_detail_shows_the_values_that_break_the_rule() -> None:

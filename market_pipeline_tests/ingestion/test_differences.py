@@ -1,6 +1,5 @@
 """A provider that changes its mind about stored bars: followed to its end, then read again."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
@@ -21,7 +20,6 @@ from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.base import Provider
 from market_pipeline.providers.file import FileProvider
 from market_pipeline.providers.mock import MockProvider
-from market_pipeline.storage.coverage import read_flaws
 from market_pipeline_tests.commands import ROOT
 from market_pipeline_tests.ingestion.test_next_run import NOON, REQUESTS, Pipeline
 

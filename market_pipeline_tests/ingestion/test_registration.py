@@ -8,7 +8,7 @@ from sqlalchemy import Engine, text
 
 from market_pipeline.domain.errors import UnknownMarketError
 from market_pipeline.domain.records import Market
-from market_pipeline.ingestion.registration import ensure_market, register_markets
+from market_pipeline.ingestion.registration import ensure_market, keep_active, register_markets
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.readers.questions import find_markets
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
@@ -104,3 +104,69 @@ def test_bars_of_the_former_market_stay_apart(engine: Engine) -> None:
         JOIN market_data.market USING (market_id) GROUP BY 1 ORDER BY 1""")
     assert {row["provider_market_id"]: row["count"] for row in counts}["former"] == before
     assert len(counts) == 2
+
+
+FACTS = "SELECT calendar, quote, price_basis, venue FROM market_data.market"
+NEW_FACTS = {"calendar": "XETR", "quote": "EUR", "price_basis": "adjusted", "venue": "XETRA"}
+
+
+def read_facts(engine: Engine) -> tuple[Any, ...]:
+    """Return calendar, quote, price basis and venue of the one market."""
+    with engine.connect() as connection:
+        return tuple(connection.execute(text(FACTS)).one())
+
+
+def test_what_bars_were_read_by_is_not_changed_by_a_run(engine: Engine) -> None:
+    """Calendar, quote and price basis stay while there are bars; a venue is only a name."""
+    Pipeline(engine).run(NOON)
+    stored = MockProvider({}).find_market("BTC-USD")
+    assert stored is not None
+    told = replace(stored, **NEW_FACTS)
+    register(engine, told)
+    assert read_facts(engine) == ("24/7", "USD", "unadjusted", "XETRA")
+    with engine.begin() as connection:
+        register_markets(connection, [told], claim_primary=True, replace_facts=True)
+    assert read_facts(engine) == tuple(NEW_FACTS.values())
+
+
+def test_a_market_without_bars_is_what_its_provider_says(engine: Engine, luna: Market) -> None:
+    """Nothing was read by the old facts."""
+    register(engine, luna)
+    register(engine, replace(luna, **NEW_FACTS))
+    assert read_facts(engine) == tuple(NEW_FACTS.values())
+
+
+def test_a_run_goes_on_with_the_stored_facts_and_says_so(engine: Engine) -> None:
+    """The route's market is the stored one, with a note for the receipt; others are as routed."""
+    Pipeline(engine).run(NOON)
+    provider = MockProvider({})
+    bitcoin, ether = provider.find_market("BTC-USD"), provider.find_market("ETH-USD")
+    assert bitcoin is not None
+    assert ether is not None
+    told = replace(bitcoin, calendar="XETR", quote="EUR", assumed="quote EUR assumed")
+    with engine.connect() as connection:
+        kept = keep_active(connection, [(provider, told), (provider, ether)])
+        same = keep_active(connection, [(provider, bitcoin)])
+    assert [market for _, market in kept] == [bitcoin, ether]
+    assert kept[1][1].assumed is same[0][1].assumed is None
+    assert kept[0][1].assumed == (
+        "quote EUR assumed; calendar 24/7 and quote USD are kept as stored, though mock says XETR "
+        "and EUR: `market-pipeline markets reload mock:BTC-USD` would change them"
+    )
+
+
+def test_the_receipt_holds_what_was_assumed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a market that gave bars, and of one that gave none."""
+    find_market = MockProvider.find_market
+
+    def find_unsure(provider: MockProvider, symbol: str) -> Market | None:
+        found = find_market(provider, symbol)
+        return found and replace(found, assumed=f"everything about {symbol}")
+
+    monkeypatch.setattr(MockProvider, "find_market", find_unsure)
+    pipeline = Pipeline(engine)
+    for fault in ("", "BTC-USD:wrong_symbol"):
+        receipt = pipeline.receipt(pipeline.run(NOON, fault))
+        assert receipt["assumed"] == "everything about BTC-USD"
