@@ -255,9 +255,10 @@ def build_joined_grid(
     # A session may open on the UTC day before its date, and a week reaches to its Sunday.
     span = (first - timedelta(days=1), last + timedelta(days=8))
     starts = [_list_starts(read_sessions(one, *span), interval)[0] for one in set(calendars)]
-    grid = reduce(np.intersect1d, starts)
+    grid: IntArray = reduce(np.intersect1d, starts)
     first_us, last_us = read_microseconds(pd.Series([first, last], dtype="datetime64[us, UTC]"))
-    return grid[(grid >= first_us) & (grid <= last_us)]
+    within: IntArray = grid[(grid >= first_us) & (grid <= last_us)]
+    return within
 
 
 def is_insufficient(window: HorizonWindow, fewest: MinReturns) -> BoolArray:

@@ -62,6 +62,7 @@ MEASURES = (
     "max_drawdown",
     "calmar",
 )
+DRAWDOWN_TIMES = ("drawdown_peak_at", "drawdown_trough_at", "drawdown_recovered_at")
 ROI_DTYPES: Mapping[str, str] = {
     "market_id": "int64",
     "interval": "str",
@@ -69,9 +70,7 @@ ROI_DTYPES: Mapping[str, str] = {
     "as_of": UTC_DTYPE,
     "method": "str",
     **dict.fromkeys(MEASURES, "float64"),
-    "drawdown_peak_at": UTC_DTYPE,
-    "drawdown_trough_at": UTC_DTYPE,
-    "drawdown_recovered_at": UTC_DTYPE,
+    **dict.fromkeys(DRAWDOWN_TIMES, UTC_DTYPE),
     "annualisation_factor": "float64",
     "n_returns": "int64",
     "n_missing": "int64",

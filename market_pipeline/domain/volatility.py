@@ -40,6 +40,7 @@ SNAPSHOT_DTYPES: Mapping[str, str] = {
     "first_bar_at": UTC_DTYPE,
     "reason": "str",
 }
+SNAPSHOT_MEASURES = ("realised_volatility", "roi")
 SNAPSHOT_COLUMNS = tuple(SNAPSHOT_DTYPES)
 PRICE_NOT_POSITIVE = "price_not_positive"
 

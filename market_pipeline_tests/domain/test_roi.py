@@ -319,9 +319,7 @@ def test_a_row_does_not_depend_on_the_other_markets() -> None:
     horizons = [7, 30, 365]
     together = compute_roi_statistics(bars, calendars, Interval.DAY, horizons)
     alone = [
-        compute_roi_statistics(
-            bars[bars["market_id"] == n], {n: "24/7"}, Interval.DAY, horizons
-        )
+        compute_roi_statistics(bars[bars["market_id"] == n], {n: "24/7"}, Interval.DAY, horizons)
         for n in range(4)
     ]
     pd.testing.assert_frame_equal(together, pd.concat(alone, ignore_index=True), check_exact=True)

@@ -46,9 +46,7 @@ def find_reasons(rows: pd.DataFrame, *flaws: Flaw) -> list[str | None]:
     """Return the reason of each row that is withheld, and None for the others."""
     told = withhold(rows, ("market_id",), MEASURES, flaws)
     withheld = told[list(MEASURES)].isna().all(axis=1)
-    return [
-        reason if gone else None for reason, gone in zip(told["reason"], withheld, strict=True)
-    ]
+    return [reason if gone else None for reason, gone in zip(told["reason"], withheld, strict=True)]
 
 
 def hole(first: int, end: int, reason: str = UNEXPLAINED_HOLE, market_id: int = 1) -> Flaw:
