@@ -13,7 +13,7 @@ What comes out for a market does not depend, to the last bit, on which other mar
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache, reduce
 from typing import Any, Final
 
@@ -220,7 +220,7 @@ def find_wanted_bases(grid: IntArray, last: IntArray, days: int) -> IntArray:
 
 
 def find_slack(days: int) -> int:
-    """Return how many places a hole may push a base close further back: a seventh of the horizon."""
+    """Return how many places a hole may push a base further back: a seventh of the horizon."""
     return max(1, days // 7)
 
 
@@ -252,13 +252,31 @@ def build_joined_grid(
     calendars: Iterable[str], interval: Interval, first: datetime, last: datetime
 ) -> IntArray:
     """Return the places that all calendars expect from one open_time to another, both included."""
-    # A session may open on the UTC day before its date, and a week reaches to its Sunday.
-    span = (first - timedelta(days=1), last + timedelta(days=8))
-    starts = [_list_starts(read_sessions(one, *span), interval)[0] for one in set(calendars)]
+    starts = [_list_places(one, interval, first.year, last.year) for one in set(calendars)]
     grid: IntArray = reduce(np.intersect1d, starts)
     first_us, last_us = read_microseconds(pd.Series([first, last], dtype="datetime64[us, UTC]"))
     within: IntArray = grid[(grid >= first_us) & (grid <= last_us)]
     return within
+
+
+def fill_gaps(
+    calendars: Iterable[str], interval: Interval, opens: IntArray
+) -> tuple[IntArray, IntArray]:
+    """Return all places from the first open_time to the last, and where those given are in it.
+
+    What is drawn at the other places is missing: a line breaks there.
+
+    Args:
+        calendars: The market's, or both of a pair.
+        interval: The length of the bars.
+        opens: Microseconds since 1970, ascending.
+    """
+    if not len(opens):
+        return opens, opens
+    first, last = build_times(opens[[0, -1]])
+    places = build_joined_grid(calendars, interval, first.to_pydatetime(), last.to_pydatetime())
+    filled: IntArray = np.union1d(places, opens)
+    return filled, np.searchsorted(filled, opens)
 
 
 def is_insufficient(window: HorizonWindow, fewest: MinReturns) -> BoolArray:
@@ -347,6 +365,19 @@ def _build_grid(calendar: str, interval: Interval, opens: IntArray) -> tuple[Int
     starts, bars_per_session = _list_starts(sessions, interval)
     starts = starts[(starts >= opens.min()) & (starts <= opens.max())]
     return starts, get_annualisation_factor(interval, calendar, bars_per_session)
+
+
+@lru_cache(maxsize=128)
+def _list_places(calendar: str, interval: Interval, first_year: int, last_year: int) -> IntArray:
+    """Return the open times that a calendar expects in some years, and a little around them."""
+    # A session may open on the UTC day before its date, and a week reaches to its Sunday.
+    start, end = (
+        datetime(first_year - 1, 12, 20, tzinfo=UTC),
+        datetime(last_year + 1, 1, 12, tzinfo=UTC),
+    )
+    places, _ = _list_starts(read_sessions(calendar, start, end), interval)
+    places.setflags(write=False)
+    return places
 
 
 def _list_starts(sessions: pd.DataFrame, interval: Interval) -> tuple[IntArray, float]:

@@ -144,9 +144,11 @@ def find_differences(engine: Engine, calendars: dict[int, str]) -> list[str]:
     rows = read_statistics(engine).reset_index()
     for row in rows[rows["market_id"].isin(calendars)].to_dict("records"):
         again = recompute(engine, pd.Series(row), calendars[row["market_id"]])
-        for name in ("as_of", "method", "n_returns", "n_missing", *MEASURES):
-            if str(again[name]) != str(row[name]):
-                wrong.append(f"{row['horizon']} {name}: {row[name]}, again {again[name]}")
+        wrong += [
+            f"{row['horizon']} {name}: {row[name]}, again {again[name]}"
+            for name in ("as_of", "method", "n_returns", "n_missing", *MEASURES)
+            if str(again[name]) != str(row[name])
+        ]
     return wrong
 
 
