@@ -87,7 +87,11 @@ SETTINGS: tuple[Setting, ...] = (
         "CRON_SECRET", "", "Bearer secret of GET /api/cron, 16 characters or more", is_secret=True
     ),
     Setting("ROI_HORIZONS_DAYS", "7,30,90,365", "Spans that statistics look back, in days"),
-    Setting("ROI_MIN_RETURNS", "20", "Fewest daily returns a statistic is computed from (7d: 5)"),
+    Setting(
+        "ROI_MIN_RETURNS",
+        "",
+        "Fewest daily returns of a statistic; unset: 80 % of what its calendar expects, at least 5",
+    ),
     Setting("RISK_FREE_RATE", "0", "Annual risk-free rate as a fraction, for Sharpe and Sortino"),
     Setting("COMPARISON_BENCHMARKS", "", "Compare with these symbols only, once over 50 markets"),
     Setting(
@@ -161,10 +165,13 @@ def read_ingestion_defaults(environ: Mapping[str, str] | None = None) -> Ingesti
 
 @dataclass(frozen=True, slots=True)
 class StatisticsSettings:
-    """How statistics are computed; rates are annual fractions, horizons days."""
+    """How statistics are computed; rates are annual fractions, horizons days.
+
+    ``min_returns`` is None where it is not set: what the calendar expects counts then.
+    """
 
     horizons_days: tuple[int, ...]
-    min_returns: int
+    min_returns: int | None
     risk_free_annual: float
     benchmarks: tuple[str, ...]
 
@@ -177,7 +184,11 @@ def read_statistics_settings(environ: Mapping[str, str] | None = None) -> Statis
     """
     return StatisticsSettings(
         horizons_days=_parse("ROI_HORIZONS_DAYS", _parse_horizons, environ),
-        min_returns=_parse("ROI_MIN_RETURNS", lambda text: _parse_int(text, 2, 100_000), environ),
+        min_returns=_parse(
+            "ROI_MIN_RETURNS",
+            lambda text: _parse_int(text, 2, 100_000) if text else None,
+            environ,
+        ),
         risk_free_annual=_parse("RISK_FREE_RATE", _parse_rate, environ),
         benchmarks=_parse(
             "COMPARISON_BENCHMARKS",

@@ -96,6 +96,7 @@ class RoiRow(BaseModel):
     first_bar_at: datetime | None
     reason: str | None
     dataset_version: int | None
+    is_outdated: bool = Field(description="A bar of its window was corrected or loaded since")
 
 
 class RoiTable(Table):
@@ -116,6 +117,7 @@ class ComparisonRow(BaseModel):
     quote_provider: str
     interval: str
     horizon: str
+    method: str
     price_ratio: float | None
     volume_ratio: float | None
     roi_spread: float | None
@@ -124,6 +126,8 @@ class ComparisonRow(BaseModel):
     n_returns: int
     reason: str | None
     dataset_version: int | None
+    is_stored: bool = Field(description="False: computed when it was read")
+    is_outdated: bool = Field(description="A bar of its window was corrected or loaded since")
 
 
 class ComparisonTable(Table):
@@ -131,6 +135,7 @@ class ComparisonTable(Table):
 
     symbol: str
     provider: str
+    pairs_left_out: int = Field(description="Not stored, and too many to compute")
     data: list[ComparisonRow]
 
 

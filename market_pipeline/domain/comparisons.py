@@ -11,10 +11,11 @@ less the quote's at the last joined date: 3 hours for BTC-USD over SPX in winter
 at midnight UTC and the other at 21:00.
 
 Pairs whose markets know the same places of the grid share their window, so the work is done for
-each distinct window at once, by matrix products over the markets in it.
+each distinct window at once, by matrix products where there are many pairs in it. Few pairs are
+summed one by one: their rows do not depend, to the last bit, on what else is compared.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -35,12 +36,17 @@ from market_pipeline.domain.returns import (
     FloatArray,
     IntArray,
     SessionMatrix,
+    add_up,
     build_session_matrices,
     build_times,
     find_bases,
+    find_slack,
+    find_wanted_bases,
+    hide_unknown_versions,
     read_microseconds,
     take_or_nan,
 )
+from market_pipeline.domain.sufficiency import MinReturns
 
 QUOTE_CURRENCY_DIFFERS = "quote_currency_differs"
 CLOSE_SKEW = "close_skew"
@@ -61,19 +67,23 @@ COMPARISON_COLUMNS = (
     "correlation",
     "close_skew_seconds",
     "n_returns",
+    "first_bar_at",
     "reason",
 )
 _MISSING: Mapping[str, Any] = {
-    "as_of": NOT_A_TIME,
+    **dict.fromkeys(("as_of", "first_bar_at"), NOT_A_TIME),
     **dict.fromkeys((*MEASURES, "close_skew_seconds"), np.nan),
-    "n_returns": 0,
+    **dict.fromkeys(("n_returns", "expected"), 0),
+    "dataset_version": -1,
     "has_base": False,
 }
 Columns = dict[str, npt.NDArray[Any]]
+Product = Callable[[FloatArray, FloatArray], FloatArray]
 
 MAX_SKEW = timedelta(hours=6)
-_WEEK_DAYS = 7
 _MICROSECONDS = 1_000_000
+_FEW_PAIRS = 16_384
+"""Up to so many pairs of one window are summed one by one; for more that would take too long."""
 _BLOCK_PAIRS = 260_000
 """Pairs worked on at once; it bounds memory whatever the number of pairs."""
 
@@ -86,6 +96,7 @@ class _Side:
         closes: Shape (m, t), NaN where missing.
         volumes: Shape (m, t), NaN where missing.
         closed_at: Shape (m, t), microseconds.
+        versions: Shape (m, t), of the bars, -1 where missing or unknown.
         patterns: Shape (k, t), the distinct rows of "this close is known".
         pattern: Shape (m,), each market's row in ``patterns``.
     """
@@ -93,17 +104,24 @@ class _Side:
     closes: FloatArray
     volumes: FloatArray
     closed_at: IntArray
+    versions: IntArray
     patterns: BoolArray
     pattern: IntArray
 
 
 @dataclass(frozen=True, slots=True)
 class _Spans:
-    """The window of every two patterns: shape (ka, kb) each, columns of the joined grid."""
+    """The window of every two patterns: shape (ka, kb) each, columns of the joined grid.
+
+    ``reach`` is the first column that could have been the base, ``expected`` counts the returns
+    that the joined grid expects within the horizon.
+    """
 
     start: IntArray
     last: IntArray
     has_base: BoolArray
+    reach: IntArray
+    expected: IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +150,8 @@ class _Window:
     start: int
     last: int
     has_base: int
+    reach: int
+    expected: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +159,16 @@ class _Cut:
     """The part of a side that one window looks at; m markets, w places.
 
     Attributes:
-        closes: Shape (m, w). volumes: Shape (m, w). closed_at: Shape (m,), of the last place.
+        closes: Shape (m, w). volumes: Shape (m, w).
+        closed_at: Shape (m,), of the last place. first_closed_at: The same of the first.
+        versions: Shape (m,), the newest of the bars that the window may look at.
     """
 
     closes: FloatArray
     volumes: FloatArray
     closed_at: IntArray
+    first_closed_at: IntArray
+    versions: IntArray
 
     @property
     def returns(self) -> FloatArray:
@@ -170,22 +194,21 @@ def compute_comparisons(
     horizons_days: Sequence[int],
     pairs: npt.NDArray[np.int64] | None = None,
     max_skew: timedelta = MAX_SKEW,
-    min_returns: int = 20,
-    min_returns_7d: int = 5,
+    min_returns: int | None = None,
 ) -> pd.DataFrame:
     """Compute one row per pair and horizon from final bars.
 
     Args:
         bars: Final bars of one interval: ``market_id``, ``open_time``, ``close_time``, ``close``,
-            and ``volume`` where known.
+            and ``volume`` and ``dataset_version`` where known.
         markets: ``market_id``, ``quote``, ``calendar``; each market once.
         interval: The length of the bars.
         horizons_days: How far each horizon looks back from the last joined date.
         pairs: Shape (n, 2), base and quote market_id; by default every unordered pair once, the
             base being the one that comes first in ``markets``.
         max_skew: Closes further apart than this are not compared.
-        min_returns: Fewer joined returns give no ROI spread, volume ratio or correlation.
-        min_returns_7d: The same for horizons of up to seven days.
+        min_returns: Fewer joined returns give no ROI spread, volume ratio or correlation; None: as
+            ``MinReturns`` says, of the returns that the joined calendars expect.
 
     Returns:
         ``COMPARISON_COLUMNS``, horizon after horizon, each in the order of the pairs. ``interval``,
@@ -200,6 +223,9 @@ def compute_comparisons(
         - ``roi_spread``: ROI of the base less ROI of the quote, both over the joined window.
         - ``correlation``: Pearson's, of simple returns, in [-1, 1].
         - ``close_skew_seconds``: signed, positive where the base closes later.
+        - ``first_bar_at``: the earlier close of the base date; missing where none is known.
+        - ``dataset_version`` (Int64, with versions only): the newest among the bars of both on the
+          joined dates up to the last, from the earliest that could have been the base on.
         - ``reason``: ``quote_currency_differs`` and ``close_skew`` leave all four measures out,
           ``insufficient_data`` all but the price ratio, ``zero_variance`` the correlation alone,
           ``out_of_range`` what a double cannot hold.
@@ -211,16 +237,23 @@ def compute_comparisons(
     groups = _build_groups(bars, markets, interval, horizons_days, (base, quote))
     currency = markets["quote"].factorize()[0]
     ids = markets["market_id"].to_numpy(dtype="int64")
+    fewest = MinReturns(min_returns)
     frames = []
     for h, days in enumerate(horizons_days):
-        minimum = max(min_returns_7d if days <= _WEEK_DAYS else min_returns, 2)
         with np.errstate(all="ignore"):
             columns = _compute_horizon(groups, h, len(base))
+            minimum = fewest.find(days, columns.pop("expected"))
             _blank_and_explain(columns, currency[base] != currency[quote], max_skew, minimum)
         columns |= {"base_market_id": ids[base], "quote_market_id": ids[quote]}
-        method = f"simple;skew={max_skew.total_seconds():.0f}"
+        method = name_method(max_skew, min_returns)
         frames.append(_build_frame(columns, interval.value, f"{days}d", method))
-    return _join_frames(frames)
+    rows = _join_frames(frames)
+    return rows if "dataset_version" in bars else rows.drop(columns="dataset_version")
+
+
+def name_method(max_skew: timedelta = MAX_SKEW, min_returns: int | None = None) -> str:
+    """Return what a row's ``method`` says."""
+    return f"simple;skew={max_skew.total_seconds():.0f};{MinReturns(min_returns).name}"
 
 
 def _list_pairs(
@@ -298,9 +331,16 @@ def _build_side(matrix: SessionMatrix, columns: IntArray | slice, bars: pd.DataF
         closes=closes,
         volumes=np.full(closes.shape, np.nan) if volume is None else take_or_nan(volume, rows),
         closed_at=np.append(read_microseconds(bars["close_time"]), NOT_A_TIME)[rows],
+        versions=_take_versions(bars, rows),
         patterns=known[first],
         pattern=pattern.reshape(-1),
     )
+
+
+def _take_versions(bars: pd.DataFrame, rows: IntArray) -> IntArray:
+    if "dataset_version" not in bars:
+        return np.full(rows.shape, -1)
+    return np.append(bars["dataset_version"].to_numpy(dtype="int64"), -1)[rows]
 
 
 def _find_spans(
@@ -309,14 +349,22 @@ def _find_spans(
     """Return the windows of each horizon for every two patterns."""
     places = np.arange(len(grid))
     shape = (len(horizons_days), len(base), len(quote))
-    start, has_base = np.zeros(shape, dtype="int64"), np.zeros(shape, dtype=bool)
+    start, expected = np.zeros(shape, dtype="int64"), np.zeros(shape, dtype="int64")
+    has_base = np.zeros(shape, dtype=bool)
     last = np.full(shape[1:], -1)
     for k in range(len(base) if len(grid) else 0):
         latest = np.maximum.accumulate(np.where(base[k] & quote, places, -1), axis=1)
         last[k] = latest[:, -1]
         for h, days in enumerate(horizons_days):
-            has_base[h, k], start[h, k] = find_bases(grid, latest, last[k], days)
-    return [_Spans(start[h], last, has_base[h]) for h in range(len(horizons_days))]
+            has_base[h, k], start[h, k], expected[h, k] = find_bases(grid, latest, last[k], days)
+    reach = [
+        np.maximum(find_wanted_bases(grid, last, days) - find_slack(days), 0)
+        for days in horizons_days
+    ]
+    return [
+        _Spans(start[h], last, has_base[h], reach[h], expected[h])
+        for h in range(len(horizons_days))
+    ]
 
 
 def _compute_horizon(groups: list[_Group], horizon: int, n_pairs: int) -> Columns:
@@ -328,6 +376,7 @@ def _compute_horizon(groups: list[_Group], horizon: int, n_pairs: int) -> Column
             quote, quote_row = _cut_side(group.quote, group.quote_row[chosen], window)
             at = group.at[chosen]
             columns["has_base"][at] = window.has_base
+            columns["expected"][at] = window.expected
             for name, values in _compare_sides(base, quote, base_row, quote_row).items():
                 columns[name][at] = values
     return columns
@@ -342,7 +391,8 @@ def _iterate_windows(group: _Group, spans: _Spans) -> Iterator[tuple[_Window, In
     cell = base_pattern * codes.shape[1] + group.quote.pattern[group.quote_row]
     window_of_pair = window.reshape(-1)[cell]
     for number, at in enumerate(first):
-        span = _Window(*(int(part.flat[at]) for part in (spans.start, spans.last, spans.has_base)))
+        parts = (spans.start, spans.last, spans.has_base, spans.reach, spans.expected)
+        span = _Window(*(int(part.flat[at]) for part in parts))
         members = np.flatnonzero(window_of_pair == number) if span.last >= 0 else cell[:0]
         for begin in range(0, len(members), _BLOCK_PAIRS):
             yield span, members[begin : begin + _BLOCK_PAIRS]
@@ -353,29 +403,52 @@ def _cut_side(side: _Side, rows: IntArray, window: _Window) -> tuple[_Cut, IntAr
     used = np.zeros(len(side.closes), dtype=bool)
     used[rows] = True
     span = slice(window.start, window.last + 1)
-    closed_at = side.closed_at[used, window.last]
-    cut = _Cut(side.closes[used, span], side.volumes[used, span], closed_at)
+    cut = _Cut(
+        side.closes[used, span],
+        side.volumes[used, span],
+        side.closed_at[used, window.last],
+        side.closed_at[used, window.start],
+        side.versions[used, window.reach : window.last + 1].max(axis=1),
+    )
     return cut, (np.cumsum(used) - 1)[rows]
 
 
 def _compare_sides(base: _Cut, quote: _Cut, base_row: IntArray, quote_row: IntArray) -> Columns:
     """Return the columns of pairs, each given by its rows in the two sides."""
-    pair = base_row * len(quote.closes) + quote_row
-    correlation, n_returns = _correlate(base.returns, quote.returns)
+    multiply = _choose_product(base_row, quote_row)
+    correlation, n_returns = _correlate(base.returns, quote.returns, base_row, quote_row, multiply)
     base_closed, quote_closed = base.closed_at[base_row], quote.closed_at[quote_row]
+    first = np.minimum(base.first_closed_at[base_row], quote.first_closed_at[quote_row])
     return {
         "as_of": np.maximum(base_closed, quote_closed),
         "price_ratio": base.closes[:, -1][base_row] / quote.closes[:, -1][quote_row],
-        "volume_ratio": _divide_volumes(base.known_volumes, quote.known_volumes).take(pair),
+        "volume_ratio": _divide_volumes(
+            base.known_volumes, quote.known_volumes, base_row, quote_row, multiply
+        ),
         "roi_spread": base.roi[base_row] - quote.roi[quote_row],
-        "correlation": correlation.take(pair),
+        "correlation": correlation,
         "close_skew_seconds": (base_closed - quote_closed) / _MICROSECONDS,
-        "n_returns": n_returns.take(pair),
+        "n_returns": n_returns,
+        "first_bar_at": first,
+        "dataset_version": np.maximum(base.versions[base_row], quote.versions[quote_row]),
     }
 
 
-def _correlate(base: FloatArray, quote: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Return Pearson's correlation of every two rows over the columns both know, and their count.
+def _choose_product(base_row: IntArray, quote_row: IntArray) -> Product:
+    """Return what sums the products of two rows of every pair, over the places of the window."""
+    if len(base_row) <= _FEW_PAIRS:
+        return lambda a, b: add_up(a[base_row] * b[quote_row])
+    return lambda a, b: np.asarray((a @ b.T)[base_row, quote_row])
+
+
+def _correlate(
+    base: FloatArray,
+    quote: FloatArray,
+    base_row: IntArray,
+    quote_row: IntArray,
+    multiply: Product,
+) -> tuple[FloatArray, IntArray]:
+    """Return Pearson's correlation of every pair over the columns both know, and their count.
 
     NaN where a side does not vary. Rows are centred and scaled first: it takes the sums of squares
     out of reach of cancellation and overflow.
@@ -383,15 +456,15 @@ def _correlate(base: FloatArray, quote: FloatArray) -> tuple[FloatArray, IntArra
     known_a, known_b = np.isfinite(base), np.isfinite(quote)
     a, noise_a = _standardise(base, known_a)
     b, noise_b = _standardise(quote, known_b)
-    n, sum_a, sum_b = (np.full((1, 1), value) for value in (float(base.shape[1]), 0.0, 0.0))
-    square_a, square_b = _square(a)[:, None], _square(b)[None, :]
+    n, sum_a, sum_b = (np.full(1, value) for value in (float(base.shape[1]), 0.0, 0.0))
+    square_a, square_b = add_up(a * a)[base_row], add_up(b * b)[quote_row]
     if not (known_a.all() and known_b.all()):
         in_a, in_b = known_a.astype(np.float64), known_b.astype(np.float64)
-        n, sum_a, sum_b = in_a @ in_b.T, a @ in_b.T, in_a @ b.T
-        square_a, square_b = (a * a) @ in_b.T, in_a @ (b * b).T
-    deviation_a = _compute_deviation(square_a, sum_a, n, noise_a[:, None])
-    deviation_b = _compute_deviation(square_b, sum_b, n, noise_b[None, :])
-    correlation = (a @ b.T - sum_a * sum_b / n) / deviation_a / deviation_b
+        n, sum_a, sum_b = multiply(in_a, in_b), multiply(a, in_b), multiply(in_a, b)
+        square_a, square_b = multiply(a * a, in_b), multiply(in_a, b * b)
+    deviation_a = _compute_deviation(square_a, sum_a, n, noise_a[base_row])
+    deviation_b = _compute_deviation(square_b, sum_b, n, noise_b[quote_row])
+    correlation = (multiply(a, b) - sum_a * sum_b / n) / deviation_a / deviation_b
     counts = np.broadcast_to(n, correlation.shape).astype(np.int64)
     return np.clip(correlation, -1.0, 1.0), counts
 
@@ -399,7 +472,7 @@ def _correlate(base: FloatArray, quote: FloatArray) -> tuple[FloatArray, IntArra
 def _standardise(returns: FloatArray, known: BoolArray) -> tuple[FloatArray, FloatArray]:
     """Return rows centred and scaled to at most 1, 0 where unknown, and what is noise in them."""
     n = known.sum(axis=1)
-    mean = np.where(known, returns, 0.0).sum(axis=1) / n
+    mean = add_up(np.where(known, returns, 0.0)) / n
     centred = np.where(known, returns - mean[:, None], 0.0)
     scale = np.abs(centred).max(axis=1, initial=0.0)
     noise = ZERO_TOLERANCE * np.maximum(1.0, np.abs(mean)) / scale
@@ -415,29 +488,33 @@ def _compute_deviation(
     return np.where(flat, np.nan, np.sqrt(around_mean))
 
 
-def _square(rows: FloatArray) -> FloatArray:
-    squares: FloatArray = np.einsum("ij,ij->i", rows, rows)
-    return squares
-
-
-def _divide_volumes(base: FloatArray, quote: FloatArray) -> FloatArray:
-    """Return the ratio of summed volumes of every two rows, over the columns both know."""
+def _divide_volumes(
+    base: FloatArray,
+    quote: FloatArray,
+    base_row: IntArray,
+    quote_row: IntArray,
+    multiply: Product,
+) -> FloatArray:
+    """Return the ratio of summed volumes of every pair, over the columns both know."""
     known_a, known_b = ~np.isnan(base), ~np.isnan(quote)
     if not (known_a.any() and known_b.any()):
-        return np.full((len(base), len(quote)), np.nan)
-    sums_a, sums_b = np.nansum(base, axis=1)[:, None], np.nansum(quote, axis=1)
+        return np.full(len(base_row), np.nan)
+    sums_a = add_up(np.nan_to_num(base))[base_row]
+    sums_b = add_up(np.nan_to_num(quote))[quote_row]
     if not (known_a.all() and known_b.all()):
-        sums_a = np.nan_to_num(base) @ known_b.T.astype(np.float64)
-        sums_b = known_a.astype(np.float64) @ np.nan_to_num(quote).T
+        sums_a = multiply(np.nan_to_num(base), known_b.astype(np.float64))
+        sums_b = multiply(known_a.astype(np.float64), np.nan_to_num(quote))
     ratio = sums_a / sums_b
     return np.where((sums_a > 0) & (sums_b > 0), ratio, np.nan)
 
 
 def _blank_and_explain(
-    columns: Columns, differs: BoolArray, max_skew: timedelta, min_returns: int
+    columns: Columns, differs: BoolArray, max_skew: timedelta, min_returns: IntArray
 ) -> None:
     """Blank what a reason leaves out, and add reasons as positions in ``REASONS``, or -1."""
-    insufficient = ~columns.pop("has_base") | (columns["n_returns"] < min_returns)
+    has_base = columns.pop("has_base")
+    columns["first_bar_at"][~has_base] = NOT_A_TIME
+    insufficient = ~has_base | (columns["n_returns"] < min_returns)
     skewed = np.abs(columns["close_skew_seconds"]) > max_skew.total_seconds()
     flaws: list[tuple[str, BoolArray, Sequence[str]]] = [
         (OUT_OF_RANGE, _blank_infinite(columns), ()),
@@ -470,8 +547,10 @@ def _build_frame(columns: Columns, interval: str, horizon: str, method: str) -> 
         "method": pd.Categorical.from_codes(constant, pd.Index([method])),
         "reason": pd.Categorical.from_codes(columns["reason"], pd.Index(REASONS)),
     }
-    frame = pd.DataFrame({**columns, **texts, "as_of": build_times(columns["as_of"])}, copy=False)
-    return frame[list(COMPARISON_COLUMNS)]
+    times = {name: build_times(columns[name]) for name in ("as_of", "first_bar_at")}
+    versions = {"dataset_version": hide_unknown_versions(columns["dataset_version"])}
+    frame = pd.DataFrame({**columns, **texts, **times, **versions}, copy=False)
+    return frame[[*COMPARISON_COLUMNS, "dataset_version"]]
 
 
 def _join_frames(frames: list[pd.DataFrame]) -> pd.DataFrame:

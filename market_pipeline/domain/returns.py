@@ -7,11 +7,14 @@ horizon, and what counts as no variance. Not here: any statistic (``roi``, ``vol
 The grid of a calendar holds every open_time at which it expects a bar, so a missing close shows as
 NaN between its neighbours. A return exists only between adjacent places of the grid; nothing is
 filled forward. Bars beside the grid, and closes that are not finite and positive, count as missing.
+
+What comes out for a market does not depend, to the last bit, on which other markets are there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache, reduce
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +24,7 @@ import pandas as pd
 from market_pipeline.domain.bars import floor_to_weeks
 from market_pipeline.domain.intervals import Interval, get_annualisation_factor
 from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
+from market_pipeline.domain.sufficiency import MinReturns
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -68,6 +72,7 @@ class HorizonWindow:
     Attributes:
         days: The horizon.
         has_base: Shape (m,), whether a close far enough back is known.
+        expected: Shape (m,), how many returns the calendar expects within the horizon.
         closes: Shape (m, w), NaN before the base close and where missing.
         ratios: Shape (m, w - 1), P_t / P_(t-1), NaN unless both closes are known.
         rows: Shape (m, w), the position of each bar in the bars given.
@@ -75,6 +80,7 @@ class HorizonWindow:
 
     days: int
     has_base: BoolArray
+    expected: IntArray
     closes: FloatArray
     ratios: FloatArray
     rows: IntArray
@@ -112,6 +118,16 @@ class HorizonWindow:
     def roi(self) -> FloatArray:
         """Last close over first close, less one."""
         return self.closes[:, -1] / self.base_close - 1
+
+    def find_versions(self, versions: IntArray) -> IntArray:
+        """Return the newest version among the bars of each market's window, -1 without any.
+
+        Args:
+            versions: Of all bars given.
+        """
+        found = np.append(versions, -1)[self.rows]
+        newest: IntArray = np.where(np.isnan(self.closes), -1, found).max(axis=1, initial=-1)
+        return newest
 
     def take_times(self, times: IntArray, column: IntArray) -> IntArray:
         """Return each market's time at a column, ``NOT_A_TIME`` at column -1 or without a bar.
@@ -162,41 +178,123 @@ def cut_windows(matrix: SessionMatrix, horizons_days: Sequence[int]) -> list[Hor
     D - horizon. A base that a hole has pushed back by more than a seventh of the horizon does not
     count, nor does a history that starts inside the horizon: the window is then what there is.
     """
-    columns = np.arange(matrix.closes.shape[1])
-    latest = np.maximum.accumulate(np.where(matrix.rows >= 0, columns, -1), axis=1)
-    if not latest.size:
-        latest = np.full((len(matrix.market_ids), 1), -1)
-    last = latest[:, -1]
-    found = [find_bases(matrix.grid, latest, last, days) for days in horizons_days]
-    width = max([1, *(int((last - start).max(initial=0)) + 1 for _, start in found)])
-    aligned = _align_right(matrix, last, width)
-    return [
-        _cut_window(*aligned, last - start + 1, has_base, days)
-        for (has_base, start), days in zip(found, horizons_days, strict=True)
-    ]
+    latest = _find_latest(matrix)
+    every = np.arange(len(matrix.market_ids))
+    return [_cut(matrix, every, latest, latest[:, -1], days) for days in horizons_days]
+
+
+def cut_rolling_window(matrix: SessionMatrix, row: int, days: int) -> HorizonWindow:
+    """Cut the window that ends at each close of one market: one row a close, in order."""
+    latest = _find_latest(matrix)[row]
+    last = np.flatnonzero(matrix.rows[row] >= 0)
+    rows = np.full(len(last), row)
+    return _cut(matrix, rows, np.broadcast_to(latest, (len(last), len(latest))), last, days)
 
 
 def find_bases(
     grid: IntArray, latest: IntArray, last: IntArray, days: int
-) -> tuple[BoolArray, IntArray]:
-    """Return, for each row, whether it has a base close, and the column where its window starts.
+) -> tuple[BoolArray, IntArray, IntArray]:
+    """Return, for each row, whether it has a base close, where its window starts, what is expected.
 
     Args:
         grid: Expected open times in microseconds, ascending.
         latest: Shape (k, t), the column of the latest known close up to each column, or -1.
-        last: Shape (k,), ``latest`` at the end: the last column, or -1.
+        last: Shape (k,), the last column of each window, or -1.
         days: The horizon.
+
+    Returns:
+        Whether there is a base; the column where the window starts; the number of returns that the
+        grid expects within the horizon.
     """
     wanted = find_wanted_bases(grid, last, days)
     base = np.where(wanted >= 0, latest[np.arange(len(last)), wanted], -1)
-    has_base = (base >= 0) & (wanted - base <= max(1, days // 7))
-    return has_base, np.where(has_base, base, np.maximum(wanted, 0))
+    has_base = (base >= 0) & (wanted - base <= find_slack(days))
+    start = np.maximum(wanted, 0)
+    return has_base, np.where(has_base, base, start), np.maximum(last - start, 0)
 
 
 def find_wanted_bases(grid: IntArray, last: IntArray, days: int) -> IntArray:
     """Return the column of the last place at or before ``days`` before each last, or -1."""
     targets = np.searchsorted(grid, grid - days * _DAY_US, side="right") - 1
     return np.append(targets, -1)[last]
+
+
+def find_slack(days: int) -> int:
+    """Return how many places a hole may push a base further back: a seventh of the horizon."""
+    return max(1, days // 7)
+
+
+@lru_cache(maxsize=8192)
+def find_reach(
+    calendars: frozenset[str], interval: Interval, last: datetime, days: int
+) -> datetime:
+    """Return the open_time of the earliest bar that a window may look at.
+
+    Args:
+        calendars: The market's, or both of a pair.
+        interval: The length of the bars.
+        last: The open_time of the window's last bar (UTC).
+        days: The horizon.
+    """
+    # Twice the horizon holds the slack of any calendar; the rest is for long closures.
+    for span in (timedelta(days=2 * days + 30), timedelta(days=4 * days + 365)):
+        grid = build_joined_grid(calendars, interval, last - span, last)
+        if len(grid):
+            wanted = find_wanted_bases(grid, np.array([len(grid) - 1]), days)
+            reach = int(wanted[0]) - find_slack(days)
+            if reach >= 0:
+                found: datetime = build_times(grid[reach : reach + 1])[0].to_pydatetime()
+                return found
+    return last - span
+
+
+def build_joined_grid(
+    calendars: Iterable[str], interval: Interval, first: datetime, last: datetime
+) -> IntArray:
+    """Return the places that all calendars expect from one open_time to another, both included."""
+    starts = [_list_places(one, interval, first.year, last.year) for one in set(calendars)]
+    grid: IntArray = reduce(np.intersect1d, starts)
+    first_us, last_us = read_microseconds(pd.Series([first, last], dtype="datetime64[us, UTC]"))
+    within: IntArray = grid[(grid >= first_us) & (grid <= last_us)]
+    return within
+
+
+def fill_gaps(
+    calendars: Iterable[str], interval: Interval, opens: IntArray
+) -> tuple[IntArray, IntArray]:
+    """Return all places from the first open_time to the last, and where those given are in it.
+
+    What is drawn at the other places is missing: a line breaks there.
+
+    Args:
+        calendars: The market's, or both of a pair.
+        interval: The length of the bars.
+        opens: Microseconds since 1970, ascending.
+    """
+    if not len(opens):
+        return opens, opens
+    first, last = build_times(opens[[0, -1]])
+    places = build_joined_grid(calendars, interval, first.to_pydatetime(), last.to_pydatetime())
+    filled: IntArray = np.union1d(places, opens)
+    return filled, np.searchsorted(filled, opens)
+
+
+def is_insufficient(window: HorizonWindow, fewest: MinReturns) -> BoolArray:
+    """Tell which markets have no base close, or too few returns for the horizon."""
+    return ~window.has_base | (window.n_returns < fewest.find(window.days, window.expected))
+
+
+def name_versions(bars: pd.DataFrame, window: HorizonWindow) -> dict[str, Any]:
+    """Return ``dataset_version`` of each market's window as a column, where the bars have it."""
+    if "dataset_version" not in bars:
+        return {}
+    newest = window.find_versions(bars["dataset_version"].to_numpy(dtype="int64"))
+    return {"dataset_version": hide_unknown_versions(newest)}
+
+
+def hide_unknown_versions(versions: IntArray) -> pd.arrays.IntegerArray:
+    """Return versions as a nullable column; -1 stands for none."""
+    return pd.arrays.IntegerArray(versions.astype("int64"), versions < 0)
 
 
 def compute_period_rate(annual_rate: float, annualisation_factor: float) -> float:
@@ -208,9 +306,21 @@ def compute_mean_and_std(values: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return mean and standard deviation (ddof=1) of each row's finite values; NaN without them."""
     known = np.isfinite(values)
     n = known.sum(axis=1)
-    mean = np.where(known, values, 0.0).sum(axis=1) / n
+    mean = add_up(np.where(known, values, 0.0)) / n
     deviations = np.where(known, values - mean[:, None], 0.0)
-    return mean, np.sqrt(np.einsum("ij,ij->i", deviations, deviations) / (n - 1))
+    return mean, np.sqrt(add_up(deviations * deviations) / (n - 1))
+
+
+def add_up(values: FloatArray) -> FloatArray:
+    """Return the sum of each row, added from left to right.
+
+    Zeros in front of a row then leave its sum as it is to the last bit. NumPy's own sum adds in an
+    order that depends on the width, and so on the longest window among the markets.
+    """
+    if not values.shape[1]:
+        return np.zeros(len(values))
+    total: FloatArray = np.add.accumulate(values, axis=1)[:, -1]
+    return total
 
 
 def read_microseconds(times: "pd.Series[Any]") -> IntArray:
@@ -257,6 +367,19 @@ def _build_grid(calendar: str, interval: Interval, opens: IntArray) -> tuple[Int
     return starts, get_annualisation_factor(interval, calendar, bars_per_session)
 
 
+@lru_cache(maxsize=128)
+def _list_places(calendar: str, interval: Interval, first_year: int, last_year: int) -> IntArray:
+    """Return the open times that a calendar expects in some years, and a little around them."""
+    # A session may open on the UTC day before its date, and a week reaches to its Sunday.
+    start, end = (
+        datetime(first_year - 1, 12, 20, tzinfo=UTC),
+        datetime(last_year + 1, 1, 12, tzinfo=UTC),
+    )
+    places, _ = _list_starts(read_sessions(calendar, start, end), interval)
+    places.setflags(write=False)
+    return places
+
+
 def _list_starts(sessions: pd.DataFrame, interval: Interval) -> tuple[IntArray, float]:
     if interval is Interval.HOUR:
         lengths = sessions["close_time"] - sessions["open_time"]
@@ -269,33 +392,28 @@ def _list_starts(sessions: pd.DataFrame, interval: Interval) -> tuple[IntArray, 
     return read_microseconds(dates), 1.0
 
 
-def _align_right(
-    matrix: SessionMatrix, last: IntArray, width: int
-) -> tuple[FloatArray, FloatArray, IntArray]:
-    """Return closes, ratios and rows of the last ``width`` columns up to each market's own last."""
-    column = last[:, None] - np.arange(width - 1, -1, -1)
-    padded = np.column_stack([matrix.rows, np.full(len(last), -1)])
-    rows = np.take_along_axis(padded, np.maximum(column, -1), axis=1)
-    padded_closes = np.column_stack([matrix.closes, np.full(len(last), np.nan)])
-    closes = np.take_along_axis(padded_closes, np.maximum(column, -1), axis=1)
-    with np.errstate(over="ignore"):
-        return closes, closes[:, 1:] / closes[:, :-1], rows
+def _find_latest(matrix: SessionMatrix) -> IntArray:
+    """Return the column of the latest known close up to each column, or -1; never without one."""
+    columns = np.arange(matrix.closes.shape[1])
+    latest = np.maximum.accumulate(np.where(matrix.rows >= 0, columns, -1), axis=1)
+    return latest if latest.size else np.full((len(matrix.market_ids), 1), -1)
 
 
-def _cut_window(
-    closes: FloatArray,
-    ratios: FloatArray,
-    rows: IntArray,
-    length: IntArray,
-    has_base: BoolArray,
-    days: int,
+def _cut(
+    matrix: SessionMatrix, rows: IntArray, latest: IntArray, last: IntArray, days: int
 ) -> HorizonWindow:
+    """Cut the windows of some rows of a matrix that end at some columns, aligned right."""
+    has_base, start, expected = find_bases(matrix.grid, latest, last, days)
+    length = last - start + 1
     width = max(1, int(length.max(initial=1)))
-    outside = np.arange(width - 1, -1, -1) >= length[:, None]
-    inside_closes = np.where(outside, np.nan, closes[:, -width:])
-    kept = ratios[:, ratios.shape[1] - width + 1 :]
-    inside_ratios = np.where(outside[:, :-1], np.nan, kept)
-    return HorizonWindow(days, has_base, inside_closes, inside_ratios, rows[:, -width:])
+    column = last[:, None] - np.arange(width - 1, -1, -1)
+    column = np.where(np.arange(width, 0, -1) > length[:, None], -1, column)
+    padded = np.column_stack([matrix.closes, np.full(len(matrix.closes), np.nan)])
+    closes = padded[rows[:, None], column]
+    found = np.column_stack([matrix.rows, np.full(len(matrix.rows), -1)])[rows[:, None], column]
+    with np.errstate(over="ignore"):
+        ratios = closes[:, 1:] / closes[:, :-1]
+    return HorizonWindow(days, has_base, expected, closes, ratios, found)
 
 
 def is_zero_spread(spread: FloatArray, level: FloatArray) -> BoolArray:

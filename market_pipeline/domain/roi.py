@@ -35,19 +35,22 @@ from market_pipeline.domain.returns import (
     FloatArray,
     HorizonWindow,
     IntArray,
+    add_up,
     build_session_matrices,
     build_times,
     compute_mean_and_std,
     compute_period_rate,
     cut_windows,
+    is_insufficient,
     is_zero_spread,
+    name_versions,
     read_microseconds,
 )
+from market_pipeline.domain.sufficiency import MinReturns
 from market_pipeline.domain.volatility import compute_realised_volatility
 
 SHORT_HORIZON = "short_horizon"
 MIN_DAYS_TO_ANNUALISE = 30
-_WEEK_DAYS = 7
 
 MEASURES = (
     "roi",
@@ -59,6 +62,7 @@ MEASURES = (
     "max_drawdown",
     "calmar",
 )
+DRAWDOWN_TIMES = ("drawdown_peak_at", "drawdown_trough_at", "drawdown_recovered_at")
 ROI_DTYPES: Mapping[str, str] = {
     "market_id": "int64",
     "interval": "str",
@@ -66,9 +70,7 @@ ROI_DTYPES: Mapping[str, str] = {
     "as_of": UTC_DTYPE,
     "method": "str",
     **dict.fromkeys(MEASURES, "float64"),
-    "drawdown_peak_at": UTC_DTYPE,
-    "drawdown_trough_at": UTC_DTYPE,
-    "drawdown_recovered_at": UTC_DTYPE,
+    **dict.fromkeys(DRAWDOWN_TIMES, UTC_DTYPE),
     "annualisation_factor": "float64",
     "n_returns": "int64",
     "n_missing": "int64",
@@ -88,36 +90,36 @@ def compute_roi_statistics(
     horizons_days: Sequence[int],
     risk_free_annual: float = 0.0,
     mar_annual: float = 0.0,
-    min_returns: int = 20,
-    min_returns_7d: int = 5,
+    min_returns: int | None = None,
 ) -> pd.DataFrame:
     """Compute one row per market and horizon from final bars.
 
     Args:
-        bars: Final bars of one interval: ``market_id``, ``open_time``, ``close_time``, ``close``.
+        bars: Final bars of one interval: ``market_id``, ``open_time``, ``close_time``, ``close``,
+            and ``dataset_version`` where known.
         calendars: The calendar of every market.
         interval: The length of the bars.
         horizons_days: How far each horizon looks back.
         risk_free_annual: A fraction a year.
         mar_annual: The minimum acceptable return, a fraction a year.
-        min_returns: Fewer adjacent returns give no statistics.
-        min_returns_7d: The same for horizons of up to seven days.
+        min_returns: Fewer adjacent returns give no statistics; None: as ``MinReturns`` says.
 
     Returns:
         ``ROI_COLUMNS``, ordered by market_id and horizon; markets without a usable bar have no row.
+        With versions also ``dataset_version`` (Int64), the newest among the bars of the window.
         Measures are fractions or ratios, NaN with an entry in ``reasons``: a bare reason speaks of
         the whole row, ``sortino: no_downside; calmar: no_downside`` of those measures alone.
         ``as_of`` and ``first_bar_at`` are the closes of the last and first bar used; the drawdown's
         times are closes too, missing where nothing fell or it has not recovered.
     """
     closed_at = read_microseconds(bars["close_time"])
+    fewest = MinReturns(min_returns)
     frames = []
     for matrix in build_session_matrices(bars, calendars, interval):
         factor = matrix.annualisation_factor
-        method = _name_method(risk_free_annual, mar_annual, factor)
+        method = name_method(risk_free_annual, mar_annual, min_returns, f"{factor:.6g}")
         for window in cut_windows(matrix, horizons_days):
-            minimum = min_returns_7d if window.days <= _WEEK_DAYS else min_returns
-            insufficient = ~window.has_base | (window.n_returns < max(minimum, 2))
+            insufficient = is_insufficient(window, fewest)
             with np.errstate(all="ignore"):
                 measures, flaws = _compute_measures(window, factor, risk_free_annual, mar_annual)
             columns = {
@@ -129,13 +131,32 @@ def compute_roi_statistics(
                 **measures,
                 **_describe_window(window, insufficient, closed_at),
                 "annualisation_factor": factor,
+                **name_versions(bars, window),
             }
             frames.append(pd.DataFrame(columns))
     return _join_frames(frames)
 
 
-def _name_method(risk_free_annual: float, mar_annual: float, factor: float) -> str:
-    return f"simple;rf={risk_free_annual:.6g};mar={mar_annual:.6g};A={factor:.6g}"
+def name_method(
+    risk_free_annual: float, mar_annual: float, min_returns: int | None, factor: str
+) -> str:
+    """Return what a row's ``method`` says; ``factor`` is its A, to six digits."""
+    rates = f"rf={_spell_exactly(risk_free_annual)};mar={_spell_exactly(mar_annual)}"
+    return f"simple;{rates};A={factor};{MinReturns(min_returns).name}"
+
+
+def _spell_exactly(rate: float) -> str:
+    """Return the shortest text that reads back as the rate: a row is computed again by it."""
+    short = f"{rate:.6g}"
+    return short if float(short) == rate else repr(rate)
+
+
+def compute_drawdowns(closes: FloatArray) -> FloatArray:
+    """Return each close's fall from the highest so far in its row, a fraction in [-1, 0].
+
+    A close that is missing (NaN) has none, and the highest so far stays.
+    """
+    return np.asarray(closes / np.fmax.accumulate(closes, axis=-1) - 1, dtype=np.float64)
 
 
 def _compute_measures(
@@ -148,7 +169,7 @@ def _compute_measures(
     flat = is_zero_spread(std, mean)
     sharpe = (mean - compute_period_rate(risk_free_annual, factor)) / std * np.sqrt(factor)
     sortino, no_downside = _compute_sortino(simple, compute_period_rate(mar_annual, factor), factor)
-    drawdown = np.nanmin(_compute_drawdowns(window.closes), axis=1, initial=0.0)
+    drawdown = np.nanmin(compute_drawdowns(window.closes), axis=1, initial=0.0)
     annualised = np.expm1(np.log1p(window.roi) * (factor / steps))
     measures = {
         "roi": window.roi,
@@ -176,13 +197,8 @@ def _compute_sortino(simple: FloatArray, mar: float, factor: float) -> tuple[Flo
     mean, _ = compute_mean_and_std(excess)
     below = np.where(excess < 0, excess, 0.0)
     n = np.isfinite(excess).sum(axis=1)
-    risk = np.sqrt(np.einsum("ij,ij->i", below, below) / n)
+    risk = np.sqrt(add_up(below * below) / n)
     return mean / risk * np.sqrt(factor), is_zero_spread(risk, mean)
-
-
-def _compute_drawdowns(closes: FloatArray) -> FloatArray:
-    """Return each close's fall from the highest so far, a fraction in [-1, 0]."""
-    return closes / np.fmax.accumulate(closes, axis=1) - 1
 
 
 def _find_drawdown(closes: FloatArray) -> dict[str, IntArray]:
@@ -192,7 +208,7 @@ def _find_drawdown(closes: FloatArray) -> dict[str, IntArray]:
     the recovery the first close after it as high as the peak.
     """
     columns = np.arange(closes.shape[1])
-    depth = np.nan_to_num(_compute_drawdowns(closes), nan=0.0)
+    depth = np.nan_to_num(compute_drawdowns(closes), nan=0.0)
     trough = np.argmin(depth, axis=1)
     height = np.fmax.reduce(np.where(columns <= trough[:, None], closes, np.nan), axis=1)
     as_high = closes >= height[:, None]
@@ -250,4 +266,5 @@ def _join_frames(frames: list[pd.DataFrame]) -> pd.DataFrame:
     known = [frame[frame["as_of"].notna()] for frame in frames]
     rows = pd.concat([frame for frame in known if len(frame)] or [empty], ignore_index=True)
     rows = rows.sort_values("market_id", kind="stable", ignore_index=True)
-    return rows[list(ROI_COLUMNS)].astype(dict(ROI_DTYPES))
+    columns = [*ROI_COLUMNS, *(name for name in rows if name == "dataset_version")]
+    return rows[columns].astype(dict(ROI_DTYPES))

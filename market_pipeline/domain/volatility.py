@@ -21,18 +21,26 @@ from market_pipeline.domain.returns import (
     build_session_matrices,
     build_times,
     compute_mean_and_std,
+    cut_rolling_window,
     cut_windows,
+    is_insufficient,
     is_zero_spread,
+    name_versions,
     read_microseconds,
 )
+from market_pipeline.domain.sufficiency import MinReturns
+
+SNAPSHOT_HORIZON_DAYS = 30
 
 SNAPSHOT_DTYPES: Mapping[str, str] = {
     "market_id": "int64",
     "realised_volatility": "float64",
     "roi": "float64",
     "bars_as_of": UTC_DTYPE,
+    "first_bar_at": UTC_DTYPE,
     "reason": "str",
 }
+SNAPSHOT_MEASURES = ("realised_volatility", "roi")
 SNAPSHOT_COLUMNS = tuple(SNAPSHOT_DTYPES)
 PRICE_NOT_POSITIVE = "price_not_positive"
 
@@ -53,46 +61,98 @@ def compute_snapshot_statistics(
     bars: pd.DataFrame,
     calendars: Mapping[int, str],
     prices: "pd.Series[float]",
-    horizon_days: int = 30,
-    min_returns: int = 20,
+    horizon_days: int = SNAPSHOT_HORIZON_DAYS,
+    observed_at: "pd.Series[pd.Timestamp] | None" = None,
 ) -> pd.DataFrame:
     """Compute volatility up to the last final daily bar, and ROI from the base close to a price.
 
     Args:
-        bars: Final daily bars: ``market_id``, ``open_time``, ``close_time``, ``close``.
+        bars: Final daily bars: ``market_id``, ``open_time``, ``close_time``, ``close``, and
+            ``dataset_version`` where known.
         calendars: The calendar of every market, also of those that have only a price.
         prices: Live prices by market_id, each once.
         horizon_days: How far back the base close lies from the last final bar.
-        min_returns: Fewer adjacent returns give no statistics.
+        observed_at: When each price was true (UTC), by market_id: bars that close later are left
+            out. None: all bars count.
 
     Returns:
         ``SNAPSHOT_COLUMNS``, one row per price in the order given. ``roi`` is the price over the
-        base close, less one; ``bars_as_of`` the close of the last bar used. A reason speaks of all
-        that is missing in its row: ``zero_variance`` leaves only the volatility out,
+        base close, less one; ``bars_as_of`` the close of the last bar used, ``first_bar_at`` of the
+        first. With versions also ``dataset_version`` (Int64), the newest among them. A reason
+        speaks of all that is missing in its row: ``zero_variance`` leaves only the volatility out,
         ``price_not_positive`` only the ROI, ``insufficient_data`` and ``out_of_range`` (more than a
         double holds) both.
     """
+    if observed_at is not None:
+        bars = bars[bars["close_time"] <= bars["market_id"].map(observed_at)]
     closed_at = read_microseconds(bars["close_time"])
     frames = []
     for matrix in build_session_matrices(bars, calendars, Interval.DAY):
         window = cut_windows(matrix, [horizon_days])[0]
         live = np.asarray(prices.reindex(matrix.market_ids), dtype=np.float64)
-        statistics = _compute_statistics(window, live, matrix.annualisation_factor, min_returns)
-        as_of = build_times(window.take_times(closed_at, window.last))
-        frame = pd.DataFrame({"market_id": matrix.market_ids, **statistics, "bars_as_of": as_of})
-        frames.append(frame[list(SNAPSHOT_COLUMNS)])
+        columns = {
+            "market_id": matrix.market_ids,
+            # Nothing in a snapshot's key names a setting, so none counts.
+            **_compute_statistics(window, live, matrix.annualisation_factor, MinReturns()),
+            "bars_as_of": build_times(window.take_times(closed_at, window.last)),
+            "first_bar_at": build_times(window.take_times(closed_at, window.first)),
+            **name_versions(bars, window),
+        }
+        frames.append(pd.DataFrame(columns))
     return _order_rows(frames, prices)
 
 
+def compute_rolling_volatility(
+    bars: pd.DataFrame,
+    market_id: int,
+    calendar: str,
+    interval: Interval,
+    horizon_days: int,
+    min_returns: int | None = None,
+) -> pd.DataFrame:
+    """Compute a market's realised volatility over the horizon that ends at each of its closes.
+
+    It is what the statistics say of the same horizon, as of each close.
+
+    Args:
+        bars: Final bars of the market: ``market_id``, ``open_time``, ``close_time``, ``close``.
+        market_id: The market.
+        calendar: The market's.
+        interval: The length of the bars.
+        horizon_days: How far each value looks back.
+        min_returns: As of the statistics.
+
+    Returns:
+        ``market_id``, ``open_time``, ``as_of`` (the close), ``first_bar_at``, ``horizon``,
+        ``realised_volatility`` (a fraction a year, NaN with a ``reason``), in order.
+    """
+    (matrix,) = build_session_matrices(bars, {market_id: calendar}, interval)
+    window = cut_rolling_window(matrix, 0, horizon_days)
+    factor, fewest = matrix.annualisation_factor, MinReturns(min_returns)
+    statistics = _compute_statistics(window, window.base_close, factor, fewest)
+    opens, closes = (read_microseconds(bars[name]) for name in ("open_time", "close_time"))
+    return pd.DataFrame(
+        {
+            "market_id": market_id,
+            "open_time": build_times(window.take_times(opens, window.last)),
+            "as_of": build_times(window.take_times(closes, window.last)),
+            "first_bar_at": build_times(window.take_times(closes, window.first)),
+            "horizon": f"{horizon_days}d",
+            "realised_volatility": statistics["realised_volatility"],
+            "reason": statistics["reason"].astype(object),
+        }
+    )
+
+
 def _compute_statistics(
-    window: HorizonWindow, live: FloatArray, factor: float, min_returns: int
+    window: HorizonWindow, live: FloatArray, factor: float, fewest: MinReturns
 ) -> dict[str, Any]:
     with np.errstate(all="ignore"):
         volatility = compute_realised_volatility(window.ratios, factor)
         roi = live / window.base_close - 1
     flat = is_zero_spread(volatility / np.sqrt(factor), np.zeros(len(live)))
     reasons = {
-        INSUFFICIENT_DATA: ~window.has_base | (window.n_returns < max(min_returns, 2)),
+        INSUFFICIENT_DATA: is_insufficient(window, fewest),
         PRICE_NOT_POSITIVE: ~(np.isfinite(live) & (live > 0)),
         OUT_OF_RANGE: ~np.isfinite(volatility + roi),
         ZERO_VARIANCE: flat,

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,13 @@ NEVER_ASKED = "never_asked"
 RESTATING = "restating"
 SUSPECTED_SPLIT = "suspected_split"
 MIXED_PARSING = "mixed_parsing"
+REASONS = (RESTATING, SUSPECTED_SPLIT, MIXED_PARSING, UNEXPLAINED_HOLE, NEVER_ASKED)
+"""Where several flaws touch a statistic, the first of these is its reason."""
+
+_DAY = timedelta(days=1)
+# Sessions close earlier in summer and before holidays: the base's close may be a little later in
+# its day than the last one.
+_EARLY_CLOSE = timedelta(hours=12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +30,9 @@ class Flaw:
 
     Attributes:
         market_id: The market.
-        reason: One of the constants above.
-        window: The span (UTC); None: all of it.
+        reason: One of ``REASONS``.
+        window: The span (UTC); None: all of it. An empty one, from a time to the same time, is a
+            boundary that statistics may not lie across.
     """
 
     market_id: int
@@ -33,26 +43,42 @@ class Flaw:
 def withhold(
     rows: pd.DataFrame, keys: Sequence[str], measures: Sequence[str], flaws: Iterable[Flaw]
 ) -> pd.DataFrame:
-    """Return rows whose measures are NaN, with the reason, where a flaw lies in their horizon.
+    """Return rows whose measures are NaN, with the reason, where a flaw touches their window.
+
+    A row's window begins at the close of its base, which a hole may have pushed back beyond the
+    horizon, and ends with its last close. A flaw touches it that begins before its end and ends
+    after its begin.
 
     Args:
-        rows: Statistics with ``as_of`` (UTC), ``horizon`` such as ``30d``, and ``reason``.
+        rows: Statistics with ``as_of`` and ``first_bar_at`` (UTC), ``horizon`` such as ``30d``, and
+            ``reason``.
         keys: The columns that hold market ids.
         measures: The columns to blank.
         flaws: What is known to be wrong.
     """
-    flaws = list(flaws)
-    if not flaws or rows.empty:
+    # The weightiest comes last and stays.
+    ranked = sorted(flaws, key=lambda flaw: -REASONS.index(flaw.reason))
+    if not ranked or rows.empty:
         return rows
-    days = rows["horizon"].astype(str).str.removesuffix("d").astype("int64")
-    starts = rows["as_of"] - pd.to_timedelta(days, unit="D")
+    starts, ends = find_window_starts(rows), rows["as_of"]
     reasons = np.full(len(rows), "", dtype=object)
-    for flaw in flaws:
+    for flaw in ranked:
         hit = rows[list(keys)].eq(flaw.market_id).any(axis=1)
         if flaw.window is not None:
-            hit &= (starts < flaw.window.end) & (rows["as_of"] > flaw.window.start)
+            hit &= (starts < flaw.window.end) & (ends > flaw.window.start)
         reasons[hit.to_numpy()] = flaw.reason
     is_flawed = reasons != ""
     kept = rows["reason"].astype(object)
     blank = {name: rows[name].where(~is_flawed) for name in measures}
     return rows.assign(**blank, reason=kept.where(~is_flawed, pd.Series(reasons, index=rows.index)))
+
+
+def find_window_starts(rows: pd.DataFrame) -> "pd.Series[Any]":
+    """Return where each row's window begins: its base close, else the day before its horizon.
+
+    Without a base close ``first_bar_at`` is missing, or lies within the horizon.
+    """
+    days = rows["horizon"].astype(str).str.removesuffix("d").astype("int64")
+    horizon = rows["as_of"] - pd.to_timedelta(days, unit="D")
+    has_base = rows["first_bar_at"] <= horizon + _EARLY_CLOSE
+    return rows["first_bar_at"].where(has_base, horizon - _DAY)

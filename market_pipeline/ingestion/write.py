@@ -179,7 +179,7 @@ def write_rows(
     stamps = {name: values[name] for name in table.info["stamps"] if name in values}
     with engine.begin() as connection:
         begin_receipt(connection, run)
-        counts = upsert_frame(connection, table, rows, stamps)
+        counts = upsert_frame(connection, table, rows, stamps) if len(rows) else WriteCounts()
         if counts.written:
             keys = [one.name for one in table.primary_key if one.name.endswith("market_id")]
             stamp_markets(connection, pd.concat([rows[key] for key in keys]))

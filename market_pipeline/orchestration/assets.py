@@ -8,18 +8,17 @@ from collections.abc import Sequence
 
 import dagster as dg
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from market_pipeline.domain import comparisons, roi
-from market_pipeline.domain.comparisons import compute_comparisons
-from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.roi import compute_roi_statistics
-from market_pipeline.domain.volatility import compute_snapshot_statistics
-from market_pipeline.domain.withholding import withhold
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.snapshots import collect_snapshots
 from market_pipeline.ingestion.stream import BarStream, make_gate
+from market_pipeline.orchestration.computing import (
+    Computed,
+    compute_pairs,
+    compute_prices,
+    compute_roi,
+)
 from market_pipeline.orchestration.io_manager import Snapshots
 from market_pipeline.orchestration.lineage import (
     OWNERS,
@@ -36,10 +35,10 @@ from market_pipeline.orchestration.resources import (
     find_routes,
 )
 from market_pipeline.providers.gate import use_gate
+from market_pipeline.readers.comparing import Pairs
 from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage import tables
 
-SNAPSHOT_HORIZON_DAYS = 30
 MAX_MARKETS_ALL_PAIRS = 50
 # dagster.yaml says how many runs may fetch at once; the budget, how often a provider is asked.
 POOL = "providers"
@@ -121,15 +120,7 @@ def market_snapshots(market_aggregates: MarketReader) -> Snapshots:
             "market_cap": [one.market_cap for one in batch.snapshots],
         }
     ).astype(dict.fromkeys(("price", "volume_24h", "change_24h_ratio", "market_cap"), "float64"))
-    bars = reader.read_final_bars(Interval.DAY, SNAPSHOT_HORIZON_DAYS)
-    statistics = compute_snapshot_statistics(
-        bars,
-        _read_calendars(stored),
-        prices.set_index("market_id")["price"],
-        SNAPSHOT_HORIZON_DAYS,
-    )
-    rows = _carry_versions(prices.merge(statistics, on="market_id"), ("market_id",), bars)
-    return Snapshots(rows, batch)
+    return Snapshots(compute_prices(reader.engine, reader.calendars, prices), batch)
 
 
 @dg.asset(
@@ -140,28 +131,11 @@ def market_snapshots(market_aggregates: MarketReader) -> Snapshots:
     metadata=describe_table(tables.market_comparison),
     code_version="1",
 )
-def market_comparisons(market_aggregates: MarketReader) -> pd.DataFrame:
-    """One row per pair of markets, interval, horizon and as_of: ratios, ROI spread, correlation."""
-    settings = read_statistics_settings()
-    stored = market_aggregates.markets
-    bars = market_aggregates.read_final_bars(Interval.DAY, max(settings.horizons_days))
-    pairs = _choose_pairs(stored, settings.benchmarks)
-    rows = compute_comparisons(
-        bars,
-        stored,
-        Interval.DAY,
-        settings.horizons_days,
-        pairs,
-        min_returns=settings.min_returns,
-    )
-    keys = ("base_market_id", "quote_market_id")
-    rows = withhold(
-        rows.dropna(subset=["as_of"]),
-        keys,
-        comparisons.MEASURES,
-        market_aggregates.read_flaws(Interval.DAY),
-    )
-    return _carry_versions(rows, keys, bars)
+def market_comparisons(market_aggregates: MarketReader) -> Computed:
+    """One row per pair of markets, interval, horizon, as_of and method: ratios, correlation."""
+    settings, stored = read_statistics_settings(), market_aggregates.markets
+    pairs = choose_pairs(stored, settings.benchmarks)
+    return compute_pairs(market_aggregates.engine, stored, pairs, settings)
 
 
 @dg.asset(
@@ -172,33 +146,10 @@ def market_comparisons(market_aggregates: MarketReader) -> pd.DataFrame:
     metadata=describe_table(tables.market_roi_statistic),
     code_version="1",
 )
-def market_roi_statistics(market_aggregates: MarketReader) -> pd.DataFrame:
+def market_roi_statistics(market_aggregates: MarketReader) -> Computed:
     """One row per market, interval, horizon, as_of and method: ROI, Sharpe, Sortino, drawdown."""
-    settings = read_statistics_settings()
-    stored = market_aggregates.markets
-    bars = market_aggregates.read_final_bars(Interval.DAY, max(settings.horizons_days))
-    rows = compute_roi_statistics(
-        bars,
-        _read_calendars(stored),
-        Interval.DAY,
-        settings.horizons_days,
-        risk_free_annual=settings.risk_free_annual,
-        min_returns=settings.min_returns,
-    )
-    rows = withhold(
-        rows.rename(columns={"reasons": "reason"}),
-        ("market_id",),
-        roi.MEASURES,
-        market_aggregates.read_flaws(Interval.DAY),
-    )
-    return _carry_versions(rows, ("market_id",), bars)
-
-
-def _carry_versions(rows: pd.DataFrame, keys: Sequence[str], bars: pd.DataFrame) -> pd.DataFrame:
-    """Add the newest dataset version among the bars that a row's markets had."""
-    newest = bars.groupby("market_id")["dataset_version"].max()
-    versions = [rows[key].map(newest) for key in keys]
-    return rows.assign(dataset_version=pd.concat(versions, axis=1).max(axis=1).astype("Int64"))
+    reader = market_aggregates
+    return compute_roi(reader.engine, reader.calendars, read_statistics_settings())
 
 
 def _observe_providers(routes: Sequence[Route]) -> list[dg.AssetObservation]:
@@ -217,20 +168,12 @@ def _observe_providers(routes: Sequence[Route]) -> list[dg.AssetObservation]:
     ]
 
 
-def _read_calendars(stored: pd.DataFrame) -> dict[int, str]:
-    return dict(zip(stored["market_id"], stored["calendar"], strict=True))
-
-
-def _choose_pairs(
-    stored: pd.DataFrame, benchmarks: tuple[str, ...]
-) -> "npt.NDArray[np.int64] | None":
-    if len(stored) <= MAX_MARKETS_ALL_PAIRS:
-        return None
-    references = stored.loc[stored["symbol"].isin(benchmarks), "market_id"].tolist()
+def choose_pairs(stored: pd.DataFrame, benchmarks: tuple[str, ...]) -> Pairs:
+    """Return the pairs that are stored: all of few markets, of many those with a benchmark."""
+    ids = sorted(stored["market_id"].tolist())
+    known = stored["symbol"].isin(benchmarks)
+    references = ids if len(ids) <= MAX_MARKETS_ALL_PAIRS else stored.loc[known, "market_id"]
     pairs = {
-        (min(one, other), max(one, other))
-        for other in references
-        for one in stored["market_id"]
-        if one != other
+        (min(one, other), max(one, other)) for other in references for one in ids if one != other
     }
     return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)

@@ -76,7 +76,7 @@ def _draw_drawdown_history(occasion: Occasion) -> bytes | None:
     shown = [one for one in _list_rows(reader.markets) if one.market_id in longest][:MAX_PANELS]
     if not shown:
         return None
-    days = (reader.request.now - measured["first_bar_at"].min()).days + 1
+    days = max(int(row.horizon.removesuffix("d")) for row in longest.values())
     bars = reader.read_final_bars(Interval.DAY, days, [one.market_id for one in shown])
     return draw_drawdowns([_build_panel(one, longest[one.market_id], bars) for one in shown])
 

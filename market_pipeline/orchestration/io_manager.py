@@ -4,7 +4,7 @@ Not here: the transactions (``ingestion.write``), what the UI is told (``report`
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
 from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import Told, span
+from market_pipeline.orchestration.computing import Computed
 from market_pipeline.orchestration.gallery import Occasion, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.report import (
@@ -46,6 +47,7 @@ from market_pipeline.orchestration.resources import (
     describe_run,
     find_routes,
 )
+from market_pipeline.storage.computed_inputs import write_fingerprints
 from market_pipeline.storage.tables import SCHEMA, market_aggregate
 from market_pipeline.storage.tables import metadata as tables
 from market_pipeline.storage.upsert import WriteCounts
@@ -73,6 +75,8 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         written = self._write(context, run, table, obj)
         numbers = build_numbers(written)
         context.add_output_metadata({**numbers, **describe_relation(self.database.engine, table)})
+        if written.note:
+            context.add_output_metadata({"not_computed": written.note})
         # The UI reads a table's lineage from its newest materialisation alone.
         context.add_output_metadata(repeat_description(context.definition_metadata))
         # Events are kept for ever: a run without news, four an hour, adds no table and no picture.
@@ -109,9 +113,22 @@ class PostgresIOManager(dg.ConfigurableIOManager):
                 report_prices(connection, run.run_id, routes, failures)
 
             return self._write_rows(run, table, output.rows, len(failures), tell)
-        if isinstance(output, pd.DataFrame):
-            return self._write_rows(run, table, output)
-        raise TypeError(f"cannot store a {type(output).__name__}: expected a frame or a stream")
+        if isinstance(output, Computed):
+            return self._write_computed(context, run, table, output)
+        raise TypeError(f"cannot store a {type(output).__name__}: expected rows or a stream")
+
+    def _write_computed(
+        self, context: dg.OutputContext, run: Run, table: Table, output: Computed
+    ) -> Written:
+        """Write what was computed, and in the same transaction what it was computed from."""
+        if output.note:
+            context.log.info("%s: %s", table.name, output.note)
+
+        def tell(connection: Connection) -> None:
+            write_fingerprints(connection, table.name, output.fingerprints, run.run_id)
+
+        written = self._write_rows(run, table, output.rows, tell=tell)
+        return replace(written, note=output.note)
 
     def _write_rows(
         self,

@@ -1,22 +1,20 @@
 """What a downstream asset gets as its input: a lazy, bounded view of the stored markets and bars.
 
-Not here: SQL (``storage.queries``), the write (``io_manager``).
+Not here: SQL (``storage``), what is computed from it (``computing``), the write (``io_manager``).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 
 import pandas as pd
 from sqlalchemy import Engine
 
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.withholding import Flaw
 from market_pipeline.ingestion.registration import register_markets
-from market_pipeline.ingestion.request import BASE_MARGIN, Request, Route
-from market_pipeline.storage.coverage import read_flaws
-from market_pipeline.storage.queries import read_final_bars, read_markets
+from market_pipeline.ingestion.request import Request, Route
+from market_pipeline.storage.final_bars import plan_market_spans, read_spans
+from market_pipeline.storage.queries import read_markets
 
 
 @dataclass(frozen=True)
@@ -38,22 +36,22 @@ class MarketReader:
             register_markets(connection, listed, self.request.is_default_routing)
             return read_markets(connection, [(one.provider, one.symbol) for one in listed])
 
+    @property
+    def calendars(self) -> dict[int, str]:
+        """The calendar of each market."""
+        return dict(zip(self.markets["market_id"], self.markets["calendar"], strict=True))
+
     def read_final_bars(
-        self, interval: Interval, days: int, market_ids: Sequence[int] | None = None
+        self, interval: Interval, days: int, market_ids: Sequence[int]
     ) -> pd.DataFrame:
-        """Return final bars closed by the run's clock, and some more for the base close.
+        """Return the final bars of each market, from its own last one back.
 
         Args:
             interval: The length of the bars.
-            days: How far to look back.
-            market_ids: Of these markets only; None: of all.
+            days: How far to look back, and some more for a base close.
+            market_ids: Whose.
         """
-        start = self.request.now - timedelta(days=days + 1) - 2 * BASE_MARGIN
-        wanted = self.markets["market_id"].tolist() if market_ids is None else market_ids
+        calendars = {one: self.calendars[one] for one in market_ids}
         with self.engine.connect() as connection:
-            return read_final_bars(connection, wanted, interval, start, self.request.now)
-
-    def read_flaws(self, interval: Interval) -> list[Flaw]:
-        """Return the unexplained holes and open events of the run's markets."""
-        with self.engine.connect() as connection:
-            return read_flaws(connection, self.markets["market_id"].tolist(), interval)
+            spans = plan_market_spans(connection, calendars, interval, days)
+            return read_spans(connection, interval, spans)

@@ -32,12 +32,14 @@ class Written:
     Attributes:
         counts: What the database did. lines: What is worth reading, the worst first.
         numbers: More numbers that plot over time. rows: What was computed, if anything was.
+        note: What was not computed, because nothing changed, in words.
     """
 
     counts: WriteCounts
     lines: Sequence[Line]
     numbers: Mapping[str, int] = field(default_factory=dict)
     rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+    note: str = ""
 
     @property
     def is_news(self) -> bool:

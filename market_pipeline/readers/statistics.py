@@ -16,6 +16,8 @@ from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import UTC_DTYPE, Market
 from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.readers.outdated import flag_outdated
+from market_pipeline.readers.pairs import read_pairs
 from market_pipeline.readers.questions import (
     check_version,
     find_markets,
@@ -25,11 +27,7 @@ from market_pipeline.readers.questions import (
     read_all_markets,
 )
 from market_pipeline.storage.history_queries import read_newest_version
-from market_pipeline.storage.statistics_queries import (
-    StatisticSpan,
-    read_comparison_rows,
-    read_roi_rows,
-)
+from market_pipeline.storage.statistics_queries import StatisticSpan, read_roi_rows
 
 Names = str | Sequence[str] | None
 Moment = datetime | str | None
@@ -65,6 +63,8 @@ def read_roi_statistics(
         symbol, provider, horizon and ``as_of``. Columns: ``symbol``, ``provider``, and those of the
         table ``market_roi_statistic``: numbers float64, NaN where unknown, with the ``reason``;
         counts and ``dataset_version`` Int64; times datetime64[us, UTC].
+        ``is_outdated`` (bool) is true where a final bar of the row's window was corrected or loaded
+        after the row was computed: only the newest row of a series is computed again.
         ``attrs["dataset_version"]`` is the newest there is.
 
     Raises:
@@ -77,7 +77,8 @@ def read_roi_statistics(
         newest = read_newest_version(connection)
         markets = _choose_markets(connection, symbols, asked, newest)
         rows = read_roi_rows(connection, replace(asked, market_ids=list(markets)))
-    return _tidy(rows, {"": markets}, newest)
+        flags = flag_outdated(connection, rows, ["market_id"], markets, Interval(asked.interval))
+    return _tidy(rows.assign(is_outdated=flags), {"": markets}, newest)
 
 
 def read_comparisons(
@@ -91,7 +92,10 @@ def read_comparisons(
     interval: Interval | str = "1d",
     engine: Engine | Connection | None = None,
 ) -> pd.DataFrame:
-    """Return stored comparisons: the newest of each pair and horizon, or those of a span of time.
+    """Return comparisons: the newest of each pair and horizon, or those of a span of time.
+
+    Pairs that are not stored are computed from final bars when they are read, with the settings of
+    now, unless a span or version is asked for, or more than 1,225 of them are missing.
 
     Args:
         symbols: Markets on either side of a pair; None: all.
@@ -108,7 +112,10 @@ def read_comparisons(
     Returns:
         Indexed by ``as_of`` (datetime64[us, UTC]), ordered by pair, horizon and ``as_of``. Columns:
         ``base_symbol``, ``base_provider``, ``quote_symbol``, ``quote_provider``, and those of the
-        table ``market_comparison``, with dtypes as of :func:`read_roi_statistics`.
+        table ``market_comparison``, with dtypes and ``is_outdated`` as of
+        :func:`read_roi_statistics`. ``is_stored`` (bool) is false where the row was computed when
+        it was read. ``attrs["pairs_left_out"]`` counts pairs that are not stored and were too many
+        to compute.
 
     Raises:
         UnknownMarketError, HistoryRequestError, StorageError: As of :func:`read_roi_statistics`.
@@ -118,10 +125,11 @@ def read_comparisons(
         newest = read_newest_version(connection)
         markets = _choose_markets(connection, symbols, asked, newest)
         others = None if against is None else list(find_markets(connection, against))
-        chosen = replace(asked, market_ids=list(markets))
-        rows = read_comparison_rows(connection, chosen, others)
         every = read_all_markets(connection)
-    return _tidy(rows, {"base_": every, "quote_": every}, newest)
+        found = read_pairs(connection, every, replace(asked, market_ids=list(markets)), others)
+    frame = _tidy(found.rows, {"base_": every, "quote_": every}, newest)
+    frame.attrs["pairs_left_out"] = found.left_out
+    return frame
 
 
 def _ask(
@@ -185,5 +193,7 @@ def _choose_type(name: str) -> str:
         return UTC_DTYPE
     if name.startswith("n_") or name == "dataset_version":
         return "Int64"
+    if name.startswith("is_"):
+        return "bool"
     words = ("interval", "horizon", "method", "reason")
     return "str" if name in words or name.endswith(("symbol", "provider")) else "float64"

@@ -19,10 +19,11 @@ from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.movement import describe_movement
 from market_pipeline.domain.records import Market, Window
+from market_pipeline.domain.returns import find_reach
 from market_pipeline.domain.roi import MEASURES, compute_roi_statistics
+from market_pipeline.domain.sufficiency import parse_min_returns
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.questions import check_version, find_markets, shorten_list
-from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage import trace_queries
 from market_pipeline.storage.history_queries import (
     BarSpan,
@@ -32,7 +33,6 @@ from market_pipeline.storage.history_queries import (
 from market_pipeline.storage.trace_queries import Row
 
 _RATES = re.compile(r"rf=(?P<rf>[^;]+);mar=(?P<mar>[^;]+)")
-_LONGEST_SHUT = timedelta(days=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ class Explanation:
 
     Attributes:
         value: As stored, a fraction or ratio; None with a reason.
-        recomputed: From the bars of ``dataset_version``; it differs from ``value`` only where the
-            settings changed since.
+        recomputed: From the bars of ``dataset_version`` with the settings that ``method`` names; it
+            differs from ``value`` only where that is withheld.
         as_of: Close of the last final bar used.
         dataset_version: The version of the bars used.
         bars: How many bars were used, ``first_open_time`` and ``last_open_time`` of them, and how
@@ -118,6 +118,8 @@ def explain_statistic(
     engine: Engine | Connection | None = None,
 ) -> Explanation:
     """Trace the newest statistic of a market and horizon to what it was made of.
+
+    Of several methods at the same ``as_of`` it is the row of the settings of now.
 
     Args:
         symbol: ``BTC-USD`` is the symbol's primary market, ``yahoo:BTC-USD`` that of a provider.
@@ -165,10 +167,11 @@ def _compute(
     connection: Connection, market: Market, row: Row, statistic: str, version: int
 ) -> Computation:
     """Compute a statistic from the bars of a version that close by the row's ``as_of``."""
-    days = int(row["horizon"].removesuffix("d"))
-    # The base close may lie before the horizon by as much as a seventh, counted in sessions.
-    start = row["as_of"] - timedelta(days=days + 2 * (days // 7)) - _LONGEST_SHUT
-    span = BarSpan((row["market_id"],), Interval(row["interval"]), Window(start, row["as_of"]))
+    days, interval = int(row["horizon"].removesuffix("d")), Interval(row["interval"])
+    # A close lies after its bar's open_time, and at the next one's at the latest.
+    last = row["as_of"] - timedelta(microseconds=1)
+    start = find_reach(frozenset([market.calendar]), interval, last, days)
+    span = BarSpan((row["market_id"],), interval, Window(start, row["as_of"]))
     found = read_bars_at_version(connection, span, version)
     bars = pd.DataFrame(found, copy=False).sort_values("open_time")
     known = bars[bars["close_time"] <= row["as_of"]].reset_index(drop=True)
@@ -195,7 +198,7 @@ def _compute_row(
         [days],
         risk_free_annual=float(rates["rf"]),
         mar_annual=float(rates["mar"]),
-        min_returns=read_statistics_settings().min_returns,
+        min_returns=parse_min_returns(row["method"]).number,
     )
     return None if rows.empty else rows.to_dict("records")[0]
 

@@ -5,9 +5,11 @@ Every part is found by index, whatever the number of bars, snapshots and statist
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection
 
+from market_pipeline.storage.newest import NEWEST, find_method_in_use
 from market_pipeline.storage.stamps import EVERYTHING
 from market_pipeline.storage.tables import SCHEMA
 
@@ -49,7 +51,7 @@ _ROI = f"""
         FROM {SCHEMA}.market_roi_statistic statistic
         WHERE market_id = chosen.market_id AND "interval" = '1d'
             AND statistic.horizon = horizons.horizon
-        ORDER BY as_of DESC, dataset_version DESC NULLS LAST LIMIT 1
+        ORDER BY {NEWEST} LIMIT 1
     ) statistic ORDER BY length(statistic.horizon), statistic.horizon
 """  # noqa: S608 - names of our own tables
 _LATEST = f"""
@@ -101,10 +103,10 @@ def read_latest_rows(connection: Connection, markets: Sequence[tuple[str, str]])
     return [LatestRow(row.provider, row.symbol, row.version, row.body.encode()) for row in rows]
 
 
-def build_latest_query(markets: Sequence[tuple[str, str]]) -> tuple[str, dict[str, list[str]]]:
+def build_latest_query(markets: Sequence[tuple[str, str]]) -> tuple[str, dict[str, Any]]:
     """Return the statement and its parameters."""
     providers, symbols = ([pair[at] for pair in markets] for at in (0, 1))
-    return _LATEST, {"providers": providers, "symbols": symbols}
+    return _LATEST, {"providers": providers, "symbols": symbols, "method": find_method_in_use()}
 
 
 def read_active_markets(connection: Connection) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
+from market_pipeline.storage.newest import NEWEST, find_method_in_use
 from market_pipeline.storage.tables import SCHEMA
 
 Row = Mapping[str, Any]
@@ -76,7 +77,7 @@ _SNAPSHOT = f"""
 _STATISTICS = f"""
     SELECT DISTINCT ON (horizon) * FROM {SCHEMA}.market_roi_statistic
     WHERE market_id = %(market_id)s AND "interval" = '1d'
-    ORDER BY horizon, as_of DESC, dataset_version DESC NULLS LAST
+    ORDER BY horizon, {NEWEST}
 """  # noqa: S608 - names of our own tables
 _REVISIONS = f"""
     SELECT old."interval", old.open_time, old.close AS old_close, old.volume AS old_volume,
@@ -91,12 +92,6 @@ _REVISIONS = f"""
         AND later.dataset_version = old.replaced_by_version
     WHERE old.market_id = %(market_id)s
     ORDER BY old.replaced_by_version DESC, old."interval", old.open_time LIMIT %(count)s
-"""  # noqa: S608 - names of our own tables
-_COMPARISONS = f"""
-    SELECT DISTINCT ON (base_market_id, quote_market_id) * FROM {SCHEMA}.market_comparison
-    WHERE "interval" = '1d' AND horizon = %(horizon)s
-        AND base_market_id = ANY(%(market_ids)s) AND quote_market_id = ANY(%(market_ids)s)
-    ORDER BY base_market_id, quote_market_id, as_of DESC
 """  # noqa: S608 - names of our own tables
 _COMPARED = f"""
     SELECT m.market_id, m.provider, m.symbol, m.calendar, m.quote, m.is_primary
@@ -157,7 +152,7 @@ def read_snapshot(connection: Connection, market_id: int) -> Row | None:
 
 def read_statistics(connection: Connection, market_id: int) -> list[Row]:
     """Return a market's newest daily statistics, one row a horizon, the shortest first."""
-    rows = fetch(connection, _STATISTICS, market_id=market_id)
+    rows = fetch(connection, _STATISTICS, market_id=market_id, method=find_method_in_use())
     return sorted(rows, key=lambda row: int(row["horizon"].removesuffix("d")))
 
 
@@ -180,13 +175,6 @@ def read_compared_horizons(connection: Connection) -> list[str]:
     """Return the horizons that comparisons are stored of, the shortest first."""
     found = [row["horizon"] for row in fetch(connection, _HORIZONS)]
     return sorted(found, key=lambda horizon: int(horizon.removesuffix("d")))
-
-
-def read_newest_comparisons(
-    connection: Connection, market_ids: Sequence[int], horizon: str
-) -> list[Row]:
-    """Return the newest comparison of each stored pair of these markets."""
-    return fetch(connection, _COMPARISONS, market_ids=list(market_ids), horizon=horizon)
 
 
 def read_ratio(connection: Connection, base: int, quote: int, start: datetime) -> list[Row]:

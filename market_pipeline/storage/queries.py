@@ -32,7 +32,7 @@ _SENT: Mapping[str, Column] = {
 }
 _BAR_COLUMNS = {name: _SENT[name] for name in BAR_COLUMNS}
 _FINAL_NAMES = ("market_id", "open_time", "close_time", *_PRICES, "dataset_version")
-_FINAL_COLUMNS = {name: _SENT[name] for name in _FINAL_NAMES}
+FINAL_COLUMNS = {name: _SENT[name] for name in _FINAL_NAMES}
 
 
 def read_markets(connection: Connection, keys: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -54,35 +54,6 @@ def read_markets(connection: Connection, keys: Sequence[tuple[str, str]]) -> pd.
         .order_by(market.c.market_id)
     )
     return read_frame(connection, query)
-
-
-def read_final_bars(
-    connection: Connection,
-    market_ids: Sequence[int],
-    interval: Interval,
-    start: datetime,
-    closed_by: datetime,
-) -> pd.DataFrame:
-    """Return final bars that open at or after ``start`` and close by ``closed_by`` (UTC).
-
-    Returns:
-        Columns ``market_id``, ``open_time``, ``close_time``, ``open`` to ``close``, ``volume``,
-        ``dataset_version``, ordered by market and open_time.
-    """
-    values = {
-        "market_ids": list(market_ids),
-        "interval": interval.value,
-        "start": start,
-        "closed_by": closed_by,
-    }
-    return read_copied(connection, _build_final_query, _FINAL_COLUMNS, values)
-
-
-def _build_final_query(selected: str) -> str:
-    return f"""SELECT {selected} FROM {market_aggregate.fullname}
-        WHERE market_id = ANY(%(market_ids)s) AND "interval" = %(interval)s AND is_final
-            AND open_time >= %(start)s AND close_time <= %(closed_by)s
-        ORDER BY market_aggregate.market_id, market_aggregate.open_time"""  # noqa: S608 - our own
 
 
 def has_bars(connection: Connection, market_id: int) -> bool:

@@ -13,6 +13,7 @@ import pandas as pd
 from sqlalchemy import ColumnElement, Connection, Select, Table, and_, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 
+from market_pipeline.storage.newest import rank_newest
 from market_pipeline.storage.tables import market_comparison, market_roi_statistic
 
 
@@ -78,8 +79,7 @@ def _read(
     series = [*keys, row.interval, row.horizon]
     query: Select[tuple[object, ...]] = select(table).where(of_markets, *_bound(table, span))
     if span.is_newest:
-        ordered = [row.as_of.desc(), row.dataset_version.desc().nulls_last()]
-        query = query.ext(distinct_on(*series)).order_by(*series, *ordered)
+        query = query.ext(distinct_on(*series)).order_by(*series, rank_newest())
     else:
         query = query.order_by(*series, row.as_of)
     answer = connection.execute(query)

@@ -1,8 +1,8 @@
 """The tables, column by column; comments are shown in PostgreSQL and in Dagster alike.
 
 ``Table.info`` says how the bulk upsert treats a table: ``stamps`` are columns that describe the
-write, ``carried`` are columns of the rows; neither makes a row differ. ``guard`` is a condition
-under which a stored row may be replaced, ``revisions`` the table that keeps replaced final rows.
+write and never make a row differ. ``guard`` is a condition under which a stored row may be
+replaced, ``revisions`` the table that keeps replaced final rows.
 """
 
 from uuid import UUID
@@ -146,7 +146,7 @@ market_snapshot = Table(
     CheckConstraint("price > 0", name="price_is_positive"),
     *_finite("price", "volume_24h", "change_24h_ratio", "market_cap", "realised_volatility", "roi"),
     comment="One row per market and observed_at: live prices",
-    info={"stamps": ("fetched_at", "run_id"), "carried": ("dataset_version",)},
+    info={"stamps": ("fetched_at", "run_id")},
 )
 
 market_aggregate = Table(
@@ -235,7 +235,7 @@ market_comparison = Table(
     CheckConstraint("correlation BETWEEN -1 AND 1", name="correlation_in_range"),
     *_finite("price_ratio", "volume_ratio", "roi_spread", "close_skew_seconds"),
     comment="One row per pair of markets, interval, horizon, as_of and method",
-    info={"stamps": ("run_id",), "carried": ("dataset_version",)},
+    info={"stamps": ("run_id",)},
 )
 
 market_roi_statistic = Table(
@@ -281,7 +281,7 @@ market_roi_statistic = Table(
         "calmar",
     ),
     comment="One row per market, interval, horizon, as_of and method: risk and return",
-    info={"stamps": ("run_id",), "carried": ("dataset_version",)},
+    info={"stamps": ("run_id",)},
 )
 
 ingestion_run = Table(

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection, func, select
 
 from market_pipeline.storage.ledgers import ingestion_request
+from market_pipeline.storage.newest import rank_newest
 from market_pipeline.storage.tables import (
     ingestion_run,
     market_aggregate,
@@ -19,12 +20,12 @@ Row = Mapping[str, Any]
 
 
 def read_newest_statistic(connection: Connection, market_id: int, horizon: str) -> Row | None:
-    """Return the newest row of a market and horizon; of several methods, the last computed."""
+    """Return the newest row of a market and horizon; of several methods, that in use."""
     columns = market_roi_statistic.c
     query = (
         select(market_roi_statistic)
         .where(columns.market_id == market_id, columns.horizon == horizon)
-        .order_by(columns.as_of.desc(), columns.dataset_version.desc().nulls_last())
+        .order_by(rank_newest())
         .limit(1)
     )
     row = connection.execute(query).mappings().first()

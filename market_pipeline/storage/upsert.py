@@ -136,8 +136,7 @@ def _match(staged: Staged, rows: str) -> str:
 
 def _build_delta(staged: Staged, key: str, values: list[str]) -> str:
     table = staged.table
-    compared = [name for name in values if name not in table.info.get("carried", ())]
-    differs = [f'stored."{name}" IS DISTINCT FROM incoming."{name}"' for name in compared]
+    differs = [f'stored."{name}" IS DISTINCT FROM incoming."{name}"' for name in values]
     return f"""
         SELECT incoming.*, stored."{key}" IS NOT NULL AS is_stored
         FROM incoming LEFT JOIN {_name(table)} stored ON {_match(staged, "incoming")}

@@ -43,7 +43,7 @@ def markets_of(*calendars: str, quotes: tuple[str, ...] = ()) -> pd.DataFrame:
 def compare(one: pd.DataFrame, two: pd.DataFrame, days: int, **least: int) -> dict[str, Any]:
     """Compare two always-open markets over one horizon."""
     bars, markets = pd.concat([one, two]), markets_of("24/7", "24/7")
-    minimum = {"min_returns": 2, "min_returns_7d": 2, **least}
+    minimum = {"min_returns": 2, **least}
     table = compute_comparisons(bars, markets, Interval.DAY, [days], **minimum)
     return dict(table.to_dict("records")[0])
 
@@ -303,3 +303,54 @@ def test_swapping_base_and_quote_mirrors_the_row(closes: list[tuple[float, float
     assert there["price_ratio"] * back["price_ratio"] == pytest.approx(1.0)
     assert there["roi_spread"] == pytest.approx(-back["roi_spread"])
     assert there["correlation"] == pytest.approx(back["correlation"], nan_ok=True)
+
+
+def make_walks(n_markets: int, n_days: int) -> pd.DataFrame:
+    """Return bars of random walks with holes, late starts and early ends."""
+    draws = np.random.default_rng(11)
+    closes = np.exp(np.cumsum(draws.normal(0, 0.03, (n_markets, n_days)), axis=1))
+    closes[1, 10:12] = closes[2, -3:] = closes[3, :20] = np.nan
+    return pd.concat([bars_of(n + 1, list(row), volume=n + 0.1) for n, row in enumerate(closes)])
+
+
+def test_a_row_does_not_depend_on_what_else_is_compared() -> None:
+    """To the last bit: neither other pairs nor their histories change a sum."""
+    bars = make_walks(7, 120)
+    bars.loc[bars["market_id"] == 5, "volume"] = math.nan
+    together = compute_comparisons(bars, markets_of(*["24/7"] * 7), Interval.DAY, [7, 30, 90])
+    for base, quote in [(1, 2), (2, 3), (3, 4), (5, 6), (6, 7)]:
+        markets = markets_of(*["24/7"] * 7).iloc[[base - 1, quote - 1]]
+        chosen = bars[bars["market_id"].isin([base, quote])]
+        alone = compute_comparisons(chosen, markets, Interval.DAY, [7, 30, 90])
+        rows = together.query("base_market_id == @base and quote_market_id == @quote")
+        for name in COMPARISON_COLUMNS:
+            assert rows[name].astype(str).tolist() == alone[name].astype(str).tolist(), name
+
+
+def test_the_newest_version_is_that_of_the_joined_dates_of_both() -> None:
+    """A weekend of the coin, the time before the base could lie, and what came later count not."""
+    one = bars_of(1, [100.0 + n % 5 for n in range(60)]).assign(dataset_version=2)
+    two = bars_of(2, [50.0 + n % 4 for n in range(40)], "XNYS").assign(dataset_version=3)
+    days = one["open_time"].dt.strftime("%Y-%m-%d")
+    markets = markets_of("24/7", "XNYS")
+
+    def find_version(day: str) -> list[int]:
+        bars = pd.concat([one.assign(dataset_version=np.where(days == day, 9, 2)), two])
+        return compute_comparisons(bars, markets, Interval.DAY, [30])["dataset_version"].tolist()
+
+    assert find_version("2024-02-20") == [9]
+    for saturday_or_early in ("2024-02-17", "2024-01-10"):
+        assert find_version(saturday_or_early) == [3]
+
+
+def test_the_joined_calendar_says_how_many_returns_are_expected() -> None:
+    """Twenty-one joined sessions in thirty days: seventeen returns are enough, sixteen are not."""
+    one, two = bars_of(1, WAVE), bars_of(2, RIPPLE[:40], "XNYS")
+    markets = markets_of("24/7", "XNYS")
+    for missing, reason in ((3, None), (4, "insufficient_data")):
+        bars = pd.concat([one, two.drop(index=two.index[25 : 25 + missing])])
+        row = compute_comparisons(bars, markets, Interval.DAY, [30]).to_dict("records")[0]
+        assert row["n_returns"] == 21 - missing - 1
+        assert (None if pd.isna(row["reason"]) else row["reason"]) == reason
+        assert row["method"] == "simple;skew=21600;min=0.8/5"
+        assert row["first_bar_at"] == pd.Timestamp("2024-01-29T21:00Z")

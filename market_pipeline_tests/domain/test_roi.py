@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.roi import MEASURES, ROI_COLUMNS, ROI_DTYPES, compute_roi_statistics
+from market_pipeline.domain.sessions import read_sessions
+from market_pipeline.domain.volatility import compute_rolling_volatility
 
 FIRST = datetime(2024, 1, 1, tzinfo=UTC)
 ALWAYS = {1: "24/7"}
@@ -31,7 +33,7 @@ def bars_of(closes: Prices, market_id: int = 1) -> pd.DataFrame:
 
 def compute(closes: Prices, days: int, **options: float) -> dict[str, Any]:
     """Compute the one row of one market and horizon."""
-    least: dict[str, Any] = {"min_returns": 2, "min_returns_7d": 2, **options}
+    least: dict[str, Any] = {"min_returns": 2, **options}
     table = compute_roi_statistics(bars_of(closes), ALWAYS, Interval.DAY, [days], **least)
     return dict(table.to_dict("records")[0])
 
@@ -73,7 +75,7 @@ def test_risk_free_rate_and_mar_are_annual_and_compound() -> None:
     )
     assert row["sharpe"] == pytest.approx(1 / math.sqrt(7) * math.sqrt(365), rel=1e-10)
     assert row["sortino"] == pytest.approx(1 / math.sqrt(4 / 3) * math.sqrt(365), rel=1e-10)
-    assert row["method"] == "simple;rf=36.7834;mar=36.7834;A=365"
+    assert row["method"] == f"simple;rf={daily_percent!r};mar={daily_percent!r};A=365;min=2"
 
 
 def test_annualised_return_and_calmar_by_hand() -> None:
@@ -156,7 +158,7 @@ def test_thirty_returns_need_thirty_one_closes(least: int, reasons: bool) -> Non
 
 
 def test_a_week_has_a_lower_bar_than_longer_horizons() -> None:
-    """Five returns are enough for seven days, twenty are needed for thirty."""
+    """Six returns of seven are enough for a week, sixteen of thirty are too few for thirty days."""
     table = compute_roi_statistics(
         bars_of([100.0 + n % 3 for n in range(40)]).iloc[[0, *range(9, 19), *range(32, 40)]],
         ALWAYS,
@@ -265,3 +267,68 @@ def test_what_is_missing_has_a_reason_and_nothing_is_infinite(
             )
             assert explained == math.isnan(row[measure])
         assert math.isnan(row["max_drawdown"]) or -1 <= row["max_drawdown"] <= 0
+
+
+@pytest.mark.parametrize(
+    ("days", "missing", "is_enough"), [(30, 6, True), (30, 7, False), (7, 0, True), (7, 2, False)]
+)
+def test_four_fifths_of_what_the_calendar_expects_are_needed(
+    days: int, missing: int, is_enough: bool
+) -> None:
+    """Of thirty returns twenty-four, of seven six; a hole costs one return more than its days."""
+    closes = np.array([100.0 + n % 5 for n in range(days + 1)])
+    closes[3 : 3 + missing - 1] = np.nan
+    table = compute_roi_statistics(bars_of(closes), ALWAYS, Interval.DAY, [days])
+    assert table["n_returns"].tolist() == [days - missing]
+    assert (table["reasons"][0] != "insufficient_data") is is_enough
+    assert table["method"].tolist() == ["simple;rf=0;mar=0;A=365;min=0.8/5"]
+
+
+def test_a_number_that_is_set_counts_instead() -> None:
+    """Ten returns of thirty are enough where ten are asked for; the method says so."""
+    closes = [100.0, *[np.nan] * 19, *(100.0 + n % 5 for n in range(11))]
+    table = compute_roi_statistics(
+        bars_of(closes), ALWAYS, Interval.DAY, [30], risk_free_annual=0.0412345678, min_returns=10
+    )
+    assert table["n_returns"].tolist() == [10]
+    assert table["sharpe"].notna().all()
+    assert table["method"].tolist() == ["simple;rf=0.0412345678;mar=0;A=365;min=10"]
+
+
+@pytest.mark.parametrize(("calendar", "before"), [("XNYS", 0.02), ("XSHG", 0.2), ("XTKS", 0.1)])
+def test_holidays_do_not_take_a_complete_market_its_month(calendar: str, before: float) -> None:
+    """Over all sessions of eight years every 30d statistic is there; twenty returns were not."""
+    sessions = read_sessions(calendar, FIRST - timedelta(days=2922), FIRST)
+    closes = np.exp(np.cumsum(np.random.default_rng(3).normal(0, 0.01, len(sessions))))
+    spans = {"open_time": sessions["session_date"], "close_time": sessions["close_time"]}
+    bars = pd.DataFrame({"market_id": 1, **spans, "close": closes})
+    options: Any = (bars, 1, calendar, Interval.DAY, 30)
+    rolled = compute_rolling_volatility(*options).iloc[30:]
+    old = compute_rolling_volatility(*options, min_returns=20).iloc[30:]
+    assert rolled["reason"].isna().all()
+    assert old["reason"].notna().mean() > before
+
+
+def test_a_row_does_not_depend_on_the_other_markets() -> None:
+    """To the last bit: a longer or older history beside it changes no sum."""
+    draws = np.random.default_rng(5)
+    walks = np.exp(np.cumsum(draws.normal(0, 0.03, (4, 500)), axis=1))
+    walks[1, :130] = walks[2, 400:] = walks[3, 60:90] = np.nan
+    bars = pd.concat([bars_of(list(walk), n) for n, walk in enumerate(walks)])
+    calendars = dict.fromkeys(range(4), "24/7")
+    horizons = [7, 30, 365]
+    together = compute_roi_statistics(bars, calendars, Interval.DAY, horizons)
+    alone = [
+        compute_roi_statistics(bars[bars["market_id"] == n], {n: "24/7"}, Interval.DAY, horizons)
+        for n in range(4)
+    ]
+    pd.testing.assert_frame_equal(together, pd.concat(alone, ignore_index=True), check_exact=True)
+
+
+def test_a_row_names_the_newest_version_of_its_own_window() -> None:
+    """A bar before the base close, or of another market, does not count."""
+    bars = bars_of([100.0 + n % 5 for n in range(60)]).assign(dataset_version=2)
+    bars.iloc[3, bars.columns.get_loc("dataset_version")] = 9  # type: ignore[index]
+    bars.iloc[55, bars.columns.get_loc("dataset_version")] = 4  # type: ignore[index]
+    table = compute_roi_statistics(bars, ALWAYS, Interval.DAY, [3, 30, 59])
+    assert table["dataset_version"].tolist() == [2, 4, 9]

@@ -12,7 +12,7 @@ from market_pipeline.domain.roi import compute_roi_statistics
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.write import write_rows
-from market_pipeline.storage.queries import read_final_bars
+from market_pipeline.storage.final_bars import plan_market_spans, read_spans
 from market_pipeline.storage.tables import market_roi_statistic, market_snapshot
 from market_pipeline.storage.upsert import WriteCounts
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
@@ -57,12 +57,11 @@ def write_statistics(engine: Engine, min_returns: int = 5) -> WriteCounts:
     """Compute and commit ROI statistics of Bitcoin as the asset does."""
     key = find_market_id(engine, "BTC-USD")
     with engine.connect() as connection:
-        start = NOON - timedelta(days=40)
-        bars = read_final_bars(connection, [key], Interval.DAY, start, NOON)
+        spans = plan_market_spans(connection, {key: "24/7"}, Interval.DAY, 30)
+        bars = read_spans(connection, Interval.DAY, spans)
     rows = compute_roi_statistics(
         bars, {key: "24/7"}, Interval.DAY, (7, 30), risk_free_annual=0.0, min_returns=min_returns
     ).rename(columns={"reasons": "reason"})
-    rows["dataset_version"] = pd.Series(bars["dataset_version"].max(), rows.index, "Int64")
     return write_rows(engine, make_run(), market_roi_statistic, rows, "ok")
 
 

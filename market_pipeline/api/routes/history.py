@@ -1,5 +1,6 @@
 """Bars, statistics and comparisons of a market: of now, of a time, of a dataset version."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -144,19 +145,26 @@ def list_comparisons(
     provider: Provider = None,
     kind: Format = None,
 ) -> Response:
-    """List the newest comparison of each pair and horizon, or with a span all of it."""
+    """List the newest comparison of each pair and horizon, or with a span all of it.
+
+    Pairs that are not stored are computed from final bars, unless there are more than 1,225.
+    """
     chosen = choose_format(request, kind)
     with open_snapshot(services.engine) as connection:
         _, market = find_market(connection, symbol, provider)
-        origin, _ = _find_origin(connection, market, chosen, version)
-        unchanged = answer_unchanged(request, origin)
-        if unchanged:
-            return unchanged
+        origin, newest = _find_origin(connection, market, chosen, version)
+        stamp, _ = read_stamp(connection, _spell(market))
         rows = read_comparisons(
             _spell(market), against, horizon, start, end, as_of, version, engine=connection
         )
+    # What is computed when read depends on the other market as well, which has stamps of its own.
+    tag = make_etag(stamp, f"{newest}-{chosen}") if rows["is_stored"].all() else None
+    origin = replace(origin, etag=tag)
     names = {"symbol": market.symbol, "provider": market.provider}
-    return answer_table(chosen, rows, origin, f"{market.symbol}-comparisons", **names)
+    return answer_unchanged(request, origin) or answer_table(
+        chosen, rows, origin, f"{market.symbol}-comparisons", **names,
+        pairs_left_out=rows.attrs["pairs_left_out"],
+    )  # fmt: skip
 
 
 @router.get("/why", responses=_PROBLEMS, summary="Why a statistic is what it is")
