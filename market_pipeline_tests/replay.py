@@ -169,7 +169,7 @@ def list_daily_points(coin: str, now: datetime | None) -> list[tuple[int, float,
 def _list_hourly_points(coin: str) -> Iterable[tuple[int, float, float]]:
     for row in load_series(COIN_SERIES[coin]):
         for hour, price in enumerate(row.list_path(24)[1:]):
-            stamp = row.start + (hour + 1) * 3600 - 40 - hour  # they drift before the full hour
+            stamp = row.start + (hour + 1) * 3600 + 40 + 9 * hour  # a little after the full hour
             yield stamp * 1000, price, row.volume * row.close
 
 
@@ -313,12 +313,18 @@ def _build_chart(
     result: dict[str, Any] = {"meta": meta, "indicators": {"quote": [{}]}}
     if inside:
         columns = {name: [prices[name] for _, prices in inside] for name in QUOTE_FIELDS}
+        columns |= {name: list(map(_send_float32, columns[name])) for name in QUOTE_FIELDS[:4]}
         result["timestamp"] = [stamp for stamp, _ in inside]
         result["indicators"] = {
             "quote": [columns],
             "adjclose": [{"adjclose": columns["close"]}],
         }
     return {"chart": {"result": [result], "error": None}}
+
+
+def _send_float32(value: float | None) -> float | None:
+    """Return a number as Yahoo sends it; what was recorded so stays as it is."""
+    return None if value is None else float(struct.unpack("f", struct.pack("f", value))[0])
 
 
 # How the wire misbehaves
