@@ -17,6 +17,7 @@ import argparse
 import csv
 import gzip
 import json
+import math
 import socket
 import struct
 import threading
@@ -215,7 +216,9 @@ def answer_yahoo(path: str, query: Mapping[str, str], now: datetime | None) -> R
     if symbol in CHARTS:
         meta, rows = _load_chart(CHARTS[symbol])
     elif symbol in BUILT_CHARTS:
-        meta, rows = _build_meta(symbol), list_chart_rows(symbol, query.get("interval", "1d"), now)
+        since = int(query.get("period1", -1e10))
+        rows = list_chart_rows(symbol, query.get("interval", "1d"), now, since)
+        meta = _build_meta(symbol)
     else:
         return make_json_reply(
             build_chart_error("Not Found", "No data found, symbol may be delisted"), 404
@@ -258,13 +261,20 @@ def _load_sessions(series: str, calendar: str) -> dict[int, tuple[int, int]]:
     return {date: (opens, closes) for date, opens, closes in zip(*columns, strict=True)}
 
 
-def list_chart_rows(symbol: str, interval: str, now: datetime | None) -> list[ChartRow]:
-    """Return the rows of a built chart; a session running at ``now`` comes last, stamped so."""
+def list_chart_rows(
+    symbol: str, interval: str, now: datetime | None, since: float = -math.inf
+) -> list[ChartRow]:
+    """Return the rows of a built chart; a session running at ``now`` comes last, stamped so.
+
+    Days that end before ``since`` (epoch seconds) are left out: hours of all would take a second.
+    """
     series, calendar = BUILT_CHARTS[symbol]
     sessions = _load_sessions(series, calendar)
     clock = int(now.timestamp()) if now else None
     rows: list[ChartRow] = []
     for row in load_series(series):
+        if row.start + 2 * DAY_SECONDS < since:
+            continue
         opens, closes = sessions.get(row.start, (row.start, row.start + DAY_SECONDS))
         if clock is not None and opens >= clock:
             break

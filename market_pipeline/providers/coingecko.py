@@ -395,11 +395,13 @@ def _find_ends(points: pd.DataFrame, interval: Interval, now: datetime) -> pd.Da
     # Of the others the nearest counts, and only while there is no better one: they may change.
     fresh = near[~near["is_settled"] & ~near["at"].isin(settled["at"])].sort_values("distance")
     groups = pd.concat([settled, fresh.drop_duplicates("at")]).groupby("at")
-    return groups.agg(
-        least=("price", "min"),
-        most=("price", "max"),
-        volume=("volume", "last"),
-        is_settled=("is_settled", "all"),
+    return pd.DataFrame(
+        {
+            "least": groups["price"].min(),
+            "most": groups["price"].max(),
+            "volume": groups["volume"].last(),
+            "is_settled": groups["is_settled"].all(),
+        }
     )
 
 
@@ -407,7 +409,7 @@ def _build_variant(
     ends: pd.DataFrame, name: str, points: pd.DataFrame, interval: Interval, now: datetime
 ) -> pd.DataFrame:
     """Return the bars between boundaries that have a price, and the running one."""
-    opens = ends.index - interval.duration
+    opens = pd.DatetimeIndex(ends.index) - interval.duration
     closed = pd.DataFrame(
         {
             "open_time": opens,
