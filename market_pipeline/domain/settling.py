@@ -130,8 +130,8 @@ def _name_end(coverage: Coverage, part: Window) -> str:
 
 
 def forget_settled(coverage: Coverage) -> Coverage:
-    """Return the coverage of a series that must be read again as a whole."""
-    return replace(coverage, settled=(), holes=(), verified={})
+    """Return the coverage of a series that must be read again, but for what is never replaced."""
+    return replace(coverage, settled=tuple(coverage.older), holes=(), verified={})
 
 
 def find_known(coverage: Coverage, part: Grid) -> npt.NDArray[np.bool_]:

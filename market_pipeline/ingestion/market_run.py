@@ -16,14 +16,17 @@ from sqlalchemy import Engine
 from market_pipeline.domain.budgets import BudgetLimit
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.grids import Micros, find_grid
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.parsing import adopt_parsing
 from market_pipeline.domain.planning import VERIFY, Ask
 from market_pipeline.domain.settling import find_known
 from market_pipeline.domain.splits import find_split_ratio
 from market_pipeline.ingestion.batches import BarBatch, Progress
-from market_pipeline.ingestion.fetching import Page, fetch_page
+from market_pipeline.ingestion.fetching import Page, fetch_page, leave_older_bars
 from market_pipeline.ingestion.planning import Coverages, plan_market, plan_reload
 from market_pipeline.ingestion.registration import ensure_market
 from market_pipeline.ingestion.request import Request, Route
+from market_pipeline.observability.logs import get_logger
 from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
 from market_pipeline.storage.budget import count_verifications_left, note_verifications
 from market_pipeline.storage.claims import renew_claim, wait_for_claim
@@ -31,6 +34,7 @@ from market_pipeline.storage.coverage import read_coverage
 from market_pipeline.storage.events import has_open_event
 from market_pipeline.storage.queries import read_bars
 
+logger = get_logger(__name__)
 CLAIM_TIME = timedelta(minutes=2)
 CLAIM_PATIENCE = timedelta(minutes=10)
 BATCH_BARS = 20_000
@@ -121,6 +125,7 @@ class MarketRun:
             with use_gate(gate):
                 page = fetch_page(provider, market, ask, self.request.now)
             page = _doubt_silence(page, market.calendar, coverages.get(ask.interval))
+            page = leave_older_bars(page, coverages.get(ask.interval))
             claimed.progress.count_page(page, gate.calls, gate.throttled)
             if ask.purpose == VERIFY and not self.limit.is_open:
                 note_verifications(self.engine, provider.name, gate.calls)
@@ -130,7 +135,19 @@ class MarketRun:
         with self.engine.connect() as connection:
             found = read_coverage(connection, [market_id])
             is_rescaled = has_open_event(connection, market_id)
-        return {interval: coverage for (_, interval), coverage in found.items()}, is_rescaled
+        return {of: self._adopt_parsing(of, known) for (_, of), known in found.items()}, is_rescaled
+
+    def _adopt_parsing(self, interval: Interval, known: Coverage) -> Coverage:
+        """Set what an older parser has stored apart; the first batch's transaction keeps it so."""
+        provider, market = self.route
+        coverage = adopt_parsing(known, provider.describe_history(market, interval).parsing)
+        if coverage is not known and coverage.older_parsings:
+            logger.warning(
+                "answers are read differently now: stored bars stay, and statistics across the "
+                "change wait for `market-pipeline markets reload`",
+                interval=interval.value,
+            )
+        return coverage
 
     def _find_split(self, market_id: int, page: Page, known: Coverage | None) -> float | None:
         """Compare with stored final bars, if the answer can have any."""
@@ -159,6 +176,7 @@ def _doubt_silence(page: Page, calendar: str, known: Coverage | None) -> Page:
 
 
 def _cut_known(page: Page, calendar: str, known: Coverage | None) -> Micros:
-    """Return where the bars open that are stored, final, and within what was asked for."""
+    """Return where the bars open that are stored, final, comparable and within what was asked."""
     part = find_grid(calendar, page.ask.interval, page.ask.window).cut(page.ask.window)
-    return part.opens[find_known(known or Coverage(), part)]
+    known = known or Coverage()
+    return part.opens[find_known(replace(known, settled=tuple(known.current)), part)]

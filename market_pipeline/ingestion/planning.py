@@ -6,6 +6,7 @@ from datetime import datetime
 
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.parsing import adopt_parsing
 from market_pipeline.domain.planning import RELOAD, Ask, plan_interval, plan_verification
 from market_pipeline.domain.records import HistoryTerms, Market, Window
 from market_pipeline.ingestion.request import Request, Route
@@ -38,8 +39,8 @@ def plan_market(route: Route, coverages: Coverages, request: Request) -> MarketP
     asks: list[Ask] = []
     verifications: list[Ask] = []
     for interval in market.intervals:
-        known = coverages.get(interval, _UNKNOWN)
         terms = provider.describe_history(market, interval)
+        known = adopt_parsing(coverages.get(interval, _UNKNOWN), terms.parsing)
         clock = (request.now, known, terms, _find_earliest(terms, request))
         asks += plan_interval(
             interval, market.calendar, request.window, *clock, asked_at=request.asked_at

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.errors import StorageError, SupersededError
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.parsing import adopt_parsing, renew_spans
 from market_pipeline.domain.records import Market, build_empty_bar_frame
 from market_pipeline.domain.settling import Answer, forget_settled, settle_answer, settle_failure
 from market_pipeline.domain.spikes import find_spikes
@@ -248,11 +249,13 @@ def _read_coverages(connection: Connection, market_id: int) -> Coverages:
 
 def _settle(request: Request, batch: BarBatch, before: Coverages, written: Written) -> Coverages:
     provider, one = batch.route
+    terms = {interval: provider.describe_history(one, interval) for interval in one.intervals}
     after = dict(before)
+    for interval in before.keys() & terms.keys():
+        after[interval] = adopt_parsing(before[interval], terms[interval].parsing)
     for page in batch.pages:
-        interval = page.ask.interval
-        known = after.get(interval, Coverage())
-        lag = provider.describe_history(one, interval).publication_lag
+        interval, lag = page.ask.interval, terms[page.ask.interval].publication_lag
+        known = after.get(interval, Coverage(parsing=terms[interval].parsing))
         after[interval] = _settle_page(known, page, one.calendar, lag, request.asked_at)
     for interval, inserted in written.inserted.items():
         if interval in after:
@@ -271,6 +274,7 @@ def _settle_page(
     good = page.judged.good
     bars = good[good["interval"] == ask.interval.value]
     answer = Answer(ask.window, bars, refused, page.now, asked_at)
+    known = renew_spans(known, ask.interval, calendar, ask.window, bars)
     return settle_answer(known, ask.interval, calendar, lag, answer)
 
 
