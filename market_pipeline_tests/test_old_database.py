@@ -1,18 +1,11 @@
 """A database of the version before is upgraded, read on, and added to without a revision."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, text
 
-from market_pipeline.ingestion.receipts import Run
-from market_pipeline.ingestion.request import build_request
-from market_pipeline.ingestion.stream import BarStream
-from market_pipeline.ingestion.write import commit_item
-from market_pipeline.providers.registry import route_markets
 from market_pipeline.readers.aggregates import read_aggregates
 from market_pipeline.readers.changes import read_changes
 from market_pipeline.readers.latest import read_latest
@@ -21,20 +14,13 @@ from market_pipeline.readers.why import explain_statistic
 from market_pipeline.storage.engine import DatabaseAddress, open_engine
 from market_pipeline.storage.schema import read_newest_revision, read_revision, upgrade_schema
 from market_pipeline_tests.databases import create_database, read_column
-from market_pipeline_tests.old_database import (
-    FILE_UNTIL,
-    MOCK_UNTIL,
-    REPLAYED_UNTIL,
-    RUNS,
-    load_dump,
-)
+from market_pipeline_tests.old_database import LATER, REPLAYED_UNTIL, ingest_again, load_dump
 from market_pipeline_tests.replay import ReplayServer
 
 BARS = """
     SELECT market_id || ' ' || interval || ' ' || open_time || ' ' || row(open, high, low, close)
     FROM market_data.market_aggregate WHERE is_final ORDER BY 1"""
 REVISIONS = "SELECT count(*) FROM market_data.market_aggregate_revision"
-LATER = timedelta(hours=3)
 
 
 @pytest.fixture
@@ -52,31 +38,6 @@ def upgraded(old: Engine) -> Engine:
     """The old database with today's tables."""
     upgrade_schema(old)
     return old
-
-
-def ingest(engine: Engine, replay: ReplayServer) -> list[UUID]:
-    """Do the runs of the dump again, three hours later by each one's clock."""
-    clocks = {MOCK_UNTIL, FILE_UNTIL, f"{REPLAYED_UNTIL:%Y-%m-%dT%H:%M}"}
-    done = []
-    for options, window_end, variables in RUNS:
-        if window_end in clocks:
-            now = datetime.fromisoformat(window_end).replace(tzinfo=UTC) + LATER
-            done.append(_ingest(engine, options, now, {**replay.environ, **variables}))
-    return done
-
-
-def _ingest(
-    engine: Engine, options: tuple[str, ...], now: datetime, environ: dict[str, str]
-) -> UUID:
-    given = dict(zip(options[::2], options[1::2], strict=True))
-    symbols, providers = given["--symbols"].split(","), given["--provider"]
-    days = int(given["--lookback-days"])
-    request = build_request(datetime.now(UTC), symbols, providers, days, now.isoformat())
-    run = Run(uuid4(), "manual", datetime.now(UTC), request)
-    routes = route_markets(symbols, providers.split(","), environ)
-    for item in BarStream(engine, run.run_id, request, routes):
-        commit_item(engine, run, item)
-    return run.run_id
 
 
 def read_rows(engine: Engine, query: str, **values: object) -> list[dict[str, Any]]:
@@ -127,7 +88,7 @@ def test_the_first_run_after_the_upgrade_revises_nothing(upgraded: Engine) -> No
     """The same answers, read otherwise now: what is stored stays to the last bit, more comes."""
     before = read_column(upgraded, BARS)
     with ReplayServer(now=REPLAYED_UNTIL + LATER) as replay:
-        runs = ingest(upgraded, replay)
+        runs = ingest_again(upgraded, replay)
     after = read_column(upgraded, BARS)
     assert set(before) <= set(after)
     assert len(after) > len(before)
