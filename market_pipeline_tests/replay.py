@@ -17,6 +17,7 @@ import argparse
 import csv
 import gzip
 import json
+import math
 import socket
 import struct
 import threading
@@ -169,7 +170,7 @@ def list_daily_points(coin: str, now: datetime | None) -> list[tuple[int, float,
 def _list_hourly_points(coin: str) -> Iterable[tuple[int, float, float]]:
     for row in load_series(COIN_SERIES[coin]):
         for hour, price in enumerate(row.list_path(24)[1:]):
-            stamp = row.start + (hour + 1) * 3600 - 40 - hour  # they drift before the full hour
+            stamp = row.start + (hour + 1) * 3600 + 40 + 9 * hour  # a little after the full hour
             yield stamp * 1000, price, row.volume * row.close
 
 
@@ -215,7 +216,9 @@ def answer_yahoo(path: str, query: Mapping[str, str], now: datetime | None) -> R
     if symbol in CHARTS:
         meta, rows = _load_chart(CHARTS[symbol])
     elif symbol in BUILT_CHARTS:
-        meta, rows = _build_meta(symbol), list_chart_rows(symbol, query.get("interval", "1d"), now)
+        since = int(query.get("period1", -1e10))
+        rows = list_chart_rows(symbol, query.get("interval", "1d"), now, since)
+        meta = _build_meta(symbol)
     else:
         return make_json_reply(
             build_chart_error("Not Found", "No data found, symbol may be delisted"), 404
@@ -258,13 +261,20 @@ def _load_sessions(series: str, calendar: str) -> dict[int, tuple[int, int]]:
     return {date: (opens, closes) for date, opens, closes in zip(*columns, strict=True)}
 
 
-def list_chart_rows(symbol: str, interval: str, now: datetime | None) -> list[ChartRow]:
-    """Return the rows of a built chart; a session running at ``now`` comes last, stamped so."""
+def list_chart_rows(
+    symbol: str, interval: str, now: datetime | None, since: float = -math.inf
+) -> list[ChartRow]:
+    """Return the rows of a built chart; a session running at ``now`` comes last, stamped so.
+
+    Days that end before ``since`` (epoch seconds) are left out: hours of all would take a second.
+    """
     series, calendar = BUILT_CHARTS[symbol]
     sessions = _load_sessions(series, calendar)
     clock = int(now.timestamp()) if now else None
     rows: list[ChartRow] = []
     for row in load_series(series):
+        if row.start + 2 * DAY_SECONDS < since:
+            continue
         opens, closes = sessions.get(row.start, (row.start, row.start + DAY_SECONDS))
         if clock is not None and opens >= clock:
             break
@@ -313,12 +323,18 @@ def _build_chart(
     result: dict[str, Any] = {"meta": meta, "indicators": {"quote": [{}]}}
     if inside:
         columns = {name: [prices[name] for _, prices in inside] for name in QUOTE_FIELDS}
+        columns |= {name: list(map(_send_float32, columns[name])) for name in QUOTE_FIELDS[:4]}
         result["timestamp"] = [stamp for stamp, _ in inside]
         result["indicators"] = {
             "quote": [columns],
             "adjclose": [{"adjclose": columns["close"]}],
         }
     return {"chart": {"result": [result], "error": None}}
+
+
+def _send_float32(value: float | None) -> float | None:
+    """Return a number as Yahoo sends it; what was recorded so stays as it is."""
+    return None if value is None else float(struct.unpack("f", struct.pack("f", value))[0])
 
 
 # How the wire misbehaves

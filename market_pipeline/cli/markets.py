@@ -1,4 +1,4 @@
-"""``market-pipeline markets``: what is stored and ingested; switch a market off, or remove it."""
+"""``market-pipeline markets``: what is stored and ingested; switch off, read again, or remove."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,24 @@ Examples:
   market-pipeline markets add SOL-USD --provider coingecko
   market-pipeline markets deactivate BTC-USD
   market-pipeline markets purge yahoo:SPX
+  market-pipeline markets reload coingecko:BTC-USD
 
 \b
 What a run ingests is INGESTION_MARKETS, less what is deactivated. BTC-USD is the symbol's primary
 market, yahoo:BTC-USD that of a provider.
 """
+_RELOAD_EPILOG = """\b
+Examples:
+  market-pipeline markets reload coingecko:BTC-USD          # what it would cost and change
+  market-pipeline markets reload coingecko:BTC-USD --yes
+
+\b
+Interrupt it at any time: what was committed stays, and the same command goes on from there.
+Exits with 0 when all came, 3 when some did not, 1 when nothing did.
+"""
 
 
-@click.group(epilog=_EPILOG, short_help="List, add, deactivate or purge markets.")
+@click.group(epilog=_EPILOG, short_help="List, add, deactivate, reload or purge markets.")
 def markets() -> None:
     """Markets that are stored, and those that runs ingest."""
 
@@ -116,6 +126,35 @@ def purge(name: str, yes: bool, as_json: bool) -> None:
             click.confirm(f"Remove {shown} and these rows for good?", abort=True)
         removed = [_describe(table, n) for table, n in purge_market(engine, market_id) if n]
     print_rows(f"Removed of {shown}", removed, as_json)
+
+
+@markets.command("reload", epilog=_RELOAD_EPILOG, short_help="Read stored history again.")
+@click.argument("name", metavar="MARKET")
+@click.option("--provider", metavar="NAME", help="Whose market; default the symbol's primary one.")
+@click.option("--yes", is_flag=True, help="Do it; without it only what it would do is shown.")
+@AS_JSON
+@click.pass_context
+def reload_stored(
+    ctx: click.Context, name: str, provider: str | None, yes: bool, as_json: bool
+) -> None:
+    """Show what reading MARKET again would cost and change; with --yes dump it, then replace.
+
+    Reads what an older parser has read, else the whole stored history. Old values stay readable as
+    revisions; what the provider has no more stays as it is.
+    """
+    from datetime import UTC, datetime
+
+    from market_pipeline.cli.reloading import preview_reload, run_reload
+
+    asked_at = datetime.now(UTC)
+    with open_database() as engine:
+        with engine.connect() as connection:
+            found = _find_market(connection, f"{provider}:{name}" if provider else name)
+        if not yes:
+            preview_reload(engine, *found, asked_at, as_json)
+            return
+        code = run_reload(engine, *found, asked_at, as_json)
+    ctx.exit(code)
 
 
 def _describe(table: str, rows: int) -> dict[str, Any]:

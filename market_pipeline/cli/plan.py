@@ -1,9 +1,8 @@
 """``market-pipeline plan``, ``coverage``, ``backfill``: what is there, what is missing, get it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import click
 
@@ -79,10 +78,11 @@ def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
     expected = sum(estimate.bars for estimate in estimates)
     calls = sum(estimate.calls for estimate in estimates)
     click.echo(f"{calls:,} requests, about {expected:,} bars", err=True)
+    from market_pipeline.cli.progress import show_progress
     from market_pipeline.cli.run import run_job
 
     run_id = uuid4()
-    with _show_progress(run_id, expected):
+    with show_progress(run_id, expected):
         finished = run_job("backfill_history", given, run_id, trigger="backfill")
     causes = finished.causes
     if finished.succeeded:
@@ -108,24 +108,42 @@ def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_jso
     """
     from market_pipeline.cli.database import open_database
     from market_pipeline.readers.questions import find_market_ids
-    from market_pipeline.storage.coverage_queries import list_coverage, list_holes, verify_bars
+    from market_pipeline.storage.coverage_queries import (
+        list_coverage,
+        list_holes,
+        list_older,
+        verify_bars,
+    )
 
     with open_database() as engine, engine.connect() as connection:
         of = None if symbols is None else find_market_ids(connection, symbols)
         rows = list_coverage(connection, of)
         holes = list_holes(connection, of)
+        older = list_older(connection, of)
         wrong = verify_bars(connection, of) if verify else []
     if as_json:
-        print_json({"coverage": rows, "holes": holes, **({"wrong": wrong} if verify else {})})
+        told = {"coverage": rows, "holes": holes, "older_parsings": older}
+        print_json({**told, **({"wrong": wrong} if verify else {})})
     else:
         print_rows("Coverage", rows)
         print_rows("Holes", holes)
+        show_older(older)
         print_rows("The ledger and the bars disagree", wrong)
         if not rows:
             click.echo("Nothing is stored yet: run `market-pipeline ingest`")
         elif verify and not wrong:
             click.echo("The ledger and the bars agree.")
     ctx.exit(3 if wrong else 0)
+
+
+def show_older(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print which stored bars an older parser has read, and which command reads them again."""
+    print_rows("Read by an older parser, and to be read again", rows)
+    for name in dict.fromkeys(f"{row['provider']}:{row['symbol']}" for row in rows):
+        click.echo(
+            "Statistics across the change wait. What reading again would cost and change: "
+            f"market-pipeline markets reload {name}"
+        )
 
 
 def _keep_given(options: Mapping[str, object]) -> dict[str, Any]:
@@ -148,15 +166,3 @@ def _estimate(given: Mapping[str, Any]) -> "Sequence[ProviderEstimate]":
     with open_database() as engine, engine.connect() as connection:
         active = keep_active(connection, routes)
         return estimate_request(connection, active, request, os.environ)
-
-
-@contextmanager
-def _show_progress(run_id: UUID, expected: int) -> Iterator[None]:
-    """Show a bar on a terminal while a run goes on; the receipt tells how far it is."""
-    from market_pipeline.cli.progress import BarProgress, is_terminal
-
-    if not expected or not is_terminal():
-        yield
-        return
-    with BarProgress(run_id, expected):
-        yield

@@ -1,6 +1,8 @@
 """A progress bar that follows a run's receipt, whatever process does the work."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event, Thread
 from types import TracebackType
 from typing import Self
@@ -18,6 +20,16 @@ PERIOD_SECONDS = 0.3
 def is_terminal() -> bool:
     """Tell whether somebody watches."""
     return sys.stderr.isatty()
+
+
+@contextmanager
+def show_progress(run_id: UUID, expected: int) -> Iterator[None]:
+    """Show a bar on a terminal while a run goes on; the receipt tells how far it is."""
+    if not expected or not is_terminal():
+        yield
+        return
+    with BarProgress(run_id, expected):
+        yield
 
 
 class BarProgress:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from market_pipeline.domain.ranges import merge_windows, subtract_windows
 from market_pipeline.domain.records import Window
 
 FETCH_FAILED = "fetch_failed"
@@ -76,6 +77,8 @@ class Coverage:
         first_bar_at: open_time of the first stored bar. last_bar_at: Of the last.
         bars: How many are stored.
         verified: For each age in days, the spans that were read when they were older than that.
+        parsing: Version of the provider's parser that reads new bars.
+        older_parsings: For each other version, the settled spans whose stored bars it read.
     """
 
     settled: tuple[Window, ...] = ()
@@ -85,6 +88,18 @@ class Coverage:
     last_bar_at: datetime | None = None
     bars: int = 0
     verified: Mapping[int, tuple[Window, ...]] = field(default_factory=dict)
+    parsing: int = 1
+    older_parsings: Mapping[int, tuple[Window, ...]] = field(default_factory=dict)
+
+    @property
+    def older(self) -> list[Window]:
+        """The settled spans whose stored bars another version of the parser read."""
+        return merge_windows(span for spans in self.older_parsings.values() for span in spans)
+
+    @property
+    def current(self) -> list[Window]:
+        """The settled spans whose bars, if they come again, can be compared with those stored."""
+        return subtract_windows(self.settled, self.older)
 
 
 def find_gone(coverage: Coverage) -> list[Window]:

@@ -87,8 +87,9 @@ def judge_bars(
 ) -> JudgedBars:
     """Separate possible bars from impossible ones.
 
-    Of several rows with one key the final one is kept, and among equals the last received. Never
-    raises on any number or time; judging ``good`` again changes nothing.
+    Of several rows with one key the final one is kept, and among equals the last received; of bars
+    made of price points that differ none is. Never raises on any number or time; judging ``good``
+    again changes nothing.
 
     Args:
         frame: A bar frame in the order received.
@@ -195,7 +196,10 @@ def _resolve_duplicates(frame: pd.DataFrame) -> tuple[BoolArray, BoolArray, Bool
     winner = order[last_of_key]
     kept = np.isin(np.arange(len(frame)), winner)
     same = _equal_rows(frame[_VALUES], frame[_VALUES].iloc[winner[key]])
-    return kept, ~kept & same, ~kept & ~same
+    # Two prices for one moment: what makes a later bar the better one does not hold for points.
+    is_points = (frame["source_kind"] == "points").to_numpy()
+    doubted = kept & is_points & np.isin(key, key[~kept & ~same])
+    return kept & ~doubted, ~kept & same, (~kept & ~same) | doubted
 
 
 def _equal_rows(left: pd.DataFrame, right: pd.DataFrame) -> BoolArray:

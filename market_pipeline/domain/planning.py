@@ -90,7 +90,7 @@ def plan_verification(
     asks: list[Ask] = []
     for age in VERIFIED_AGES_DAYS:
         old_enough = Window(earliest or _EPOCH, now - timedelta(days=age))
-        settled = intersect_windows(coverage.settled, [old_enough])
+        settled = intersect_windows(coverage.current, [old_enough])
         due = subtract_windows(settled, coverage.verified.get(age, ()))
         # A day's worth at least: verification must not cost a call every few minutes.
         spans = [span for span in due if span.end - span.start >= VERIFICATION_STEP]
@@ -180,7 +180,7 @@ def _overlap(part: Window, wanted: Window, grid: Grid, coverage: Coverage) -> Wi
     """Begin the newest span a few known bars earlier."""
     if part.end < wanted.end:
         return part
-    before = [window for window in coverage.settled if window.start < part.start <= window.end]
+    before = [window for window in coverage.current if window.start < part.start <= window.end]
     if not before:
         return part
     return Window(max(before[0].start, grid.step_back(part.start, OVERLAP_BARS)), part.end)

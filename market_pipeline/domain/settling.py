@@ -136,12 +136,13 @@ def release_settled(coverage: Coverage, windows: Sequence[Window]) -> Coverage:
 
 def find_known(coverage: Coverage, part: Grid) -> npt.NDArray[np.bool_]:
     """Tell which expected bars are stored and final: settled, and in no hole."""
-    return find_inside(list_known_spans(coverage), part.opens)
+    holes = [hole.window for hole in coverage.holes]
+    return find_inside(subtract_windows(coverage.settled, holes), part.opens)
 
 
 def list_known_spans(coverage: Coverage) -> list[Window]:
-    """Return the spans whose bars are stored and final: settled, and in no hole."""
-    return subtract_windows(coverage.settled, [hole.window for hole in coverage.holes])
+    """Return the spans whose stored final bars may be compared: those of the parser in use."""
+    return subtract_windows(coverage.current, [hole.window for hole in coverage.holes])
 
 
 def find_inside(spans: Sequence[Window], opens: Micros) -> npt.NDArray[np.bool_]:

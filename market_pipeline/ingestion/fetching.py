@@ -1,13 +1,15 @@
 """One request to a provider, and its answer judged: a page."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 
+from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.errors import ProviderError
 from market_pipeline.domain.judging import JudgedBars, judge_bars
+from market_pipeline.domain.parsing import leave_older
 from market_pipeline.domain.planning import Ask
 from market_pipeline.domain.records import Market, build_empty_bar_frame
 from market_pipeline.domain.sessions import read_sessions
@@ -67,6 +69,14 @@ def fetch_page(provider: Provider, market: Market, ask: Ask, now: datetime) -> P
     bars = bars.assign(is_final=bars["is_final"] & (bars["close_time"] <= pd.Timestamp(now)))
     judged = judge_page(bars, market, now)
     return Page(ask, judged, len(bars), now, asked_at, seconds, error, status)
+
+
+def leave_older_bars(page: Page, known: Coverage | None) -> Page:
+    """Return the page without bars that an older parser stored: no comparison, no overwriting."""
+    good = leave_older(page.judged.good, known or Coverage())
+    if good is page.judged.good:
+        return page
+    return replace(page, judged=replace(page.judged, good=good.reset_index(drop=True)))
 
 
 def judge_page(bars: pd.DataFrame, market: Market, now: datetime) -> JudgedBars:

@@ -12,19 +12,24 @@ from uuid import UUID
 from sqlalchemy import Engine
 
 from market_pipeline.domain.budgets import BudgetLimit
+from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.parsing import adopt_parsing
 from market_pipeline.domain.planning import VERIFY, Ask
 from market_pipeline.ingestion.batches import BarBatch, Progress
-from market_pipeline.ingestion.fetching import Page, fetch_page
+from market_pipeline.ingestion.fetching import Page, fetch_page, leave_older_bars
 from market_pipeline.ingestion.planning import plan_market
 from market_pipeline.ingestion.registration import ensure_market
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.tracing import DifferenceWatch
+from market_pipeline.observability.logs import get_logger
 from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
 from market_pipeline.storage.budget import count_verifications_left, note_verifications
 from market_pipeline.storage.claims import renew_claim, wait_for_claim
 from market_pipeline.storage.coverage import read_coverage
 from market_pipeline.storage.events import read_differences
 
+logger = get_logger(__name__)
 CLAIM_TIME = timedelta(minutes=2)
 CLAIM_PATIENCE = timedelta(minutes=10)
 BATCH_BARS = 20_000
@@ -93,7 +98,7 @@ class MarketRun:
             gate = CountingGate(current_gate())
             with use_gate(gate):
                 page = fetch_page(provider, market, ask, self.request.now)
-            page = watch.review(page)
+            page = leave_older_bars(watch.review(page), watch.coverages.get(ask.interval))
             claimed.progress.count_page(page, gate.calls, gate.throttled)
             if ask.purpose == VERIFY and not self.limit.is_open:
                 note_verifications(self.engine, provider.name, gate.calls)
@@ -103,10 +108,22 @@ class MarketRun:
         with self.engine.connect() as connection:
             found = read_coverage(connection, [market_id])
             difference = read_differences(connection, [market_id]).get(market_id)
-        coverages = {interval: coverage for (_, interval), coverage in found.items()}
+        coverages = {of: self._adopt_parsing(of, known) for (_, of), known in found.items()}
         return DifferenceWatch(
             self.engine, market_id, self.route, self.request, coverages, difference
         )
+
+    def _adopt_parsing(self, interval: Interval, known: Coverage) -> Coverage:
+        """Set what an older parser has stored apart; the first batch's transaction keeps it so."""
+        provider, market = self.route
+        coverage = adopt_parsing(known, provider.describe_history(market, interval).parsing)
+        if coverage is not known and coverage.older_parsings:
+            logger.warning(
+                "answers are read differently now: stored bars stay, and statistics across the "
+                "change wait for `market-pipeline markets reload`",
+                interval=interval.value,
+            )
+        return coverage
 
 
 def _pack(claimed: BarBatch, pages: Sequence[Page], watch: DifferenceWatch) -> BarBatch:

@@ -7,6 +7,7 @@ from datetime import datetime
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.differences import Difference
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.parsing import adopt_parsing
 from market_pipeline.domain.planning import Ask, plan_interval, plan_reload, plan_verification
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
 from market_pipeline.domain.records import HistoryTerms, Market, Window
@@ -43,8 +44,8 @@ def plan_market(
     asks: list[Ask] = []
     verifications: list[Ask] = []
     for interval in market.intervals:
-        known = coverages.get(interval, _UNKNOWN)
         terms = provider.describe_history(market, interval)
+        known = adopt_parsing(coverages.get(interval, _UNKNOWN), terms.parsing)
         earliest = find_earliest(terms, request)
         rest = _set_aside(known, find_left(difference, interval, known, earliest))
         asks += plan_interval(

@@ -39,7 +39,6 @@ from market_pipeline.domain.ranges import intersect_windows, merge_windows, subt
 from market_pipeline.domain.records import HistoryTerms, Window
 from market_pipeline.domain.settling import (
     find_inside,
-    find_known,
     list_known_spans,
     release_settled,
 )
@@ -138,7 +137,7 @@ class DifferenceWatch:
     def _may_meet_stored(self, ask: Ask) -> bool:
         known = self.coverages.get(ask.interval, Coverage())
         part = find_grid(self._market.calendar, ask.interval, ask.window).cut(ask.window)
-        if find_known(known, part).any():
+        if find_inside(list_known_spans(known), part.opens).any():
             return True
         trace = self.difference.traces.get(ask.interval) if self.difference is not None else None
         return trace is not None and bool(intersect_windows(trace.released, [ask.window]))
@@ -240,7 +239,7 @@ class DifferenceWatch:
             return np.empty(0, dtype=np.int64)
         whole = Window(spans[0].start, spans[-1].end)
         part = find_grid(self._market.calendar, interval, whole).cut(whole)
-        return part.opens[find_known(known, part)]
+        return part.opens[find_inside(spans, part.opens)]
 
     def _find_coverage(self, interval: Interval) -> Coverage:
         return self.coverages.get(interval, Coverage())

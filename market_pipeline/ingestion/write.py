@@ -14,6 +14,7 @@ from market_pipeline.domain.differences import REPAIRING, WITHDRAWN, Difference,
 from market_pipeline.domain.errors import StorageError, SupersededError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.judging import NOT_A_SESSION
+from market_pipeline.domain.parsing import adopt_parsing, renew_spans
 from market_pipeline.domain.planning import TRACE
 from market_pipeline.domain.ranges import merge_windows
 from market_pipeline.domain.records import Market, build_empty_bar_frame
@@ -338,13 +339,15 @@ def _read_coverages(connection: Connection, market_id: int) -> Coverages:
 
 def _settle(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
     provider, one = batch.route
+    terms = {interval: provider.describe_history(one, interval) for interval in one.intervals}
     after = dict(before)
+    for interval in before.keys() & terms.keys():
+        after[interval] = adopt_parsing(before[interval], terms[interval].parsing)
     for page in batch.pages:
-        interval = page.ask.interval
+        interval, lag = page.ask.interval, terms[page.ask.interval].publication_lag
         if page.ask.purpose == TRACE and page.error is not None:
             continue  # It was asked for to compare what is stored: nothing is missing.
-        known = after.get(interval, Coverage())
-        lag = provider.describe_history(one, interval).publication_lag
+        known = after.get(interval, Coverage(parsing=terms[interval].parsing))
         after[interval] = _settle_page(known, page, one.calendar, lag, request.asked_at)
     return after
 
@@ -368,6 +371,7 @@ def _settle_page(
     good = page.judged.good
     bars = good[good["interval"] == ask.interval.value]
     answer = Answer(ask.window, bars, refused, page.now, asked_at)
+    known = renew_spans(known, ask.interval, calendar, ask.window, bars)
     return settle_answer(known, ask.interval, calendar, lag, answer)
 
 

@@ -6,7 +6,8 @@ Not here: sockets and retries (``http.py``).
 Wire facts: a bar is stamped with its session's open in UTC, which for Sydney or currencies is the
 date before, so the session date is read in the exchange's time zone of that day. While a session
 runs, a last row stamped with the clock repeats its date. Null rows are holidays. ``range=max`` is
-answered in coarser bars, and no bars at all by leaving ``timestamp`` out. Prices are float32 noise.
+answered in coarser bars, and no bars at all by leaving ``timestamp`` out. The prices of charts are
+float32 numbers printed as doubles; the live price in ``meta`` is a double.
 """
 
 import math
@@ -14,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import ClassVar
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
@@ -48,7 +50,7 @@ DAILY_PAGE = timedelta(days=5000)
 MARGIN = timedelta(days=1)
 SESSION_LAG = timedelta(minutes=30)
 ALWAYS_OPEN_LAG = timedelta(minutes=10)
-FLOAT32_DIGITS = 7
+PARSING = 2  # 1 rounded prices to seven digits
 PRICES = ("open", "high", "low", "close")
 GRANULARITIES = {Interval.HOUR: ("1h", "60m"), Interval.DAY: ("1d",)}
 
@@ -155,9 +157,9 @@ class YahooProvider:
         """Return pages of some 5,000 bars at most; hours reach back two years."""
         lag = find_publication_lag(market)
         if interval is Interval.DAY:
-            return HistoryTerms(DAILY_PAGE, lag)
+            return HistoryTerms(DAILY_PAGE, lag, parsing=PARSING)
         page = HOURLY_PAGE if market.calendar == ALWAYS_OPEN else HOURLY_REACH
-        return HistoryTerms(page, lag, HOURLY_REACH)
+        return HistoryTerms(page, lag, HOURLY_REACH, parsing=PARSING)
 
     def fetch_bars(
         self, market: Market, interval: Interval, window: Window, now: datetime
@@ -286,11 +288,11 @@ def build_chart_query(
 
 @dataclass(frozen=True, slots=True)
 class _Chart:
-    """A chart that answers the market asked for; its prices are to be divided by ``divisor``."""
+    """A chart that answers the market asked for; prices may be in hundredths of its currency."""
 
     meta: Mapping[str, object]
     result: object
-    divisor: float
+    is_minor: bool
 
 
 def _open_chart(body: object, market: Market) -> _Chart:
@@ -312,7 +314,7 @@ def _open_chart(body: object, market: Market) -> _Chart:
         raise PermanentProviderError(
             NAME, f"{market.symbol} is quoted in {given[:10]!r}, expected {market.quote}"
         )
-    return _Chart(meta, result, 100.0 if given in MINOR_UNITS else 1.0)
+    return _Chart(meta, result, is_minor=given in MINOR_UNITS)
 
 
 def _refuse_error(body: object) -> None:
@@ -351,10 +353,8 @@ def _parse_rows(chart: _Chart) -> pd.DataFrame:
     columns = {name: _parse_column(chart, name, len(stamps)) for name in (*PRICES, "volume")}
     rows = pd.DataFrame({"stamp": parse_stamps(NAME, "timestamp", stamps), **columns})
     rows = rows[rows[list(PRICES)].notna().all(axis=1)].sort_values("stamp", kind="stable")
-    hint = chart.meta.get("priceHint")
-    decimals = hint if type(hint) is int and 0 <= hint <= 12 else 2
     for name in PRICES:
-        rows[name] = round_float32(rows[name].to_numpy(), decimals) / chart.divisor
+        rows[name] = clean_prices(rows[name].to_numpy(), is_minor=chart.is_minor)
     return rows
 
 
@@ -366,19 +366,23 @@ def _parse_column(chart: _Chart, name: str, length: int) -> Floats:
     return values
 
 
-def round_float32(prices: Floats, price_hint: int) -> Floats:
-    """Return prices without the noise of float32, which carries seven digits.
+def clean_prices(prices: Floats, *, is_minor: bool = False) -> Floats:
+    """Return prices by the digits that were meant.
+
+    A number that is a float32 is the shortest decimal that reads back as that float32; any other
+    one is taken as it is.
 
     Args:
-        prices: As sent, for example 3824.139892578125.
-        price_hint: Yahoo's number of decimals; prices of few digits keep more than that.
+        prices: As sent, for example 3824.139892578125, meaning 3824.14.
+        is_minor: They are hundredths of the currency: the decimals are moved, nothing is divided.
     """
-    sizes = np.log10(np.where(prices == 0, 1.0, np.abs(prices)))
-    decimals = np.maximum(price_hint, FLOAT32_DIGITS - 1 - np.floor(sizes))
-    scale = 10.0 ** np.clip(decimals, 0, 22)
     with np.errstate(over="ignore"):
-        rounded = np.round(prices * scale) / scale
-    return np.asarray(np.where(np.isfinite(rounded), rounded, prices), dtype=np.float64)
+        short = prices.astype(np.float32)
+    is_short = short.astype(np.float64) == prices
+    meant = np.where(is_short, short.astype(str).astype(np.float64), prices)
+    if is_minor:
+        meant = np.array([float(Decimal(repr(price)).scaleb(-2)) for price in meant.tolist()])
+    return meant.astype(np.float64)
 
 
 def _read_zone(chart: _Chart) -> ZoneInfo:
@@ -462,8 +466,5 @@ def parse_snapshot(body: object, market: Market) -> list[PriceSnapshot]:
         return []
     observed_at = parse_stamps(NAME, names[1], values[1:2])[0].to_pydatetime().astimezone(UTC)
     is_rolling = market.calendar == ALWAYS_OPEN and not math.isnan(volume)
-    return [
-        PriceSnapshot(
-            market, observed_at, price / chart.divisor, volume_24h=volume if is_rolling else None
-        )
-    ]
+    price = float(clean_prices(values[:1], is_minor=chart.is_minor)[0])
+    return [PriceSnapshot(market, observed_at, price, volume_24h=volume if is_rolling else None)]

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -11,8 +12,10 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, text
 
 from market_pipeline.domain.coverage import Coverage, Hole
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.parsing import ReadSpan, find_changes, list_spans
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.withholding import (
+    MIXED_PARSING,
     RESTATING,
     SUSPECTED_SPLIT,
     UNEXPLAINED_HOLE,
@@ -27,20 +30,37 @@ Key = tuple[int, Interval]
 _NO_END = datetime(2200, 1, 1, tzinfo=UTC)
 _READ = text(f"""
     SELECT market_id, interval, watermark, first_bar_at, last_bar_at, bars, verified,
+        parsing, older_parsings,
         ARRAY(SELECT lower(span) FROM unnest(settled) span ORDER BY span) AS starts,
         ARRAY(SELECT upper(span) FROM unnest(settled) span ORDER BY span) AS ends
     FROM {SCHEMA}.market_coverage WHERE market_id = ANY(:markets)
 """)  # noqa: S608 - a constant
 _WRITE = text(f"""
     INSERT INTO {SCHEMA}.market_coverage AS known (market_id, interval, settled, watermark,
-        first_bar_at, last_bar_at, bars, verified, refreshed_at, refreshed_by)
+        first_bar_at, last_bar_at, bars, verified, parsing, older_parsings, refreshed_at,
+        refreshed_by)
     VALUES (:market_id, :interval, CAST(:settled AS tstzmultirange), :watermark,
-        :first_bar_at, :last_bar_at, :bars, CAST(:verified AS jsonb), :refreshed_at, :refreshed_by)
+        :first_bar_at, :last_bar_at, :bars, CAST(:verified AS jsonb), :parsing,
+        CAST(:older_parsings AS jsonb), :refreshed_at, :refreshed_by)
     ON CONFLICT (market_id, interval) DO UPDATE SET settled = excluded.settled,
         watermark = excluded.watermark, first_bar_at = excluded.first_bar_at,
         last_bar_at = excluded.last_bar_at, bars = excluded.bars, verified = excluded.verified,
+        parsing = excluded.parsing, older_parsings = excluded.older_parsings,
         refreshed_at = coalesce(excluded.refreshed_at, known.refreshed_at),
         refreshed_by = coalesce(excluded.refreshed_by, known.refreshed_by)
+""")  # noqa: S608 - a constant
+
+_HAS_OLDER = text(f"""
+    SELECT DISTINCT market_id FROM {SCHEMA}.market_coverage
+    WHERE market_id = ANY(:markets) AND older_parsings <> '{{}}'
+""")  # noqa: S608 - a constant
+_FIRST_CLOSES = text(f"""
+    SELECT (SELECT close_time FROM {SCHEMA}.market_aggregate
+        WHERE market_id = :market AND interval = :interval AND is_final
+            AND open_time >= starts_at AND open_time < ends_at
+        ORDER BY open_time LIMIT 1)
+    FROM unnest(CAST(:starts AS timestamptz[]), CAST(:ends AS timestamptz[]))
+        WITH ORDINALITY AS span (starts_at, ends_at, place) ORDER BY place
 """)  # noqa: S608 - a constant
 
 
@@ -58,6 +78,8 @@ def read_coverage(connection: Connection, market_ids: Sequence[int]) -> dict[Key
             last_bar_at=found[key]["last_bar_at"],
             bars=found[key]["bars"],
             verified=_parse_marks(found[key]["verified"]),
+            parsing=found[key]["parsing"],
+            older_parsings=_parse_marks(found[key]["older_parsings"]),
         )
         for key in found
     }
@@ -91,6 +113,8 @@ def write_coverage(
         "last_bar_at": after.last_bar_at,
         "bars": after.bars,
         "verified": _format_marks(after.verified),
+        "parsing": after.parsing,
+        "older_parsings": _format_marks(after.older_parsings),
         "refreshed_at": refreshed_at,
         "refreshed_by": None if refreshed_at is None else run_id,
     }
@@ -169,6 +193,7 @@ def read_flaws(connection: Connection, market_ids: Sequence[int], interval: Inte
         for hole in found
         if of is interval and not hole.is_explained
     ]
+    flaws += _read_mixed(connection, market_ids, interval)
     return [*flaws, *map(_describe_event, read_open_events(connection, market_ids))]
 
 
@@ -178,3 +203,33 @@ def _describe_event(event: Mapping[str, Any]) -> Flaw:
     start, end = event["starts_at"], event["ends_at"]
     window = None if start is None else Window(start, end or _NO_END)
     return Flaw(event["market_id"], reason, window)
+
+
+def _read_mixed(
+    connection: Connection, market_ids: Sequence[int], interval: Interval
+) -> list[Flaw]:
+    """Return a flaw at each moment at which bars of one parser end and those of another begin."""
+    mixed = connection.execute(_HAS_OLDER, {"markets": list(market_ids)}).scalars().all()
+    known = read_coverage(connection, mixed) if mixed else {}
+    flaws: list[Flaw] = []
+    for market_id in mixed:
+        # Days that are built here are of the parser of their hours.
+        series = known.get((market_id, interval)) or known.get((market_id, Interval.HOUR))
+        spans = list_spans(series) if series is not None else []
+        filled = _find_first_closes(connection, (market_id, interval), spans)
+        moments = find_changes(filled)
+        flaws += [Flaw(market_id, MIXED_PARSING, Window(at, at)) for at in moments]
+    return flaws
+
+
+def _find_first_closes(
+    connection: Connection, key: Key, spans: Sequence[ReadSpan]
+) -> list[ReadSpan]:
+    values = {
+        "market": key[0],
+        "interval": key[1].value,
+        "starts": [span.window.start for span in spans],
+        "ends": [span.window.end for span in spans],
+    }
+    closes = connection.execute(_FIRST_CLOSES, values).scalars()
+    return [replace(span, first_close=at) for span, at in zip(spans, closes, strict=True)]

@@ -37,6 +37,22 @@ _VERIFY = text(f"""
     ORDER BY symbol, provider, interval
 """)  # noqa: S608 - a constant
 
+_OLDER = text(f"""
+    SELECT symbol, provider, interval, CAST(older.key AS integer) AS read_by_version,
+        known.parsing AS newest_version, min(CAST(span->>0 AS timestamptz)) AS starts_at,
+        max(CAST(span->>1 AS timestamptz)) AS ends_at
+    FROM {SCHEMA}.market_coverage known JOIN {SCHEMA}.market USING (market_id),
+        jsonb_each(older_parsings) older, jsonb_array_elements(older.value) span
+    WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
+    GROUP BY symbol, provider, interval, older.key, known.parsing
+    ORDER BY symbol, provider, interval, older.key
+""")  # noqa: S608 - a constant
+
+
+def list_older(connection: Connection, market_ids: Sequence[int] | None) -> list[dict[str, Any]]:
+    """Return where bars are stored that another version of the provider's parser has read."""
+    return _list(connection, _OLDER, market_ids)
+
 
 def list_coverage(connection: Connection, market_ids: Sequence[int] | None) -> list[dict[str, Any]]:
     """Return one row for each market and interval; None: of all markets."""

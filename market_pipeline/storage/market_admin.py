@@ -3,12 +3,12 @@
 Not here: registering what a run ingests (``ingestion.registration``).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Engine, Table, text, update
+from sqlalchemy import Connection, Engine, Table, select, text, update
 
 from market_pipeline.domain.errors import ClaimTimeoutError
 from market_pipeline.storage.claims import renew_claim, show_life, take_claim
@@ -48,6 +48,12 @@ def set_active(engine: Engine, market_ids: Sequence[int], is_active: bool) -> in
         return changed
 
 
+def read_facts(connection: Connection, market_id: int) -> Mapping[str, Any]:
+    """Return a market's row."""
+    row = connection.execute(select(market).where(market.c.market_id == market_id))
+    return dict(row.mappings().one())
+
+
 def count_rows(connection: Connection, market_id: int) -> dict[str, int]:
     """Return how many rows each table holds of a market, for tables that hold any."""
     counts = {
@@ -55,7 +61,7 @@ def count_rows(connection: Connection, market_id: int) -> dict[str, int]:
             text(f"SELECT count(*) FROM {table.fullname} WHERE {condition}"),  # noqa: S608 - ours
             {"market_id": market_id},
         ).scalar_one()
-        for table, condition in _list_children()
+        for table, condition in list_children()
     }
     return {name: count for name, count in counts.items() if count}
 
@@ -79,13 +85,13 @@ def purge_market(engine: Engine, market_id: int) -> Iterator[tuple[str, int]]:
                 f"market {market_id} is being fetched by a run: it is switched off now; try again "
                 "when that run has ended"
             )
-        for table, condition in _list_children():
+        for table, condition in list_children():
             if table is not fetch_claim:
                 yield table.name, _delete_rows(engine, table, condition, market_id, token)
         yield market.name, _delete_market(engine, market_id)
 
 
-def _list_children() -> list[tuple[Table, str]]:
+def list_children() -> list[tuple[Table, str]]:
     """Return the tables that name a market, with the condition that finds its rows."""
     children = []
     for table in metadata.sorted_tables:

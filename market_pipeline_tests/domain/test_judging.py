@@ -178,6 +178,16 @@ def test_of_contradicting_rows_the_last_received_is_kept() -> None:
     assert list(judged.rejected["rule"]) == ["conflicting_duplicate"]
 
 
+def test_of_contradicting_rows_made_of_points_none_is_kept() -> None:
+    """A price at one moment is a fact of which two versions came: neither is better."""
+    rows = ({"close": close, "source_kind": "points"} for close in (11.0, 11.5, 11.5))
+    judged = judge_bars(frame_of(*rows), NOW)
+    assert judged.good.empty
+    assert list(judged.rejected["close"]) == [11.0, 11.5]
+    assert set(judged.rejected["rule"]) == {"conflicting_duplicate"}
+    assert judged.duplicates == 1
+
+
 @pytest.mark.parametrize("finals", [(True, False), (False, True)])
 def test_a_final_row_wins_over_a_provisional_one_in_any_order(finals: tuple[bool, bool]) -> None:
     """Finality counts more than the order of arrival."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from market_pipeline.domain.errors import PermanentProviderError, SettingError
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.judging import judge_bars
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.providers.coingecko import (
     CoinGeckoProvider,
@@ -68,15 +69,13 @@ def test_a_day_is_closed_by_the_point_at_its_end() -> None:
     assert day["is_final"]
 
 
-def test_a_day_without_its_end_point_is_absent_and_the_next_opens_at_its_only_price() -> None:
-    """The recording lacks 2015-01-28 00:00: no bar for the 27th, a flat one for the 28th."""
+def test_a_day_without_a_point_at_either_end_is_absent() -> None:
+    """The recording lacks 2015-01-28 00:00: neither the 27th nor the 28th has both its prices."""
     bars = build_bars(
         parse_points(load_recording(DAILY_2014), EVER), Interval.DAY, at("2024-01-01")
     )
     days = bars.set_index("open_time")["open"]
-    assert pd.Timestamp("2015-01-27", tz="UTC") not in days.index
-    flat = bars[bars["open_time"] == pd.Timestamp("2015-01-28", tz="UTC")].iloc[0]
-    assert flat["open"] == flat["high"] == flat["low"] == flat["close"] == 232.5329422304941
+    assert days.loc["2015-01-26":"2015-01-30"].index.day.tolist() == [26, 29]  # type: ignore[misc]
 
 
 def test_e4_a_day_becomes_final_35_minutes_after_its_end() -> None:
@@ -100,31 +99,110 @@ def test_e4_the_last_point_is_now_and_makes_a_provisional_day() -> None:
     last = bars.iloc[-1]
     assert last["open_time"] == pd.Timestamp("2024-01-03", tz="UTC")
     assert (last["open"], last["high"], last["low"], last["close"]) == (12.0, 12.0, 11.0, 11.0)
-    assert list(bars["is_final"]) == [True, True, False]
+    assert list(bars["is_final"]) == [True, False]
 
 
-def test_hours_hold_the_points_inside_them() -> None:
-    """168 recorded points that drift around the hour give a bar for each hour that has one."""
+def make_points(*points: tuple[str, float]) -> pd.DataFrame:
+    """Return points of 2024-01-01 by time of day."""
+    pairs = [[at(f"2024-01-01T{time}").timestamp() * 1000, price] for time, price in points]
+    return parse_points({"prices": pairs, "total_volumes": pairs}, EVER)
+
+
+def list_bars(points: pd.DataFrame, now: str = "2024-01-02") -> list[tuple[object, ...]]:
+    """Return hour, open, high, low, close and whether it is final, of each bar."""
+    bars = build_bars(points, Interval.HOUR, at(now))
+    columns = ["open", "high", "low", "close", "is_final"]
+    rows = bars.set_index(bars["open_time"].dt.hour)[columns]
+    return [tuple(row) for row in rows.itertuples()]
+
+
+def test_recorded_hours_open_and_close_at_their_own_boundaries() -> None:
+    """168 recorded points, each up to four minutes late, give 167 hours that follow each other."""
     points = parse_points(load_recording(HOURLY_2024), EVER)
     bars = build_bars(points, Interval.HOUR, at("2024-02-01"))
     assert len(points) == 168
-    assert bars["open_time"].is_unique
-    assert 160 <= len(bars) <= 168
+    assert len(bars) == 167
+    assert bars["open"].tolist()[1:] == bars["close"].tolist()[:-1]
+    assert (bars["open"] != bars["close"]).mean() > 0.99
     first = bars.iloc[0]
     assert first["open_time"] == pd.Timestamp("2024-01-01T15:00", tz="UTC")
-    assert first["close"] == 7.34525785553632
+    assert (first["open"], first["close"]) == (7.34525785553632, points["price"].iloc[1])
 
 
-def test_five_minute_points_give_hours_with_a_range() -> None:
-    """289 recorded points of one day give 25 hours, each with its first and last point."""
+def test_the_last_hour_of_a_day_closes_at_the_days_close(
+    server: ReplayServer, fake_time: FakeTime
+) -> None:
+    """The price at midnight is one and the same, whichever interval is asked for."""
+    provider = make_provider(server, fake_time)
+    window, now = Window(at("2016-06-01"), at("2016-06-05")), at("2024-01-01")
+    hours, days = (
+        provider.fetch_bars(find(provider), interval, window, now).set_index("close_time")
+        for interval in (Interval.HOUR, Interval.DAY)
+    )
+    assert len(days) == 4
+    assert hours["close"].reindex(days.index).tolist() == days["close"].tolist()
+
+
+def test_a_point_closes_the_hour_before_and_opens_the_one_after() -> None:
+    """Stamped up to 20 minutes beside the hour it is the price at that hour."""
+    points = make_points(("13:02:10", 10.0), ("13:58:40", 12.0), ("15:19:59", 11.0))
+    assert list_bars(points) == [
+        (13, 10.0, 12.0, 10.0, 12.0, True),
+        (14, 12.0, 12.0, 11.0, 11.0, True),
+    ]
+
+
+def test_a_boundary_without_a_point_leaves_both_hours_out() -> None:
+    """The point of 14:21 is nobody's: the hours before and after 14:00 have no price there."""
+    points = make_points(("13:01", 10.0), ("14:21", 12.0), ("15:02", 11.0), ("16:03", 13.0))
+    assert [row[0] for row in list_bars(points)] == [15]
+
+
+def test_two_prices_at_one_boundary_are_none() -> None:
+    """Both hours come in two versions, so that the rules refuse all four rows."""
+    points = make_points(
+        ("13:01", 10.0), ("14:01", 12.0), ("14:03", 12.5), ("15:02", 11.0), ("16:03", 13.0)
+    )
+    bars = build_bars(points, Interval.HOUR, at("2024-01-02"))
+    judged = judge_bars(bars, at("2024-01-02"))
+    assert judged.good["open_time"].dt.hour.tolist() == [15]
+    assert judged.rejected["open_time"].dt.hour.tolist() == [13, 13, 14, 14]
+    assert set(judged.rejected["rule"]) == {"conflicting_duplicate"}
+
+
+def test_two_equal_prices_at_one_boundary_count_once() -> None:
+    """Nothing is in doubt."""
+    points = make_points(("13:01", 10.0), ("14:01", 12.0), ("14:03", 12.0), ("15:02", 11.0))
+    assert [row[0] for row in list_bars(points)] == [13, 14]
+
+
+def test_e4_an_hour_is_final_when_its_closing_point_is_35_minutes_old() -> None:
+    """Until then it is provisional, and two points at its end are no conflict."""
+    points = make_points(("13:01", 10.0), ("14:03", 12.0), ("14:06", 12.5))
+    assert list_bars(points, "2024-01-01T14:37:59") == [(13, 10.0, 12.0, 10.0, 12.0, False)]
+    assert list_bars(points, "2024-01-01T14:38:00") == [(13, 10.0, 12.0, 10.0, 12.0, True)]
+
+
+@pytest.mark.parametrize(("minute", "rows"), [(2, 1), (22, 2), (38, 2), (55, 2)])
+def test_e4_the_last_point_is_now_and_makes_a_provisional_hour(minute: int, rows: int) -> None:
+    """The running hour opens at its boundary and ends, so far, at the price of the moment."""
+    points = make_points(("14:03", 10.0), ("15:01", 12.0), (f"15:{minute:02}", 9.0))
+    assert (
+        list_bars(points, f"2024-01-01T15:{minute:02}:30")
+        == [
+            (14, 10.0, 12.0, 10.0, 12.0, minute >= 36),
+            (15, 12.0, 12.0, 9.0, 9.0, False),
+        ][:rows]
+    )
+
+
+def test_five_minute_points_make_no_hours() -> None:
+    """An answer in another step than was asked for is in doubt at every hour: none is guessed."""
     points = parse_points(load_recording(MINUTES_2024), EVER)
-    bars = build_bars(points, Interval.HOUR, at("2024-01-15T08:54:30"))
-    assert len(bars) == 25
-    assert bars["open_time"].iloc[0] == pd.Timestamp("2024-01-14T08:00", tz="UTC")
-    assert (bars["high"] > bars["low"]).sum() >= 24
-    assert (bars["high"] >= bars[["open", "close"]].max(axis=1)).all()
-    assert (bars["low"] <= bars[["open", "close"]].min(axis=1)).all()
-    assert not bars["is_final"].iloc[-1]
+    now = at("2024-01-15T12:00")
+    judged = judge_bars(build_bars(points, Interval.HOUR, now), now)
+    assert judged.good.empty
+    assert set(judged.rejected["rule"]) == {"conflicting_duplicate"}
 
 
 def test_null_points_are_left_out() -> None:
@@ -149,9 +227,23 @@ def test_e2_points_in_any_order_give_the_same_bars() -> None:
     )
 
 
-def test_e1_of_two_points_at_one_moment_the_last_counts() -> None:
-    """A rule that does not depend on chance."""
-    body = {"prices": [[1704153600000, 1], [1704153600000, 2]], "total_volumes": []}
+@pytest.mark.parametrize("interval", [Interval.HOUR, Interval.DAY])
+def test_e1_two_prices_at_one_moment_are_quarantined(interval: Interval) -> None:
+    """Nobody knows which is true: the bars that need that price are refused, under one rule."""
+    start = at("2024-01-02")
+    stamps = [start + step * interval.duration for step in range(5)]
+    pairs = [[stamp.timestamp() * 1000, 10.0 + step] for step, stamp in enumerate(stamps)]
+    body = {"prices": [*pairs, [pairs[2][0], 99.0]], "total_volumes": pairs}
+    now = at("2024-02-01")
+    judged = judge_bars(build_bars(parse_points(body, EVER), interval, now), now)
+    assert judged.good["open_time"].tolist() == [stamps[0], stamps[3]]
+    assert set(judged.rejected["open_time"]) == {stamps[1], stamps[2]}
+    assert set(judged.rejected["rule"]) == {"conflicting_duplicate"}
+
+
+def test_e1_the_same_point_twice_counts_once() -> None:
+    """A repeated point contradicts nobody."""
+    body = {"prices": [[1704153600000, 2], [1704153600000, 2]], "total_volumes": []}
     assert list(parse_points(body, EVER)["price"]) == [2.0]
 
 

@@ -42,7 +42,7 @@ def test_both_providers_are_served_in_the_shape_they_parse() -> None:
             (snapshot,) = provider.fetch_snapshots([market], now)
             counts[market.symbol] = (len(bars), int((~bars["is_final"]).sum()))
             assert snapshot.observed_at == now
-    assert counts == {"BTC-USD": (29, 1), "SPX": (20, 1)}
+    assert counts == {"BTC-USD": (28, 1), "SPX": (20, 1)}
 
 
 def test_the_command_serves_on_a_port_of_its_own() -> None:

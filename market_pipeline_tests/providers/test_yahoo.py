@@ -1,11 +1,14 @@
 """Yahoo's chart API, against its recorded answers."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from market_pipeline.domain.errors import PermanentProviderError, TransientProviderError
 from market_pipeline.domain.intervals import Interval
@@ -15,9 +18,9 @@ from market_pipeline.providers.yahoo import (
     INDICES,
     LISTINGS,
     YahooProvider,
+    clean_prices,
     parse_bars,
     parse_snapshot,
-    round_float32,
 )
 from market_pipeline_tests.providers.clocks import QUICK, FakeTime
 from market_pipeline_tests.replay import (
@@ -98,28 +101,69 @@ def test_a_year_of_daily_bars_is_read_with_its_clock_changes() -> None:
     assert bars["is_final"].all()
 
 
-def test_float32_noise_is_rounded_away() -> None:
-    """The recorded 7200.17431640625 was 7200.174."""
+def test_float32_noise_is_left_out_and_no_digit_with_it() -> None:
+    """The recorded 7200.17431640625 is the float32 whose shortest text is 7200.1743."""
     body = load_recording("yahoo/chart_btcusd_1d_2020-01-01_03.json")
     bars = parse_bars(body, find("BTC-USD"), Interval.DAY, LATER)
-    assert bars["close"].tolist() == [7200.174, 6985.47, 7344.884]
+    assert bars["close"].tolist() == [7200.1743, 6985.47, 7344.8843]
     assert bars["volume_kind"].unique().tolist() == ["quote"]
 
 
 @pytest.mark.parametrize(
-    ("price", "expected"),
+    ("sent", "meant"),
     [
+        (95147.484375, 95147.484),
         (3824.139892578125, 3824.14),
         (109114.8828125, 109114.88),
-        (0.00001234567, 0.00001234567),
+        (1.2345670102e-05, 1.2345670102e-05),
+        (float(np.float32(1.234567e-05)), 1.234567e-05),
         (1.1e-18, 1.1e-18),
-        (0.0, 0.0),
+        (239.65, 239.65),
         (1e300, 1e300),
+        (0.0, 0.0),
     ],
 )
-def test_e16_rounding_never_collapses_a_small_price(price: float, expected: float) -> None:
-    """Seven digits are kept, or two decimals where those are more."""
-    assert round_float32(np.array([price]), 2)[0] == pytest.approx(expected, rel=1e-9, abs=0)
+def test_e16_a_price_keeps_all_its_digits(sent: float, meant: float) -> None:
+    """Of a float32 the shortest text that reads back as it; any other number as it was sent."""
+    assert clean_prices(np.array([sent]))[0] == meant
+
+
+@given(st.lists(st.floats(2.0**-100, 2.0**100, width=32), min_size=1))
+def test_every_float32_reads_back_as_itself(sent: list[float]) -> None:
+    """What is left out was noise: the text is the shortest that means this number."""
+    cleaned = clean_prices(np.array(sent))
+    assert cleaned.astype(np.float32).tolist() == sent
+    shortest = [float(str(np.float32(price))) for price in sent]
+    assert cleaned.tolist() == shortest
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chart_aapl_1d_2020-08-31_2020-11-07_div_split",
+        "chart_btcusd_1d_2020-01-01_03",
+        "chart_inrx_with_null",
+        "chart_msft_1y_dividends_2021",
+        "chart_tsla_recent_2021",
+        "yfrs_chart_aapl",
+    ],
+)
+def test_recorded_prices_of_every_kind_of_market_are_float32(name: str) -> None:
+    """Shares, coins and currencies alike; the one recording with other numbers is of 2018."""
+    quote = load_recording(f"yahoo/{name}.json")["chart"]["result"][0]["indicators"]["quote"][0]
+    prices = [price for key in ("open", "high", "low", "close") for price in quote[key] if price]
+    assert len(prices) >= 12
+    assert np.float32(prices).astype(np.float64).tolist() == prices
+
+
+@given(st.decimals("0.0001", "99999.9999", places=4))
+def test_e9_pence_are_scaled_in_decimal(pence: Decimal) -> None:
+    """Of 100.01 pence not 1.0001000000000001 pounds, whether sent as float32 or as a double."""
+    exact = clean_prices(np.array([float(pence)]), is_minor=True)[0]
+    assert exact == float(pence / 100)
+    short = np.float32(float(pence))
+    sent = clean_prices(np.array([float(short)]), is_minor=True)[0]
+    assert sent == float(Decimal(str(short)) / 100)
 
 
 def test_null_rows_are_left_out() -> None:

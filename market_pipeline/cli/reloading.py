@@ -1,0 +1,154 @@
+"""What ``market-pipeline markets reload`` shows and does."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+import click
+from sqlalchemy import Engine
+
+from market_pipeline.cli.ingest import EXIT_CODES, EXIT_FAILED
+from market_pipeline.cli.plan import show_older
+from market_pipeline.cli.progress import show_progress
+from market_pipeline.cli.runs import show_run
+from market_pipeline.cli.show import print_json, print_rows
+from market_pipeline.ingestion.closing import close_run
+from market_pipeline.ingestion.estimate import ProviderEstimate
+from market_pipeline.ingestion.planning import MarketPlan
+from market_pipeline.ingestion.receipts import Run
+from market_pipeline.ingestion.reload import (
+    TRIGGER,
+    ReloadPlan,
+    plan_market_reload,
+    reload_market,
+    sample_changes,
+)
+from market_pipeline.ingestion.request import Request, Route, build_request
+from market_pipeline.providers.registry import route_markets
+from market_pipeline.settings import find_state_dir
+from market_pipeline.storage.budget import read_budget_limits
+from market_pipeline.storage.coverage_queries import list_older
+from market_pipeline.storage.market_dump import dump_market
+
+
+def preview_reload(
+    engine: Engine, market_id: int, name: str, asked_at: datetime, as_json: bool
+) -> None:
+    """Print what a reload would ask for, what it cannot get, and what a sample would change."""
+    route, request = _find_route(name, asked_at)
+    plan = _plan(engine, route, market_id, request)
+    sample = sample_changes(engine, plan, asked_at)
+    estimate = _estimate(plan)
+    told = {
+        "requests": estimate.describe_markets(),
+        "cost": estimate.describe(),
+        "out of reach": _list_lost(plan),
+        "facts": [{"what": key, "stored": a, "now": b} for key, (a, b) in plan.facts.items()],
+        "sample": sample,
+    }
+    if as_json:
+        print_json(told)
+        return
+    _show_preview(told, name, has_asks=bool(plan.asks))
+
+
+def _show_preview(told: dict[str, Any], name: str, *, has_asks: bool) -> None:
+    print_rows("Would be read again", told["requests"])
+    print_rows("Cost", [told["cost"]])
+    print_rows("Stays as it is: the provider has no more of it", told["out of reach"])
+    print_rows("What the provider says of the market", told["facts"])
+    print_rows("A sample: the newest of these bars, as they come now", told["sample"])
+    if not has_asks:
+        click.echo("Nothing can be read again: the provider reaches back to none of it.")
+        return
+    click.echo(f"Nothing was changed. To do it: market-pipeline markets reload {name} --yes")
+
+
+def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as_json: bool) -> int:
+    """Dump a market, read it again, compute its statistics, and return the exit code."""
+    route, request = _find_route(name, asked_at)
+    plan = _plan(engine, route, market_id, request)
+    if not plan.asks:
+        click.echo("Nothing can be read again: the provider reaches back to none of it.", err=True)
+        return EXIT_FAILED
+    file = _name_dump(name, asked_at)
+    size = dump_market(engine, market_id, file)
+    click.echo(f"Dumped the market to {file} ({size / 1e6:,.1f} MB)", err=True)
+    run = Run(uuid4(), TRIGGER, asked_at, _cover(request, plan))
+    with show_progress(run.run_id, sum(ask.bars for ask in plan.asks)):
+        _reload(engine, run, route, market_id)
+    causes = _compute_statistics(route)
+    outcome = show_run(run.run_id, as_json, has_failed=bool(causes))
+    for cause in causes:
+        click.echo(f"Error: {cause}", err=True)
+    with engine.connect() as connection:
+        left = list_older(connection, [market_id])
+    if left and not as_json:
+        show_older(left)
+    return EXIT_CODES.get(outcome or "", EXIT_FAILED)
+
+
+def _reload(engine: Engine, run: Run, route: Route, market_id: int) -> None:
+    has_failed = True
+    try:
+        for _ in reload_market(engine, run, route, market_id):
+            pass
+        has_failed = False
+    finally:
+        with engine.begin() as connection:
+            close_run(connection, run.run_id, TRIGGER, has_failed, is_ingestion=True)
+
+
+def _find_route(name: str, asked_at: datetime) -> tuple[Route, Request]:
+    """Return the market as its provider describes it now.
+
+    Raises:
+        MarketNotServedError: It does not serve it any more, or lacks a setting.
+    """
+    provider, _, symbol = name.partition(":")
+    request = build_request(asked_at, [symbol], provider)
+    [route] = route_markets([symbol], [provider], os.environ)
+    return route, request
+
+
+def _plan(engine: Engine, route: Route, market_id: int, request: Request) -> ReloadPlan:
+    with engine.connect() as connection:
+        return plan_market_reload(connection, route, market_id, request)
+
+
+def _estimate(plan: ReloadPlan) -> ProviderEstimate:
+    provider, market = plan.route
+    limit = read_budget_limits([provider])[provider.name]
+    return ProviderEstimate(provider.name, (MarketPlan(market, plan.asks, ()),), limit)
+
+
+def _list_lost(plan: ReloadPlan) -> list[dict[str, Any]]:
+    return [
+        {"interval": part.interval.value, "from": part.lost[0].start, "to": part.lost[-1].end}
+        for part in plan.parts
+        if part.lost
+    ]
+
+
+def _cover(request: Request, plan: ReloadPlan) -> Request:
+    """Return the request with the span that is read: the receipt tells holes within it."""
+    start = min(ask.window.start for ask in plan.asks)
+    end = max(ask.window.end for ask in plan.asks)
+    return replace(request, window=replace(request.window, start=start, end=end))
+
+
+def _name_dump(name: str, asked_at: datetime) -> Path:
+    safe = quote(name, safe="").replace("%3A", "_")
+    return find_state_dir() / "reloads" / f"{safe}_{asked_at:%Y%m%dT%H%M%S}.sql.gz"
+
+
+def _compute_statistics(route: Route) -> Sequence[str]:
+    from market_pipeline.cli.run import run_job
+
+    options = {"symbols": [route[1].symbol], "provider": route[1].provider}
+    return run_job("statistics", options).causes

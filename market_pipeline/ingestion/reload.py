@@ -1,0 +1,283 @@
+"""Reading a stored market again: what it would cost and change, and doing it.
+
+Here: the plan, the sample, the marks and the loop. Not here: the dump that is taken before
+(``storage.market_dump``), and the transaction of a batch (``write``).
+
+What is to be read again is marked in the ledger first, as if an older parser had read it: nothing
+is compared with it, no statistic mixes it with what has been read again, and a reload that was
+killed goes on where it stopped.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.errors import PipelineError
+from market_pipeline.domain.grids import find_grid, from_micros
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.parsing import TO_READ_AGAIN, adopt_parsing, list_spans, retire_spans
+from market_pipeline.domain.planning import RELOAD, Ask
+from market_pipeline.domain.ranges import intersect_windows, pack_windows, subtract_windows
+from market_pipeline.domain.records import Window
+from market_pipeline.ingestion.batches import BarBatch, Progress
+from market_pipeline.ingestion.fetching import EPOCH, Page, fetch_page
+from market_pipeline.ingestion.market_run import (
+    BATCH_BARS,
+    CLAIM_PATIENCE,
+    CLAIM_TIME,
+    MOST_FAILURES,
+)
+from market_pipeline.ingestion.receipts import Run, begin_receipt
+from market_pipeline.ingestion.registration import register_markets
+from market_pipeline.ingestion.request import Request, Route
+from market_pipeline.ingestion.stream import make_gate
+from market_pipeline.ingestion.write import BatchResult, write_batch
+from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
+from market_pipeline.storage.claims import (
+    hold_claim,
+    release_run_claims,
+    renew_claim,
+    show_life,
+    wait_for_claim,
+)
+from market_pipeline.storage.coverage import read_coverage, write_coverage
+from market_pipeline.storage.market_admin import read_facts
+from market_pipeline.storage.queries import read_bars
+
+TRIGGER = "reload"
+SAMPLE_BARS = 200
+FACTS = ("calendar", "quote", "price_basis")
+_PRICES = ["open", "high", "low", "close"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is to be read again of one interval.
+
+    Attributes:
+        interval: Of the bars.
+        stored: Every span with stored final bars (UTC).
+        reachable: What is to be read again. lost: What should be, and the provider has no more.
+        asks: The requests, oldest first.
+    """
+
+    interval: Interval
+    stored: tuple[Window, ...]
+    reachable: tuple[Window, ...]
+    lost: tuple[Window, ...]
+    asks: tuple[Ask, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadPlan:
+    """What a reload of a market would do.
+
+    Attributes:
+        route: Provider and market, as the provider describes it now.
+        market_id: The stored market's key.
+        parts: The finest interval first.
+        facts: What is stored otherwise than the provider says now: old and new by name.
+    """
+
+    route: Route
+    market_id: int
+    parts: tuple[Part, ...]
+    facts: Mapping[str, tuple[str, str]]
+
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        """All requests."""
+        return tuple(ask for part in self.parts for ask in part.asks)
+
+
+def plan_market_reload(
+    connection: Connection, route: Route, market_id: int, request: Request
+) -> ReloadPlan:
+    """Return what a reload would read: what waits to be read again, else all that is stored.
+
+    What waits was read by an older parser, or by a reload that did not end. When the market's facts
+    have changed it is all that is stored.
+
+    Args:
+        connection: On the market tables; asks nobody else.
+        route: Provider and market, as the provider describes it now.
+        market_id: The stored market's key.
+        request: Whose clocks count.
+
+    Raises:
+        PipelineError: The market is deactivated.
+    """
+    facts = _find_changed_facts(connection, route, market_id)
+    found = read_coverage(connection, [market_id])
+    coverages = {interval: known for (_, interval), known in found.items()}
+    parts = [
+        _plan_part(route, interval, coverages[interval], request, is_whole=bool(facts))
+        for interval in route[1].intervals
+        if interval in coverages
+    ]
+    return ReloadPlan(route, market_id, tuple(parts), facts)
+
+
+def _find_changed_facts(
+    connection: Connection, route: Route, market_id: int
+) -> dict[str, tuple[str, str]]:
+    stored = read_facts(connection, market_id)
+    if not stored["is_active"]:
+        raise PipelineError(
+            f"{route[1].provider}:{route[1].symbol} is deactivated: `market-pipeline markets add` "
+            "takes it back first"
+        )
+    told = {name: str(getattr(route[1], name)) for name in FACTS}
+    return {name: (stored[name], told[name]) for name in FACTS if stored[name] != told[name]}
+
+
+def _plan_part(
+    route: Route, interval: Interval, coverage: Coverage, request: Request, *, is_whole: bool
+) -> Part:
+    provider, market = route
+    terms = provider.describe_history(market, interval)
+    known = adopt_parsing(coverage, terms.parsing)
+    reach = EPOCH if terms.reaches_back is None else request.asked_at - terms.reaches_back
+    stored = [span.window for span in list_spans(known)]
+    waiting = intersect_windows(known.older, [Window(reach, request.now)])
+    wanted = known.older if waiting and not is_whole else stored
+    reachable = intersect_windows(wanted, [Window(reach, request.now)])
+    return Part(
+        interval,
+        tuple(stored),
+        tuple(reachable),
+        tuple(subtract_windows(wanted, reachable)),
+        _build_asks(interval, market.calendar, reachable, terms.page),
+    )
+
+
+def _build_asks(
+    interval: Interval, calendar: str, windows: Sequence[Window], page: Any
+) -> tuple[Ask, ...]:
+    if not windows:
+        return ()
+    grid = find_grid(calendar, interval, Window(windows[0].start, windows[-1].end))
+    parts = [
+        Window(from_micros(grid.cut(part).opens[0]), part.end)
+        for part in windows
+        if grid.count(part)
+    ]
+    pages = pack_windows(parts, page)
+    return tuple(Ask(interval, one, RELOAD, grid.count(one)) for one in pages if grid.count(one))
+
+
+def sample_changes(engine: Engine, plan: ReloadPlan, now: datetime) -> list[dict[str, Any]]:
+    """Ask for the newest bars to be read again of each interval, and compare them with the stored.
+
+    Returns:
+        One row for each interval: ``compared``, ``would change``, ``did not come`` (bars),
+        ``largest change`` of a close (a fraction), and ``error`` where nothing came.
+    """
+    with use_gate(make_gate(engine, [plan.route])):
+        pages = [
+            fetch_page(*plan.route, _cut_sample(part, plan.route[1].calendar), now)
+            for part in plan.parts
+            if part.asks
+        ]
+    with engine.connect() as connection:
+        return [_compare(connection, plan.market_id, page) for page in pages]
+
+
+def _cut_sample(part: Part, calendar: str) -> Ask:
+    last = part.asks[-1]
+    grid = find_grid(calendar, part.interval, last.window)
+    start = max(last.window.start, grid.step_back(last.window.end, SAMPLE_BARS))
+    window = Window(start, last.window.end)
+    return Ask(part.interval, window, RELOAD, grid.count(window))
+
+
+def _compare(connection: Connection, market_id: int, page: Page) -> dict[str, Any]:
+    interval, window = page.ask.interval, page.ask.window
+    stored = read_bars(connection, market_id, interval, window.start, window.end)
+    stored = stored[stored["is_final"]]
+    columns = ["open_time", *_PRICES]
+    both = stored[columns].merge(page.judged.good[columns], on="open_time", suffixes=("", "_new"))
+    came = both[[f"{name}_new" for name in _PRICES]].to_numpy()
+    changes = abs(both["close_new"] / both["close"] - 1)
+    return {
+        "interval": interval.value,
+        "compared": len(both),
+        "would change": int((both[_PRICES].to_numpy() != came).any(axis=1).sum()),
+        "largest change": float(changes.max()) if len(both) else None,
+        "did not come": len(stored) - len(both),
+        "error": page.error,
+    }
+
+
+def reload_market(engine: Engine, run: Run, route: Route, market_id: int) -> Iterator[BatchResult]:
+    """Read a market again in its claim, and yield what became of each batch.
+
+    The market's facts are replaced and what is to be read again is marked in the first transaction;
+    each batch's transaction takes the mark off what came. Interrupted, it is done by another call.
+
+    Raises:
+        ClaimTimeoutError: Another run is fetching the market.
+        SupersededError: Another run took it; what was committed stays.
+    """
+    with show_life(engine, run.run_id):
+        token = wait_for_claim(engine, market_id, run.run_id, CLAIM_TIME, CLAIM_PATIENCE)
+        try:
+            claimed = BarBatch(route, market_id, token, (), Progress())
+            asks = _mark(engine, run, claimed)
+            with use_gate(make_gate(engine, [route])):
+                for batch in _iterate_batches(engine, run, claimed, asks):
+                    yield write_batch(engine, run, batch)
+        finally:
+            release_run_claims(engine, run.run_id)
+
+
+def _mark(engine: Engine, run: Run, claimed: BarBatch) -> tuple[Ask, ...]:
+    """Mark what is to be read again, and return the requests for it."""
+    with engine.begin() as connection:
+        hold_claim(connection, claimed.market_id, claimed.token)
+        begin_receipt(connection, run)
+        plan = plan_market_reload(connection, claimed.route, claimed.market_id, run.request)
+        if plan.facts:
+            default = run.request.is_default_routing
+            register_markets(connection, [claimed.route[1]], default, replace_facts=True)
+        found = read_coverage(connection, [claimed.market_id])
+        for part in plan.parts:
+            key = (claimed.market_id, part.interval)
+            after = _retire(claimed.route, part, found[key], is_whole=bool(plan.facts))
+            if after != found[key]:
+                write_coverage(connection, key, found[key], after, None, run.run_id)
+        return plan.asks
+
+
+def _retire(route: Route, part: Part, coverage: Coverage, *, is_whole: bool) -> Coverage:
+    parsing = route[0].describe_history(route[1], part.interval).parsing
+    known = adopt_parsing(coverage, parsing)
+    spans = part.stored if is_whole else part.reachable
+    return retire_spans(known, subtract_windows(spans, known.older), TO_READ_AGAIN)
+
+
+def _iterate_batches(
+    engine: Engine, run: Run, claimed: BarBatch, asks: Sequence[Ask]
+) -> Iterator[BarBatch]:
+    progress, waiting = claimed.progress, list[Page]()
+    for ask in asks:
+        if len(progress.failures) >= MOST_FAILURES:
+            break
+        renew_claim(engine, claimed.market_id, claimed.token, CLAIM_TIME)
+        waiting.append(_fetch(run, claimed, ask))
+        if sum(page.received for page in waiting) >= BATCH_BARS:
+            yield replace(claimed, pages=tuple(waiting), progress=progress.copy())
+            waiting = []
+    yield replace(claimed, pages=tuple(waiting), progress=progress.copy(), is_last=True)
+
+
+def _fetch(run: Run, claimed: BarBatch, ask: Ask) -> Page:
+    gate = CountingGate(current_gate())
+    with use_gate(gate):
+        page = fetch_page(*claimed.route, ask, run.request.now)
+    claimed.progress.count_page(page, gate.calls, gate.throttled)
+    return page
