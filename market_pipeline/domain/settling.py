@@ -86,12 +86,14 @@ def settle_answer(
     span = Window(answer.window.start, max(answer.window.end, from_micros(edges[-1])))
     pending = [_span(edges, first, last) for first, last in _find_runs(is_pending)]
     kept = _forget_progress(coverage, part.opens[is_present], answer.asked_at)
+    known = _end_outage(coverage, answer.asked_at)
     new_holes = _describe_holes(kept, interval, answer, part, edges, is_missing)
     return replace(
         stretch_coverage(coverage, answer.bars),
         settled=tuple(merge_windows([*coverage.settled, *subtract_windows([span], pending)])),
-        holes=_replace_holes(coverage.holes, [span], new_holes),
+        holes=_replace_holes(known.holes, [span], new_holes),
         verified=_advance_verified(coverage, answer, span),
+        refreshed_at=answer.asked_at,
     )
 
 
@@ -129,9 +131,24 @@ def _name_end(coverage: Coverage, part: Window) -> str:
     return BEFORE_FIRST if part.end <= first else FETCH_FAILED
 
 
+def _end_outage(coverage: Coverage, asked_at: datetime) -> Coverage:
+    """Make failures due that began after the last answer: the provider works again.
+
+    A request that fails while others are answered goes on waiting.
+    """
+    since = coverage.refreshed_at
+    holes = [
+        replace(hole, next_check_at=asked_at)
+        if hole.reason == FETCH_FAILED and (since is None or hole.first_seen_at > since)
+        else hole
+        for hole in coverage.holes
+    ]
+    return replace(coverage, holes=tuple(holes))
+
+
 def forget_settled(coverage: Coverage) -> Coverage:
     """Return the coverage of a series that must be read again as a whole."""
-    return replace(coverage, settled=(), holes=(), verified={})
+    return replace(coverage, settled=(), holes=(), verified={}, round=None)
 
 
 def find_known(coverage: Coverage, part: Grid) -> npt.NDArray[np.bool_]:
