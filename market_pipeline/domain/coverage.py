@@ -5,13 +5,13 @@ there. A *hole* is an exception with a reason and, mostly, a time at which to as
 is neither is missing; between the first and the last settled span it was *never asked* for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from market_pipeline.domain.grids import find_grid
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.ranges import subtract_windows
+from market_pipeline.domain.ranges import clip_windows, subtract_windows
 from market_pipeline.domain.records import Window
 
 FETCH_FAILED = "fetch_failed"
@@ -26,6 +26,7 @@ ASKED_OFTEN = 4
 
 _NOW, _HOUR, _DAY = timedelta(0), timedelta(hours=1), timedelta(days=1)
 _RARELY = timedelta(days=30)
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _DELAYS: Mapping[str, tuple[timedelta, ...]] = {
     FETCH_FAILED: (_NOW, _NOW, timedelta(minutes=10), _HOUR, _DAY, _RARELY),
     PROVIDER_EMPTY: (_NOW, _HOUR, _DAY, _RARELY),
@@ -115,6 +116,37 @@ def find_next_check(reason: str, tries: int, now: datetime) -> datetime | None:
     """Return when to ask again after ``tries`` tries; None for what is never asked again."""
     delays = _DELAYS.get(reason)
     return now + delays[min(tries, len(delays)) - 1] if delays else None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundProgress:
+    """How a turn stands.
+
+    Attributes:
+        share: Of the time that was settled when the turn began, how much was read again.
+        days: How long a whole turn takes at its pace so far; None: no page was read yet.
+    """
+
+    share: float
+    days: float | None
+
+
+def measure_round(coverage: Coverage) -> RoundProgress | None:
+    """Return how the turn stands in which settled history is read again; None before the first."""
+    turn = coverage.round
+    if turn is None:
+        return None
+    all_of_it = clip_windows(coverage.settled, Window(_BEGINNING, turn.began_at))
+    passed = clip_windows(all_of_it, Window(_BEGINNING, turn.reached))
+    whole, gone = _add_up(all_of_it), _add_up(passed)
+    if not whole or not gone:
+        return RoundProgress(0.0, None)
+    read = _add_up(subtract_windows(passed, turn.skipped))
+    return RoundProgress(read / whole, (turn.read_at - turn.began_at) / _DAY * (whole / gone))
+
+
+def _add_up(windows: Iterable[Window]) -> timedelta:
+    return sum((window.end - window.start for window in windows), _NOW)
 
 
 def find_never_asked(coverage: Coverage, interval: Interval, calendar: str) -> list[Window]:

@@ -30,6 +30,8 @@ from market_pipeline.domain.records import HistoryTerms, Window
 OVERLAP_BARS = 3
 VERIFIED_AGES_DAYS = (1, 7, 30, 365)
 VERIFICATION_STEP = timedelta(days=1)
+TURN_STEP = timedelta(days=1)
+"""Settled history is read again in turn, a page so often."""
 MOST_RETRIES = 3
 """Requests for holes outside the window, for each interval of a market and run."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -44,12 +46,14 @@ class Ask:
         interval: Of the bars. window: By open_time (UTC).
         purpose: ``missing``, ``tail`` (the newest), ``retry`` (a hole), ``verify`` or ``reload``.
         bars: How many bars the calendar expects in it.
+        is_turn: It is a page of the turn in which all settled history is read again.
     """
 
     interval: Interval
     window: Window
     purpose: str
     bars: int
+    is_turn: bool = False
 
 
 def plan_interval(
@@ -167,7 +171,7 @@ def plan_verification(
     terms: HistoryTerms,
     earliest: datetime | None = None,
 ) -> list[Ask]:
-    """Return one request for each age whose turn has come, of settled bars only."""
+    """Return one request for each age that is due, of settled bars only, and the turn's page."""
     asks: list[Ask] = []
     for age in VERIFIED_AGES_DAYS:
         old_enough = Window(earliest or _EPOCH, now - timedelta(days=age))
@@ -176,7 +180,29 @@ def plan_verification(
         # A day's worth at least: verification must not cost a call every few minutes.
         spans = [span for span in due if span.end - span.start >= VERIFICATION_STEP]
         asks += _verify_first(interval, calendar, spans, terms.page)
-    return asks
+    return asks + _plan_turn(interval, calendar, now, coverage, terms.page, earliest)
+
+
+def _plan_turn(
+    interval: Interval,
+    calendar: str,
+    now: datetime,
+    coverage: Coverage,
+    longest: timedelta,
+    earliest: datetime | None,
+) -> list[Ask]:
+    """Return the next page of the turn, a day after the one before; after the last, the first.
+
+    A turn ends with what was settled when it began, or it would never end.
+    """
+    turn = coverage.round
+    if turn is None or now - turn.read_at < TURN_STEP:
+        return []
+    known = clip_windows(coverage.settled, Window(earliest or _EPOCH, turn.read_at))
+    left = clip_windows(known, Window(turn.reached, turn.began_at))
+    asks = _verify_first(interval, calendar, left, longest)
+    asks = asks or _verify_first(interval, calendar, known, longest)
+    return [replace(ask, is_turn=True) for ask in asks]
 
 
 def _verify_first(

@@ -24,6 +24,7 @@ from market_pipeline.domain.coverage import (
     QUARANTINED,
     Coverage,
     Hole,
+    Round,
     find_next_check,
 )
 from market_pipeline.domain.grids import Grid, find_grid, from_micros, to_micros
@@ -49,6 +50,7 @@ class Answer:
         quarantined: open_time of the bars that were refused.
         now: The run's clock (UTC), by which bars are out.
         asked_at: The wall clock (UTC), by which holes are asked for again.
+        is_turn: It is a page of the turn in which settled history is read again.
     """
 
     window: Window
@@ -56,6 +58,7 @@ class Answer:
     quarantined: "pd.Series[pd.Timestamp]"
     now: datetime
     asked_at: datetime
+    is_turn: bool = False
 
 
 def settle_answer(
@@ -93,6 +96,7 @@ def settle_answer(
         settled=tuple(merge_windows([*coverage.settled, *subtract_windows([span], pending)])),
         holes=_replace_holes(known.holes, [span], new_holes),
         verified=_advance_verified(coverage, answer, span),
+        round=_go_on(coverage, answer, span),
         refreshed_at=answer.asked_at,
     )
 
@@ -119,6 +123,33 @@ def settle_failure(
         again = find_next_check(reason, tries, asked_at)
         holes.append(Hole(part, reason, tries, first_seen_at, asked_at, again, detail))
     return replace(coverage, holes=_replace_holes(coverage.holes, failed, holes))
+
+
+def skip_turn(coverage: Coverage, window: Window, now: datetime) -> Coverage:
+    """Return the coverage after a page of the turn failed: it waits for the next turn.
+
+    Args:
+        coverage: As it was.
+        window: The page.
+        now: The run's clock (UTC).
+    """
+    turn = _turn_to(coverage, window, now)
+    return replace(coverage, round=replace(turn, skipped=(*turn.skipped, window)))
+
+
+def _go_on(coverage: Coverage, answer: Answer, span: Window) -> Round:
+    """Return how far the turn has come; the first one begins with the first answer."""
+    if answer.is_turn:
+        return _turn_to(coverage, answer.window, answer.now)
+    return coverage.round or Round(answer.now, span.start, answer.now)
+
+
+def _turn_to(coverage: Coverage, page: Window, now: datetime) -> Round:
+    """Return the turn up to the end of a page; one that lies behind it begins a new turn."""
+    turn = coverage.round or Round(now, page.start, now)
+    if page.start < turn.reached:
+        return Round(turn.read_at, page.end, now)
+    return replace(turn, reached=page.end, read_at=now)
 
 
 def _name_end(coverage: Coverage, part: Window) -> str:
