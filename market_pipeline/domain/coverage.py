@@ -26,7 +26,8 @@ ASKED_OFTEN = 4
 
 _NOW, _HOUR, _DAY = timedelta(0), timedelta(hours=1), timedelta(days=1)
 _RARELY = timedelta(days=30)
-_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+"""No bar opens before it."""
 _DELAYS: Mapping[str, tuple[timedelta, ...]] = {
     FETCH_FAILED: (_NOW, _NOW, timedelta(minutes=10), _HOUR, _DAY, _RARELY),
     PROVIDER_EMPTY: (_NOW, _HOUR, _DAY, _RARELY),
@@ -136,8 +137,8 @@ def measure_round(coverage: Coverage) -> RoundProgress | None:
     turn = coverage.round
     if turn is None:
         return None
-    all_of_it = clip_windows(coverage.settled, Window(_BEGINNING, turn.began_at))
-    passed = clip_windows(all_of_it, Window(_BEGINNING, turn.reached))
+    all_of_it = clip_windows(coverage.settled, Window(BEGINNING, turn.began_at))
+    passed = clip_windows(all_of_it, Window(BEGINNING, turn.reached))
     whole, gone = _add_up(all_of_it), _add_up(passed)
     if not whole or not gone:
         return RoundProgress(0.0, None)
@@ -186,14 +187,16 @@ def _is_lost(hole: Hole, earliest: datetime) -> bool:
     return is_open and hole.window.end <= earliest
 
 
-def wake_failures(coverage: Coverage, now: datetime) -> Coverage:
+def wake_failures(coverage: Coverage, now: datetime, span: Window) -> Coverage:
     """Return the coverage whose failures are due now: who asks for a span by name does not wait.
 
     What was out of reach is due as well, for the provider may reach further since. Holes that were
-    answered by nothing keep their time.
+    answered by nothing keep their time, and so do those that do not touch the span.
     """
     holes = [
-        replace(hole, next_check_at=now) if hole.reason in (FETCH_FAILED, OUT_OF_REACH) else hole
+        replace(hole, next_check_at=now)
+        if hole.reason in (FETCH_FAILED, OUT_OF_REACH) and clip_windows([hole.window], span)
+        else hole
         for hole in coverage.holes
     ]
     return replace(coverage, holes=tuple(holes))

@@ -8,10 +8,11 @@ growing ages, and then all of them in turn.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from market_pipeline.domain.coverage import (
     AFTER_LAST,
+    BEGINNING,
     FETCH_FAILED,
     Coverage,
     find_never_asked,
@@ -34,7 +35,6 @@ TURN_STEP = timedelta(days=1)
 """Settled history is read again in turn, a page so often."""
 MOST_RETRIES = 3
 """Requests for holes outside the window, for each interval of a market and run."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MISSING, TAIL, RETRY, VERIFY, RELOAD = "missing", "tail", "retry", "verify", "reload"
 
 
@@ -121,7 +121,7 @@ def plan_retries(
         key=lambda hole: (hole.next_check_at, hole.window.start),
     )
     outside = [part for hole in due for part in subtract_windows([hole.window], [wanted])]
-    left = clip_windows(outside, Window(earliest or _EPOCH, asked_at))
+    left = clip_windows(outside, Window(earliest or BEGINNING, asked_at))
     asks: list[Ask] = []
     while left and len(asks) < MOST_RETRIES:
         page, left = _take_page(left, terms.page)
@@ -174,7 +174,7 @@ def plan_verification(
     """Return one request for each age that is due, of settled bars only, and the turn's page."""
     asks: list[Ask] = []
     for age in VERIFIED_AGES_DAYS:
-        old_enough = Window(earliest or _EPOCH, now - timedelta(days=age))
+        old_enough = Window(earliest or BEGINNING, now - timedelta(days=age))
         settled = intersect_windows(coverage.settled, [old_enough])
         due = subtract_windows(settled, coverage.verified.get(age, ()))
         # A day's worth at least: verification must not cost a call every few minutes.
@@ -198,7 +198,7 @@ def _plan_turn(
     turn = coverage.round
     if turn is None or now - turn.read_at < TURN_STEP:
         return []
-    known = clip_windows(coverage.settled, Window(earliest or _EPOCH, turn.read_at))
+    known = clip_windows(coverage.settled, Window(earliest or BEGINNING, turn.read_at))
     left = clip_windows(known, Window(turn.reached, turn.began_at))
     asks = _verify_first(interval, calendar, left, longest)
     asks = asks or _verify_first(interval, calendar, known, longest)

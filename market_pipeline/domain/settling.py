@@ -18,6 +18,7 @@ import pandas as pd
 from market_pipeline.domain.coverage import (
     AFTER_LAST,
     BEFORE_FIRST,
+    BEGINNING,
     FETCH_FAILED,
     NO_TRADES,
     PROVIDER_EMPTY,
@@ -96,7 +97,7 @@ def settle_answer(
         settled=tuple(merge_windows([*coverage.settled, *subtract_windows([span], pending)])),
         holes=_replace_holes(known.holes, [span], new_holes),
         verified=_advance_verified(coverage, answer, span),
-        round=_go_on(coverage, answer, span),
+        round=_go_on(coverage, answer),
         refreshed_at=answer.asked_at,
     )
 
@@ -137,11 +138,11 @@ def skip_turn(coverage: Coverage, window: Window, now: datetime) -> Coverage:
     return replace(coverage, round=replace(turn, skipped=(*turn.skipped, window)))
 
 
-def _go_on(coverage: Coverage, answer: Answer, span: Window) -> Round:
+def _go_on(coverage: Coverage, answer: Answer) -> Round:
     """Return how far the turn has come; the first one begins with the first answer."""
     if answer.is_turn:
         return _turn_to(coverage, answer.window, answer.now)
-    return coverage.round or Round(answer.now, span.start, answer.now)
+    return coverage.round or Round(answer.now, BEGINNING, answer.now)
 
 
 def _turn_to(coverage: Coverage, page: Window, now: datetime) -> Round:

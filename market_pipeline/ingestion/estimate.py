@@ -30,7 +30,7 @@ class ProviderEstimate:
     @property
     def calls(self) -> int:
         """How many requests are needed."""
-        return sum(len(plan.asks) for plan in self.plans)
+        return sum(len(plan.needed) for plan in self.plans)
 
     @property
     def bars(self) -> int:
@@ -57,13 +57,13 @@ class ProviderEstimate:
                 "interval": interval.value,
                 "calls": len(asks),
                 "bars": sum(ask.bars for ask in asks),
-                "from": f"{asks[0].window.start:%Y-%m-%d %H:%M}",
-                "to": f"{asks[-1].window.end:%Y-%m-%d %H:%M}",
+                "from": f"{min(ask.window.start for ask in asks):%Y-%m-%d %H:%M}",
+                "to": f"{max(ask.window.end for ask in asks):%Y-%m-%d %H:%M}",
                 "purpose": ", ".join(dict.fromkeys(ask.purpose for ask in asks)),
             }
             for plan in self.plans
             for interval in plan.market.intervals
-            if (asks := [ask for ask in plan.asks if ask.interval is interval])
+            if (asks := [ask for ask in plan.needed if ask.interval is interval])
         ]
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from market_pipeline.domain.budgets import BudgetLimit
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.grids import Micros, find_grid
-from market_pipeline.domain.planning import VERIFY, Ask
+from market_pipeline.domain.planning import RETRY, VERIFY, Ask
 from market_pipeline.domain.settling import find_known
 from market_pipeline.domain.splits import find_split_ratio
 from market_pipeline.ingestion.batches import BarBatch, Progress
@@ -101,12 +101,13 @@ class MarketRun:
         return int((~np.isin(part, came)).sum())
 
     def _choose_asks(self, coverages: Coverages) -> tuple[Ask, ...]:
-        """Return what is needed, and as much verification as the provider's budget has left."""
+        """Return what is needed, then old holes and verification while the budget has a share."""
         plan = plan_market(self.route, coverages, self.request)
-        if not plan.verifications:
+        spare = (*plan.retries, *plan.verifications)
+        if not spare:
             return plan.asks
         left = count_verifications_left(self.engine, self.route[0].name, self.limit)
-        return (*plan.asks, *plan.verifications[:left])
+        return (*plan.asks, *spare[:left])
 
     def _iterate_pages(
         self, claimed: BarBatch, asks: Iterable[Ask], coverages: Coverages
@@ -122,7 +123,7 @@ class MarketRun:
                 page = fetch_page(provider, market, ask, self.request.now)
             page = _doubt_silence(page, market.calendar, coverages.get(ask.interval))
             claimed.progress.count_page(page, gate.calls, gate.throttled)
-            if ask.purpose == VERIFY and not self.limit.is_open:
+            if ask.purpose in (RETRY, VERIFY) and not self.limit.is_open:
                 note_verifications(self.engine, provider.name, gate.calls)
             yield page
 

@@ -4,9 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.coverage import Coverage, wake_failures
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.planning import RELOAD, Ask, plan_interval, plan_verification
+from market_pipeline.domain.planning import (
+    RELOAD,
+    Ask,
+    plan_interval,
+    plan_retries,
+    plan_verification,
+)
 from market_pipeline.domain.records import HistoryTerms, Market, Window
 from market_pipeline.ingestion.request import Request, Route
 
@@ -19,33 +25,50 @@ class MarketPlan:
     """The requests that make one market complete, the finest interval first.
 
     Attributes:
-        market: Whose. asks: What is needed. verifications: What would be good to read again.
+        market: Whose. asks: What is needed. retries: Holes outside the window, as far as the budget
+            allows. verifications: What would be good to read again, as far as it allows.
     """
 
     market: Market
     asks: tuple[Ask, ...]
+    retries: tuple[Ask, ...]
     verifications: tuple[Ask, ...]
+
+    @property
+    def needed(self) -> tuple[Ask, ...]:
+        """What brings bars that are missing."""
+        return (*self.asks, *self.retries)
 
     @property
     def bars(self) -> int:
         """How many bars the calendar expects in what is needed."""
-        return sum(ask.bars for ask in self.asks)
+        return sum(ask.bars for ask in self.needed)
 
 
 def plan_market(route: Route, coverages: Coverages, request: Request) -> MarketPlan:
     """Return what a request still needs of a market."""
     provider, market = route
     asks: list[Ask] = []
+    retries: list[Ask] = []
     verifications: list[Ask] = []
     for interval in market.intervals:
-        known = coverages.get(interval, _UNKNOWN)
         terms = provider.describe_history(market, interval)
-        clock = (request.now, known, terms, _find_earliest(terms, request))
+        known = _wake(coverages.get(interval, _UNKNOWN), request)
+        clock = (request.now, known, terms, find_earliest(terms, request))
+        calendar, wall_clock = market.calendar, (request.asked_at, *clock[1:])
         asks += plan_interval(
-            interval, market.calendar, request.window, *clock, asked_at=request.asked_at
+            interval, calendar, request.window, *clock, request.asked_at, request.filled_from
         )
-        verifications += plan_verification(interval, market.calendar, *clock)
-    return MarketPlan(market, tuple(asks), tuple(verifications))
+        retries += plan_retries(interval, calendar, request.window, *wall_clock)
+        verifications += plan_verification(interval, calendar, *clock)
+    return MarketPlan(market, tuple(asks), tuple(retries), tuple(verifications))
+
+
+def _wake(known: Coverage, request: Request) -> Coverage:
+    """Return the coverage in which nothing waits that a span of history was asked for by name."""
+    if request.filled_from is not None:
+        return known
+    return wake_failures(known, request.asked_at, request.window)
 
 
 def plan_reload(route: Route, coverages: Coverages, request: Request) -> tuple[Ask, ...]:
@@ -56,10 +79,11 @@ def plan_reload(route: Route, coverages: Coverages, request: Request) -> tuple[A
         first = coverages.get(interval, _UNKNOWN).first_bar_at or request.window.start
         wanted = Window(min(first, request.window.start), request.now)
         terms = provider.describe_history(market, interval)
-        limits = (request.now, _UNKNOWN, terms, _find_earliest(terms, request))
+        limits = (request.now, _UNKNOWN, terms, find_earliest(terms, request))
         asks += plan_interval(interval, market.calendar, wanted, *limits)
     return tuple(Ask(ask.interval, ask.window, RELOAD, ask.bars) for ask in asks)
 
 
-def _find_earliest(terms: HistoryTerms, request: Request) -> datetime | None:
+def find_earliest(terms: HistoryTerms, request: Request) -> datetime | None:
+    """Return before when a provider has nothing (UTC); None: no limit known."""
     return None if terms.reaches_back is None else request.asked_at - terms.reaches_back

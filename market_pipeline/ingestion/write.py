@@ -9,15 +9,22 @@ import pandas as pd
 from sqlalchemy import Connection, Engine, Table, insert
 from sqlalchemy.exc import DataError, IntegrityError
 
-from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.coverage import Coverage, lose_reach
 from market_pipeline.domain.errors import StorageError, SupersededError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, build_empty_bar_frame
-from market_pipeline.domain.settling import Answer, forget_settled, settle_answer, settle_failure
+from market_pipeline.domain.settling import (
+    Answer,
+    forget_settled,
+    settle_answer,
+    settle_failure,
+    skip_turn,
+)
 from market_pipeline.domain.spikes import find_spikes
 from market_pipeline.ingestion.batches import BarBatch
 from market_pipeline.ingestion.derived import rebuild_days, rebuild_weeks
 from market_pipeline.ingestion.fetching import Page
+from market_pipeline.ingestion.planning import find_earliest
 from market_pipeline.ingestion.receipts import (
     Run,
     add_market_receipt,
@@ -254,6 +261,9 @@ def _settle(request: Request, batch: BarBatch, before: Coverages, written: Writt
         known = after.get(interval, Coverage())
         lag = provider.describe_history(one, interval).publication_lag
         after[interval] = _settle_page(known, page, one.calendar, lag, request.asked_at)
+    for interval, known in after.items():
+        terms = provider.describe_history(one, interval)
+        after[interval] = lose_reach(known, find_earliest(terms, request))
     for interval, inserted in written.inserted.items():
         if interval in after:
             after[interval] = replace(after[interval], bars=after[interval].bars + inserted)
@@ -265,12 +275,13 @@ def _settle_page(
 ) -> Coverage:
     ask = page.ask
     if page.error is not None:
-        return settle_failure(known, ask.window, asked_at, page.error, page.status)
+        failed = settle_failure(known, ask.window, asked_at, page.error, page.status)
+        return skip_turn(failed, ask.window, page.now) if ask.is_turn else failed
     rejected = page.judged.rejected
     refused = rejected.loc[rejected["interval"] == ask.interval.value, "open_time"]
     good = page.judged.good
     bars = good[good["interval"] == ask.interval.value]
-    answer = Answer(ask.window, bars, refused, page.now, asked_at)
+    answer = Answer(ask.window, bars, refused, page.now, asked_at, ask.is_turn)
     return settle_answer(known, ask.interval, calendar, lag, answer)
 
 

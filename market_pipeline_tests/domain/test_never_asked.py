@@ -246,9 +246,10 @@ def test_who_asks_for_a_span_by_name_does_not_wait() -> None:
         make_hole(YEAR.start + 2 * DAY, 1, OUT_OF_REACH, None),
         make_hole(YEAR.start + 4 * DAY, 1, PROVIDER_EMPTY, NOW + 30 * DAY),
         make_hole(YEAR.start + 6 * DAY, 1, AFTER_LAST, None),
+        make_hole(YEAR.start + 90 * DAY, 1, FETCH_FAILED, NOW + 30 * DAY),
     )
-    woken = wake_failures(Coverage(holes=holes), NOW)
-    assert [hole.is_due(NOW) for hole in woken.holes] == [True, True, False, False]
+    woken = wake_failures(Coverage(holes=holes), NOW, Window(YEAR.start, YEAR.start + 8 * DAY))
+    assert [hole.is_due(NOW) for hole in woken.holes] == [True, True, False, False, False]
     assert woken.holes[0] == replace(holes[0], next_check_at=NOW)
 
 
