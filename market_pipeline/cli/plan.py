@@ -19,8 +19,16 @@ from market_pipeline.cli.runs import show_run
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from market_pipeline.ingestion.estimate import ProviderEstimate
 
+_COVERAGE_PARTS = {
+    "Coverage": "coverage",
+    "Holes": "holes",
+    "Never asked for": "never_asked",
+    "What fills it, for no run does": "backfills",
+}
 _BACKFILL_EPILOG = """\b
 Examples:
   market-pipeline plan --from 2015-01-01        # what it would cost, without asking anybody
@@ -102,30 +110,65 @@ def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
 @AS_JSON
 @click.pass_context
 def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_json: bool) -> None:
-    """List market, interval, first and last bar, bars, holes with reasons, last refresh.
+    """List what is there of each market and interval, holes, and time that was never asked for.
+
+    VERIFIED is the share of history that was read again in this turn, TURN DAYS how long a turn
+    takes at its pace. For gaps that no run fills by itself it prints what fills them, and its
+    price; nobody is asked.
 
     Exits with 3 when --verify finds bars that the ledger does not know, or misses some.
     """
     from market_pipeline.cli.database import open_database
     from market_pipeline.readers.questions import find_market_ids
-    from market_pipeline.storage.coverage_queries import list_coverage, list_holes, verify_bars
+    from market_pipeline.storage.coverage_queries import (
+        list_coverage,
+        list_holes,
+        list_never_asked,
+        verify_bars,
+    )
 
     with open_database() as engine, engine.connect() as connection:
         of = None if symbols is None else find_market_ids(connection, symbols)
-        rows = list_coverage(connection, of)
-        holes = list_holes(connection, of)
+        listed = {
+            "coverage": list_coverage(connection, of),
+            "holes": list_holes(connection, of),
+            "never_asked": list_never_asked(connection, of),
+            "backfills": _price_backfills(connection, of),
+        }
         wrong = verify_bars(connection, of) if verify else []
     if as_json:
-        print_json({"coverage": rows, "holes": holes, **({"wrong": wrong} if verify else {})})
+        print_json({**listed, **({"wrong": wrong} if verify else {})})
     else:
-        print_rows("Coverage", rows)
-        print_rows("Holes", holes)
+        for title, name in _COVERAGE_PARTS.items():
+            print_rows(title, listed[name])
         print_rows("The ledger and the bars disagree", wrong)
-        if not rows:
+        if not listed["coverage"]:
             click.echo("Nothing is stored yet: run `market-pipeline ingest`")
         elif verify and not wrong:
-            click.echo("The ledger and the bars agree.")
+            click.echo(_tell_agreement(len(listed["never_asked"])))
     ctx.exit(3 if wrong else 0)
+
+
+def _tell_agreement(never_asked: int) -> str:
+    if not never_asked:
+        return "The ledger and the bars agree."
+    return f"The ledger and the bars agree. {never_asked:,} spans were never asked for."
+
+
+def _price_backfills(connection: "Connection", of: Sequence[int] | None) -> list[dict[str, Any]]:
+    import os
+    from datetime import UTC, datetime
+
+    from market_pipeline.storage.coverage import read_never_asked
+
+    gaps = read_never_asked(connection, of)
+    if not gaps:
+        return []
+    from market_pipeline.ingestion.estimate import price_backfills
+    from market_pipeline.ingestion.request import build_request
+
+    request = build_request(datetime.now(UTC))
+    return [one.describe() for one in price_backfills(connection, gaps, request, os.environ)]
 
 
 def _keep_given(options: Mapping[str, object]) -> dict[str, Any]:
