@@ -57,11 +57,14 @@ def plan(as_json: bool, **options: object) -> None:
     estimates = _estimate(given)
     rows = [estimate.describe() for estimate in estimates]
     markets = [row for estimate in estimates for row in estimate.describe_markets()]
+    cuts = [cut for estimate in estimates for cut in estimate.describe_cuts()]
     if as_json:
-        print_json({"providers": rows, "markets": markets})
+        print_json({"providers": rows, "markets": markets, "cuts": cuts})
         return
     print_rows("Requests by market", markets)
     print_rows("By provider", rows)
+    for cut in cuts:
+        click.echo(cut)
     if not any(estimate.calls for estimate in estimates):
         click.echo("Nothing is missing.")
 

@@ -56,6 +56,10 @@ class ProviderEstimate:
             "share of a day": None if isinf(allowance) else f"{self.calls / allowance:.1%}",
         }
 
+    def describe_cuts(self) -> list[str]:
+        """Return what of the window is not asked for, as a market's calendar does not know it."""
+        return [f"{plan.market.symbol}: {plan.cut}" for plan in self.plans if plan.cut]
+
     def describe_markets(self) -> list[dict[str, Any]]:
         """Return one row for each market and interval with something to ask."""
         return [

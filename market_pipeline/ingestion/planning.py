@@ -14,7 +14,8 @@ from market_pipeline.domain.planning import (
     plan_verification,
 )
 from market_pipeline.domain.records import HistoryTerms, Market, Window
-from market_pipeline.ingestion.request import Request, Route
+from market_pipeline.domain.sessions import find_known_span
+from market_pipeline.ingestion.request import BASE_MARGIN, Request, Route
 
 Coverages = Mapping[Interval, Coverage]
 _UNKNOWN = Coverage()
@@ -27,12 +28,14 @@ class MarketPlan:
     Attributes:
         market: Whose. asks: What is needed. retries: Holes outside the window, as far as the budget
             allows. verifications: What would be good to read again, as far as it allows.
+        cut: Which part of the window its calendar does not know, in words; None: it knows all.
     """
 
     market: Market
     asks: tuple[Ask, ...]
     retries: tuple[Ask, ...]
     verifications: tuple[Ask, ...]
+    cut: str | None = None
 
     @property
     def needed(self) -> tuple[Ask, ...]:
@@ -61,7 +64,25 @@ def plan_market(route: Route, coverages: Coverages, request: Request) -> MarketP
         )
         retries += plan_retries(interval, calendar, request.window, *wall_clock)
         verifications += plan_verification(interval, calendar, *clock)
-    return MarketPlan(market, tuple(asks), tuple(retries), tuple(verifications))
+    cut = describe_cut(market, request.window)
+    return MarketPlan(market, tuple(asks), tuple(retries), tuple(verifications), cut)
+
+
+def describe_cut(market: Market, window: Window) -> str | None:
+    """Return which part of a window is not asked for, as no calendar knows it; None: all of it is.
+
+    Args:
+        market: Whose calendar counts.
+        window: What is wanted (UTC).
+    """
+    known = find_known_span(market.calendar)
+    if known is None:
+        return None
+    if window.start < known.start:
+        return f"nothing before {known.start:%Y-%m-%d} is asked for: {market.calendar} begins there"
+    if window.end > known.end + BASE_MARGIN:
+        return f"nothing after {known.end:%Y-%m-%d} is asked for: {market.calendar} ends there"
+    return None
 
 
 def _wake(known: Coverage, request: Request) -> Coverage:

@@ -24,7 +24,7 @@ from market_pipeline.domain.spikes import find_spikes
 from market_pipeline.ingestion.batches import BarBatch
 from market_pipeline.ingestion.derived import rebuild_days, rebuild_weeks
 from market_pipeline.ingestion.fetching import Page
-from market_pipeline.ingestion.planning import find_earliest
+from market_pipeline.ingestion.planning import describe_cut, find_earliest
 from market_pipeline.ingestion.receipts import (
     Run,
     add_market_receipt,
@@ -324,6 +324,8 @@ def _judge_batch(run: Run, batch: BarBatch, written: Written, after: Coverages) 
         outcome = "failed"
     if not batch.is_last:
         outcome, reasons = "partial", [*reasons, "not finished"]
+    cut = describe_cut(batch.route[1], window)
+    reasons += [cut] if cut else []
     return BatchResult(written.counts, outcome, shorten_reason(reasons), len(left))
 
 

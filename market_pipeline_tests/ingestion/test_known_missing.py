@@ -8,14 +8,19 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Engine, text
 
+from market_pipeline.domain import sessions
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import HistoryTerms, Market
+from market_pipeline.domain.records import HistoryTerms, Market, Window
+from market_pipeline.domain.sessions import build_schedule
 from market_pipeline.domain.withholding import NEVER_ASKED
+from market_pipeline.ingestion.estimate import estimate_request
+from market_pipeline.ingestion.planning import describe_cut
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.mock import MockProvider
+from market_pipeline.providers.registry import route_markets
 from market_pipeline.storage.coverage import read_flaws, read_never_asked
 from market_pipeline_tests.ingestion.test_next_run import NOON, REQUESTS, Pipeline
 
@@ -47,10 +52,11 @@ def run(
 ) -> UUID:
     """Ingest Bitcoin as a run of its own; options are those of a request."""
     provider = provider or MockProvider({})
-    market = provider.find_market("BTC-USD")
+    symbol = options.pop("symbol", "BTC-USD")
+    market = provider.find_market(symbol)
     assert market is not None
     given = {"window_end": now.isoformat(), "lookback_days": 10, **options}
-    request = build_request(asked_at or datetime.now(UTC), ["BTC-USD"], "mock", **given)
+    request = build_request(asked_at or datetime.now(UTC), [symbol], "mock", **given)
     of_run = Run(uuid4(), "manual", now, request)
     for item in BarStream(pipeline.engine, of_run.run_id, request, [(provider, market)]):
         commit_item(pipeline.engine, of_run, item)
@@ -228,3 +234,30 @@ def test_a_page_of_the_turn_that_fails_does_not_hold_the_turn_up(pipeline: Pipel
     assert len(turn["skipped"]) == 1
     assert turn["reached"] > turn["skipped"][0][1]
     assert pipeline.read(HOLES) == []
+
+
+def test_what_a_calendar_does_not_know_is_named(pipeline: Pipeline) -> None:
+    """Years before the first session are not asked for: the plan and the receipt say so."""
+    span = {"history_from": "1985-01-07", "history_to": "1990-01-10"}
+    told = pipeline.receipt(run(pipeline, NOON, symbol="SPX", **span))
+    assert told["outcome"] == "ok"
+    assert "nothing before 1990-01-01 is asked for: XNYS begins there" in told["reason"]
+    later = {"history_from": "1990-01-01", "history_to": "1990-01-16"}
+    assert pipeline.receipt(run(pipeline, NOON, symbol="SPX", **later))["reason"] is None
+    request = build_request(datetime.now(UTC), ["SPX", "BTC-USD"], "mock", **span)
+    routes = route_markets(request.symbols, ["mock"], {})
+    with pipeline.engine.connect() as connection:
+        (estimate,) = estimate_request(connection, routes, request, {})
+    (cut,) = estimate.describe_cuts()
+    assert cut.startswith("SPX: nothing before 1990-01-01")
+
+
+def test_the_end_of_a_calendar_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that lives for years must not take the end of its calendar for a closure."""
+    schedule = build_schedule("XNYS")
+    monkeypatch.setitem(sessions._known, "XNYS", schedule[schedule["session_date"] < "2024-03-01"])
+    market = MockProvider({}).find_market("SPX")
+    assert market is not None
+    cut = describe_cut(market, Window(NOON - 30 * DAY, NOON))
+    assert cut == "nothing after 2024-03-01 is asked for: XNYS ends there"
+    assert describe_cut(market, Window(NOON - 30 * DAY, datetime(2024, 3, 4, tzinfo=UTC))) is None
