@@ -7,7 +7,7 @@ days, days of hours) are complete when those are. Not here: what a reader does a
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, time
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from market_pipeline.domain.coverage import (
 )
 from market_pipeline.domain.grids import Grid, Micros, find_grid, from_micros, to_micros
 from market_pipeline.domain.intervals import Interval, floor_to_monday
-from market_pipeline.domain.records import Window
+from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.settling import find_known
 from market_pipeline.domain.withholding import NEVER_ASKED
 
@@ -137,6 +137,17 @@ def measure_completeness(
     wanted = np.flatnonzero(_choose(slots, series))
     ends = np.append(slots.opens[1:], slots.closes[-1:])[wanted]
     return Completeness(len(wanted), _group(codes[wanted], slots.opens[wanted], ends))
+
+
+def name_backfill(market: Market, window: Window) -> str:
+    """Return the command that asks for what is missing of a window, failures included."""
+    span = f"--from {_spell(window.start)} --to {_spell(window.end)}"
+    return f"market-pipeline backfill {span} --symbols {market.symbol} --provider {market.provider}"
+
+
+def _spell(moment: datetime) -> str:
+    is_midnight = moment.time() == time(0)
+    return f"{moment:%Y-%m-%d}" if is_midnight else f"{moment:%Y-%m-%dT%H:%M}Z"
 
 
 def _choose(slots: _Slots, series: Series) -> npt.NDArray[np.bool_]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, time
+from datetime import datetime
 from math import isinf
 from typing import Any
 
 from sqlalchemy import Connection
 
 from market_pipeline.domain.budgets import BudgetLimit
+from market_pipeline.domain.completeness import name_backfill
 from market_pipeline.domain.coverage import BEGINNING, Coverage
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.intervals import Interval
@@ -136,9 +137,7 @@ class Backfill:
     @property
     def command(self) -> str:
         """The command to type."""
-        span = f"--from {_spell(self.window.start)} --to {_spell(self.window.end)}"
-        whose = f"--symbols {self.market.symbol} --provider {self.market.provider}"
-        return f"market-pipeline backfill {span} {whose}"
+        return name_backfill(self.market, self.window)
 
     def describe(self) -> dict[str, Any]:
         """Return the command with its price: calls, and minutes at the provider's rate."""
@@ -205,8 +204,3 @@ def _estimate_span(
         return None
     limit = read_budget_limits([provider], environ)[provider.name]
     return ProviderEstimate(provider.name, (replace(plan, retries=()),), limit)
-
-
-def _spell(moment: datetime) -> str:
-    is_midnight = moment.time() == time(0)
-    return f"{moment:%Y-%m-%d}" if is_midnight else f"{moment:%Y-%m-%dT%H:%M}Z"
