@@ -210,6 +210,10 @@ class CoverageRow(BaseModel):
     bars: int
     holes: int
     refreshed_at: datetime | None
+    never_asked: int = Field(description="Spans between settled ones that nobody asked for")
+    verified: float | None = Field(description="Share of history read again in this turn")
+    verified_at: datetime | None = Field(description="When a page of this turn was last read")
+    turn_days: float | None = Field(description="How long a turn takes at its pace")
 
 
 class HoleRow(BaseModel):
@@ -226,11 +230,23 @@ class HoleRow(BaseModel):
     detail: str | None
 
 
+class NeverAskedRow(BaseModel):
+    """A span between settled ones that nobody asked for."""
+
+    symbol: str
+    provider: str
+    interval: str
+    starts_at: datetime
+    ends_at: datetime
+    bars: int = Field(description="That the calendar expects in it")
+
+
 class CoverageTable(Table):
-    """Coverage by market and interval, and every hole."""
+    """Coverage by market and interval, every hole, and what was never asked for."""
 
     data: list[CoverageRow]
     holes: list[HoleRow]
+    never_asked: list[NeverAskedRow]
 
 
 class RunRow(BaseModel):

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from market_pipeline.domain.errors import (
     HistoryRequestError,
+    IncompleteHistoryError,
     KeyReusedError,
     MarketNotServedError,
     NothingKnownYetError,
@@ -114,6 +115,7 @@ def install_problems(app: FastAPI, show: Show) -> None:
         ProblemError: _tell_problem,
         HTTPException: _tell_http,
         RequestValidationError: _tell_invalid,
+        IncompleteHistoryError: _tell_incomplete,
         PipelineError: _tell_pipeline,
         DBAPIError: _tell_database,
         PoolTimeoutError: _tell_database,
@@ -164,6 +166,14 @@ def _tell_pipeline(request: Request, error: Exception) -> JSONResponse:
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return _tell_fault(request, error)
     return build_problem(status, HTTPStatus(status).phrase, str(error), request.url.path)
+
+
+def _tell_incomplete(request: Request, error: Exception) -> JSONResponse:
+    error = cast("IncompleteHistoryError", error)
+    return build_problem(
+        409, "Incomplete History", str(error), request.url.path,
+        missing=error.missing, commands=error.commands,
+    )  # fmt: skip
 
 
 def _tell_database(request: Request, error: Exception) -> JSONResponse:

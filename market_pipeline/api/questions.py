@@ -36,6 +36,12 @@ AsOf = Annotated[datetime | None, Query(description="What was known, or newest, 
 Version = Annotated[
     int | None, Query(ge=0, le=MAX_VERSION, description="What this dataset version holds")
 ]
+Require = Annotated[
+    Literal["complete", "explained"] | None,
+    Query(
+        description="Refuse (409) unless every expected bar is there; `explained`: or will never be"
+    ),
+]
 Horizon = Annotated[
     str | None, Query(pattern=r"^\d{1,5}d$", description="Such as 30d", examples=["30d"])
 ]

@@ -21,7 +21,7 @@ from market_pipeline.domain.errors import NothingKnownYetError, SettingError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection
 
 INTERVALS = ("1h", "1d", "1w")
 _BEGINNING = "1970-01-01"
@@ -30,6 +30,7 @@ Examples:
   market-pipeline export --out bars
   market-pipeline export --format csv --interval 1d --interval 1w --symbols BTC-USD --out bars
   market-pipeline export --from 2024-01-01 --as-of 2024-06-01 --out bars   # as it was known then
+  market-pipeline export --from 2024-01-01 --require complete --out bars   # all bars, or no file
 
 A file is written beside its place and moved there when it is whole. Files of markets that have no
 such bars are not written.
@@ -56,6 +57,10 @@ such bars are not written.
     "--as-of", metavar="TIME", callback=check_with(parse_time), help="The values known at a time."
 )
 @click.option("--version", type=click.IntRange(0), help="The values of a dataset version.")
+@click.option(
+    "--require", type=click.Choice(["complete", "explained"]),
+    help="Write nothing unless every expected bar is there; explained: or will never be had.",
+)  # fmt: skip
 def export(
     kind: str,
     intervals: tuple[str, ...],
@@ -65,6 +70,7 @@ def export(
     history_to: str | None,
     as_of: str | None,
     version: int | None,
+    require: str | None,
 ) -> None:
     """Write final bars as files: FOLDER/PROVIDER_SYMBOL_INTERVAL.FORMAT, a market each.
 
@@ -73,19 +79,24 @@ def export(
     from datetime import UTC, datetime
 
     from market_pipeline.cli.database import open_database
+    from market_pipeline.readers.opening import open_snapshot
 
     if as_of is not None and version is not None:
         raise SettingError("--as-of and --version exclude each other: give one of them")
+    if require is not None and history_from is None:
+        raise SettingError(f"--require {require}: say --from as well; history has a beginning")
     check_span(history_from or _BEGINNING, history_to)
     _make_folder(folder)
     span = (history_from or _BEGINNING, history_to or datetime.now(UTC).isoformat())
-    with open_database() as engine:
-        names, pinned = _choose(engine, symbols, as_of, version)
-        question = {"as_of": as_of, "version": pinned}
+    with open_database() as engine, open_snapshot(engine) as connection:
+        names = _choose(connection, symbols)
+        question = {"as_of": as_of, "version": version}
         tasks = [(name, interval) for name in names for interval in intervals]
+        for name, interval in tasks if require else ():
+            _read(connection, name, interval, span, {**question, "require": require})
         files = rows = 0
         for name, interval in _show_progress(tasks):
-            bars = _read(engine, name, interval, span, question)
+            bars = _read(connection, name, interval, span, question)
             if len(bars):
                 _write(folder / _name_file(name, interval, kind), bars, kind)
                 files, rows = files + 1, rows + len(bars)
@@ -94,30 +105,27 @@ def export(
         raise SettingError("there are no such bars: `market-pipeline coverage` shows what is there")
 
 
-def _choose(
-    engine: "Engine", symbols: list[str] | None, as_of: str | None, version: int | None
-) -> tuple[list[str], int | None]:
-    """Return the markets by their full names, and the version that all files are of."""
-    from market_pipeline.readers.opening import open_snapshot
+def _choose(connection: "Connection", symbols: list[str] | None) -> list[str]:
+    """Return the markets by their full names."""
     from market_pipeline.readers.questions import find_markets, read_all_markets
-    from market_pipeline.storage.history_queries import read_newest_version
 
-    with open_snapshot(engine) as connection:
-        found = find_markets(connection, symbols) if symbols else read_all_markets(connection)
-        newest = read_newest_version(connection)
-    names = [f"{one.provider}:{one.symbol}" for one in found.values()]
-    return names, newest if version is None and as_of is None else version
+    found = find_markets(connection, symbols) if symbols else read_all_markets(connection)
+    return [f"{one.provider}:{one.symbol}" for one in found.values()]
 
 
 def _read(
-    engine: "Engine", name: str, interval: str, span: tuple[str, str], question: dict[str, Any]
+    connection: "Connection",
+    name: str,
+    interval: str,
+    span: tuple[str, str],
+    question: dict[str, Any],
 ) -> "pd.DataFrame":
     import pandas as pd
 
     from market_pipeline.readers.aggregates import read_aggregates
 
     try:
-        return read_aggregates(name, interval, *span, **question, engine=engine)
+        return read_aggregates(name, interval, *span, **question, engine=connection)
     except NothingKnownYetError:  # Of this market; others may have been known.
         return pd.DataFrame()
 

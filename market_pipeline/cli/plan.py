@@ -18,8 +18,16 @@ from market_pipeline.cli.runs import show_run
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from market_pipeline.ingestion.estimate import ProviderEstimate
 
+_COVERAGE_PARTS = {
+    "Coverage": "coverage",
+    "Holes": "holes",
+    "Never asked for": "never_asked",
+    "What fills it, for no run does": "backfills",
+}
 _BACKFILL_EPILOG = """\b
 Examples:
   market-pipeline plan --from 2015-01-01        # what it would cost, without asking anybody
@@ -48,11 +56,14 @@ def plan(as_json: bool, **options: object) -> None:
     estimates = _estimate(given)
     rows = [estimate.describe() for estimate in estimates]
     markets = [row for estimate in estimates for row in estimate.describe_markets()]
+    cuts = [cut for estimate in estimates for cut in estimate.describe_cuts()]
     if as_json:
-        print_json({"providers": rows, "markets": markets})
+        print_json({"providers": rows, "markets": markets, "cuts": cuts})
         return
     print_rows("Requests by market", markets)
     print_rows("By provider", rows)
+    for cut in cuts:
+        click.echo(cut)
     if not any(estimate.calls for estimate in estimates):
         click.echo("Nothing is missing.")
 
@@ -102,7 +113,11 @@ def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
 @AS_JSON
 @click.pass_context
 def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_json: bool) -> None:
-    """List market, interval, first and last bar, bars, holes with reasons, last refresh.
+    """List what is there of each market and interval, holes, and time that was never asked for.
+
+    VERIFIED is the share of history that was read again in this turn, TURN DAYS how long a turn
+    takes at its pace. For gaps that no run fills by itself it prints what fills them, and its
+    price; nobody is asked.
 
     Exits with 3 when --verify finds bars that the ledger does not know, or misses some.
     """
@@ -111,28 +126,32 @@ def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_jso
     from market_pipeline.storage.coverage_queries import (
         list_coverage,
         list_holes,
+        list_never_asked,
         list_older,
         verify_bars,
     )
 
     with open_database() as engine, engine.connect() as connection:
         of = None if symbols is None else find_market_ids(connection, symbols)
-        rows = list_coverage(connection, of)
-        holes = list_holes(connection, of)
-        older = list_older(connection, of)
+        listed = {
+            "coverage": list_coverage(connection, of),
+            "holes": list_holes(connection, of),
+            "never_asked": list_never_asked(connection, of),
+            "backfills": _price_backfills(connection, of),
+            "older_parsings": list_older(connection, of),
+        }
         wrong = verify_bars(connection, of) if verify else []
     if as_json:
-        told = {"coverage": rows, "holes": holes, "older_parsings": older}
-        print_json({**told, **({"wrong": wrong} if verify else {})})
+        print_json({**listed, **({"wrong": wrong} if verify else {})})
     else:
-        print_rows("Coverage", rows)
-        print_rows("Holes", holes)
-        show_older(older)
+        for title, name in _COVERAGE_PARTS.items():
+            print_rows(title, listed[name])
+        show_older(listed["older_parsings"])
         print_rows("The ledger and the bars disagree", wrong)
-        if not rows:
+        if not listed["coverage"]:
             click.echo("Nothing is stored yet: run `market-pipeline ingest`")
         elif verify and not wrong:
-            click.echo("The ledger and the bars agree.")
+            click.echo(_tell_agreement(len(listed["never_asked"])))
     ctx.exit(3 if wrong else 0)
 
 
@@ -144,6 +163,28 @@ def show_older(rows: Sequence[Mapping[str, Any]]) -> None:
             "Statistics across the change wait. What reading again would cost and change: "
             f"market-pipeline markets reload {name}"
         )
+
+
+def _tell_agreement(never_asked: int) -> str:
+    if not never_asked:
+        return "The ledger and the bars agree."
+    return f"The ledger and the bars agree. {never_asked:,} spans were never asked for."
+
+
+def _price_backfills(connection: "Connection", of: Sequence[int] | None) -> list[dict[str, Any]]:
+    import os
+    from datetime import UTC, datetime
+
+    from market_pipeline.storage.coverage import read_never_asked
+
+    gaps = read_never_asked(connection, of)
+    if not gaps:
+        return []
+    from market_pipeline.ingestion.estimate import price_backfills
+    from market_pipeline.ingestion.request import build_request
+
+    request = build_request(datetime.now(UTC))
+    return [one.describe() for one in price_backfills(connection, gaps, request, os.environ)]
 
 
 def _keep_given(options: Mapping[str, object]) -> dict[str, Any]:

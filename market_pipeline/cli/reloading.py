@@ -124,7 +124,7 @@ def _plan(engine: Engine, route: Route, market_id: int, request: Request) -> Rel
 def _estimate(plan: ReloadPlan) -> ProviderEstimate:
     provider, market = plan.route
     limit = read_budget_limits([provider])[provider.name]
-    return ProviderEstimate(provider.name, (MarketPlan(market, plan.asks, ()),), limit)
+    return ProviderEstimate(provider.name, (MarketPlan(market, plan.asks, (), ()),), limit)
 
 
 def _list_lost(plan: ReloadPlan) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ PipelineError
 ├── KeyReusedError               an Idempotency-Key stands for another request
 ├── HistoryRequestError          stored history was asked for in a way that has no answer
 │   ├── UnknownMarketError       no stored market has the name
-│   └── NothingKnownYetError     nothing was known at the time asked for, though it is now
+│   ├── NothingKnownYetError     nothing was known at the time asked for, though it is now
+│   └── IncompleteHistoryError   bars were demanded that are not all there
 ├── ProviderError                a provider did not answer as it should
 │   ├── TransientProviderError   worth another try: timeout, 429, 5xx
 │   └── PermanentProviderError   will fail again: 401, 404, malformed payload
@@ -21,6 +22,9 @@ PipelineError
 
 Each message says what was being done, with which value (never a secret), and what to do next.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class PipelineError(Exception):
@@ -53,6 +57,26 @@ class UnknownMarketError(HistoryRequestError):
 
 class NothingKnownYetError(HistoryRequestError):
     """Bars exist, but came after the time asked for; the message names when the first one did."""
+
+
+class IncompleteHistoryError(HistoryRequestError):
+    """Complete history was demanded, and it is not.
+
+    Args:
+        message: What is missing, why, and what would bring it.
+        missing: Each span that is missing or doubtful: symbol, provider, interval, starts_at and
+            ends_at (ISO 8601, UTC), reason, bars.
+        commands: What to type to bring what can be had.
+    """
+
+    def __init__(
+        self, message: str, missing: Sequence[Mapping[str, Any]], commands: Sequence[str]
+    ) -> None:
+        super().__init__(message)
+        self.missing, self.commands = list(missing), list(commands)
+
+    def __reduce__(self) -> tuple[type, tuple[str, list[Mapping[str, Any]], list[str]]]:
+        return type(self), (str(self), self.missing, self.commands)
 
 
 class ClaimTimeoutError(PipelineError):

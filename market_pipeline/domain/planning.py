@@ -1,19 +1,28 @@
 """Planning: what to ask a provider for, so that everything that should be there is.
 
 Missing is what is wanted less what is settled: arithmetic on spans, whatever the number of bars.
-To that come a few known bars before the newest (a restated history shows there first), holes whose
-time has come, and settled spans that are read again at growing ages.
+To that come a few known bars before the newest (a restated history shows there first), time that
+was never asked for, holes whose time has come, and settled spans that are read again: at growing
+ages, and then all of them in turn.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
-from market_pipeline.domain.coverage import AFTER_LAST, FETCH_FAILED, Coverage
+from market_pipeline.domain.coverage import (
+    AFTER_LAST,
+    BEGINNING,
+    FETCH_FAILED,
+    Coverage,
+    find_never_asked,
+)
 from market_pipeline.domain.grids import Grid, find_grid, from_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.ranges import (
+    clip_windows,
     intersect_windows,
+    merge_windows,
     pack_windows,
     subtract_windows,
 )
@@ -22,7 +31,10 @@ from market_pipeline.domain.records import HistoryTerms, Window
 OVERLAP_BARS = 3
 VERIFIED_AGES_DAYS = (1, 7, 30, 365)
 VERIFICATION_STEP = timedelta(days=1)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TURN_STEP = timedelta(days=1)
+"""Settled history is read again in turn, a page so often."""
+MOST_RETRIES = 3
+"""Requests for holes outside the window, for each interval of a market and run."""
 MISSING, TAIL, RETRY, VERIFY = "missing", "tail", "retry", "verify"
 TRACE, RELOAD = "trace", "reload"
 
@@ -36,12 +48,14 @@ class Ask:
         purpose: ``missing``, ``tail`` (the newest), ``retry`` (a hole), ``verify``, ``trace`` (how
             far a difference goes) or ``reload`` (what differs).
         bars: How many bars the calendar expects in it.
+        is_turn: It is a page of the turn in which all settled history is read again.
     """
 
     interval: Interval
     window: Window
     purpose: str
     bars: int
+    is_turn: bool = False
 
 
 def plan_interval(
@@ -53,6 +67,7 @@ def plan_interval(
     terms: HistoryTerms,
     earliest: datetime | None = None,
     asked_at: datetime | None = None,
+    filled_from: datetime | None = None,
 ) -> list[Ask]:
     """Return the requests that make a window complete, oldest first, in the fewest calls.
 
@@ -65,10 +80,15 @@ def plan_interval(
         terms: The provider's.
         earliest: The provider has nothing before it (UTC); None: no limit known.
         asked_at: The wall clock (UTC), by which holes are due; None: the run's clock.
+        filled_from: Time that was never asked for is filled from here to the window (UTC);
+            None: it is left alone.
     """
     grid = find_grid(calendar, interval, Window(wanted.start, max(wanted.end, now)))
     wanted = _limit(wanted, grid, now, coverage, earliest)
-    missing = _find_missing(wanted, grid, asked_at or now, coverage)
+    gaps = _find_gaps(interval, calendar, wanted, coverage, earliest, filled_from)
+    if gaps:
+        grid = find_grid(calendar, interval, Window(gaps[0].start, max(wanted.end, now)))
+    missing = [*gaps, *_find_missing(wanted, grid, asked_at or now, coverage)]
     retried = _find_retried(wanted, grid, asked_at or now, coverage)
     parts = [*(_overlap(part, wanted, grid, coverage) for part in missing), *retried]
     return [
@@ -76,6 +96,73 @@ def plan_interval(
         for page in pack_windows([_begin_with_bar(part, grid) for part in parts], terms.page)
         if (bars := grid.count(page))
     ]
+
+
+def plan_retries(
+    interval: Interval,
+    calendar: str,
+    wanted: Window,
+    asked_at: datetime,
+    coverage: Coverage,
+    terms: HistoryTerms,
+    earliest: datetime | None = None,
+) -> list[Ask]:
+    """Return a few requests for holes outside a window whose time has come, oldest due first.
+
+    Args:
+        interval: Of the bars.
+        calendar: The market's.
+        wanted: What :func:`plan_interval` takes care of.
+        asked_at: The wall clock (UTC), by which holes are due.
+        coverage: What is known.
+        terms: The provider's.
+        earliest: The provider has nothing before it (UTC); None: no limit known.
+    """
+    due = sorted(
+        (hole for hole in coverage.holes if hole.is_due(asked_at)),
+        key=lambda hole: (hole.next_check_at, hole.window.start),
+    )
+    outside = [part for hole in due for part in subtract_windows([hole.window], [wanted])]
+    left = clip_windows(outside, Window(earliest or BEGINNING, asked_at))
+    asks: list[Ask] = []
+    while left and len(asks) < MOST_RETRIES:
+        page, left = _take_page(left, terms.page)
+        grid = find_grid(calendar, interval, page)
+        if grid.count(page):
+            page = _begin_with_bar(page, grid)
+            asks.append(Ask(interval, page, RETRY, grid.count(page)))
+    return asks
+
+
+def _take_page(parts: Sequence[Window], longest: timedelta) -> tuple[Window, list[Window]]:
+    """Return one page from the start of the first part on, and what it leaves, in their order."""
+    limit = Window(parts[0].start, parts[0].start + longest)
+    end = max(part.end for part in clip_windows(parts, limit))
+    page = Window(limit.start, end)
+    return page, [left for part in parts for left in subtract_windows([part], [page])]
+
+
+def _find_gaps(
+    interval: Interval,
+    calendar: str,
+    wanted: Window,
+    coverage: Coverage,
+    earliest: datetime | None,
+    filled_from: datetime | None,
+) -> list[Window]:
+    """Return what was never asked for before the window, within the reach of run and provider.
+
+    What a window leaves between itself and the history before it is no less a gap.
+    """
+    if filled_from is None:
+        return []
+    reach = Window(max(filled_from, earliest or filled_from), wanted.start)
+    after = replace(coverage, settled=tuple(merge_windows([*coverage.settled, wanted])))
+    gaps = clip_windows(find_never_asked(after, interval, calendar), reach)
+    if not gaps:
+        return []
+    grid = find_grid(calendar, interval, reach)
+    return [part for part in gaps if grid.count(part)]
 
 
 def plan_verification(
@@ -86,16 +173,38 @@ def plan_verification(
     terms: HistoryTerms,
     earliest: datetime | None = None,
 ) -> list[Ask]:
-    """Return one request for each age whose turn has come, of settled bars only."""
+    """Return one request for each age that is due, of settled bars only, and the turn's page."""
     asks: list[Ask] = []
     for age in VERIFIED_AGES_DAYS:
-        old_enough = Window(earliest or _EPOCH, now - timedelta(days=age))
+        old_enough = Window(earliest or BEGINNING, now - timedelta(days=age))
         settled = intersect_windows(coverage.current, [old_enough])
         due = subtract_windows(settled, coverage.verified.get(age, ()))
         # A day's worth at least: verification must not cost a call every few minutes.
         spans = [span for span in due if span.end - span.start >= VERIFICATION_STEP]
         asks += _verify_first(interval, calendar, spans, terms.page)
-    return asks
+    return asks + _plan_turn(interval, calendar, now, coverage, terms.page, earliest)
+
+
+def _plan_turn(
+    interval: Interval,
+    calendar: str,
+    now: datetime,
+    coverage: Coverage,
+    longest: timedelta,
+    earliest: datetime | None,
+) -> list[Ask]:
+    """Return the next page of the turn, a day after the one before; after the last, the first.
+
+    A turn ends with what was settled when it began, or it would never end.
+    """
+    turn = coverage.round
+    if turn is None or now - turn.read_at < TURN_STEP:
+        return []
+    known = clip_windows(coverage.current, Window(earliest or BEGINNING, turn.read_at))
+    left = clip_windows(known, Window(turn.reached, turn.began_at))
+    asks = _verify_first(interval, calendar, left, longest)
+    asks = asks or _verify_first(interval, calendar, known, longest)
+    return [replace(ask, is_turn=True) for ask in asks]
 
 
 def plan_reload(

@@ -1,6 +1,6 @@
 """Arithmetic on half-open spans of time: what planning is made of."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 
 from market_pipeline.domain.records import Window
@@ -19,9 +19,12 @@ def merge_windows(windows: Iterable[Window]) -> list[Window]:
 
 def subtract_windows(windows: Iterable[Window], taken: Iterable[Window]) -> list[Window]:
     """Return what of ``windows`` lies in none of ``taken``, in order."""
-    left = merge_windows(windows)
-    for hole in merge_windows(taken):
-        left = [part for window in left for part in _cut(window, hole)]
+    left: list[Window] = []
+    cuts, at = merge_windows(taken), 0
+    for window in merge_windows(windows):
+        while at < len(cuts) and cuts[at].end <= window.start:
+            at += 1
+        left += _cut(window, cuts, at)
     return left
 
 
@@ -34,6 +37,12 @@ def intersect_windows(windows: Iterable[Window], limits: Iterable[Window]) -> li
         for bound in bounds
         if max(window.start, bound.start) < min(window.end, bound.end)
     ]
+
+
+def clip_windows(windows: Iterable[Window], limit: Window) -> list[Window]:
+    """Return what of each window lies within a limit, in the order given."""
+    clipped = (Window(max(w.start, limit.start), min(w.end, limit.end)) for w in windows)
+    return [window for window in clipped if window.start < window.end]
 
 
 def pack_windows(windows: Iterable[Window], longest: timedelta) -> list[Window]:
@@ -53,9 +62,13 @@ def pack_windows(windows: Iterable[Window], longest: timedelta) -> list[Window]:
     return packed
 
 
-def _cut(window: Window, hole: Window) -> list[Window]:
-    parts = (
-        Window(window.start, min(window.end, hole.start)),
-        Window(max(window.start, hole.end), window.end),
-    )
-    return [part for part in parts if part.start < part.end]
+def _cut(window: Window, cuts: Sequence[Window], at: int) -> Iterator[Window]:
+    """Yield what cuts, in order from a position on, leave of a window."""
+    start = window.start
+    while at < len(cuts) and cuts[at].start < window.end:
+        if start < cuts[at].start:
+            yield Window(start, cuts[at].start)
+        start = cuts[at].end
+        at += 1
+    if start < window.end:
+        yield Window(start, window.end)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.intervals import ALWAYS_OPEN
+from market_pipeline.domain.records import Window
 
 Places = npt.NDArray[np.intp]
 _FIRST_DATE = pd.Timestamp("1990-01-01")
@@ -33,12 +34,31 @@ def read_sessions(calendar: str, start: datetime, end: datetime) -> pd.DataFrame
     """
     if calendar == ALWAYS_OPEN:
         return _build_daily_sessions(start, end)
-    if calendar not in _known:
-        remember_schedule(calendar, build_schedule(calendar))
-    schedule = _known[calendar]
+    schedule = _read_schedule(calendar)
     dates = schedule["session_date"]
     first, last = (int(dates.searchsorted(pd.Timestamp(moment))) for moment in (start, end))
     return schedule.iloc[first:last].reset_index(drop=True)
+
+
+def find_known_span(calendar: str) -> Window | None:
+    """Return the time of which a calendar knows the sessions (UTC); None: it knows all time.
+
+    It begins with the month of the first session and ends with the day of the last one.
+
+    Raises:
+        SettingError: The calendar is unknown.
+    """
+    if calendar == ALWAYS_OPEN:
+        return None
+    dates = _read_schedule(calendar)["session_date"]
+    first, last = dates.iloc[0], dates.iloc[-1] + pd.Timedelta(days=1)
+    return Window(first.replace(day=1).to_pydatetime(), last.to_pydatetime())
+
+
+def _read_schedule(calendar: str) -> pd.DataFrame:
+    if calendar not in _known:
+        remember_schedule(calendar, build_schedule(calendar))
+    return _known[calendar]
 
 
 def build_hourly_grid(sessions: pd.DataFrame) -> pd.DatetimeIndex:

@@ -18,12 +18,14 @@ import pandas as pd
 from market_pipeline.domain.coverage import (
     AFTER_LAST,
     BEFORE_FIRST,
+    BEGINNING,
     FETCH_FAILED,
     NO_TRADES,
     PROVIDER_EMPTY,
     QUARANTINED,
     Coverage,
     Hole,
+    Round,
     find_next_check,
 )
 from market_pipeline.domain.grids import Grid, Micros, find_grid, from_micros, to_micros
@@ -49,6 +51,7 @@ class Answer:
         quarantined: open_time of the bars that were refused.
         now: The run's clock (UTC), by which bars are out.
         asked_at: The wall clock (UTC), by which holes are asked for again.
+        is_turn: It is a page of the turn in which settled history is read again.
     """
 
     window: Window
@@ -56,6 +59,7 @@ class Answer:
     quarantined: "pd.Series[pd.Timestamp]"
     now: datetime
     asked_at: datetime
+    is_turn: bool = False
 
 
 def settle_answer(
@@ -86,12 +90,15 @@ def settle_answer(
     span = Window(answer.window.start, max(answer.window.end, from_micros(edges[-1])))
     pending = [_span(edges, first, last) for first, last in _find_runs(is_pending)]
     kept = _forget_progress(coverage, part.opens[is_present], answer.asked_at)
+    known = _end_outage(coverage, answer.asked_at)
     new_holes = _describe_holes(kept, interval, answer, part, edges, is_missing)
     return replace(
         stretch_coverage(coverage, answer.bars),
         settled=tuple(merge_windows([*coverage.settled, *subtract_windows([span], pending)])),
-        holes=_replace_holes(coverage.holes, [span], new_holes),
+        holes=_replace_holes(known.holes, [span], new_holes),
         verified=_advance_verified(coverage, answer, span),
+        round=_go_on(coverage, answer),
+        refreshed_at=answer.asked_at,
     )
 
 
@@ -119,6 +126,33 @@ def settle_failure(
     return replace(coverage, holes=_replace_holes(coverage.holes, failed, holes))
 
 
+def skip_turn(coverage: Coverage, window: Window, now: datetime) -> Coverage:
+    """Return the coverage after a page of the turn failed: it waits for the next turn.
+
+    Args:
+        coverage: As it was.
+        window: The page.
+        now: The run's clock (UTC).
+    """
+    turn = _turn_to(coverage, window, now)
+    return replace(coverage, round=replace(turn, skipped=(*turn.skipped, window)))
+
+
+def _go_on(coverage: Coverage, answer: Answer) -> Round:
+    """Return how far the turn has come; the first one begins with the first answer."""
+    if answer.is_turn:
+        return _turn_to(coverage, answer.window, answer.now)
+    return coverage.round or Round(answer.now, BEGINNING, answer.now)
+
+
+def _turn_to(coverage: Coverage, page: Window, now: datetime) -> Round:
+    """Return the turn up to the end of a page; one that lies behind it begins a new turn."""
+    turn = coverage.round or Round(now, page.start, now)
+    if page.start < turn.reached:
+        return Round(turn.read_at, page.end, now)
+    return replace(turn, reached=page.end, read_at=now)
+
+
 def _name_end(coverage: Coverage, part: Window) -> str:
     """Return on which side of a market's bars a part lies: one between them proves nothing."""
     first, last = coverage.first_bar_at, coverage.last_bar_at
@@ -132,6 +166,21 @@ def _name_end(coverage: Coverage, part: Window) -> str:
 def release_settled(coverage: Coverage, windows: Sequence[Window]) -> Coverage:
     """Return the coverage of a series of which some spans must be read again."""
     return replace(coverage, settled=tuple(subtract_windows(coverage.settled, windows)))
+
+
+def _end_outage(coverage: Coverage, asked_at: datetime) -> Coverage:
+    """Make failures due that began after the last answer: the provider works again.
+
+    A request that fails while others are answered goes on waiting.
+    """
+    since = coverage.refreshed_at
+    holes = [
+        replace(hole, next_check_at=asked_at)
+        if hole.reason == FETCH_FAILED and (since is None or hole.first_seen_at > since)
+        else hole
+        for hole in coverage.holes
+    ]
+    return replace(coverage, holes=tuple(holes))
 
 
 def find_known(coverage: Coverage, part: Grid) -> npt.NDArray[np.bool_]:

@@ -1,17 +1,26 @@
 """What a request would cost each provider, told before anybody is asked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from math import isinf
 from typing import Any
 
 from sqlalchemy import Connection
 
 from market_pipeline.domain.budgets import BudgetLimit
+from market_pipeline.domain.completeness import name_backfill
+from market_pipeline.domain.coverage import BEGINNING, Coverage
+from market_pipeline.domain.errors import SettingError
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.ranges import clip_windows
+from market_pipeline.domain.records import Market, Window
 from market_pipeline.ingestion.planning import MarketPlan, plan_market
-from market_pipeline.ingestion.request import Request, Route
+from market_pipeline.ingestion.request import Request, Route, build_request
+from market_pipeline.providers.registry import load_provider
 from market_pipeline.storage.budget import read_budget_limits
 from market_pipeline.storage.coverage import read_coverage
+from market_pipeline.storage.history_queries import read_every_market
 from market_pipeline.storage.queries import read_markets
 
 
@@ -30,7 +39,7 @@ class ProviderEstimate:
     @property
     def calls(self) -> int:
         """How many requests are needed."""
-        return sum(len(plan.asks) for plan in self.plans)
+        return sum(len(plan.needed) for plan in self.plans)
 
     @property
     def bars(self) -> int:
@@ -48,6 +57,10 @@ class ProviderEstimate:
             "share of a day": None if isinf(allowance) else f"{self.calls / allowance:.1%}",
         }
 
+    def describe_cuts(self) -> list[str]:
+        """Return what of the window is not asked for, as a market's calendar does not know it."""
+        return [f"{plan.market.symbol}: {plan.cut}" for plan in self.plans if plan.cut]
+
     def describe_markets(self) -> list[dict[str, Any]]:
         """Return one row for each market and interval with something to ask."""
         return [
@@ -57,13 +70,13 @@ class ProviderEstimate:
                 "interval": interval.value,
                 "calls": len(asks),
                 "bars": sum(ask.bars for ask in asks),
-                "from": f"{asks[0].window.start:%Y-%m-%d %H:%M}",
-                "to": f"{asks[-1].window.end:%Y-%m-%d %H:%M}",
+                "from": f"{min(ask.window.start for ask in asks):%Y-%m-%d %H:%M}",
+                "to": f"{max(ask.window.end for ask in asks):%Y-%m-%d %H:%M}",
                 "purpose": ", ".join(dict.fromkeys(ask.purpose for ask in asks)),
             }
             for plan in self.plans
             for interval in plan.market.intervals
-            if (asks := [ask for ask in plan.asks if ask.interval is interval])
+            if (asks := [ask for ask in plan.needed if ask.interval is interval])
         ]
 
 
@@ -106,3 +119,88 @@ def plan_markets(
         )
         for route in routes
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Backfill:
+    """What brings time that no run asks for by itself.
+
+    Attributes:
+        market: Whose. window: What nobody asked for, from the first gap to the last (UTC).
+        estimate: What it costs; None: the market's provider cannot be used here.
+    """
+
+    market: Market
+    window: Window
+    estimate: ProviderEstimate | None
+
+    @property
+    def command(self) -> str:
+        """The command to type."""
+        return name_backfill(self.market, self.window)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the command with its price: calls, and minutes at the provider's rate."""
+        price = {} if self.estimate is None else self.estimate.describe()
+        return {
+            "command": self.command,
+            "calls": price.get("calls"),
+            "bars": price.get("bars"),
+            "minutes": price.get("minutes"),
+        }
+
+
+def price_backfills(
+    connection: Connection,
+    gaps: Mapping[tuple[int, Interval], Sequence[Window]],
+    request: Request,
+    environ: Mapping[str, str],
+) -> list[Backfill]:
+    """Return what fills the gaps that runs leave, one command a market, and its price.
+
+    Args:
+        connection: On the market tables.
+        gaps: What was never asked for, by market and interval.
+        request: What a run is asked that is given no options.
+        environ: Where providers and limits are set.
+    """
+    coverages = read_coverage(connection, sorted({market_id for market_id, _ in gaps}))
+    priced = []
+    for stored in read_every_market(connection):
+        spans = [
+            span for key, found in gaps.items() if key[0] == stored.market_id for span in found
+        ]
+        left = _leave_to_runs(stored.record, spans, request)
+        if left:
+            window = Window(min(s.start for s in left), max(s.end for s in left))
+            known = {key[1]: one for key, one in coverages.items() if key[0] == stored.market_id}
+            estimate = _estimate_span(stored.record, known, window, request.asked_at, environ)
+            priced.append(Backfill(stored.record, window, estimate))
+    return priced
+
+
+def _leave_to_runs(market: Market, spans: Sequence[Window], request: Request) -> list[Window]:
+    """Return what of some gaps lies before the reach of runs, all of it where none is made."""
+    is_ingested = market.symbol in request.symbols and market.provider in request.providers
+    reached = request.filled_from if is_ingested else None
+    return clip_windows(spans, Window(BEGINNING, reached or request.now))
+
+
+def _estimate_span(
+    market: Market,
+    known: Mapping[Interval, Coverage],
+    window: Window,
+    now: datetime,
+    environ: Mapping[str, str],
+) -> ProviderEstimate | None:
+    start, end = window.start.isoformat(), window.end.isoformat()
+    request = build_request(
+        now, [market.symbol], market.provider, history_from=start, history_to=end
+    )
+    try:
+        provider = load_provider(market.provider, environ)
+        plan = plan_market((provider, market), known, request)
+    except SettingError:
+        return None
+    limit = read_budget_limits([provider], environ)[provider.name]
+    return ProviderEstimate(provider.name, (replace(plan, retries=()),), limit)

@@ -15,7 +15,7 @@ from market_pipeline.domain.budgets import BudgetLimit
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.parsing import adopt_parsing
-from market_pipeline.domain.planning import VERIFY, Ask
+from market_pipeline.domain.planning import RETRY, VERIFY, Ask
 from market_pipeline.ingestion.batches import BarBatch, Progress
 from market_pipeline.ingestion.fetching import Page, fetch_page, leave_older_bars
 from market_pipeline.ingestion.planning import plan_market
@@ -79,12 +79,13 @@ class MarketRun:
         yield from watch.iterate_reload()
 
     def _choose_asks(self, watch: DifferenceWatch) -> tuple[Ask, ...]:
-        """Return what is needed, and as much verification as the provider's budget has left."""
+        """Return what is needed, then old holes and verification while the budget has a share."""
         plan = plan_market(self.route, watch.coverages, self.request, watch.difference)
-        if not plan.verifications:
+        spare = (*plan.retries, *plan.verifications)
+        if not spare:
             return plan.asks
         left = count_verifications_left(self.engine, self.route[0].name, self.limit)
-        return (*plan.asks, *plan.verifications[:left])
+        return (*plan.asks, *spare[:left])
 
     def _iterate_pages(self, claimed: BarBatch, watch: DifferenceWatch) -> Iterator[Page]:
         provider, market = self.route
@@ -100,7 +101,7 @@ class MarketRun:
                 page = fetch_page(provider, market, ask, self.request.now)
             page = leave_older_bars(watch.review(page), watch.coverages.get(ask.interval))
             claimed.progress.count_page(page, gate.calls, gate.throttled)
-            if ask.purpose == VERIFY and not self.limit.is_open:
+            if ask.purpose in (RETRY, VERIFY) and not self.limit.is_open:
                 note_verifications(self.engine, provider.name, gate.calls)
             yield page
 

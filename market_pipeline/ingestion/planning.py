@@ -4,15 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.coverage import Coverage, wake_failures
 from market_pipeline.domain.differences import Difference
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.parsing import adopt_parsing
-from market_pipeline.domain.planning import Ask, plan_interval, plan_reload, plan_verification
+from market_pipeline.domain.planning import (
+    Ask,
+    plan_interval,
+    plan_reload,
+    plan_retries,
+    plan_verification,
+)
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
 from market_pipeline.domain.records import HistoryTerms, Market, Window
+from market_pipeline.domain.sessions import find_known_span
 from market_pipeline.ingestion.fetching import EPOCH
-from market_pipeline.ingestion.request import Request, Route
+from market_pipeline.ingestion.request import BASE_MARGIN, Request, Route
 
 Coverages = Mapping[Interval, Coverage]
 _UNKNOWN = Coverage()
@@ -23,17 +30,26 @@ class MarketPlan:
     """The requests that make one market complete, the finest interval first.
 
     Attributes:
-        market: Whose. asks: What is needed. verifications: What would be good to read again.
+        market: Whose. asks: What is needed. retries: Holes outside the window, as far as the budget
+            allows. verifications: What would be good to read again, as far as it allows.
+        cut: Which part of the window its calendar does not know, in words; None: it knows all.
     """
 
     market: Market
     asks: tuple[Ask, ...]
+    retries: tuple[Ask, ...]
     verifications: tuple[Ask, ...]
+    cut: str | None = None
+
+    @property
+    def needed(self) -> tuple[Ask, ...]:
+        """What brings bars that are missing."""
+        return (*self.asks, *self.retries)
 
     @property
     def bars(self) -> int:
         """How many bars the calendar expects in what is needed."""
-        return sum(ask.bars for ask in self.asks)
+        return sum(ask.bars for ask in self.needed)
 
 
 def plan_market(
@@ -42,20 +58,49 @@ def plan_market(
     """Return what a request still needs of a market; what its difference released comes last."""
     provider, market = route
     asks: list[Ask] = []
+    retries: list[Ask] = []
     verifications: list[Ask] = []
     for interval in market.intervals:
         terms = provider.describe_history(market, interval)
+        calendar, earliest = market.calendar, find_earliest(terms, request)
         known = adopt_parsing(coverages.get(interval, _UNKNOWN), terms.parsing)
-        earliest = find_earliest(terms, request)
+        known = _wake(known, request)
+        # What a difference released is read again by requests of its own.
         rest = _set_aside(known, find_left(difference, interval, known, earliest))
+        clock = (rest, terms, earliest)
         asks += plan_interval(
-            interval, market.calendar, request.window, request.now, rest, terms, earliest,
-            request.asked_at,
+            interval, calendar, request.window, request.now, *clock,
+            request.asked_at, request.filled_from,
         )  # fmt: skip
-        clock = (request.now, known, terms, earliest)
-        verifications += plan_verification(interval, market.calendar, *clock)
-    reloads = plan_reloads(route, coverages, request, difference)
-    return MarketPlan(market, (*asks, *reloads), tuple(verifications))
+        retries += plan_retries(interval, calendar, request.window, request.asked_at, *clock)
+        verifications += plan_verification(interval, calendar, request.now, *clock)
+    asks += plan_reloads(route, coverages, request, difference)
+    cut = describe_cut(market, request.window)
+    return MarketPlan(market, tuple(asks), tuple(retries), tuple(verifications), cut)
+
+
+def describe_cut(market: Market, window: Window) -> str | None:
+    """Return which part of a window is not asked for, as no calendar knows it; None: all of it is.
+
+    Args:
+        market: Whose calendar counts.
+        window: What is wanted (UTC).
+    """
+    known = find_known_span(market.calendar)
+    if known is None:
+        return None
+    if window.start < known.start:
+        return f"nothing before {known.start:%Y-%m-%d} is asked for: {market.calendar} begins there"
+    if window.end > known.end + BASE_MARGIN:
+        return f"nothing after {known.end:%Y-%m-%d} is asked for: {market.calendar} ends there"
+    return None
+
+
+def _wake(known: Coverage, request: Request) -> Coverage:
+    """Return the coverage in which nothing waits that a span of history was asked for by name."""
+    if request.filled_from is not None:
+        return known
+    return wake_failures(known, request.asked_at, request.window)
 
 
 def plan_reloads(

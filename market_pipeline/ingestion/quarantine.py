@@ -294,11 +294,12 @@ def _heal_coverage(before: Coverages, run: Run, one: Market, good: pd.DataFrame)
 def _settle(
     coverage: Coverage, interval: Interval, calendar: str, bars: pd.DataFrame, now: datetime
 ) -> Coverage:
-    marks = coverage.verified
+    kept = {name: getattr(coverage, name) for name in ("verified", "round")}
+    coverage = replace(coverage, refreshed_at=now)  # No answer: it ends no outage.
     nothing = bars["open_time"].iloc[:0]
     for at in range(len(bars)):
         bar = bars.iloc[at : at + 1]
         opens = bar["open_time"].iloc[0].to_pydatetime()
         answer = Answer(Window(opens, opens + timedelta(microseconds=1)), bar, nothing, now, now)
         coverage = settle_answer(coverage, interval, calendar, timedelta(0), answer)
-    return replace(coverage, verified=marks)
+    return replace(coverage, **kept)

@@ -14,6 +14,7 @@ from market_pipeline.settings import (
     parse_lookback_days,
     parse_provider_names,
     read_ingestion_defaults,
+    read_statistics_settings,
     shorten,
 )
 
@@ -35,6 +36,8 @@ class Request:
         window: Bars by open_time; it begins on a Monday so that weeks are whole. It ends at the
             run's clock, unless a span of history was asked for.
         is_default_routing: The providers are the configured ones, so theirs are primary markets.
+        filled_from: Time that was never asked for is filled from here on (UTC): as far back as the
+            look-back or the longest horizon. None: a span of history was asked for, and no more.
     """
 
     symbols: tuple[str, ...]
@@ -44,6 +47,7 @@ class Request:
     now: datetime
     window: Window
     is_default_routing: bool
+    filled_from: datetime | None = None
 
 
 def build_request(
@@ -70,6 +74,7 @@ def build_request(
         providers = parse_provider_names(provider) if provider else defaults.providers
     with name_errors("symbols"):
         chosen = parse_symbols(symbols) if symbols else defaults.symbols
+    horizon = max(read_statistics_settings().horizons_days)
     return Request(
         symbols=chosen,
         providers=providers,
@@ -78,6 +83,7 @@ def build_request(
         now=now,
         window=_find_window(now, days, history_from, history_to),
         is_default_routing=providers == defaults.providers,
+        filled_from=None if history_from else _begin_look_back(now, max(days, horizon)),
     )
 
 
@@ -85,7 +91,7 @@ def _find_window(now: datetime, days: int, history_from: str, history_to: str) -
     if history_to and not history_from:
         raise SettingError(f"history_to={shorten(history_to)!r}: history_from is needed as well")
     if not history_from:
-        return Window(floor_to_monday(now - timedelta(days=days) - BASE_MARGIN), now)
+        return Window(_begin_look_back(now, days), now)
     with name_errors(f"history_from={shorten(history_from)!r}"):
         start = parse_moment(history_from, now)
     with name_errors(f"history_to={shorten(history_to)!r}"):
@@ -96,6 +102,10 @@ def _find_window(now: datetime, days: int, history_from: str, history_to: str) -
             f"history_to={shorten(history_to or 'now')!r}"
         )
     return Window(floor_to_monday(start), end)
+
+
+def _begin_look_back(now: datetime, days: int) -> datetime:
+    return floor_to_monday(now - timedelta(days=days) - BASE_MARGIN)
 
 
 def parse_moment(text: str, latest: datetime | None) -> datetime:

@@ -9,7 +9,7 @@ import pandas as pd
 from sqlalchemy import Connection, Engine, Table, insert
 from sqlalchemy.exc import DataError, IntegrityError
 
-from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.coverage import Coverage, lose_reach
 from market_pipeline.domain.differences import REPAIRING, WITHDRAWN, Difference, find_span
 from market_pipeline.domain.errors import StorageError, SupersededError
 from market_pipeline.domain.intervals import Interval
@@ -18,7 +18,13 @@ from market_pipeline.domain.parsing import adopt_parsing, renew_spans
 from market_pipeline.domain.planning import TRACE
 from market_pipeline.domain.ranges import merge_windows
 from market_pipeline.domain.records import Market, build_empty_bar_frame
-from market_pipeline.domain.settling import Answer, release_settled, settle_answer, settle_failure
+from market_pipeline.domain.settling import (
+    Answer,
+    release_settled,
+    settle_answer,
+    settle_failure,
+    skip_turn,
+)
 from market_pipeline.domain.spikes import find_spikes
 from market_pipeline.ingestion.batches import BarBatch
 from market_pipeline.ingestion.derived import (
@@ -29,6 +35,7 @@ from market_pipeline.ingestion.derived import (
     rebuild_weeks,
 )
 from market_pipeline.ingestion.fetching import Page
+from market_pipeline.ingestion.planning import describe_cut, find_earliest
 from market_pipeline.ingestion.receipts import (
     Run,
     add_market_receipt,
@@ -349,6 +356,8 @@ def _settle(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
             continue  # It was asked for to compare what is stored: nothing is missing.
         known = after.get(interval, Coverage(parsing=terms[interval].parsing))
         after[interval] = _settle_page(known, page, one.calendar, lag, request.asked_at)
+    for interval in after.keys() & terms.keys():
+        after[interval] = lose_reach(after[interval], find_earliest(terms[interval], request))
     return after
 
 
@@ -365,12 +374,13 @@ def _settle_page(
 ) -> Coverage:
     ask = page.ask
     if page.error is not None:
-        return settle_failure(known, ask.window, asked_at, page.error, page.status)
+        failed = settle_failure(known, ask.window, asked_at, page.error, page.status)
+        return skip_turn(failed, ask.window, page.now) if ask.is_turn else failed
     rejected = page.judged.rejected
     refused = rejected.loc[rejected["interval"] == ask.interval.value, "open_time"]
     good = page.judged.good
     bars = good[good["interval"] == ask.interval.value]
-    answer = Answer(ask.window, bars, refused, page.now, asked_at)
+    answer = Answer(ask.window, bars, refused, page.now, asked_at, ask.is_turn)
     known = renew_spans(known, ask.interval, calendar, ask.window, bars)
     return settle_answer(known, ask.interval, calendar, lag, answer)
 
@@ -428,6 +438,8 @@ def _judge_batch(
         reasons.append(
             f"{progress.strays} bars outside the sessions of {calendar}, kept in quarantine"
         )
+    cut = describe_cut(batch.route[1], window)
+    reasons += [cut] if cut else []
     quarantined = sum(refused.values()) + (progress.strays if suspicion else 0)
     return BatchResult(written.counts, outcome, shorten_reason(reasons), len(left), quarantined)
 

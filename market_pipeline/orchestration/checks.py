@@ -14,6 +14,7 @@ from uuid import UUID
 import dagster as dg
 import pandas as pd
 
+from market_pipeline.domain.withholding import NEVER_ASKED
 from market_pipeline.ingestion.freshness import find_delays, index_coverage
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.run_alerts import MAX_QUARANTINE_RATIO
@@ -85,20 +86,27 @@ def judge_freshness(case: Case) -> Verdict:
 
 
 def judge_holes(case: Case) -> Verdict:
-    """No bars are missing that should be there and were not explained by their provider."""
-    holes = _list_rows(case.evidence.holes)
-    lines = [
-        {
-            **_name(row),
-            "interval": row["interval"],
-            "from": _show(row["starts_at"]),
-            "to": _show(row["ends_at"]),
-            "reason": row["reason"],
-            "tries": row["tries"],
-        }
-        for row in holes
-    ]
-    return Verdict({"holes": holes[0]["found"] if holes else 0}, lines)
+    """No bars are missing that should be there, unless their provider explained it.
+
+    Time between settled spans that nobody asked for is missing too: `market-pipeline coverage` says
+    what fills it.
+    """
+    holes, never = _list_rows(case.evidence.holes), case.evidence.never_asked
+    lines = [_describe_span(row, row["reason"], row["tries"]) for row in holes]
+    lines += [_describe_span(row, NEVER_ASKED, 0) for row in never]
+    found = holes[0]["found"] if holes else 0
+    return Verdict({"holes": found, "never_asked": len(never)}, lines)
+
+
+def _describe_span(row: Mapping[Any, Any], reason: str, tries: int) -> Line:
+    return {
+        **_name(row),
+        "interval": row["interval"],
+        "from": _show(row["starts_at"]),
+        "to": _show(row["ends_at"]),
+        "reason": reason,
+        "tries": tries,
+    }
 
 
 def judge_keys(case: Case) -> Verdict:

@@ -2,17 +2,28 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 from sqlalchemy import Connection, Engine
 
+from market_pipeline.domain.coverage import BEGINNING
 from market_pipeline.domain.errors import HistoryRequestError, NothingKnownYetError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market
 from market_pipeline.providers.registry import load_provider
+from market_pipeline.readers.completeness import (
+    Judged,
+    Requirement,
+    Span,
+    check_requirement,
+    demand,
+    find_fetched_interval,
+    judge_spans,
+    summarise,
+)
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.questions import (
     check_version,
@@ -30,6 +41,7 @@ from market_pipeline.storage.history_queries import (
     read_bars_at_version,
     read_first_known_at,
     read_newest_version,
+    read_version_time,
 )
 
 Basis: TypeAlias = Literal["strict", "assumed"]
@@ -48,6 +60,7 @@ def read_aggregates(
     version: int | None = None,
     basis: Basis = "strict",
     engine: Engine | Connection | None = None,
+    require: Requirement = None,
 ) -> pd.DataFrame:
     """Return final bars, one row each: the newest values, or those of a time or dataset version.
 
@@ -65,6 +78,12 @@ def read_aggregates(
             that was loaded later. Corrections count from when they came, on either basis.
         engine: Of :func:`open_database`, for many reads, or a connection in a transaction, for
             many reads of one moment; None opens the database for this one.
+        require: ``complete`` refuses unless every bar that the calendar expects in the span is
+            there, no open event touches it and no two parsing versions mix. Expected is what the
+            provider should have published by now; with ``as_of`` by that time, with ``version`` by
+            the time when it was written. Weeks are complete when their days are. ``explained``
+            lets bars be missing that nobody will ever have. Events and parsing are judged as they
+            are now.
 
     Returns:
         Indexed by ``open_time`` (datetime64[us, UTC]), ordered by symbol, provider and open_time,
@@ -79,10 +98,14 @@ def read_aggregates(
           the row
 
         ``attrs["dataset_version"]`` is the version asked for, else the newest there is.
+        ``attrs["completeness"]`` says how many bars were ``expected``, how many of them are
+        ``present``, and how many are ``missing`` by reason, whether or not it was required.
 
     Raises:
         UnknownMarketError: Names every symbol that is not stored.
         NothingKnownYetError: There are bars, but none was known at ``as_of``.
+        IncompleteHistoryError: What is required is not met; lists what is missing and what brings
+            it.
         HistoryRequestError: ``as_of`` is in the future, the version does not exist, or arguments
             are malformed or contradict each other.
         StorageError: The database cannot be opened; one handed in raises SQLAlchemy's own errors.
@@ -90,15 +113,66 @@ def read_aggregates(
     window, chosen = parse_window(start, end), parse_interval(interval)
     moment = None if as_of is None else parse_past_moment("as_of", as_of)
     _check_question(moment, version, basis)
+    check_requirement(require)
     with open_snapshot(engine) as connection:
         markets = find_markets(connection, symbols)
         newest = read_newest_version(connection)
         if version is not None:
             check_version(version, newest)
         span = BarSpan(tuple(markets), chosen, window)
-        frame = read_span(connection, markets, span, moment, version, basis)
+        bars = _read_columns(connection, markets, span, moment, version, basis)
+        clock = find_clock(connection, moment, version)
+        judged = judge_bars(connection, markets, span, bars, clock, require)
+    demand(judged, require)
+    frame = _arrange(bars, markets, chosen)
     frame.attrs["dataset_version"] = newest if version is None else version
+    frame.attrs["completeness"] = summarise(judged)
     return frame
+
+
+def demand_bars(
+    connection: Connection,
+    markets: Mapping[int, Market],
+    span: BarSpan,
+    as_of: datetime | None,
+    version: int | None,
+    require: Requirement,
+) -> None:
+    """Refuse a span that does not meet a requirement, by a question that was checked already.
+
+    Raises:
+        IncompleteHistoryError, NothingKnownYetError: As of :func:`read_aggregates`.
+    """
+    bars = _read_columns(connection, markets, span, as_of, version)
+    clock = find_clock(connection, as_of, version)
+    demand(judge_bars(connection, markets, span, bars, clock, require), require)
+
+
+def find_clock(connection: Connection, as_of: datetime | None, version: int | None) -> datetime:
+    """Return the time by which bars are due: now, a time, or when a version was written (UTC)."""
+    if version is not None:
+        return read_version_time(connection, version) or BEGINNING
+    return as_of or datetime.now(UTC)
+
+
+def judge_bars(
+    connection: Connection,
+    markets: Mapping[int, Market],
+    span: BarSpan,
+    bars: Columns,
+    clock: datetime,
+    require: Requirement,
+) -> list[Judged]:
+    """Return how complete each market's bars are; the arguments are those of a checked question."""
+    opens, owners = bars["open_time"].asi8, np.asarray(bars["market_id"])
+    spans = {
+        market_id: Span(
+            market, span.interval, span.window, clock,
+            found=opens if len(markets) == 1 else opens[owners == market_id],
+        )
+        for market_id, market in markets.items()
+    }  # fmt: skip
+    return judge_spans(connection, spans, require)
 
 
 def read_span(
@@ -114,16 +188,26 @@ def read_span(
     Raises:
         NothingKnownYetError: There are bars, but none was known at ``as_of``.
     """
-    if version is not None:
-        bars = read_bars_at_version(connection, span, version)
-    elif as_of is None:
-        bars = read_bars(connection, span)
-    elif basis == "strict":
-        bars = _read_strictly(connection, span, as_of)
-    else:
-        lags = find_publication_lags(markets, span.interval)
-        bars = read_bars_assumed(connection, span, as_of, lags)
+    bars = _read_columns(connection, markets, span, as_of, version, basis)
     return _arrange(bars, markets, span.interval)
+
+
+def _read_columns(
+    connection: Connection,
+    markets: Mapping[int, Market],
+    span: BarSpan,
+    as_of: datetime | None = None,
+    version: int | None = None,
+    basis: Basis = "strict",
+) -> Columns:
+    if version is not None:
+        return read_bars_at_version(connection, span, version)
+    if as_of is None:
+        return read_bars(connection, span)
+    if basis == "strict":
+        return _read_strictly(connection, span, as_of)
+    lags = find_publication_lags(markets, span.interval)
+    return read_bars_assumed(connection, span, as_of, lags)
 
 
 def _check_question(as_of: datetime | None, version: int | None, basis: str) -> None:
@@ -164,11 +248,6 @@ def find_publication_lags(
         .publication_lag
         for market_id, market in markets.items()
     }
-
-
-def find_fetched_interval(market: Market, interval: Interval) -> Interval:
-    """Return what bars are made of: weeks are built here from the longest bars there are."""
-    return interval if interval in market.intervals else market.intervals[-1]
 
 
 def _arrange(bars: Columns, markets: Mapping[int, Market], interval: Interval) -> pd.DataFrame:

@@ -7,14 +7,22 @@ computed again in its place. What it was before can be computed from the bars of
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pandas as pd
 from sqlalchemy import Connection, Engine
 
 from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import UTC_DTYPE, Market
+from market_pipeline.domain.records import UTC_DTYPE, Market, Window
+from market_pipeline.readers.completeness import (
+    Requirement,
+    Span,
+    check_requirement,
+    demand,
+    judge_spans,
+    summarise,
+)
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.outdated import flag_outdated
 from market_pipeline.readers.pairs import read_pairs
@@ -31,6 +39,7 @@ from market_pipeline.storage.statistics_queries import StatisticSpan, read_roi_r
 
 Names = str | Sequence[str] | None
 Moment = datetime | str | None
+_LONGEST_BAR = timedelta(days=8)
 _HIDDEN = ("market_id", "base_market_id", "quote_market_id", "run_id")
 
 
@@ -43,6 +52,7 @@ def read_roi_statistics(
     version: int | None = None,
     interval: Interval | str = "1d",
     engine: Engine | Connection | None = None,
+    require: Requirement = None,
 ) -> pd.DataFrame:
     """Return ROI statistics: the newest of each market and horizon, or those of a span of time.
 
@@ -57,6 +67,9 @@ def read_roi_statistics(
         interval: Of the bars used.
         engine: Of :func:`open_database`, for many reads, or a connection in a transaction, for
             many reads of one moment; None opens the database for this one.
+        require: ``complete`` refuses unless all bars are there that the calendar expects in the
+            horizons of these statistics, as the ledger knows them now; see
+            :func:`read_aggregates`. ``explained`` lets bars be missing that nobody will ever have.
 
     Returns:
         Indexed by ``as_of``, the close of the last bar used (datetime64[us, UTC]), ordered by
@@ -65,20 +78,44 @@ def read_roi_statistics(
         counts and ``dataset_version`` Int64; times datetime64[us, UTC].
         ``is_outdated`` (bool) is true where a final bar of the row's window was corrected or loaded
         after the row was computed: only the newest row of a series is computed again.
-        ``attrs["dataset_version"]`` is the newest there is.
+        ``attrs["dataset_version"]`` is the newest there is. ``attrs["completeness"]`` says how many
+        bars the horizons ``expected``, how many are ``present``, and ``missing`` by reason.
 
     Raises:
         UnknownMarketError: Names every market that is not stored.
+        IncompleteHistoryError: What is required is not met.
         HistoryRequestError: A time, version or interval does not exist, or they contradict.
         StorageError: The database cannot be opened; one handed in raises SQLAlchemy's own errors.
     """
     asked = _ask(interval, horizon, start, end, as_of, version)
+    check_requirement(require)
     with open_snapshot(engine) as connection:
         newest = read_newest_version(connection)
         markets = _choose_markets(connection, symbols, asked, newest)
         rows = read_roi_rows(connection, replace(asked, market_ids=list(markets)))
         flags = flag_outdated(connection, rows, ["market_id"], markets, Interval(asked.interval))
-    return _tidy(rows.assign(is_outdated=flags), {"": markets}, newest)
+        judged = judge_spans(connection, _find_spans(rows, markets, asked.interval), require)
+    demand(judged, require)
+    frame = _tidy(rows.assign(is_outdated=flags), {"": markets}, newest)
+    frame.attrs["completeness"] = summarise(judged)
+    return frame
+
+
+def _find_spans(
+    rows: pd.DataFrame, markets: Mapping[int, Market], interval: str
+) -> dict[int, Span]:
+    """Return the bars behind a market's statistics: all that close in one of their horizons."""
+    days = rows["horizon"].str.removesuffix("d").astype("int64")
+    ends = pd.to_datetime(rows["as_of"], utc=True)
+    starts = ends - pd.to_timedelta(days, unit="D")
+    spans = {}
+    for market_id in set(rows["market_id"].tolist()):
+        is_its = rows["market_id"] == market_id
+        start, end = starts[is_its].min(), ends[is_its].max()
+        closing = Window(start.to_pydatetime(), end.to_pydatetime())
+        opens = Window(closing.start - _LONGEST_BAR, closing.end)
+        spans[market_id] = Span(markets[market_id], Interval(interval), opens, closing.end, closing)
+    return spans
 
 
 def read_comparisons(

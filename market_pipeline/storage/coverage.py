@@ -10,12 +10,13 @@ from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, text
 
-from market_pipeline.domain.coverage import Coverage, Hole
+from market_pipeline.domain.coverage import Coverage, Hole, Round, find_never_asked
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.parsing import ReadSpan, find_changes, list_spans
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.withholding import (
     MIXED_PARSING,
+    NEVER_ASKED,
     RESTATING,
     SUSPECTED_SPLIT,
     UNEXPLAINED_HOLE,
@@ -29,23 +30,32 @@ from market_pipeline.storage.tables import SCHEMA
 Key = tuple[int, Interval]
 _NO_END = datetime(2200, 1, 1, tzinfo=UTC)
 _READ = text(f"""
-    SELECT market_id, interval, watermark, first_bar_at, last_bar_at, bars, verified,
-        parsing, older_parsings,
+    SELECT market_id, interval, watermark, first_bar_at, last_bar_at, bars, verified, round,
+        parsing, older_parsings, refreshed_at,
         ARRAY(SELECT lower(span) FROM unnest(settled) span ORDER BY span) AS starts,
         ARRAY(SELECT upper(span) FROM unnest(settled) span ORDER BY span) AS ends
     FROM {SCHEMA}.market_coverage WHERE market_id = ANY(:markets)
 """)  # noqa: S608 - a constant
+_IN_PIECES = text(f"""
+    SELECT market_id, interval, calendar
+    FROM {SCHEMA}.market_coverage JOIN {SCHEMA}.market USING (market_id)
+    WHERE (CAST(:markets AS bigint[]) IS NULL OR market_id = ANY(:markets))
+        AND (SELECT count(*) FROM unnest(settled)) > 1
+    ORDER BY market_id, interval
+""")  # noqa: S608 - a constant
+_ROUND_TIMES = ("began_at", "reached", "read_at")
 _WRITE = text(f"""
     INSERT INTO {SCHEMA}.market_coverage AS known (market_id, interval, settled, watermark,
-        first_bar_at, last_bar_at, bars, verified, parsing, older_parsings, refreshed_at,
+        first_bar_at, last_bar_at, bars, verified, round, parsing, older_parsings, refreshed_at,
         refreshed_by)
     VALUES (:market_id, :interval, CAST(:settled AS tstzmultirange), :watermark,
-        :first_bar_at, :last_bar_at, :bars, CAST(:verified AS jsonb), :parsing,
-        CAST(:older_parsings AS jsonb), :refreshed_at, :refreshed_by)
+        :first_bar_at, :last_bar_at, :bars, CAST(:verified AS jsonb), CAST(:round AS jsonb),
+        :parsing, CAST(:older_parsings AS jsonb), :refreshed_at, :refreshed_by)
     ON CONFLICT (market_id, interval) DO UPDATE SET settled = excluded.settled,
         watermark = excluded.watermark, first_bar_at = excluded.first_bar_at,
         last_bar_at = excluded.last_bar_at, bars = excluded.bars, verified = excluded.verified,
-        parsing = excluded.parsing, older_parsings = excluded.older_parsings,
+        round = excluded.round, parsing = excluded.parsing,
+        older_parsings = excluded.older_parsings,
         refreshed_at = coalesce(excluded.refreshed_at, known.refreshed_at),
         refreshed_by = coalesce(excluded.refreshed_by, known.refreshed_by)
 """)  # noqa: S608 - a constant
@@ -80,6 +90,8 @@ def read_coverage(connection: Connection, market_ids: Sequence[int]) -> dict[Key
             verified=_parse_marks(found[key]["verified"]),
             parsing=found[key]["parsing"],
             older_parsings=_parse_marks(found[key]["older_parsings"]),
+            round=_parse_round(found[key]["round"]),
+            refreshed_at=found[key]["refreshed_at"],
         )
         for key in found
     }
@@ -115,6 +127,7 @@ def write_coverage(
         "verified": _format_marks(after.verified),
         "parsing": after.parsing,
         "older_parsings": _format_marks(after.older_parsings),
+        "round": _format_round(after.round),
         "refreshed_at": refreshed_at,
         "refreshed_by": None if refreshed_at is None else run_id,
     }
@@ -169,29 +182,48 @@ def _describe_hole(key: Key, hole: Hole, run_id: UUID) -> dict[str, Any]:
 
 
 def _format_marks(verified: Mapping[int, Sequence[Window]]) -> str:
-    return json.dumps(
-        {
-            str(age): [[span.start.isoformat(), span.end.isoformat()] for span in spans]
-            for age, spans in verified.items()
-        }
-    )
+    return json.dumps({str(age): _format_spans(spans) for age, spans in verified.items()})
 
 
 def _parse_marks(marks: Mapping[str, list[list[str]]]) -> dict[int, tuple[Window, ...]]:
-    return {
-        int(age): tuple(Window(*map(datetime.fromisoformat, span)) for span in spans)
-        for age, spans in marks.items()
-    }
+    return {int(age): _parse_spans(spans) for age, spans in marks.items()}
+
+
+def _format_round(turn: Round | None) -> str:
+    if turn is None:
+        return "{}"
+    times = {name: getattr(turn, name).isoformat() for name in _ROUND_TIMES}
+    return json.dumps({**times, "skipped": _format_spans(turn.skipped)})
+
+
+def _parse_round(kept: Mapping[str, Any]) -> Round | None:
+    if not kept:
+        return None
+    times = {name: datetime.fromisoformat(kept[name]) for name in _ROUND_TIMES}
+    return Round(**times, skipped=_parse_spans(kept["skipped"]))
+
+
+def _format_spans(spans: Sequence[Window]) -> list[list[str]]:
+    return [[span.start.isoformat(), span.end.isoformat()] for span in spans]
+
+
+def _parse_spans(spans: Sequence[Sequence[str]]) -> tuple[Window, ...]:
+    return tuple(Window(*map(datetime.fromisoformat, span)) for span in spans)
 
 
 def read_flaws(connection: Connection, market_ids: Sequence[int], interval: Interval) -> list[Flaw]:
     """Return what keeps statistics of some markets from being trusted."""
-    holes = _read_holes(connection, market_ids)
     flaws = [
         Flaw(market_id, UNEXPLAINED_HOLE, hole.window)
-        for (market_id, of), found in holes.items()
+        for (market_id, of), found in _read_holes(connection, market_ids).items()
         for hole in found
         if of is interval and not hole.is_explained
+    ]
+    flaws += [
+        Flaw(market_id, NEVER_ASKED, span)
+        for (market_id, of), spans in read_never_asked(connection, market_ids).items()
+        for span in spans
+        if of is interval
     ]
     flaws += _read_mixed(connection, market_ids, interval)
     return [*flaws, *map(_describe_event, read_open_events(connection, market_ids))]
@@ -233,3 +265,24 @@ def _find_first_closes(
     }
     closes = connection.execute(_FIRST_CLOSES, values).scalars()
     return [replace(span, first_close=at) for span, at in zip(spans, closes, strict=True)]
+
+
+def read_never_asked(
+    connection: Connection, market_ids: Sequence[int] | None = None
+) -> dict[Key, list[Window]]:
+    """Return the spans between settled ones that nobody asked for; None: of all markets.
+
+    Series without such spans are absent. Only those in pieces are looked at: mostly none.
+    """
+    wanted = {"markets": None if market_ids is None else list(market_ids)}
+    calendars = {
+        (row.market_id, Interval(row.interval)): row.calendar
+        for row in connection.execute(_IN_PIECES, wanted)
+    }
+    if not calendars:
+        return {}
+    known = read_coverage(connection, sorted({market_id for market_id, _ in calendars}))
+    found = {
+        key: find_never_asked(known[key], key[1], calendar) for key, calendar in calendars.items()
+    }
+    return {key: spans for key, spans in found.items() if spans}

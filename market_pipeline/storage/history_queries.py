@@ -229,6 +229,15 @@ def read_newest_version(connection: Connection) -> int:
     return int(connection.execute(_NEWEST_VERSION).scalar() or 0)
 
 
+def read_version_time(connection: Connection, version: int) -> datetime | None:
+    """Return when a dataset version, or the last one before it, was written (UTC); None: none."""
+    written = dataset_version.c
+    query = select(written.known_at).where(written.version <= version)
+    newest = query.order_by(written.version.desc()).limit(1)
+    found: datetime | None = connection.execute(newest).scalar()
+    return found
+
+
 def read_markets_called(connection: Connection, symbols: Sequence[str]) -> list[StoredMarket]:
     """Return all markets of some symbols, whoever provides them; active and younger ones first."""
     rows = connection.execute(_MARKETS_CALLED, {"symbols": list(symbols)}).mappings()

@@ -19,6 +19,7 @@ from market_pipeline.domain.coverage import (
     NO_TRADES,
     PROVIDER_EMPTY,
 )
+from market_pipeline.storage.coverage_queries import list_never_asked
 from market_pipeline.storage.queries import read_last_run_id
 from market_pipeline.storage.tables import SCHEMA
 
@@ -99,6 +100,7 @@ class RunEvidence:
         coverage: One row per market and interval: ``watermark``, and ``starts_at`` and ``ends_at``
             of the last hole that is explained (UTC).
         holes: The last unexplained ones, ``found`` being how many there are.
+        never_asked: The spans between settled ones that nobody asked for.
         written: Its bars.
     """
 
@@ -106,6 +108,7 @@ class RunEvidence:
     receipt: pd.DataFrame
     coverage: pd.DataFrame
     holes: pd.DataFrame
+    never_asked: Sequence[Mapping[str, Any]]
     written: WrittenBars
 
 
@@ -123,6 +126,7 @@ def read_run_evidence(connection: Connection, run_id: UUID) -> RunEvidence:
         receipt,
         _read(connection, COVERAGE, market_ids=market_ids),
         _read(connection, _HOLES, market_ids=market_ids),
+        list_never_asked(connection, market_ids),
         WrittenBars(bars, repeated, disordered, examples[0] or [], examples[1] or []),
     )
 

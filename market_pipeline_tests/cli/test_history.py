@@ -2,6 +2,7 @@
 
 import json
 
+from market_pipeline.domain.planning import OVERLAP_BARS
 from market_pipeline_tests.cli.conftest import Command
 
 
@@ -10,7 +11,8 @@ def test_history_is_planned_filled_and_explained(command: Command) -> None:
     span = ("--from", "2024-01-01", "--to", "2024-03-01", "--symbols", "SPX", "--json")
     planned = json.loads(command("plan", *span).stdout)
     assert planned["providers"][0]["bars"] > 200
-    assert json.loads(command("coverage", "--json").stdout) == {"coverage": [], "holes": []}
+    nothing = {"coverage": [], "holes": [], "never_asked": [], "backfills": []}
+    assert json.loads(command("coverage", "--json").stdout) == nothing
 
     filled = command("backfill", *span)
     assert filled.returncode == 0, filled.stderr
@@ -32,3 +34,25 @@ def test_a_span_that_ends_before_it_begins_is_refused(command: Command) -> None:
     assert refused.returncode == 1
     assert "2024-03-01" in refused.stderr
     assert "2024-01-01" in refused.stderr
+
+
+def test_time_that_was_never_asked_for_is_listed_with_what_fills_it(command: Command) -> None:
+    """Beside the holes: the command, and its price; typed, it fills the gap."""
+    history = ("backfill", "--symbols", "BTC-USD", "--provider", "mock")
+    for start, end in (("2015-03-02", "2015-03-09"), ("2015-06-01", "2015-06-08")):
+        assert command(*history, "--from", start, "--to", end).returncode == 0
+    verified = command("coverage", "--verify")
+    assert "2 spans were never asked for." in verified.stdout
+    told = json.loads(command("coverage", "--json").stdout)
+    assert {gap["interval"]: gap["bars"] for gap in told["never_asked"]} == {
+        "1d": 84, "1h": 84 * 24,
+    }  # fmt: skip
+    assert {row["never_asked"] for row in told["coverage"]} == {1}
+    (fill,) = told["backfills"]
+    assert fill["calls"] == 3
+    assert fill["bars"] == 84 * 25 + 2 * OVERLAP_BARS
+    program, *typed = fill["command"].split()
+    assert program == "market-pipeline"
+    assert command(*typed).returncode == 0
+    after = json.loads(command("coverage", "--verify", "--json").stdout)
+    assert (after["never_asked"], after["backfills"], after["wrong"]) == ([], [], [])

@@ -90,7 +90,7 @@ def answer(
     if missing is not None:
         bars = bars[~missing[: len(bars)]]
     none = pd.Series([], dtype="datetime64[us, UTC]")
-    settled = Answer(ask.window, bars, none, now, now)
+    settled = Answer(ask.window, bars, none, now, now, ask.is_turn)
     return settle_answer(coverage, ask.interval, calendar, timedelta(0), settled)
 
 

@@ -22,6 +22,7 @@ MORNING = "2024-03-15T10:00Z"
 SYMBOLS = ["BTC-USD", "SPX"]
 REASONS = (
     "fetch_failed", "provider_empty", "no_trades", "quarantined", "before_first", "after_last",
+    "out_of_reach",
 )  # fmt: skip
 BROKEN = "2024-03-13T00:00:00+00:00"
 REPEAT_BARS = """
@@ -137,7 +138,7 @@ def test_a_good_run_passes_every_check_with_its_numbers(
     assert {name: read_numbers(one) for name, one in evaluations.items()} == {
         "ingestion_complete": {"markets": 2, "short": 0},
         "bars_fresh": {"series": 4, "late": 0},
-        "no_unexplained_holes": {"holes": 0},
+        "no_unexplained_holes": {"holes": 0, "never_asked": 0},
         "keys_unique": {"bars": stored, "repeated": 0},
         "ohlc_in_order": {"bars": stored, "disordered": 0},
         "no_spikes": {"spikes": 0},
@@ -227,13 +228,29 @@ def test_an_unexplained_hole_is_named_with_its_span(check: Check, database: Engi
     add_hole(database, "BTC-USD", "before_first", 2, "2024-03-01", "2024-03-02")
     evaluations = check()
     assert find_failed(evaluations) == {"no_unexplained_holes"}
-    assert read_numbers(evaluations["no_unexplained_holes"]) == {"holes": 1}
+    assert read_numbers(evaluations["no_unexplained_holes"]) == {"holes": 1, "never_asked": 0}
     assert list_objections(evaluations["no_unexplained_holes"]) == [
         {
             "market": "SPX", "provider": "mock", "interval": "1d", "from": "2024-03-04 00:00",
             "to": "2024-03-06 00:00", "reason": "fetch_failed", "tries": 2,
         }
     ]  # fmt: skip
+
+
+def test_time_that_nobody_asked_for_is_missing_too(check: Check, database: Engine) -> None:
+    """It is listed as a hole is, by the reason that statistics give."""
+    execute(
+        database,
+        """UPDATE market_data.market_coverage
+        SET settled = settled + tstzmultirange(tstzrange('2024-01-01Z', '2024-01-03Z'))
+        WHERE interval = '1d' AND market_id = (
+            SELECT market_id FROM market_data.market WHERE symbol = 'SPX')""",
+    )
+    found = check()["no_unexplained_holes"]
+    assert read_numbers(found) == {"holes": 0, "never_asked": 1}
+    (line,) = list_objections(found)
+    assert (line["market"], line["from"]) == ("SPX", "2024-01-03 00:00")
+    assert line["reason"] == "never_asked"
 
 
 def test_many_holes_are_counted_and_the_last_are_shown(check: Check, database: Engine) -> None:
@@ -243,7 +260,7 @@ def test_many_holes_are_counted_and_the_last_are_shown(check: Check, database: E
         start, end = (first + timedelta(days=2 * day + more) for more in (0, 1))
         add_hole(database, "SPX", "quarantined", 1, start.isoformat(), end.isoformat())
     found = check()["no_unexplained_holes"]
-    assert read_numbers(found) == {"holes": 25}
+    assert read_numbers(found) == {"holes": 25, "never_asked": 0}
     assert len(list_objections(found)) == 20
     assert list_objections(found)[0]["from"] == "2023-02-18 00:00"
 

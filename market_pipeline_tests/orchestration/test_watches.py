@@ -251,13 +251,18 @@ def test_stale_data_is_told_of_markets_that_are_ingested(
 def test_holes_that_do_not_heal_are_told(
     engine: Engine, instance: dg.DagsterInstance, tick: Tick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asked for four times, or a day old."""
+    """Asked for four times, or a day old; also when nobody asks for them any more."""
     monkeypatch.setenv("MOCK_FAULTS", "ETH-USD:timeout")
     run(instance, lookback_days=2)
     tick("alert_watch")
     assert "holes_stay" not in read_open(engine)
     old = datetime.now(UTC) - timedelta(days=2)
     execute(engine, "UPDATE market_data.coverage_hole SET first_seen_at = :old", old=old)
+    tick("alert_watch")
+    assert read_open(engine)["holes_stay"] == ["mock:ETH-USD"]
+    monkeypatch.setenv("MOCK_FAULTS", "")
+    run(instance, lookback_days=2, symbols=["BTC-USD"])
+    execute(engine, "UPDATE market_data.coverage_hole SET reason = 'out_of_reach'")
     tick("alert_watch")
     assert read_open(engine)["holes_stay"] == ["mock:ETH-USD"]
 

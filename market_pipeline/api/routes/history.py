@@ -25,6 +25,7 @@ from market_pipeline.api.questions import (
     Format,
     Horizon,
     Provider,
+    Require,
     ServicesNeeded,
     Start,
     Symbol,
@@ -34,11 +35,18 @@ from market_pipeline.api.questions import (
 from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
+from market_pipeline.readers.aggregates import demand_bars
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.paging import MAX_CURSOR_CHARACTERS, Question, read_page
-from market_pipeline.readers.questions import parse_moment, parse_past_moment, parse_window
+from market_pipeline.readers.questions import (
+    check_version,
+    parse_moment,
+    parse_past_moment,
+    parse_window,
+)
 from market_pipeline.readers.statistics import read_comparisons, read_roi_statistics
 from market_pipeline.readers.why import Explanation, explain_statistic
+from market_pipeline.storage.history_queries import BarSpan
 from market_pipeline.storage.stamps import read_stamp
 
 router = APIRouter(prefix="/api/markets/{symbol}", tags=["read"])
@@ -50,6 +58,7 @@ _SPANS = {
 _LONGEST_DAYS = 40_000
 _PROBLEMS = describe_problems(400, 404, 406, 503)
 _TABLE: dict[int | str, dict[str, Any]] = {200: {"content": dict(OTHER_FORMATS)}, **_PROBLEMS}
+_DEMANDED = _TABLE | describe_problems(409)
 Limit = Annotated[int, Query(ge=1, le=MAX_ROWS, description="Most rows of one answer")]
 Cursor = Annotated[
     str | None,
@@ -58,7 +67,7 @@ Cursor = Annotated[
 
 
 @router.get(
-    "/aggregates", response_model=BarTable, responses=_TABLE, summary="Final bars, page by page"
+    "/aggregates", response_model=BarTable, responses=_DEMANDED, summary="Final bars, page by page"
 )
 def list_aggregates(
     request: Request,
@@ -73,11 +82,13 @@ def list_aggregates(
     cursor: Cursor = None,
     provider: Provider = None,
     kind: Format = None,
+    require: Require = None,
 ) -> Response:
     """List final bars by open_time: the newest values, those known at a time, or of a version.
 
     Without ``start`` a week of hours, a year of days or five years of weeks. A cursor pins the
-    dataset version, so that pages belong together whatever is written meanwhile.
+    dataset version, so that pages belong together whatever is written meanwhile. ``require`` is
+    judged with the first page, for the whole span.
     """
     chosen, window = choose_format(request, kind), _choose_window(interval, start, end)
     moment = None if as_of is None else parse_past_moment("as_of", as_of)
@@ -87,6 +98,10 @@ def list_aggregates(
     with open_snapshot(services.engine) as connection:
         key, market = find_market(connection, symbol, provider)
         origin, newest = _find_origin(connection, market, chosen, version)
+        if require is not None and cursor is None:
+            check_version(version or 0, newest)
+            span = BarSpan((key,), interval, window)
+            demand_bars(connection, {key: market}, span, moment, version, require)
         unchanged = answer_unchanged(request, origin)
         if unchanged:
             return unchanged
@@ -98,7 +113,9 @@ def list_aggregates(
     )  # fmt: skip
 
 
-@router.get("/roi", response_model=RoiTable, responses=_TABLE, summary="Risk and return by horizon")
+@router.get(
+    "/roi", response_model=RoiTable, responses=_DEMANDED, summary="Risk and return by horizon"
+)
 def list_roi(
     request: Request,
     services: ServicesNeeded,
@@ -110,6 +127,7 @@ def list_roi(
     version: Version = None,
     provider: Provider = None,
     kind: Format = None,
+    require: Require = None,
 ) -> Response:
     """List the newest statistic of each horizon, or with ``start`` and ``end`` all of a span."""
     chosen = choose_format(request, kind)
@@ -117,10 +135,10 @@ def list_roi(
         _, market = find_market(connection, symbol, provider)
         origin, _ = _find_origin(connection, market, chosen, version)
         unchanged = answer_unchanged(request, origin)
-        if unchanged:
+        if unchanged and require is None:
             return unchanged
         rows = read_roi_statistics(
-            _spell(market), horizon, start, end, as_of, version, engine=connection
+            _spell(market), horizon, start, end, as_of, version, engine=connection, require=require
         )
     names = {"symbol": market.symbol, "provider": market.provider}
     return answer_table(chosen, rows, origin, f"{market.symbol}-roi", **names)

@@ -17,19 +17,20 @@ from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.questions import find_market_ids
 from market_pipeline.settings import split_list
 from market_pipeline.storage import queries
-from market_pipeline.storage.coverage_queries import list_coverage, list_holes
+from market_pipeline.storage.coverage_queries import list_coverage, list_holes, list_never_asked
 from market_pipeline.storage.history_queries import read_newest_version
 
 router = APIRouter(prefix="/api", tags=["read"])
 _TABLE = {200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 406, 503)}
 _COVERAGE_COLUMNS = (
     "symbol", "provider", "interval", "first_bar_at", "last_bar_at", "final_to", "bars", "holes",
-    "refreshed_at",
+    "refreshed_at", "never_asked", "verified", "verified_at", "turn_days",
 )  # fmt: skip
 _HOLE_COLUMNS = (
     "symbol", "provider", "interval", "starts_at", "ends_at", "reason", "tries", "next_check_at",
     "detail",
 )  # fmt: skip
+_NEVER_ASKED_COLUMNS = ("symbol", "provider", "interval", "starts_at", "ends_at", "bars")
 
 
 @router.get(
@@ -47,17 +48,24 @@ def tell_coverage(
     provider: Annotated[str | None, Query(max_length=40)] = None,
     kind: Format = None,
 ) -> Response:
-    """List coverage by market and interval; JSON has the holes as well."""
+    """List coverage by market and interval; JSON also has holes and what was never asked for."""
     chosen = choose_format(request, kind)
     wanted = None if symbols is None else parse_symbols(split_list(symbols))
     with open_snapshot(services.engine) as connection:
         of = None if wanted is None else find_market_ids(connection, wanted)
         rows = pd.DataFrame(list_coverage(connection, of), columns=list(_COVERAGE_COLUMNS))
         holes = pd.DataFrame(list_holes(connection, of), columns=list(_HOLE_COLUMNS))
+        gaps = list_never_asked(connection, of)
+        never = pd.DataFrame(gaps, columns=list(_NEVER_ASKED_COLUMNS))
         origin = Origin(dataset_version=read_newest_version(connection) or None)
     if provider is not None:
-        rows, holes = (table[table["provider"] == provider] for table in (rows, holes))
-    return answer_table(chosen, rows, origin, "coverage", holes=list_records(holes))
+        rows, holes, never = (
+            table[table["provider"] == provider] for table in (rows, holes, never)
+        )
+    return answer_table(
+        chosen, rows, origin, "coverage",
+        holes=list_records(holes), never_asked=list_records(never),
+    )  # fmt: skip
 
 
 @router.get("/runs", response_model=RunTable, responses=_TABLE, summary="Receipts, newest first")

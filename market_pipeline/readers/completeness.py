@@ -1,0 +1,256 @@
+"""How complete a frame is, and refusing one that is less complete than its reader demands.
+
+It is told by the ledger, the calendar's grid and the bars that were read; nothing is scanned.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypeAlias
+
+from sqlalchemy import Connection
+
+from market_pipeline.domain.completeness import (
+    NOT_ASKED_YET,
+    PROVISIONAL,
+    Absence,
+    Completeness,
+    Series,
+    measure_completeness,
+    name_backfill,
+)
+from market_pipeline.domain.coverage import BEGINNING, FETCH_FAILED, Coverage
+from market_pipeline.domain.errors import (
+    HistoryRequestError,
+    IncompleteHistoryError,
+    SettingError,
+)
+from market_pipeline.domain.grids import Micros
+from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
+from market_pipeline.domain.records import Market, Window
+from market_pipeline.domain.sessions import (
+    describe_source,
+    is_schedule_known,
+    remember_schedule,
+)
+from market_pipeline.domain.withholding import MIXED_PARSING, NEVER_ASKED, UNEXPLAINED_HOLE
+from market_pipeline.providers.registry import load_provider
+from market_pipeline.storage.coverage import read_coverage, read_flaws
+from market_pipeline.storage.trading_sessions import read_schedule
+
+Requirement: TypeAlias = Literal["complete", "explained"] | None
+_MOST_TOLD = 20
+_MOST_LISTED = 1_000
+_OF_BARS = (UNEXPLAINED_HOLE, NEVER_ASKED)
+_FETCHED_BY_A_BACKFILL = (FETCH_FAILED, NEVER_ASKED, NOT_ASKED_YET, PROVISIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Which bars of a market are judged.
+
+    Attributes:
+        market: Whose. interval: Of the bars. window: By open_time (UTC).
+        clock: What was due by then is expected (UTC).
+        closing: Only bars that close in it, both ends included; None: all.
+        found: open_time of the bars that were read, microseconds since 1970; None: not read.
+    """
+
+    market: Market
+    interval: Interval
+    window: Window
+    clock: datetime
+    closing: Window | None = None
+    found: Micros | None = None
+
+    @property
+    def fetched(self) -> Interval:
+        """What the bars are made of."""
+        return find_fetched_interval(self.market, self.interval)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A span, how complete it is, and what makes its values doubtful: events, mixed parsing."""
+
+    span: Span
+    completeness: Completeness
+    doubts: tuple[Absence, ...] = ()
+
+    def list_objections(self, require: Requirement) -> list[Absence]:
+        """Return what does not meet a requirement."""
+        missing = [
+            one
+            for one in self.completeness.absences
+            if require == "complete" or not one.is_explained
+        ]
+        return [*missing, *self.doubts]
+
+
+def find_fetched_interval(market: Market, interval: Interval) -> Interval:
+    """Return what bars are made of: weeks are built here from the longest bars there are."""
+    return interval if interval in market.intervals else market.intervals[-1]
+
+
+def check_requirement(require: str | None) -> None:
+    """Make sure that a requirement is one.
+
+    Raises:
+        HistoryRequestError: It is neither ``complete`` nor ``explained`` nor None.
+    """
+    if require not in (None, "complete", "explained"):
+        raise HistoryRequestError(f"require={require!r}: expected 'complete', 'explained' or None")
+
+
+def judge_spans(
+    connection: Connection, spans: Mapping[int, Span], require: Requirement = None
+) -> list[Judged]:
+    """Return how complete spans are, one for each market.
+
+    Args:
+        connection: With one snapshot for all its queries.
+        spans: What is judged, by market_id.
+        require: With a requirement, doubts are looked for too: the answer takes more queries.
+
+    Raises:
+        SettingError: With a requirement, when a market's provider is not installed any more, or
+            wrongly set: its publication lag is not known. Without, it counts as none.
+    """
+    know_calendars(connection, {span.market.calendar for span in spans.values()})
+    known = read_coverage(connection, list(spans))
+    doubts = {} if require is None else _read_doubts(connection, spans)
+    return [
+        Judged(
+            span,
+            _measure(known.get((market_id, span.fetched), Coverage()), span, require),
+            tuple(doubts.get(market_id, ())),
+        )
+        for market_id, span in spans.items()
+    ]
+
+
+def demand(judged: Iterable[Judged], require: Requirement) -> None:
+    """Refuse what does not meet a requirement.
+
+    Raises:
+        IncompleteHistoryError: Lists what is missing, why, and what would bring it.
+    """
+    objections = [
+        (one.span, objection) for one in judged for objection in one.list_objections(require)
+    ]
+    if require is not None and objections:
+        raise _build_error(require, objections)
+
+
+def summarise(judged: Iterable[Judged]) -> dict[str, Any]:
+    """Return what ``attrs["completeness"]`` says: expected, present, and missing by reason."""
+    expected, missing = 0, Counter[str]()
+    for one in judged:
+        expected += one.completeness.expected
+        missing.update(one.completeness.missing)
+    present = expected - missing.total()
+    return {"expected": expected, "present": present, "missing": dict(missing)}
+
+
+def know_calendars(connection: Connection, calendars: Iterable[str]) -> None:
+    """Take exchange calendars from the table where it has them: to build one takes long."""
+    for calendar in sorted(set(calendars) - {ALWAYS_OPEN}):
+        if not is_schedule_known(calendar):
+            kept = read_schedule(connection, calendar, describe_source())
+            if not kept.empty:
+                remember_schedule(calendar, kept)
+
+
+def _measure(known: Coverage, span: Span, require: Requirement) -> Completeness:
+    # Before 1970 and after the clock no bar is expected; years beyond those have no calendar.
+    clock = max(span.clock, BEGINNING)
+    start, end = (min(max(edge, BEGINNING), clock) for edge in (span.window.start, span.window.end))
+    series = Series(
+        span.interval, span.fetched, span.market.calendar, Window(start, end),
+        clock - _find_lag(span, require), span.closing,
+    )  # fmt: skip
+    return measure_completeness(known, series, span.found)
+
+
+def _find_lag(span: Span, require: Requirement) -> timedelta:
+    if span.closing is not None:
+        return timedelta(0)
+    try:
+        provider = load_provider(span.market.provider, os.environ)
+    except SettingError:
+        if require is not None:
+            raise
+        return timedelta(0)
+    return provider.describe_history(span.market, span.fetched).publication_lag
+
+
+def _read_doubts(connection: Connection, spans: Mapping[int, Span]) -> dict[int, list[Absence]]:
+    doubts: dict[int, list[Absence]] = {}
+    for fetched in {span.fetched for span in spans.values()}:
+        for flaw in read_flaws(connection, list(spans), fetched):
+            span = spans[flaw.market_id]
+            if span.fetched is fetched and flaw.reason not in _OF_BARS:
+                window = flaw.window or span.window
+                if _touches(window, span.closing or span.window):
+                    doubt = Absence(window, flaw.reason, 0, is_explained=False)
+                    doubts.setdefault(flaw.market_id, []).append(doubt)
+    return doubts
+
+
+def _touches(doubt: Window, window: Window) -> bool:
+    """Return whether a doubt lies in a window; one without length is a boundary within it."""
+    return doubt.start < window.end and doubt.end > window.start
+
+
+def _build_error(
+    require: str, objections: Sequence[tuple[Span, Absence]]
+) -> IncompleteHistoryError:
+    told = "; ".join(_tell(span, one) for span, one in objections[:_MOST_TOLD])
+    more = len(objections) - _MOST_TOLD
+    commands = _list_commands(objections)
+    cure = f". To bring what can be had: {'; '.join(f'`{one}`' for one in commands)}"
+    return IncompleteHistoryError(
+        f"require={require!r} is not met: {told}{f' and {more:,} more' if more > 0 else ''}"
+        f"{cure if commands else '. Nothing would bring it now'}",
+        [_describe(span, one) for span, one in objections[:_MOST_LISTED]],
+        commands,
+    )
+
+
+def _name(span: Span) -> str:
+    return f"{span.market.provider}:{span.market.symbol}"
+
+
+def _tell(span: Span, one: Absence) -> str:
+    bars = f", {one.bars:,} bars" if one.bars else ""
+    window = f"{one.window.start:%Y-%m-%d %H:%M} to {one.window.end:%Y-%m-%d %H:%M}"
+    return f"{_name(span)} {span.interval} {window}: {one.reason}{bars}"
+
+
+def _describe(span: Span, one: Absence) -> dict[str, Any]:
+    return {
+        "symbol": span.market.symbol,
+        "provider": span.market.provider,
+        "interval": span.interval.value,
+        "starts_at": one.window.start.isoformat(),
+        "ends_at": one.window.end.isoformat(),
+        "reason": one.reason,
+        "bars": one.bars,
+    }
+
+
+def _list_commands(objections: Sequence[tuple[Span, Absence]]) -> list[str]:
+    """Return what brings missing bars, one command for each market that has one."""
+    markets = {span.market for span, _ in objections}
+    commands = []
+    for market in sorted(markets, key=lambda one: (one.symbol, one.provider)):
+        of_it = [one for span, one in objections if span.market == market]
+        windows = [one.window for one in of_it if one.reason in _FETCHED_BY_A_BACKFILL]
+        if windows:
+            start, end = min(one.start for one in windows), max(one.end for one in windows)
+            commands.append(name_backfill(market, Window(start, end)))
+        if any(one.reason == MIXED_PARSING for one in of_it):
+            commands.append(f"market-pipeline markets reload {market.provider}:{market.symbol}")
+    return commands
