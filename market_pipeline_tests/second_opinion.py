@@ -6,6 +6,7 @@ every published number must equal its formula over the bars of the row's own dat
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -104,11 +105,7 @@ class _Opinion:
             and (row["until"] is None or (version is not None and row["until"] > version))
             and row["close_time"] <= closed_by
         }
-        expected = [day for day in list_dates(self._calendar(market_id)) if day in known] or [None]
-        first, last = expected[0], expected[-1]
-        if first is None or last is None:
-            return Series([], np.empty(0), np.empty(0), np.empty(0))
-        dates = [day for day in list_dates(self._calendar(market_id)) if first <= day <= last]
+        dates = _span_dates(self._calendar(market_id), known)
         return Series(
             dates,
             _take(known, dates, "close"),
@@ -195,6 +192,15 @@ def _merge(days: list[Row]) -> dict[str, float]:
         "low": min(day["low"] for day in days),
         "close": days[-1]["close"],
     }
+
+
+def _span_dates(calendar: str, known: Mapping[date, Row]) -> list[date]:
+    """Return the expected dates from the first to the last that has a bar."""
+    found = sorted(known.keys() & set_of_dates(calendar))
+    if not found:
+        return []
+    dates = list_dates(calendar)
+    return list(dates[bisect_left(dates, found[0]) : bisect_right(dates, found[-1])])
 
 
 def _take(known: Mapping[date, Row], dates: list[date], name: str) -> Floats:

@@ -10,16 +10,17 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, Table, text
 
 from market_pipeline.domain.records import Market
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.ingestion.stream import BarStream
-from market_pipeline.ingestion.write import commit_item, write_rows
+from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
 from market_pipeline.orchestration import assets
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.providers.mock import MockProvider
+from market_pipeline.storage.computed_inputs import write_fingerprints
 from market_pipeline.storage.tables import (
     market_comparison,
     market_roi_statistic,
@@ -64,6 +65,7 @@ class Installation:
         request = build_request(now, names, "mock", days, now.isoformat(), history_from, history_to)
         run = Run(uuid4(), "manual", now, request)
         routes = self._route(faults)
+        write_markets(self.engine, run, [market for _, market in routes])
         stream = iter(BarStream(self.engine, run.run_id, request, routes))
         for number, item in enumerate(stream):
             if number == commits:
@@ -79,13 +81,16 @@ class Installation:
 
     def _compute(self, run: Run, request: Request, routes: list[Route]) -> None:
         reader = MarketReader(self.engine, request, routes)
-        outputs: dict[Any, Any] = {
-            market_snapshot: assets.market_snapshots(reader).rows,
-            market_comparison: assets.market_comparisons(reader),
-            market_roi_statistic: assets.market_roi_statistics(reader),
-        }
-        for table, rows in outputs.items():
-            write_rows(self.engine, run, table, rows, "ok")
+        prices = _call(assets.market_snapshots, reader)
+        write_rows(self.engine, run, market_snapshot, prices.rows, "ok")
+        self._keep(run, market_comparison, _call(assets.market_comparisons, reader))
+        self._keep(run, market_roi_statistic, _call(assets.market_roi_statistics, reader))
+
+    def _keep(self, run: Run, table: Table, computed: Any) -> None:
+        def note(connection: Connection) -> None:
+            write_fingerprints(connection, table.name, computed.fingerprints, run.run_id)
+
+        write_rows(self.engine, run, table, computed.rows, "ok", note)
 
     def read(self, query: str, **values: object) -> list[dict[str, Any]]:
         """Return a query's rows."""
@@ -100,6 +105,11 @@ class Installation:
         )
         with self.engine.begin() as connection:
             connection.execute(text(f"TRUNCATE {tables[0]['names']} CASCADE"))
+
+
+def _call(asset: Any, reader: MarketReader) -> Any:
+    """Return what an asset's body returns: an instance for each call would take a second."""
+    return asset.op.compute_fn.decorated_fn(reader)
 
 
 def _find_market(provider: MockProvider, symbol: str) -> Market:
