@@ -100,10 +100,8 @@ def test_a_second_run_tells_no_news(materialise: Materialise, database_url: str)
         assert (metadata["rows_inserted"], metadata["rows_updated"]) == (0, 0)
         assert metadata["dagster/row_count"] == count_rows(database_url, asset)
         if asset in COMPUTED:
-            assert (
-                metadata["rows_unchanged"],
-                "so nothing was computed" in metadata["not_computed"],
-            ) == (0, True)
+            assert metadata["rows_unchanged"] == 0
+            assert metadata["not_computed"].endswith("so nothing was computed")
         elif asset != "market_aggregates":  # of them only the newest are asked for again
             assert metadata["rows_unchanged"] == metadata["dagster/row_count"]
         assert not {"picture", "rows"} & set(metadata)

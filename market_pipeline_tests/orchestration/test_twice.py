@@ -1,6 +1,5 @@
-"""A run over bars that did not change: nothing is computed, nothing is written, whatever its clock."""
+"""A run over bars that did not change computes nothing and writes nothing, whatever its clock."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -25,13 +24,13 @@ STATISTICS = ("market_roi_statistic", "market_comparison", "market_aggregate")
 
 
 @pytest.fixture
-def files(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def files(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """An empty database, and a year of two recorded series as the only source."""
     monkeypatch.setenv("INGESTION_PROVIDER", "file")
     monkeypatch.setenv("INGESTION_MARKETS", "BTC-USD,SPX")
     monkeypatch.setenv("INGESTION_LOOKBACK_DAYS", "366")
     monkeypatch.setenv("FILE_PROVIDER_PATH", str(SERIES))
-    yield engine
+    return engine
 
 
 def read_tables(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
@@ -41,7 +40,8 @@ def read_tables(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
         for table in metadata.sorted_tables:
             if table.name in OF_RUNS:
                 continue
-            kept = [name for name in table.columns.keys() if not name.startswith("refreshed_")]
+            names = [column.name for column in table.columns]
+            kept = [name for name in names if not name.startswith("refreshed_")]
             columns = ", ".join(f'"{name}"' for name in kept)
             wrote = "" if table.name == COVERAGE else "xmin::text, "
             query = f"SELECT {wrote}{columns} FROM {table.fullname}"  # noqa: S608 - names of our own
@@ -80,9 +80,8 @@ def test_a_market_without_new_bars_keeps_its_year_at_any_later_clock(
     """The S&P 500 ends in 2018: its statistics of that year stand ever after, to the last bit."""
     materialise(symbols=["SPX"], window_end=NEW_YEAR)
     before = read_tables(files)
-    year = (
-        "SELECT roi, sharpe, n_returns FROM market_data.market_roi_statistic WHERE horizon = '365d'"
-    )
+    year = """SELECT roi, sharpe, n_returns FROM market_data.market_roi_statistic
+        WHERE horizon = '365d'"""
     for clock in (LATER, MUCH_LATER):
         materialise(symbols=["SPX"], window_end=clock)
         after = read_tables(files)
@@ -99,7 +98,7 @@ def test_statistics_alone_at_any_clock_are_those_of_the_stored_bars(
     """A clock long before or after the bars changes nothing, also when all is computed again."""
     materialise(window_end=NEW_YEAR)
     before = read_tables(files)
-    for clock in ("2018-06-30T00:00Z", MUCH_LATER, "2026-01-01T00:00Z"):
+    for clock in ("2018-06-30T00:00Z", "2026-01-01T00:00Z"):
         with files.begin() as connection:
             connection.execute(text("DELETE FROM market_data.computed_input"))
         assets = ("market_roi_statistics", "market_comparisons")
