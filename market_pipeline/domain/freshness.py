@@ -5,6 +5,7 @@ Checks, alerts and pages all ask :func:`find_delay`; they differ in the clock al
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,7 @@ def find_delay(series: Series, end: datetime, now: datetime) -> datetime | None:
     return due.end
 
 
+@lru_cache(maxsize=1024)
 def find_newest_due(
     calendar: str, interval: Interval, end: datetime, now: datetime, publication_lag: timedelta
 ) -> Window | None:

@@ -74,7 +74,8 @@ def judge_freshness(series: Sequence[Series], now: datetime) -> Freshness:
 
 def _judge(series: Series, now: datetime) -> Freshness | None:
     """Return how a late series stands; None when it is not late, or nobody can tell."""
-    clock = now - _GRACE[series.interval]
+    # By the minute: the markets of one calendar then share an answer.
+    clock = now.replace(second=0, microsecond=0) - _GRACE[series.interval]
     try:
         expected_to = find_delay(series, clock, clock)
     except SettingError:
