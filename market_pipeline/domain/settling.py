@@ -28,6 +28,7 @@ from market_pipeline.domain.coverage import (
     Round,
     find_next_check,
 )
+from market_pipeline.domain.freshness import is_due
 from market_pipeline.domain.grids import Grid, Micros, find_grid, from_micros, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.planning import VERIFIED_AGES_DAYS
@@ -84,8 +85,7 @@ def settle_answer(
     is_final, is_present = _match(part, answer.bars)
     # A bar that is stored and final stays so, also when the provider has forgotten it.
     is_final |= find_known(coverage, part)
-    due_by = to_micros(answer.now - publication_lag)
-    is_missing = ~is_final & ~is_present & (part.closes <= due_by)
+    is_missing = ~is_final & ~is_present & is_due(part.closes, answer.now, publication_lag)
     is_pending = ~is_final & ~is_missing
     span = Window(answer.window.start, max(answer.window.end, from_micros(edges[-1])))
     pending = [_span(edges, first, last) for first, last in _find_runs(is_pending)]

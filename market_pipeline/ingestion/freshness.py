@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from market_pipeline.domain.freshness import find_newest_due
+from market_pipeline.domain.freshness import Series, find_delay
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import Market
+from market_pipeline.domain.records import Market, Window
 from market_pipeline.ingestion.request import Route
+from market_pipeline.providers.base import Provider
 
 Known = Mapping[tuple[int, str], Mapping[str, Any]]
 
@@ -41,7 +42,7 @@ def find_delays(
     end: datetime,
     now: datetime,
 ) -> Iterator[Delay]:
-    """Yield the series that are late; a bar the provider is known not to have is not waited for.
+    """Yield the series that are late.
 
     Args:
         routes: Providers and markets.
@@ -55,25 +56,20 @@ def find_delays(
         if market_id is None:
             continue
         for interval in route[1].intervals:
-            delay = _find_delay(route, interval, known.get((market_id, interval)), end, now)
-            if delay is not None:
-                yield delay
+            series = describe_series(*route, interval, known.get((market_id, interval), {}))
+            expected_to = find_delay(series, end, now)
+            if expected_to is not None:
+                yield Delay(route[1], interval, series.watermark, expected_to)
 
 
-def _find_delay(
-    route: Route,
-    interval: Interval,
-    known: Mapping[str, Any] | None,
-    end: datetime,
-    now: datetime,
-) -> Delay | None:
-    provider, market = route
-    lag = provider.describe_history(market, interval).publication_lag
-    due = find_newest_due(market.calendar, interval, end, now, lag)
-    watermark = known["watermark"] if known else None
-    if due is None or (watermark is not None and watermark >= due.end):
-        return None
-    explained = known["ends_at"] if known else None
-    if known and explained is not None and known["starts_at"] <= due.start < explained:
-        return None
-    return Delay(market, interval, watermark, due.end)
+def describe_series(
+    provider: Provider | None, market: Market, interval: Interval, known: Mapping[str, Any]
+) -> Series:
+    """Return a series, given its row of ``read_coverage_rows``, if there is one.
+
+    Without a provider, where it is not to be had, its bars are expected as soon as they close.
+    """
+    lag = provider.describe_history(market, interval).publication_lag if provider else timedelta(0)
+    ends_at = known.get("ends_at")
+    explained = None if ends_at is None else Window(known["starts_at"], ends_at)
+    return Series(market.calendar, interval, lag, known.get("watermark"), explained)

@@ -12,6 +12,7 @@ from uuid import UUID
 import pandas as pd
 
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.returns import build_times, fill_gaps, read_microseconds
 from market_pipeline.orchestration.coverage_picture import draw_coverage
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.pictures import (
@@ -51,7 +52,7 @@ def _draw_price_history(occasion: Occasion) -> bytes | None:
             return None
     bars = reader.read_final_bars(Interval.DAY, reader.request.lookback_days, market_ids)
     panels = [
-        Panel(_title(one), _note_change(of_market, one.quote), of_market)
+        Panel(_title(one), _note_change(of_market, one.quote), show_gaps(of_market, one.calendar))
         for one in shown
         if len(of_market := bars[bars["market_id"] == one.market_id])
     ]
@@ -111,7 +112,16 @@ def _build_panel(market: Any, row: Any, bars: pd.DataFrame) -> Panel:
     within = bars["close_time"].between(row.first_bar_at, row.as_of)
     of_market = bars[within & (bars["market_id"] == market.market_id)].reset_index(drop=True)
     note = f"{row.horizon} to {_write_date(row.as_of)}: {100 * row.max_drawdown:,.1f} %"
-    return Panel(_title(market), note, of_market)
+    return Panel(_title(market), note, show_gaps(of_market, market.calendar))
+
+
+def show_gaps(bars: pd.DataFrame, calendar: str) -> pd.DataFrame:
+    """Return daily bars with a row that has no prices where the calendar expects one more."""
+    opens = read_microseconds(bars["open_time"])
+    at, place = fill_gaps([calendar], Interval.DAY, opens)
+    filled = bars.set_index(place).reindex(range(len(at)))
+    times = pd.Series(build_times(at), index=filled.index)
+    return filled.assign(open_time=times, close_time=filled["close_time"].fillna(times))
 
 
 def _build_matrix(rows: pd.DataFrame, labels: Mapping[int, str]) -> pd.DataFrame:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.roi import compute_drawdowns
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -42,7 +44,8 @@ class Panel:
     Attributes:
         title: The market and its provider.
         note: One line beside the title.
-        bars: Daily bars in order: ``open_time``, ``close_time``, ``open`` to ``close``, ``volume``.
+        bars: Daily bars in order: ``open_time``, ``close_time``, ``open`` to ``close``, ``volume``;
+            a row without prices is a missing bar, where lines break.
     """
 
     title: str
@@ -75,14 +78,14 @@ def draw_drawdowns(panels: Sequence[Panel]) -> bytes:
     """
     figure, axes = _lay_out(panels[:MAX_PANELS], row_inches=1.9, height_ratios=(1,))
     for panel, (axis,) in zip(panels, axes, strict=False):
-        fall = 100 * (panel.bars["close"] / panel.bars["close"].cummax() - 1)
+        fall = 100 * compute_drawdowns(panel.bars["close"].to_numpy(dtype="float64"))
         closed = _strip_zone(panel.bars["close_time"])
         _head(axis, panel)
         axis.fill_between(closed, fall, 0, color=_DOWN, alpha=0.22, linewidth=0)
         axis.plot(closed, fall, color=_DOWN, linewidth=1.2)
-        deepest = fall.to_numpy().argmin()
-        axis.plot(closed[deepest], fall.iloc[deepest], "o", color=_DOWN, markersize=4)
-        axis.set_ylim(1.15 * min(fall.min(), -0.1), 0)
+        deepest = np.nanargmin(fall)
+        axis.plot(closed[deepest], fall[deepest], "o", color=_DOWN, markersize=4)
+        axis.set_ylim(1.15 * min(fall[deepest], -0.1), 0)
         _finish(axis, lambda value: f"{value:,.4g} %")
     return encode_figure(figure)
 
@@ -183,7 +186,8 @@ def _draw_price(axis: "Axes", bars: pd.DataFrame) -> None:
         axis.plot(days, bars["close"], color=_LINE, linewidth=1.2)
         axis.fill_between(days, bars["close"], bars["close"].min(), color=_LINE, alpha=0.1)
         return
-    colours = _colour(bars)
+    bars = bars.dropna(subset=["close"])
+    days, colours = _strip_zone(bars["open_time"]), _colour(bars)
     body = bars["close"] - bars["open"]
     axis.vlines(days, bars["low"], bars["high"], colors=colours, linewidth=1)
     axis.bar(days, body, width=_CANDLE_DAYS, bottom=bars["open"], color=colours)
@@ -203,6 +207,8 @@ def _draw_volume(axis: "Axes", bars: pd.DataFrame) -> None:
             days, volume, step="mid", color=_LINE, alpha=0.45, linewidth=0, antialiased=False
         )
     else:
+        known = bars["close"].notna().to_numpy()
+        days, volume, bars = days[known], volume[known], bars[known]
         axis.bar(
             days, volume, width=_CANDLE_DAYS, color=_colour(bars), alpha=0.55, antialiased=False
         )

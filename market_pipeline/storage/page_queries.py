@@ -27,14 +27,10 @@ _OVERVIEW = f"""
         ORDER BY market_id, started_at DESC
     ), hole AS (
         SELECT market_id, count(*) AS holes FROM {SCHEMA}.coverage_hole GROUP BY market_id
-    ), known AS (
-        SELECT market_id, max(watermark) FILTER (WHERE "interval" = '1h') AS final_to_1h,
-            max(watermark) FILTER (WHERE "interval" = '1d') AS final_to_1d
-        FROM {SCHEMA}.market_coverage GROUP BY market_id
     )
     SELECT m.market_id, m.provider, m.symbol, m.name, m.quote, m.calendar, m.is_primary,
         s.price, s.observed_at, s.change_24h_ratio, d.close, d.close_time,
-        final_to_1h, final_to_1d, coalesce(holes, 0) AS holes,
+        coalesce(holes, 0) AS holes,
         receipt.run_id, receipt.started_at AS run_started_at, receipt.outcome, receipt.reason
     FROM {SCHEMA}.market m
     LEFT JOIN LATERAL (
@@ -46,12 +42,13 @@ _OVERVIEW = f"""
         WHERE market_id = m.market_id AND "interval" = '1d' AND is_final
         ORDER BY open_time DESC LIMIT 1
     ) d ON true
-    LEFT JOIN known USING (market_id) LEFT JOIN hole USING (market_id)
+    LEFT JOIN hole USING (market_id)
     LEFT JOIN receipt USING (market_id)
     WHERE m.is_active ORDER BY m.symbol, m.provider
 """  # noqa: S608 - names of our own tables
 _SPARKS = f"""
-    SELECT wanted.market_id, array_agg(bar.close ORDER BY bar.open_time) AS closes
+    SELECT wanted.market_id, array_agg(bar.close ORDER BY bar.open_time) AS closes,
+        array_agg(bar.open_time ORDER BY bar.open_time) AS opens
     FROM unnest(%(market_ids)s::bigint[]) AS wanted (market_id)
     CROSS JOIN LATERAL (
         SELECT open_time, close FROM {SCHEMA}.market_aggregate
@@ -115,16 +112,13 @@ _QUARANTINED = f"""
 
 
 def read_overview(connection: Connection) -> list[Row]:
-    """Return each active market with its newest price, close, watermarks, holes and receipt."""
+    """Return each active market with its newest price, close, holes and receipt."""
     return fetch(connection, _OVERVIEW)
 
 
-def read_sparks(
-    connection: Connection, market_ids: Sequence[int], count: int
-) -> dict[int, list[float]]:
-    """Return the last final daily closes of markets, the oldest first."""
-    rows = fetch(connection, _SPARKS, market_ids=list(market_ids), count=count)
-    return {row["market_id"]: row["closes"] for row in rows}
+def read_sparks(connection: Connection, market_ids: Sequence[int], count: int) -> list[Row]:
+    """Return the last final daily closes of markets and their ``opens``, the oldest first."""
+    return fetch(connection, _SPARKS, market_ids=list(market_ids), count=count)
 
 
 def read_market(connection: Connection, name: str) -> Row | None:

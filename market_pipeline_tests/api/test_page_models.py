@@ -1,19 +1,14 @@
 """What pages show, without a page: how values are written, which are chosen, what is drawn."""
 
 from datetime import UTC, datetime, timedelta
-from math import inf, log, nan, sqrt
-from statistics import stdev
+from math import inf, nan
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from market_pipeline.api.pages.charts import (
-    build_market_chart,
-    build_ratio_chart,
-    compute_drawdowns,
-    compute_rolling_volatility,
-)
+from market_pipeline.api.pages.charts import build_market_chart, build_ratio_chart
 from market_pipeline.api.pages.comparison import (
     MAX_SIDE,
     build_heat_map,
@@ -37,8 +32,11 @@ from market_pipeline.api.pages.market import build_cells, build_strip
 from market_pipeline.api.pages.overview import PAGE_ROWS, list_markets
 from market_pipeline.api.pages.pictures import Piece, draw_line, join_states
 from market_pipeline.domain.coverage import FETCH_FAILED, Coverage, Hole
+from market_pipeline.domain.freshness import Series
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
+from market_pipeline.domain.roi import compute_roi_statistics
+from market_pipeline.domain.withholding import Flaw
 
 NOW = datetime(2024, 3, 15, 12, tzinfo=UTC)  # a Friday; New York opens at 13:30 UTC
 
@@ -56,8 +54,7 @@ def make_market(number: int, **values: Any) -> dict[str, Any]:
         "close_time": NOW,
         "observed_at": None,
         "change_24h_ratio": None,
-        "final_to_1h": NOW,
-        "final_to_1d": None,
+        "series": [Series("24/7", Interval.HOUR, watermark=NOW)],
         "outcome": "ok",
     } | values
 
@@ -119,22 +116,81 @@ def test_an_age_is_told_in_its_largest_fitting_unit(span: timedelta, shown: str)
     assert format_age(NOW + span, NOW) == f"in {shown}"
 
 
-def test_drawdown_and_volatility_are_of_the_closes_so_far() -> None:
-    """Against plain Python; the first thirty closes have no volatility."""
-    assert compute_drawdowns(np.array([1.0, 2.0, 1.0, 3.0])).tolist() == [0.0, 0.0, -0.5, 0.0]
-    closes = np.exp(np.sin(np.arange(40)))
-    shown = compute_rolling_volatility(closes, 365)
-    assert np.isnan(shown[:30]).all()
-    returns = [log(closes[at] / closes[at - 1]) for at in range(10, 40)]
-    assert shown[-1] == pytest.approx(stdev(returns) * sqrt(365))
-    assert np.isnan(compute_rolling_volatility(closes[:30], 365)).all()
+def make_bars(closes: list[float]) -> list[dict[str, Any]]:
+    """Return final daily bars, one a day; NaN leaves a day out."""
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+    return [
+        {
+            "open_time": start + timedelta(days=at),
+            "close_time": start + timedelta(days=at + 1),
+            **dict.fromkeys(("open", "high", "low", "close"), close),
+            "volume": 1.0,
+            "is_final": True,
+        }
+        for at, close in enumerate(closes)
+        if close == close
+    ]
+
+
+MARKET = {"market_id": 1, "quote": "USD", "calendar": "24/7"}
+
+
+def draw(bars: list[dict[str, Any]], *flaws: Flaw) -> dict[str, list[float | None]]:
+    """Return the lines of a chart of days, by name."""
+    chart = build_market_chart(bars, Interval.DAY, MARKET, flaws)
+    assert chart is not None
+    return {line["name"]: line["y"] for line in chart["data"] if line["type"] == "scatter"}
+
+
+def test_the_chart_says_what_the_statistics_say_also_over_a_hole() -> None:
+    """The last volatility is the 30d statistic, or missing where that is; drawdown alike."""
+    steady = list(100 * np.exp(np.cumsum(np.random.default_rng(4).normal(0, 0.01, 60))))
+    short, long = list(steady), list(steady)
+    short[40:44], short[44:] = [nan] * 4, [3 * close for close in steady[44:]]
+    long[35:50] = [nan] * 15
+    for closes in (steady, short, long):
+        bars = make_bars(closes)
+        frame = pd.DataFrame(bars).assign(market_id=1)
+        (row,) = compute_roi_statistics(frame, {1: "24/7"}, Interval.DAY, [30]).to_dict("records")
+        told = draw(bars)["Volatility"][-1]
+        assert told == (
+            None if np.isnan(row["realised_volatility"]) else row["realised_volatility"]
+        )
+        fall = [value for value in draw(make_bars(closes[29:]))["Drawdown"] if value is not None]
+        if not np.isnan(row["max_drawdown"]):
+            assert min(fall) == row["max_drawdown"]
+    volatilities = [draw(make_bars(closes))["Volatility"][-1] for closes in (steady, short, long)]
+    assert volatilities[0] is not None
+    assert volatilities[1] == pytest.approx(volatilities[0], rel=0.2)
+    assert volatilities[2] is None
+
+
+def test_lines_break_at_a_hole_and_where_a_flaw_withholds() -> None:
+    """A missing day has a place on the axis and no value, weekends of an exchange have neither."""
+    closes = [100.0 + at % 5 for at in range(60)]
+    bars = make_bars([*closes[:40], nan, nan, *closes[42:]])
+    lines = draw(bars)
+    assert lines["Drawdown"][39:43].count(None) == 2
+    assert len(lines["Drawdown"]) == 60
+    hole = Flaw(1, "unexplained_hole", Window(bars[39]["close_time"], bars[40]["open_time"]))
+    assert [at for at, value in enumerate(draw(bars, hole)["Volatility"]) if value] == [
+        *range(30, 40)
+    ]
+    ratios = [
+        {"open_time": bar["open_time"], "base_close": 2.0, "quote_close": 1.0}
+        for bar in (bars[0], bars[1], bars[3], bars[4], bars[7])  # Monday, Tuesday, Thursday ..
+    ]
+    chart = build_ratio_chart(ratios, "a / b", ["24/7", "XFRA"])
+    assert chart is not None
+    assert chart["data"][0]["y"] == [2.0, 2.0, None, 2.0, 2.0, 2.0]
 
 
 def test_charts_leave_out_what_is_provisional_and_are_none_without_bars() -> None:
     """Candles show the running bar; drawdown and volatility wait for its end."""
     bars = [
         {
-            "open_time": NOW + timedelta(days=at),
+            "open_time": NOW.replace(hour=0) + timedelta(days=at),
+            "close_time": NOW.replace(hour=0) + timedelta(days=at + 1),
             "open": 1.0,
             "high": 2.0,
             "low": 0.5,
@@ -144,22 +200,22 @@ def test_charts_leave_out_what_is_provisional_and_are_none_without_bars() -> Non
         }
         for at, close in enumerate((2.0, 1.0, 0.1))
     ]
-    market = {"quote": "USD", "calendar": "24/7"}
-    chart = build_market_chart(bars, Interval.DAY, market)
+    chart = build_market_chart(bars, Interval.DAY, MARKET)
     assert chart is not None
     candles, _, drawdown, _ = chart["data"]
     assert candles["close"] == [2.0, 1.0, 0.1]
     assert list(drawdown["y"]) == [0.0, -0.5]
-    assert build_market_chart([], Interval.DAY, market) is None
-    assert build_ratio_chart([], "a / b") is None
+    assert build_market_chart([], Interval.DAY, MARKET) is None
+    assert build_market_chart(bars[2:], Interval.DAY, MARKET) is not None
+    assert build_ratio_chart([], "a / b", ["24/7"]) is None
 
 
 def test_a_line_fits_its_box_and_knows_where_it_went() -> None:
     """The oldest on the left, the highest on top; fewer than two values are no line."""
     line = draw_line([1.0, 3.0, 2.0], 106, 24)
     assert line is not None
-    assert (line.points, line.end, line.direction) == (
-        "2.0,22.0 52.0,2.0 102.0,12.0",
+    assert (line.parts, line.end, line.direction) == (
+        ("2.0,22.0 52.0,2.0 102.0,12.0",),
         (102.0, 12.0),
         "up",
     )
@@ -167,6 +223,11 @@ def test_a_line_fits_its_box_and_knows_where_it_went() -> None:
     assert flat is not None
     assert flat.direction == "flat"
     assert draw_line([1.0]) is None
+    assert draw_line([None, 1.0, None]) is None
+    broken = draw_line([1.0, 3.0, None, 2.0, None], 106, 24)
+    assert broken is not None
+    assert broken.parts == ("2.0,22.0 27.0,2.0", "77.0,12.0 77.0,12.0")
+    assert broken.end == (77.0, 12.0)
     assert join_states(["a", "a", "b", "a"]) == [
         Piece("a", 0, 2),
         Piece("b", 2, 1),
@@ -216,9 +277,7 @@ def test_freshness_is_judged_by_the_markets_own_calendar() -> None:
     """On Friday before the bell New York's Thursday is as fresh as can be; a coin's is not."""
     thursday = datetime(2024, 3, 14, 20, tzinfo=UTC)
     state = {
-        calendar: judge_freshness(
-            {"calendar": calendar, "final_to_1h": thursday, "final_to_1d": None}, NOW
-        )
+        calendar: judge_freshness([Series(calendar, Interval.HOUR, watermark=thursday)], NOW)
         for calendar in ("XNYS", "24/7", "nowhere")
     }
     assert {name: found.state for name, found in state.items()} == {
@@ -227,10 +286,23 @@ def test_freshness_is_judged_by_the_markets_own_calendar() -> None:
         "nowhere": "current",
     }
     assert state["24/7"].behind == timedelta(hours=13)  # of sixteen, three are grace
-    assert (
-        judge_freshness({"calendar": "24/7", "final_to_1h": None, "final_to_1d": None}, NOW).state
-        == "empty"
-    )
+    assert judge_freshness([Series("24/7", Interval.HOUR)], NOW).state == "empty"
+
+
+def test_a_market_is_as_fresh_as_its_worst_series() -> None:
+    """Hours of now do not hide days that are ten days late; what will never come is not late."""
+    hours = Series("24/7", Interval.HOUR, watermark=NOW)
+    days = Series("24/7", Interval.DAY, watermark=NOW.replace(hour=0) - timedelta(days=10))
+    found = judge_freshness([hours, days], NOW)
+    assert (found.state, found.interval) == ("behind", Interval.DAY)
+    assert (found.final_to, found.behind) == (days.watermark, timedelta(days=10))
+    gone = Window(NOW - timedelta(days=11), NOW + timedelta(days=1))
+    explained = Series("24/7", Interval.DAY, watermark=days.watermark, explained=gone)
+    assert judge_freshness([hours, explained], NOW).state == "current"
+    late = Series("24/7", Interval.DAY, timedelta(days=11), days.watermark)
+    assert judge_freshness([hours, late], NOW).state == "current"
+    never = judge_freshness([hours, Series("24/7", Interval.DAY)], NOW)
+    assert (never.state, never.final_to, never.behind) == ("behind", None, None)
 
 
 def test_the_overview_finds_sorts_and_pages() -> None:
@@ -238,7 +310,7 @@ def test_the_overview_finds_sorts_and_pages() -> None:
     rows = [
         make_market(1, price=5.0, observed_at=NOW, change_24h_ratio=-0.1),
         make_market(2, change_24h_ratio=0.2, outcome="failed"),
-        make_market(3, close=None, final_to_1h=None),
+        make_market(3, close=None, series=[Series("24/7", Interval.HOUR)]),
     ]
     listing = list_markets(rows, "", "price", 1, NOW)
     assert [line.price for line in listing.lines] == [10.0, 5.0, None]
@@ -259,7 +331,7 @@ def test_the_overview_finds_sorts_and_pages() -> None:
 
 
 def test_a_pair_is_stored_once_and_shown_both_ways() -> None:
-    """Correlation is the same, a spread turns its sign, nothing is made up for a missing pair."""
+    """Correlation is the same, a spread turns its sign, nothing is made up for no common day."""
     markets = [make_market(number) for number in (1, 2, 3)]
     pairs = [
         {
@@ -268,6 +340,7 @@ def test_a_pair_is_stored_once_and_shown_both_ways() -> None:
             "correlation": 0.5,
             "roi_spread": 0.25,
             "reason": None,
+            "is_stored": True,
         },
         {
             "base_market_id": 1,
@@ -275,6 +348,7 @@ def test_a_pair_is_stored_once_and_shown_both_ways() -> None:
             "correlation": None,
             "roi_spread": None,
             "reason": "close_skew",
+            "is_stored": False,
         },
     ]
     same = [[cell.value for cell in row] for row in build_heat_map(markets, pairs, "correlation")]
@@ -282,7 +356,8 @@ def test_a_pair_is_stored_once_and_shown_both_ways() -> None:
     cells = build_heat_map(markets, pairs, "roi_spread")
     assert (cells[0][1].value, cells[1][0].value) == (0.25, -0.25)
     assert [row[at].is_self for at, row in enumerate(cells)] == [True, True, True]
-    assert (cells[2][0].reason, cells[1][2].reason) == ("close_skew", "not_stored")
+    assert (cells[2][0].reason, cells[1][2].reason) == ("close_skew", "no_common_date")
+    assert [cells[0][at].is_stored for at in (1, 2)] == [True, False]
 
 
 def test_a_comparison_chooses_what_was_asked_for_and_two_different_markets() -> None:

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event
 
 from market_pipeline.storage.alerts import insert_alert
+from market_pipeline.storage.ledgers import market_coverage
 from market_pipeline.storage.tables import market, market_roi_statistic, market_snapshot
 from market_pipeline_tests.readers.bar_history import History, make_days
 
@@ -74,6 +75,31 @@ def open_alerts(engine: Engine, *told: Mapping[str, object]) -> None:
             raised_at = now - timedelta(minutes=number)
             row = {"fingerprint": str(number), "raised_at": raised_at, **common, **one}
             insert_alert(connection, row)
+
+
+def test_pairs_that_are_not_stored_are_shown_and_told(client: TestClient, history: History) -> None:
+    """The page computes them; a pair without a common day has a dash and a reason."""
+    for symbol, first in (("A-USD", 100), ("B-USD", 300)):
+        closes = [first + (7 * day) % 5 for day in range(40)]
+        history.commit(history.add_market(symbol), make_days(closes))
+    history.add_market("C-USD")
+    page = client.get("/compare?horizon=30d").text
+    assert "1 of 1 pairs are not stored: they were computed when this page was read" in page
+    assert page.count('title="computed when read"') == 4  # two maps, both ways
+    assert "there is no day that both have" in page
+    assert all(f"<option>{days}d</option>" in page for days in (7, 90, 365))
+
+
+def test_days_that_are_late_are_told_whatever_the_hours(
+    client: TestClient, history: History
+) -> None:
+    """The worst of a market's series is its state on the overview."""
+    key, now = add_market(history), datetime.now(UTC)
+    row = {"market_id": key, "interval": "1h", "watermark": now, "settled": "{}"}
+    late = {**row, "interval": "1d", "watermark": now - timedelta(days=10)}
+    with history.engine.begin() as connection:
+        connection.execute(market_coverage.insert(), [row, late])
+    assert "1d behind by" in client.get("/").text
 
 
 def test_open_alerts_stand_first(client: TestClient, history: History) -> None:

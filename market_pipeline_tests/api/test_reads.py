@@ -132,6 +132,20 @@ def test_a_tag_answers_until_the_data_changes(stored: Engine, client: TestClient
         assert client.get(path, headers=tag).headers["etag"] != first.headers["etag"]
 
 
+def test_a_pair_that_no_run_stored_is_computed(stored: Engine, client: TestClient) -> None:
+    """The answer is the reader's and says so; it has no tag, for it is of two markets."""
+    answer = client.get("/api/markets/ETH-USD/comparisons", params={"horizon": "7d"})
+    (row,) = answer.json()["data"]
+    expected = read_comparisons("ETH-USD", horizon="7d", engine=stored)
+    assert (row["base_symbol"], row["quote_symbol"]) == ("BTC-USD", "ETH-USD")
+    assert row["correlation"] == expected["correlation"].iloc[0]
+    assert (row["is_stored"], row["is_outdated"], row["reason"]) == (False, False, None)
+    assert row["method"] == "simple;skew=21600;min=0.8/5"
+    assert answer.json()["pairs_left_out"] == 0
+    assert "etag" not in answer.headers
+    assert client.get("/api/markets/BTC-USD/roi").json()["data"][0]["is_outdated"] is False
+
+
 def is_sent(client: TestClient, path: str, headers: Mapping[str, str]) -> bool:
     """Tell whether the whole answer comes, and not 304."""
     return client.get(path, headers=headers).status_code == 200

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from market_pipeline.orchestration.gallery import _build_matrix
+from market_pipeline.orchestration.gallery import _build_matrix, show_gaps
 from market_pipeline.orchestration.pictures import (
     MAX_BYTES,
     Panel,
@@ -79,6 +79,23 @@ def test_a_still_market_without_volume_is_drawn() -> None:
     bars = make_bars(5).assign(open=1.0, high=1.0, low=1.0, close=1.0, volume=np.nan)
     for draw in (draw_prices, draw_drawdowns):
         assert measure(draw([Panel("FLAT from here", "", bars)]))[0] == 900
+
+
+@pytest.mark.parametrize("days", [60, 400])
+def test_lines_break_where_the_calendar_expects_a_bar(days: int) -> None:
+    """A missing day is a row without prices; a weekend of an exchange is none."""
+    bars = make_bars(days).drop(index=range(20, 30)).reset_index(drop=True)
+    filled = show_gaps(bars, "24/7")
+    assert len(filled) == days
+    assert filled["close"].isna().to_numpy().nonzero()[0].tolist() == [*range(20, 30)]
+    assert (filled["open_time"].diff().dropna() == pd.Timedelta(days=1)).all()
+    weekdays = bars[bars["open_time"].dt.day_of_week < 5]
+    assert show_gaps(weekdays.iloc[30:40], "XFRA")["close"].notna().all()
+    for draw in (draw_prices, draw_drawdowns):
+        broken, whole = (draw([Panel("a", "", one)]) for one in (filled, bars))
+        assert measure(broken) == measure(whole)
+        if days > 130 or draw is draw_drawdowns:
+            assert broken != whole
 
 
 def test_one_market_more_changes_the_picture() -> None:

@@ -4,64 +4,94 @@ A colour is written ``var(--name)``: the page's script puts the style sheet's va
 chart follows the theme. Times are UTC, values as stored, and what is missing is null.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
-from market_pipeline.domain.intervals import Interval, get_annualisation_factor
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import UTC_DTYPE
+from market_pipeline.domain.returns import IntArray, build_times, fill_gaps, read_microseconds
+from market_pipeline.domain.roi import compute_drawdowns
+from market_pipeline.domain.volatility import compute_rolling_volatility
+from market_pipeline.domain.withholding import Flaw, withhold
 
-VOLATILITY_RETURNS = 30
+# What the volatility at a close looks back on; of days it is the 30d statistic.
+VOLATILITY_DAYS = {Interval.HOUR: 7, Interval.DAY: 30, Interval.WEEK: 365}
 FloatArray = npt.NDArray[np.float64]
 Chart = dict[str, Any]
 
 
-def compute_drawdowns(closes: FloatArray) -> FloatArray:
-    """Return each close over the highest so far, minus one (fraction, at most 0)."""
-    return np.asarray(closes / np.maximum.accumulate(closes) - 1, dtype=np.float64)
-
-
-def compute_rolling_volatility(closes: FloatArray, factor: float) -> FloatArray:
-    """Return the realised volatility of the last 30 log returns at each close; NaN before."""
-    result = np.full(closes.size, np.nan)
-    if closes.size > VOLATILITY_RETURNS:
-        returns = np.diff(np.log(closes))
-        spans = np.lib.stride_tricks.sliding_window_view(returns, VOLATILITY_RETURNS)
-        result[VOLATILITY_RETURNS:] = spans.std(axis=1, ddof=1) * np.sqrt(factor)
-    return result
-
-
 def build_market_chart(
-    bars: Sequence[Mapping[str, Any]], interval: Interval, market: Mapping[str, Any]
+    bars: Sequence[Mapping[str, Any]],
+    interval: Interval,
+    market: Mapping[str, Any],
+    flaws: Iterable[Flaw] = (),
+    min_returns: int | None = None,
 ) -> Chart | None:
     """Return candlesticks with volume, drawdown and realised volatility over one time axis.
 
-    Drawdown and volatility are of final bars alone. None without bars.
+    Drawdown and volatility are of final bars alone, as the statistics have them, and break where a
+    bar is missing. None without bars.
+
+    Args:
+        bars: In order of open_time.
+        interval: Their length.
+        market: Its ``market_id``, ``calendar`` and ``quote``.
+        flaws: What withholds its statistics.
+        min_returns: As of the statistics.
     """
     if not bars:
         return None
-    final = [bar for bar in bars if bar["is_final"]]
-    closes = np.array([bar["close"] for bar in final])
-    factor = get_annualisation_factor(interval, market["calendar"])
-    at = [bar["open_time"].isoformat() for bar in final]
+    final = pd.DataFrame(
+        [bar for bar in bars if bar["is_final"]], columns=["open_time", "close_time", "close"]
+    ).astype({"open_time": UTC_DTYPE, "close_time": UTC_DTYPE, "close": "float64"})
+    days = VOLATILITY_DAYS[interval]
+    rolled = compute_rolling_volatility(
+        final.assign(market_id=market["market_id"]), market["market_id"], market["calendar"],
+        interval, days, min_returns,
+    )  # fmt: skip
+    kept = withhold(rolled, ("market_id",), ("realised_volatility",), flaws)
+    volatility = kept.set_index("open_time")["realised_volatility"].reindex(final["open_time"])
+    at, place = fill_gaps([market["calendar"]], interval, read_microseconds(final["open_time"]))
+    drawdown = compute_drawdowns(final["close"].to_numpy())
     panels = [
-        _line(at, compute_drawdowns(closes), "Drawdown", "y3", "var(--down)", fill="tozeroy"),
-        _line(at, compute_rolling_volatility(closes, factor), "Volatility", "y4", "var(--accent)"),
+        _line(at, place, drawdown, "Drawdown", "y3", "var(--down)", fill="tozeroy"),
+        _line(at, place, volatility.to_numpy(), "Volatility", "y4", "var(--accent)"),
     ]
-    layout = _stack_panels(f"Price ({market['quote']})", ("Volume", "Drawdown", "Volatility"))
+    titles = ("Volume", "Drawdown", f"Volatility, {days} d")
+    layout = _stack_panels(f"Price ({market['quote']})", titles)
     return {"data": [_candles(bars), _volume(bars), *panels], "layout": layout}
 
 
-def build_ratio_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
-    """Return the ratio of two closes over time; None without rows."""
+def build_ratio_chart(
+    rows: Sequence[Mapping[str, Any]], name: str, calendars: Iterable[str]
+) -> Chart | None:
+    """Return the ratio of two daily closes over time; None without rows."""
     if not rows:
         return None
-    at = [row["open_time"].isoformat() for row in rows]
+    opens = read_microseconds(pd.Series([row["open_time"] for row in rows], dtype=UTC_DTYPE))
+    at, place = fill_gaps(calendars, Interval.DAY, opens)
     ratios = np.array([row["base_close"] / row["quote_close"] for row in rows])
-    line = _line(at, ratios, name, "y", "var(--accent)")
+    line = _line(at, place, ratios, name, "y", "var(--accent)")
     line["hovertemplate"] = "%{y:.6g}<extra></extra>"
     return {"data": [line], "layout": _lay_out({"yaxis": {"title": {"text": name}}})}
+
+
+def break_at_gaps(
+    opens: Sequence[datetime], values: Sequence[float], calendars: Iterable[str], interval: Interval
+) -> list[float | None]:
+    """Return values in order, with None where a bar is missing between them."""
+    times = read_microseconds(pd.Series(list(opens), dtype=UTC_DTYPE))
+    at, place = fill_gaps(calendars, interval, times)
+    filled: list[float | None] = [None] * len(at)
+    for position, value in zip(place.tolist(), values, strict=True):
+        filled[position] = value
+    return filled
 
 
 def _candles(bars: Sequence[Mapping[str, Any]]) -> Chart:
@@ -86,15 +116,26 @@ def _volume(bars: Sequence[Mapping[str, Any]]) -> Chart:
 
 
 def _line(
-    at: Sequence[str], values: FloatArray, name: str, axis: str, colour: str, **options: Any
+    at: IntArray,
+    place: IntArray,
+    values: FloatArray,
+    name: str,
+    axis: str,
+    colour: str,
+    **options: Any,
 ) -> Chart:
+    """Return a line through values at some places of a grid; it breaks at the others."""
+    shown: list[float | None] = [None] * len(at)
+    for position, value in zip(place.tolist(), values.tolist(), strict=True):
+        shown[position] = value if isfinite(value) else None
     return {
         "type": "scatter",
         "mode": "lines",
         "name": name,
-        "x": list(at),
-        "y": [float(value) if np.isfinite(value) else None for value in values],
+        "x": [moment.isoformat() for moment in build_times(at)],
+        "y": shown,
         "yaxis": axis,
+        "connectgaps": False,
         "line": {"color": colour, "width": 1.4},
         "hovertemplate": f"%{{y:.2%}}<extra>{name}</extra>" if axis != "y" else None,
         **options,

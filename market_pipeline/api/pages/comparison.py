@@ -7,13 +7,20 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
+from sqlalchemy import Connection
 
-from market_pipeline.api.pages.charts import build_ratio_chart
+from market_pipeline.api.pages.charts import break_at_gaps, build_ratio_chart
 from market_pipeline.api.pages.pictures import draw_line
 from market_pipeline.api.pages.rendering import answer_page
 from market_pipeline.api.services import Services, get_services
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.readers.comparing import PAIR_KEYS
 from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.readers.pairs import read_pairs
+from market_pipeline.readers.questions import read_all_markets
+from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage import page_queries
+from market_pipeline.storage.statistics_queries import StatisticSpan
 
 router = APIRouter(include_in_schema=False)
 MAX_SIDE = 25
@@ -30,6 +37,7 @@ class Heat:
     reason: str | None
     shade: int | None
     is_self: bool = False
+    is_stored: bool = True
 
 
 @router.get("/compare")
@@ -46,8 +54,8 @@ def show_comparison(
         markets = page_queries.read_compared_markets(connection)
         shown = choose_markets(markets, q)
         ids = [market["market_id"] for market in shown]
-        pairs = page_queries.read_newest_comparisons(connection, ids, horizon)
-        horizons = page_queries.read_compared_horizons(connection)
+        pairs = read_shown_pairs(connection, ids, horizon)
+        horizons = list_horizons(page_queries.read_compared_horizons(connection), horizon)
         first, second = choose_pair(markets, base, quote)
         ratio: list[Mapping[str, Any]] = []
         if first and second:
@@ -56,6 +64,8 @@ def show_comparison(
             ratio = page_queries.read_ratio(connection, *key, start)
     name = f"{first['symbol']} / {second['symbol']}" if first and second else ""
     ratios = [row["base_close"] / row["quote_close"] for row in ratio]
+    dates = [row["open_time"] for row in ratio]
+    calendars = [one["calendar"] for one in (first, second) if one]
     return answer_page(
         request,
         "comparison.html",
@@ -65,9 +75,26 @@ def show_comparison(
                 measure: build_heat_map(shown, pairs, measure) for measure in _FULL
             },
             "pairs": pairs, "base": first, "other": second, "q": q, "ratio": ratio, "name": name,
-            "chart": build_ratio_chart(ratio, name), "line": draw_line(ratios, 1_000, 220),
+            "chart": build_ratio_chart(ratio, name, calendars),
+            "line": draw_line(break_at_gaps(dates, ratios, calendars, Interval.DAY), 1_000, 220),
         },
     )  # fmt: skip
+
+
+def read_shown_pairs(
+    connection: Connection, market_ids: Sequence[int], horizon: str
+) -> list[dict[Any, Any]]:
+    """Return the newest comparison of every two markets, computed where it is not stored."""
+    span = StatisticSpan(market_ids, Interval.DAY.value, horizon)
+    found = read_pairs(connection, read_all_markets(connection), span, market_ids).rows
+    shown = found[[*PAIR_KEYS, *_FULL, "reason", "is_stored"]].astype(object)
+    return shown.where(shown.notna(), None).to_dict("records")
+
+
+def list_horizons(stored: Sequence[str], shown: str) -> list[str]:
+    """Return the horizons to choose from, the shortest first: stored, configured, and shown."""
+    configured = [f"{days}d" for days in read_statistics_settings().horizons_days]
+    return sorted({*stored, *configured, shown}, key=lambda one: int(one.removesuffix("d")))
 
 
 def choose_markets(markets: Sequence[Mapping[str, Any]], wanted: str) -> list[Mapping[str, Any]]:
@@ -108,16 +135,17 @@ def build_heat_map(
     known: dict[tuple[int, int], Heat] = {}
     for pair in pairs:
         key, value = (pair["base_market_id"], pair["quote_market_id"]), pair[measure]
-        known[key] = _heat(value, pair["reason"], measure)
         turned = None if value is None else sign * value
-        known.setdefault(key[::-1], _heat(turned, pair["reason"], measure))
+        known[key] = _heat(value, pair, measure)
+        known.setdefault(key[::-1], _heat(turned, pair, measure))
     ids = [market["market_id"] for market in markets]
-    same, absent = Heat(None, None, None, is_self=True), Heat(None, "not_stored", None)
+    same, absent = Heat(None, None, None, is_self=True), Heat(None, "no_common_date", None)
     return [[same if a == b else known.get((a, b), absent) for b in ids] for a in ids]
 
 
-def _heat(value: float | None, reason: str | None, measure: str) -> Heat:
+def _heat(value: float | None, pair: Mapping[str, Any], measure: str) -> Heat:
+    is_stored = bool(pair["is_stored"])
     if value is None:
-        return Heat(None, reason, None)
+        return Heat(None, pair["reason"], None, is_stored=is_stored)
     share = max(-1.0, min(1.0, value / _FULL[measure]))
-    return Heat(value, None, round(share * _STEPS))
+    return Heat(value, None, round(share * _STEPS), is_stored=is_stored)

@@ -1,57 +1,95 @@
-"""How fresh a market is on a page: up to where its own calendar says it should be known. Pure.
+"""How fresh a market is on a page: what ``domain.freshness`` says, by a clock that is late.
 
-A few hours' grace stand for what providers need to publish; a run's own checks know each
-provider's lag.
+Runs come every quarter of an hour or so, and a page is read at any time: a market is behind when
+what was due some hours ago is not there.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any
 
-import numpy as np
+from sqlalchemy import Connection
 
 from market_pipeline.domain.errors import SettingError
-from market_pipeline.domain.grids import find_grid, from_micros, to_micros
+from market_pipeline.domain.freshness import Series, find_delay
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import Window
+from market_pipeline.ingestion.freshness import describe_series
+from market_pipeline.providers.base import Provider
+from market_pipeline.providers.registry import load_provider
+from market_pipeline.readers.questions import read_all_markets
+from market_pipeline.storage.watch_queries import read_coverage_rows
 
 _GRACE = {Interval.HOUR: timedelta(hours=3), Interval.DAY: timedelta(hours=12)}
-_LOOK_BACK = timedelta(days=20)
+_NOT_LATE = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """``state`` is current, behind or empty; ``final_to`` the close of the last final bar."""
+    """How a market stands: its worst series, or its finest when none is late.
+
+    Attributes:
+        state: ``current``, ``behind`` or ``empty``.
+        final_to: Close of the last final bar of the series (UTC); None: there is none.
+        behind: How much is missing since then; None: nothing is, or there is no bar.
+        interval: Of the series.
+    """
 
     state: str
     final_to: datetime | None
     behind: timedelta | None = None
+    interval: Interval | None = None
 
 
-def judge_freshness(row: Mapping[str, Any], now: datetime) -> Freshness:
-    """Compare a market's watermark with what its calendar expects."""
-    hourly = row["final_to_1h"] is not None
-    final_to = row["final_to_1h"] if hourly else row["final_to_1d"]
-    if final_to is None:
+def read_series(connection: Connection) -> dict[int, list[Series]]:
+    """Return every market's series, the finest first."""
+    markets = read_all_markets(connection)
+    known = {
+        (row["market_id"], row["interval"]): row
+        for row in read_coverage_rows(connection, list(markets))
+    }
+    names = {market.provider for market in markets.values()}
+    providers = {name: _load_provider(name) for name in names}
+    return {
+        key: [
+            describe_series(
+                providers[market.provider], market, interval, known.get((key, interval.value), {})
+            )
+            for interval in market.intervals
+        ]
+        for key, market in markets.items()
+    }
+
+
+def judge_freshness(series: Sequence[Series], now: datetime) -> Freshness:
+    """Return how a market stands; of several late series the one that is longest behind."""
+    if all(one.watermark is None for one in series):
         return Freshness("empty", None)
-    due = find_due(row["calendar"], Interval.HOUR if hourly else Interval.DAY, _floor(now))
-    if due is None or final_to >= due:
-        return Freshness("current", final_to)
-    return Freshness("behind", final_to, due - final_to)
+    late = [found for one in series if (found := _judge(one, now)) is not None]
+    if late:
+        return max(late, key=lambda found: (found.behind is None, found.behind or _NOT_LATE))
+    return Freshness("current", series[0].watermark, interval=series[0].interval)
 
 
-@lru_cache(maxsize=256)
-def find_due(calendar: str, interval: Interval, now: datetime) -> datetime | None:
-    """Return the close of the newest bar that should be final; None where nobody can tell."""
+def _judge(series: Series, now: datetime) -> Freshness | None:
+    """Return how a late series stands; None when it is not late, or nobody can tell."""
+    # By the minute: the markets of one calendar then share an answer.
+    clock = now.replace(second=0, microsecond=0) - _GRACE[series.interval]
     try:
-        grid = find_grid(calendar, interval, Window(now - _LOOK_BACK, now))
+        expected_to = find_delay(series, clock, clock)
     except SettingError:
         return None
-    closed = int(np.searchsorted(grid.closes, to_micros(now - _GRACE[interval]), side="right"))
-    return from_micros(grid.closes[closed - 1]) if closed else None
+    if expected_to is None:
+        return None
+    behind = None if series.watermark is None else expected_to - series.watermark
+    return Freshness("behind", series.watermark, behind, series.interval)
 
 
-def _floor(now: datetime) -> datetime:
-    return now.replace(second=0, microsecond=0)
+@lru_cache(maxsize=64)
+def _load_provider(name: str) -> Provider | None:
+    """Return a provider, to be asked for its terms alone; None where it is not to be had here."""
+    try:
+        return load_provider(name, os.environ)
+    except SettingError:
+        return None

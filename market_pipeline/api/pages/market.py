@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import Connection
 
-from market_pipeline.api.pages.charts import build_market_chart
+from market_pipeline.api.pages.charts import break_at_gaps, build_market_chart
 from market_pipeline.api.pages.pictures import Piece, draw_line, join_states
 from market_pipeline.api.pages.rendering import answer_page
 from market_pipeline.api.services import Services, get_services
@@ -19,12 +20,14 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.questions import build_unknown_error
 from market_pipeline.readers.why import pick_value
+from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage import page_queries
-from market_pipeline.storage.coverage import read_coverage
+from market_pipeline.storage.coverage import read_coverage, read_flaws
 
 router = APIRouter(include_in_schema=False)
 MAX_ROWS = 50
 STRIP_CELLS = 240
+_LENGTH = attrgetter("duration")
 _STATES = {EXPLAINED: "explained", MISSING: "missing", HOLE: "hole"}
 RATIOS = {"sharpe": "Sharpe", "sortino": "Sortino", "calmar": "Calmar"}
 FRACTIONS = {
@@ -81,12 +84,16 @@ def read_shown(
     market_id = market["market_id"]
     bars = page_queries.read_newest_bars(connection, market_id, interval.value, count)
     coverage = read_coverage(connection, [market_id])
+    # Weeks are built from days, and miss what those miss.
+    flaws = read_flaws(connection, [market_id], min(interval, Interval.DAY, key=_LENGTH))
+    least = read_statistics_settings().min_returns
+    opens, closes = ([bar[name] for bar in bars] for name in ("open_time", "close"))
     return {
         "market": market,
         "bars": bars,
         "snapshot": page_queries.read_snapshot(connection, market_id),
-        "chart": build_market_chart(bars, interval, market),
-        "line": draw_line([bar["close"] for bar in bars], 1_000, 220),
+        "chart": build_market_chart(bars, interval, market, flaws, least),
+        "line": draw_line(break_at_gaps(opens, closes, [market["calendar"]], interval), 1_000, 220),
         "statistics": [
             (row, build_cells(row)) for row in page_queries.read_statistics(connection, market_id)
         ],

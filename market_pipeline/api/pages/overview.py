@@ -10,10 +10,12 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import Row
 
-from market_pipeline.api.pages.freshness import Freshness, judge_freshness
+from market_pipeline.api.pages.charts import break_at_gaps
+from market_pipeline.api.pages.freshness import Freshness, judge_freshness, read_series
 from market_pipeline.api.pages.pictures import Line, draw_line
 from market_pipeline.api.pages.rendering import answer_page
 from market_pipeline.api.services import Services, get_services
+from market_pipeline.domain.intervals import Interval
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.settings import SEVERITIES
 from market_pipeline.storage.alerts import read_alerts
@@ -65,13 +67,16 @@ def show_overview(
 ) -> Response:
     """Show the markets that a text is found in."""
     with open_snapshot(services.engine) as connection:
-        listing = list_markets(read_overview(connection), q, sort, page, datetime.now(UTC))
+        series = read_series(connection)
+        rows = [{**row, "series": series[row["market_id"]]} for row in read_overview(connection)]
+        listing = list_markets(rows, q, sort, page, datetime.now(UTC))
         ids = [line.row["market_id"] for line in listing.lines]
-        closes = read_sparks(connection, ids, SPARK_BARS)
+        drawn = read_sparks(connection, ids, SPARK_BARS)
         runs = read_run_totals(connection, 1)
         version = read_newest_version(connection)
         alerts = rank_alerts(read_alerts(connection, _ALERTS_READ, with_resolved=False))
-    sparks: dict[int, Line | None] = {key: draw_line(line) for key, line in closes.items()}
+    calendars = {line.row["market_id"]: line.row["calendar"] for line in listing.lines}
+    sparks = {one["market_id"]: draw_spark(one, calendars[one["market_id"]]) for one in drawn}
     run = runs[0] if runs else None
     shown = {"listing": listing, "sparks": sparks, "run": run, "version": version}
     told = {
@@ -80,6 +85,11 @@ def show_overview(
         "link_run": services.dagster.link_run,
     }
     return answer_page(request, "overview.html", {**shown, **told, "q": q, "sort": sort})
+
+
+def draw_spark(row: Mapping[str, Any], calendar: str) -> Line | None:
+    """Return the line through a market's last daily closes; it breaks where one is missing."""
+    return draw_line(break_at_gaps(row["opens"], row["closes"], [calendar], Interval.DAY))
 
 
 def rank_alerts(alerts: Sequence[Row[Any]]) -> list[Row[Any]]:
@@ -120,7 +130,7 @@ def build_line(row: Mapping[str, Any], now: datetime) -> MarketLine:
     is_close = row["price"] is None
     price = row["close"] if is_close else row["price"]
     price_at = row["close_time"] if is_close else row["observed_at"]
-    return MarketLine(row, price, price_at, is_close, judge_freshness(row, now))
+    return MarketLine(row, price, price_at, is_close, judge_freshness(row["series"], now))
 
 
 def _spell(row: Mapping[str, Any]) -> str:

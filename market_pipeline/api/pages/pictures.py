@@ -2,32 +2,50 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line in a box of ``width`` by ``height``; ``end`` is its last point."""
+    """A line in a box of ``width`` by ``height``, in ``parts`` that no missing value lies between.
 
-    points: str
+    ``end`` is its last point.
+    """
+
+    parts: tuple[str, ...]
     end: tuple[float, float]
     width: int
     height: int
     direction: str
 
 
-def draw_line(values: Sequence[float], width: int = 120, height: int = 32) -> Line | None:
-    """Return the line through values, the oldest on the left; None for fewer than two."""
-    if len(values) < 2:
+def draw_line(values: Sequence[float | None], width: int = 120, height: int = 32) -> Line | None:
+    """Return the line through values, the oldest on the left; None for fewer than two.
+
+    It breaks where a value is None.
+    """
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
         return None
-    low, high = min(values), max(values)
+    low, high = min(known), max(known)
     room, step = (high - low) or 1.0, (width - 6) / (len(values) - 1)
     places = [
-        (round(2 + at * step, 1), round(2 + (height - 4) * (high - value) / room, 1))
+        None
+        if value is None
+        else (round(2 + at * step, 1), round(2 + (height - 4) * (high - value) / room, 1))
         for at, value in enumerate(values)
     ]
-    rise = values[-1] - values[0]
+    rise = known[-1] - known[0]
     direction = "up" if rise > 0 else "down" if rise < 0 else "flat"
-    return Line(" ".join(f"{x},{y}" for x, y in places), places[-1], width, height, direction)
+    end = next(place for place in reversed(places) if place is not None)
+    return Line(_join_places(places), end, width, height, direction)
+
+
+def _join_places(places: Sequence[tuple[float, float] | None]) -> tuple[str, ...]:
+    """Return runs of places as points of lines; one that stands alone is a line to itself."""
+    runs = [list(run) for is_gap, run in groupby(places, lambda one: one is None) if not is_gap]
+    doubled = [run * 2 if len(run) == 1 else run for run in runs]
+    return tuple(" ".join(f"{x},{y}" for x, y in filter(None, run)) for run in doubled)
 
 
 @dataclass(frozen=True, slots=True)
