@@ -26,7 +26,7 @@ _COVERAGE_PARTS = {
     "Coverage": "coverage",
     "Holes": "holes",
     "Never asked for": "never_asked",
-    "What fills it, for no run does": "backfills",
+    "Backfills that no run does by itself": "backfills",
 }
 _BACKFILL_EPILOG = """\b
 Examples:

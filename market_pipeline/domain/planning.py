@@ -88,9 +88,10 @@ def plan_interval(
     gaps = _find_gaps(interval, calendar, wanted, coverage, earliest, filled_from)
     if gaps:
         grid = find_grid(calendar, interval, Window(gaps[0].start, max(wanted.end, now)))
-    missing = [*gaps, *_find_missing(wanted, grid, asked_at or now, coverage)]
+    missing = merge_windows([*gaps, *_find_missing(wanted, grid, asked_at or now, coverage)])
     retried = _find_retried(wanted, grid, asked_at or now, coverage)
-    parts = [*(_overlap(part, wanted, grid, coverage) for part in missing), *retried]
+    reach = earliest or BEGINNING
+    parts = [*(_overlap(part, wanted, grid, coverage, reach) for part in missing), *retried]
     return [
         Ask(interval, page, _name_purpose(page, missing, wanted, coverage), bars)
         for page in pack_windows([_begin_with_bar(part, grid) for part in parts], terms.page)
@@ -285,14 +286,17 @@ def _begin_with_bar(part: Window, grid: Grid) -> Window:
     return Window(from_micros(grid.cut(part).opens[0]), part.end)
 
 
-def _overlap(part: Window, wanted: Window, grid: Grid, coverage: Coverage) -> Window:
+def _overlap(
+    part: Window, wanted: Window, grid: Grid, coverage: Coverage, earliest: datetime
+) -> Window:
     """Begin the newest span a few known bars earlier."""
     if part.end < wanted.end:
         return part
     before = [window for window in coverage.current if window.start < part.start <= window.end]
     if not before:
         return part
-    return Window(max(before[0].start, grid.step_back(part.start, OVERLAP_BARS)), part.end)
+    known = max(before[0].start, earliest)
+    return Window(max(known, grid.step_back(part.start, OVERLAP_BARS)), part.end)
 
 
 def _name_purpose(page: Window, missing: list[Window], wanted: Window, coverage: Coverage) -> str:

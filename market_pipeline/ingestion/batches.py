@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from market_pipeline.domain.differences import Difference
 from market_pipeline.domain.judging import NOT_A_SESSION
-from market_pipeline.domain.planning import VERIFY
+from market_pipeline.domain.planning import RETRY, VERIFY
 from market_pipeline.ingestion.fetching import Page
 from market_pipeline.ingestion.request import Route
 
@@ -15,7 +15,8 @@ class Progress:
 
     Attributes:
         requested: Bars the calendar expects in what was asked for.
-        asked: Requests that were needed. failures: What went wrong with some of them, in words.
+        asked: Requests that were needed. retries: Of them, those for holes alone.
+        failures: What went wrong with some of them, in words.
         received: Bars that came. quarantined: Of them, refused ones, by the rule they broke.
         calls: Requests as the provider counts them, retries included. throttled: Refused for
             coming too often.
@@ -24,6 +25,7 @@ class Progress:
 
     requested: int = 0
     asked: int = 0
+    retries: int = 0
     failures: list[str] = field(default_factory=list)
     received: int = 0
     quarantined: dict[str, int] = field(default_factory=dict)
@@ -48,6 +50,7 @@ class Progress:
         self.received += page.received
         is_needed = page.ask.purpose != VERIFY  # what is read again for safety may fail
         self.asked += is_needed
+        self.retries += page.ask.purpose == RETRY
         if is_needed and page.error is not None:
             self.failures.append(f"{page.ask.interval}: {page.error}")
         for rule in page.judged.rejected["rule"] if len(page.judged.rejected) else ():

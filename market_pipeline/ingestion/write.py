@@ -429,7 +429,8 @@ def _judge_batch(
     if is_empty and not reasons:
         reasons = ["the provider has no bars in this window"]
     outcome = "partial" if reasons else "ok"
-    if is_empty or (progress.asked and len(progress.failures) == progress.asked):
+    # A hole that cannot be filled does not fail a market that had nothing else to ask for.
+    if is_empty or len(progress.failures) == progress.asked > progress.retries:
         outcome = "failed"
     if not batch.is_last:
         outcome, reasons = "partial", [*reasons, "not finished"]

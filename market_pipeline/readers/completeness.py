@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from sqlalchemy import Connection
@@ -178,12 +179,18 @@ def _find_lag(span: Span, require: Requirement) -> timedelta:
     if span.closing is not None:
         return timedelta(0)
     try:
-        provider = load_provider(span.market.provider, os.environ)
+        return _read_lag(span.market, span.fetched)
     except SettingError:
         if require is not None:
             raise
         return timedelta(0)
-    return provider.describe_history(span.market, span.fetched).publication_lag
+
+
+@lru_cache(maxsize=4_096)
+def _read_lag(market: Market, fetched: Interval) -> timedelta:
+    """Return a provider's publication lag; to find a provider takes longer than to read bars."""
+    provider = load_provider(market.provider, os.environ)
+    return provider.describe_history(market, fetched).publication_lag
 
 
 def _read_doubts(connection: Connection, spans: Mapping[int, Span]) -> dict[int, list[Absence]]:

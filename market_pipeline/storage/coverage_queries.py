@@ -81,6 +81,8 @@ def list_never_asked(
 ) -> list[dict[str, Any]]:
     """Return every span between settled ones that nobody asked for, and the bars expected in it."""
     found = read_never_asked(connection, market_ids)
+    if not found:
+        return []
     columns = (market.c.market_id, market.c.symbol, market.c.provider, market.c.calendar)
     query = select(*columns).where(market.c.market_id.in_({key[0] for key in found}))
     names = {row.market_id: row for row in connection.execute(query)}

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, text
 
 from market_pipeline.api.media import MAX_ROWS, Origin, answer_table
 from market_pipeline.readers import read_aggregates, read_comparisons, read_roi_statistics
+from market_pipeline_tests.ingestion.test_known_missing import fill_a_month_of_old
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
 from market_pipeline_tests.readers.writing import write_markets_with_prices, write_price
 from market_pipeline_tests.system.processes import wait_for
@@ -249,3 +250,49 @@ def test_no_exported_text_is_a_formula(stored: Engine, client: TestClient) -> No
     assert set(table["name"]) == {'\'=HYPERLINK("x")'}
     correlations = client.get("/api/markets/BTC-USD/roi?format=csv").text
     assert "'-" not in correlations
+
+
+def test_complete_history_can_be_demanded(engine: Engine, client: TestClient) -> None:
+    """A refusal is a problem that lists what is missing and what brings it; else rows as ever."""
+    Pipeline(engine).run(NOON, "BTC-USD:skipped_page@2024-03-05..2024-03-06")
+    whole = {"start": "2024-03-08T00:00Z", "end": "2024-03-15T00:00Z"}
+    assert get(client, BARS, **whole, require="complete") == get(client, BARS, **whole)
+    early = {**SPAN, "start": "2024-02-20T00:00Z"}
+    refused = client.get(BARS, params={**early, "require": "explained"})
+    assert refused.status_code == 409
+    assert refused.headers["content-type"] == "application/problem+json"
+    problem = refused.json()
+    assert {gap["reason"] for gap in problem["missing"]} == {"never_asked", "provider_empty"}
+    (command,) = problem["commands"]
+    assert command.startswith("market-pipeline backfill --from 2024-02-20")
+    assert command in problem["detail"]
+    tagged = client.get(BARS, params=SPAN).headers["etag"]
+    again = client.get(
+        BARS, params={**SPAN, "require": "complete"}, headers={"If-None-Match": tagged}
+    )
+    assert again.status_code == 409
+    assert client.get(BARS, params={**SPAN, "require": "all"}).status_code == 400
+    beyond = {**whole, "require": "complete", "version": 999}
+    assert client.get(BARS, params=beyond).status_code == 400
+
+
+def test_statistics_can_be_demanded_of_complete_history_alone(
+    stored: Engine, client: TestClient
+) -> None:
+    """Ten days hold the bars of a week, and not those of thirty days."""
+    del stored
+    roi = "/api/markets/BTC-USD/roi"
+    assert len(get(client, roi, horizon="7d", require="complete")["data"]) == 1
+    refused = client.get(roi, params={"horizon": "30d", "require": "complete"})
+    assert (refused.status_code, refused.json()["missing"][0]["reason"]) == (409, "never_asked")
+
+
+def test_coverage_tells_what_was_never_asked_for(engine: Engine, client: TestClient) -> None:
+    """Beside the holes, and counted by series."""
+    fill_a_month_of_old(Pipeline(engine), 90)
+    told = get(client, "/api/coverage", symbols="BTC-USD")
+    assert {row["never_asked"] for row in told["data"]} == {1}
+    assert {(gap["interval"], gap["bars"] > 0) for gap in told["never_asked"]} == {
+        ("1h", True), ("1d", True),
+    }  # fmt: skip
+    assert get(client, "/api/coverage", provider="nobody")["never_asked"] == []

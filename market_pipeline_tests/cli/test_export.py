@@ -81,3 +81,19 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(export: Export, tmp_
         assert words in done.stderr
         assert "Traceback" not in done.stderr
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_complete_history_or_no_file(export: Export, tmp_path: Path) -> None:
+    """One market that is short keeps all files from being written."""
+    whole = ("--from", "2024-03-04", "--to", "2024-03-14", "--require", "complete")
+    done = export(*whole)
+    assert (done.returncode, done.stderr) == (0, "")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"mock_BTC-USD_1d.parquet", "mock_ETH-USD_1d.parquet"}
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    short = export("--from", "2024-02-01", "--to", "2024-03-14", "--require", "explained")
+    assert short.returncode == 1
+    assert "market-pipeline backfill --from 2024-02-01" in short.stderr
+    assert "say --from as well" in export("--require", "complete").stderr
+    assert not list((tmp_path / "out").iterdir())

@@ -28,6 +28,7 @@ from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.planning import (
     MISSING,
     MOST_RETRIES,
+    OVERLAP_BARS,
     RETRY,
     Ask,
     plan_interval,
@@ -153,6 +154,16 @@ def test_answered_cleanly_nothing_is_left_to_ask(
         pytest.fail("the plan does not become empty")
     assert not [hole for hole in coverage.holes if hole.is_due(later)]
     assert find_never_asked(coverage, interval, calendar) == []
+
+
+def test_a_pause_longer_than_the_look_back_is_filled_at_once() -> None:
+    """From a few known bars before it, so that a restated series shows, to the newest bar."""
+    coverage = Coverage(settled=(Window(YEAR.start, MIDNIGHT - 40 * DAY),), watermark=NOW)
+    clock = (Interval.DAY, ALWAYS_OPEN, WEEK, NOW, coverage, TERMS)
+    (ask,) = plan_interval(*clock, asked_at=NOW, filled_from=YEAR.start)
+    assert ask.window == Window(MIDNIGHT - (40 + OVERLAP_BARS) * DAY, NOW)
+    (short,) = plan_interval(*clock, asked_at=NOW)
+    assert short.window.start == MIDNIGHT - 6 * DAY
 
 
 def test_a_backfill_leaves_other_gaps_alone() -> None:

@@ -152,6 +152,18 @@ def test_a_failure_that_lasts_is_tried_ever_more_rarely(pipeline: Pipeline) -> N
     assert asks_for_the_tail_alone(pipeline, run(pipeline, NOON, broken, asked_at=clock))
 
 
+def test_a_retry_alone_does_not_fail_a_market(pipeline: Pipeline) -> None:
+    """On a Saturday New York has nothing new; the hole is all that is asked for."""
+    saturday = datetime(2024, 3, 16, 12, tzinfo=UTC)
+    run(pipeline, saturday, symbol="SPX")
+    span = {"history_from": "2023-10-02", "history_to": "2023-10-16"}
+    broken = MockProvider({"MOCK_FAULTS": "SPX:timeout@2023-10-01..2023-10-20"})
+    run(pipeline, saturday, broken, symbol="SPX", **span)
+    failed = run(pipeline, saturday, broken, symbol="SPX")
+    assert {purpose for _, purpose in list_purposes(pipeline, failed)} == {"retry"}
+    assert pipeline.receipt(failed)["outcome"] == "partial"
+
+
 def test_a_backfill_does_not_wait_for_a_failures_time(pipeline: Pipeline) -> None:
     """Who names the span asks for it now."""
     run(pipeline, NOON)
