@@ -111,7 +111,7 @@ class FileProvider:
         read, known = read_symbol(symbol), told or MarketFacts()
         parts = [self._look_at(source, known.timezone) for source in sources]
         dates = pd.DatetimeIndex(pd.concat([part.opens for part in parts]).dt.floor("D").unique())
-        facts, assumed = settle_facts(symbol, told, dates, place)
+        calendar, quote, assumed = settle_facts(symbol, told, dates, place)
         unused = [f"its column {part.adjusted!r} is not used" for part in parts if part.adjusted]
         if unused and not known.price_basis:
             unused[-1] += f": price_basis={ADJUSTED} in {place} would"
@@ -122,9 +122,9 @@ class FileProvider:
             provider_market_id=symbol,
             name=known.name or read.name,
             base=read.base,
-            quote=facts.quote,
+            quote=quote,
             venue=known.venue or "file",
-            calendar=facts.calendar,
+            calendar=calendar,
             intervals=tuple(length for length in _LENGTHS if length in {p.interval for p in parts}),
             price_basis=known.price_basis or PRICE_BASES[0],
             assumed=assumed,
@@ -212,7 +212,8 @@ class FileProvider:
             if self._facts is None:
                 path = self._find_facts_path()
                 try:
-                    is_there = bool(self._facts_path) or path.is_file()
+                    is_data = path == Path(self._path).expanduser()
+                    is_there = bool(self._facts_path) or (path.is_file() and not is_data)
                     self._facts = read_market_facts(path) if is_there else {}
                 except OSError as error:
                     name = "FILE_PROVIDER_MARKETS" if self._facts_path else "FILE_PROVIDER_PATH"
@@ -250,7 +251,7 @@ class FileProvider:
         if symbols:
             return [_Source(path, None, symbol) for symbol in symbols]
         facts = self._find_facts_path()
-        series = (file for file in files if file.name.lower() != TABLE and file != facts)
+        series = (file for file in files if file.name != TABLE and file != facts)
         named = (_name_source(file) for file in series if file.suffix.lower() in SUFFIXES)
         return [source for source in named if source is not None]
 

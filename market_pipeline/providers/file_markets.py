@@ -72,7 +72,7 @@ def read_symbol(symbol: str) -> Reading:
     ``BTC-USD`` never closes, ``DAX`` is an index, ``SAP.DE`` has the suffix of an exchange,
     ``EURUSD`` is two currencies, which trade on weekdays; whatever else is a share in New York.
     """
-    described = describe_symbol(symbol)
+    described = describe_symbol(symbol.replace("/", "-"))
     if symbol in INDICES:
         _, name, _, calendar, currency = INDICES[symbol]
         return Reading(symbol, currency, calendar, name, is_certain=True)
@@ -81,15 +81,14 @@ def read_symbol(symbol: str) -> Reading:
         return Reading(pair[1], pair[2], WEEKDAYS, symbol, is_certain=False)
     if described.calendar == ALWAYS_OPEN:
         return Reading(described.base, described.quote, ALWAYS_OPEN, symbol, is_certain=True)
-    calendar, currency = LISTINGS.get(symbol.rpartition(".")[2], ("XNYS", "USD"))
-    if "." not in symbol:
-        calendar, currency = "XNYS", "USD"
-    return Reading(symbol, currency, calendar, described.name, is_certain=False)
+    _, dot, suffix = symbol.rpartition(".")
+    calendar, currency = LISTINGS.get(suffix if dot else "", ("XNYS", "USD"))
+    return Reading(symbol, currency, calendar, symbol, is_certain=False)
 
 
 def settle_facts(
     symbol: str, told: MarketFacts | None, dates: pd.DatetimeIndex, place: str
-) -> tuple[MarketFacts, str | None]:
+) -> tuple[str, str, str | None]:
     """Return calendar and quote of a file's market, and in a sentence what of them is assumed.
 
     Args:
@@ -112,7 +111,7 @@ def settle_facts(
     ]
     why = f"does not name {symbol}" if told is None else f"does not tell it of {symbol}"
     sentence = f"{' and '.join(assumed)} assumed: {place} {why}" if assumed else None
-    return MarketFacts(calendar=calendar, quote=quote), sentence
+    return calendar, quote, sentence
 
 
 def read_market_facts(path: Path) -> dict[str, MarketFacts]:

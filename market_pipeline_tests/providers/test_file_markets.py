@@ -89,6 +89,9 @@ def test_one_file_of_many_symbols_has_a_table_too(folder: Folder) -> None:
     folder.environ["FILE_PROVIDER_PATH"] = str(folder.path / "all.csv")
     folder.tell("symbol;calendar;quote\nSAP;XETR;EUR\n")
     assert (folder.find("SAP").calendar, folder.find("SAP").quote) == ("XETR", "EUR")
+    folder.tell(rows)
+    folder.environ["FILE_PROVIDER_PATH"] = str(folder.path / "markets.csv")
+    assert folder.find("SAP").calendar == "XNYS"  # a file of prices may have that name
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,7 @@ def test_one_file_of_many_symbols_has_a_table_too(folder: Folder) -> None:
     [
         ("BTC-USD", "BTC", "USD", "24/7", None),
         ("SPX", "SPX", "USD", "XNYS", None),
+        ("F", "F", "USD", "XNYS", "calendar XNYS and quote USD assumed"),
         ("DAX", "DAX", "EUR", "XETR", None),
         ("SAP.DE", "SAP.DE", "EUR", "XETR", "calendar XETR and quote EUR assumed"),
         ("7203.T", "7203.T", "JPY", "XTKS", "calendar XTKS and quote JPY assumed"),
