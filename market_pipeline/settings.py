@@ -103,6 +103,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("YAHOO_BASE_URL", "", "Another address for Yahoo's chart API"),
     Setting("PROVIDER_CALLS_PER_MINUTE", "", "Other call limits: coingecko=25,yahoo=60"),
     Setting("FILE_PROVIDER_PATH", "", "CSV or Parquet file, or a folder of them"),
+    Setting("FILE_PROVIDER_MARKETS", "", "What the files' markets are; unset: markets.csv beside"),
     Setting("FILE_PROVIDER_COLUMNS", "", "Column mapping: open_time=ts,close=last"),
     Setting("MOCK_SEED", "7", "Seed of the mock provider's prices"),
     Setting("MOCK_FAULTS", "", "What the mock provider does wrong: ETH-USD:429 x2,BTC-USD:timeout"),

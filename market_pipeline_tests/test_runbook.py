@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import Engine, create_engine, make_url, text
@@ -53,7 +54,7 @@ WORDS = {
 WITH_SYMPTOM = (
     "A run failed", "A provider is down", "The cache is in trouble",
     "The database cannot be used", "A run does not end", "Upgrade and rollback",
-    "Restore from a backup",
+    "Restore from a backup", "The calendar is suspect",
 )  # fmt: skip
 # A row that is still bad, a daemon that does not run: an answer too.
 MAY_REFUSE = ("Rows in quarantine", "No runs are started", "An alert came, or none did")
@@ -195,6 +196,25 @@ def test_a_provider_is_down(stack: Stack) -> None:
     verified = stack.follow("A provider is down", "Verify")
     assert ": ok" in verified
     assert "fetch_failed" not in verified
+
+
+def test_the_calendar_is_suspect(stack: Stack) -> None:
+    """A file has rows of four holidays; somebody looks, and finds the provider to be odd."""
+    closed = pd.DatetimeIndex(["2023-11-23", "2023-12-25", "2024-01-01", "2024-01-15"])
+    dates = pd.bdate_range("2023-08-01", "2024-02-02").difference(pd.DatetimeIndex(["2023-09-04"]))
+    rows = [f"{date:%Y-%m-%d},{20 + at}\n" for at, date in enumerate(dates)]
+    assert closed.isin(dates).all()
+    (stack.folder / "VIX.csv").write_text("date,close\n" + "".join(rows))
+    stack.set(INGESTION_PROVIDER="file", INGESTION_MARKETS="VIX", INGESTION_LOOKBACK_DAYS="150")
+    stack.set(FILE_PROVIDER_PATH=str(stack.folder))
+    told = stack.type("market-pipeline ingest --window-end 2024-02-02T12:00Z", (3,))
+    assert "calendar XNYS is suspect: bars came on 4 of 5 weekdays" in told
+    shown = stack.follow("The calendar is suspect", "Check")
+    assert "not_a_session" in shown
+    assert "XNYS" in shown
+    assert "1 rows discarded" in stack.follow("The calendar is suspect", "Act")
+    healed = stack.type("market-pipeline ingest --window-end 2024-02-02T12:00Z")
+    assert healed.rstrip().endswith(": ok")
 
 
 def test_the_database_cannot_be_used(stack: Stack, database_url: str, server_url: str) -> None:

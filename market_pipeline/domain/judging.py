@@ -39,9 +39,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.sessions import build_hourly_grid, find_sessions
+from market_pipeline.domain.sessions import build_hourly_grid
 
 BoolArray = npt.NDArray[np.bool_]
+Micros = npt.NDArray[np.int64]
 Words = npt.NDArray[Any]
 NOT_A_SESSION = "not_a_session"
 
@@ -146,18 +147,29 @@ def find_strays(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> BoolArray
         frame: Columns ``interval`` and ``open_time``.
         sessions: See :func:`judge_bars`.
     """
+    strays = np.zeros(len(frame), dtype=bool)
     if sessions is None or sessions.empty:
-        return np.zeros(len(frame), dtype=bool)
-    opens, dates = frame["open_time"], sessions["session_date"]
-    is_midnight = _to_micros(opens) % _DAY_US == 0
-    is_date = opens.between(dates.iloc[0], dates.iloc[-1]).to_numpy() & is_midnight
-    first, last = sessions["open_time"].iloc[0], sessions["close_time"].iloc[-1]
-    is_between = opens.between(first, last, inclusive="left").to_numpy()
-    tests = {
-        Interval.DAY: is_date & ~opens.isin(dates).to_numpy(),
-        Interval.HOUR: is_between & (find_sessions(opens, sessions) < 0),
-    }
-    return _select(frame, tests)
+        return strays
+    us, intervals = _to_micros(frame["open_time"]), frame["interval"].to_numpy(dtype=object)
+    tests = {Interval.DAY: _lie_on_closed_dates, Interval.HOUR: _lie_between_sessions}
+    for interval, test in tests.items():
+        chosen = intervals == interval.value
+        if chosen.any():
+            strays[chosen] = test(us[chosen], sessions)
+    return strays
+
+
+def _lie_on_closed_dates(us: Micros, sessions: pd.DataFrame) -> BoolArray:
+    dates = _to_micros(sessions["session_date"])
+    is_known = (dates[0] <= us) & (us <= dates[-1]) & (us % _DAY_US == 0)
+    return np.asarray(is_known & ~np.isin(us, dates))
+
+
+def _lie_between_sessions(us: Micros, sessions: pd.DataFrame) -> BoolArray:
+    opens, closes = (_to_micros(sessions[name]) for name in ("open_time", "close_time"))
+    is_known = (opens[0] <= us) & (us < closes[-1])
+    row = np.searchsorted(opens, us, side="right") - 1
+    return np.asarray(is_known & (us >= closes[row]))
 
 
 def _test_grid(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> BoolArray:
@@ -166,21 +178,16 @@ def _test_grid(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> BoolArray:
     if sessions is not None:
         on_hour = opens.isin(build_hourly_grid(sessions)).to_numpy()
     on_grid = {
-        Interval.HOUR: on_hour,
-        Interval.DAY: us % _DAY_US == 0,
-        Interval.WEEK: (us - _FIRST_MONDAY_US) % (7 * _DAY_US) == 0,
+        Interval.HOUR.value: on_hour,
+        Interval.DAY.value: us % _DAY_US == 0,
+        Interval.WEEK.value: (us - _FIRST_MONDAY_US) % (7 * _DAY_US) == 0,
     }
-    return _select(frame, on_grid)
-
-
-def _select(frame: pd.DataFrame, tests: Mapping[Interval, BoolArray]) -> BoolArray:
-    """Return each bar's test by its interval; of another interval it is false."""
     intervals = frame["interval"].to_numpy(dtype=object)
-    conditions = [intervals == interval.value for interval in tests]
-    return np.select(conditions, list(tests.values()), default=False)
+    conditions = [intervals == interval for interval in on_grid]
+    return np.select(conditions, list(on_grid.values()), default=False)
 
 
-def _to_micros(times: "pd.Series[Any]") -> npt.NDArray[np.int64]:
+def _to_micros(times: "pd.Series[Any]") -> Micros:
     return times.to_numpy(dtype="datetime64[us]").view("int64")
 
 

@@ -4,7 +4,7 @@ Exchange hours come from ``exchange_calendars``; a market with the calendar ``24
 a UTC day. Holidays, half days and daylight saving time are the library's knowledge, not ours.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -18,6 +18,10 @@ from market_pipeline.domain.records import Window
 
 Places = npt.NDArray[np.intp]
 _FIRST_DATE = pd.Timestamp("1990-01-01")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_DAY = datetime(2200, 1, 1, tzinfo=UTC)
+CLOSED_AT_MOST = timedelta(days=60)
+"""So far around a bar there is a session, or the calendar knows nothing of its time."""
 SESSION_COLUMNS = ("session_date", "open_time", "close_time")
 _known: dict[str, pd.DataFrame] = {}
 
@@ -59,6 +63,14 @@ def _read_schedule(calendar: str) -> pd.DataFrame:
     if calendar not in _known:
         remember_schedule(calendar, build_schedule(calendar))
     return _known[calendar]
+
+
+def read_sessions_around(times: "pd.Series[pd.Timestamp]", calendar: str) -> pd.DataFrame:
+    """Return every session that a received bar can belong to, those beyond the window included."""
+    times = times[times.between(EPOCH, LAST_DAY)]  # Others cannot be true: they need no session.
+    if times.empty:
+        return read_sessions(calendar, EPOCH, EPOCH)
+    return read_sessions(calendar, times.min() - CLOSED_AT_MOST, times.max() + CLOSED_AT_MOST)
 
 
 def build_hourly_grid(sessions: pd.DataFrame) -> pd.DatetimeIndex:
@@ -124,6 +136,24 @@ def build_schedule(calendar: str) -> pd.DataFrame:
             "close_time": pd.DatetimeIndex(schedule["close"]).as_unit("us"),
         }
     )
+
+
+def resolve_calendar(name: str) -> str:
+    """Return a calendar's one name: aliases such as ``NYSE`` have another.
+
+    Raises:
+        SettingError: The calendar is unknown.
+    """
+    if name == ALWAYS_OPEN or name in _known:
+        return name
+    import exchange_calendars as xcals
+
+    if name not in xcals.get_calendar_names(include_aliases=True):
+        raise SettingError(
+            f"calendar {name[:40]!r} is unknown: expected 24/7, or a name that exchange_calendars "
+            "has, such as XNYS, XETR or 24/5"
+        )
+    return str(xcals.resolve_alias(name))
 
 
 def _open_calendar(calendar: str) -> Any:

@@ -34,6 +34,26 @@ def find_stray_rule(strays: "pd.Series[pd.Timestamp]", sessions: pd.DataFrame) -
     return None
 
 
+def find_weekend_rule(dates: pd.DatetimeIndex) -> str | None:
+    """Return in words by which rule rows come on weekends; None where there is none.
+
+    More than half of the Saturdays and of the Sundays in the span have one, and four dates at
+    least: a market that never closes. Rows on Sundays alone are the evenings of currencies.
+
+    Args:
+        dates: Of all rows, at 00:00 UTC, in any order.
+    """
+    span = pd.date_range(dates.min(), dates.max(), freq="D") if len(dates) else dates
+    days = [(_pick_days(dates, day), _pick_days(span, day)) for day in (5, 6)]
+    came, could = (sum(map(len, counted)) for counted in zip(*days, strict=True))
+    is_rule = all(2 * len(some) > len(every) for some, every in days)
+    return f"rows on {came} of {could} weekend dates" if is_rule and came >= HANDFUL else None
+
+
+def _pick_days(dates: pd.DatetimeIndex, day: int) -> pd.DatetimeIndex:
+    return dates[dates.day_of_week == day].unique()
+
+
 def _list_weekdays(dates: pd.DatetimeIndex) -> pd.DatetimeIndex:
     return dates[dates.day_of_week < 5]
 

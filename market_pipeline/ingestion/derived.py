@@ -65,7 +65,8 @@ def rebuild_days(
     start, end = touched.start - timedelta(days=2), touched.end + timedelta(days=2)
     stored = _find_stored(connection, market_id, hours, start, end)
     days = build_daily_bars(stored, read_sessions(one.calendar, start, end), absence.gone)
-    return days[days["open_time"].between(touched.start - timedelta(days=1), touched.end)]
+    days = days[days["open_time"].between(touched.start - timedelta(days=1), touched.end)]
+    return _stay_final(connection, market_id, days, now)
 
 
 def _find_touched(bars: pd.DataFrame, absence: Absence, now: datetime) -> Window | None:
@@ -110,4 +111,22 @@ def rebuild_weeks(
     sessions, gone = read_sessions(one.calendar, start, end), absence.gone
     if Interval.DAY not in one.intervals:
         gone = find_gone_sessions(sessions, gone)
-    return build_weekly_bars(stored, sessions, now, gone)
+    return _stay_final(connection, market_id, build_weekly_bars(stored, sessions, now, gone), now)
+
+
+def _stay_final(
+    connection: Connection, market_id: int, built: pd.DataFrame, now: datetime
+) -> pd.DataFrame:
+    """Return built bars, final where the stored one is: it would not be replaced otherwise.
+
+    A hole that was explained may be doubted again, when a part of it comes after all.
+    """
+    waiting = built[~built["is_final"] & (built["close_time"] <= pd.Timestamp(now))]
+    if waiting.empty:
+        return built
+    opens = waiting["open_time"]
+    span = opens.min().to_pydatetime(), opens.max().to_pydatetime() + timedelta(microseconds=1)
+    stored = read_bars(connection, market_id, Interval(waiting["interval"].iloc[0]), *span)
+    finals = stored.loc[stored["is_final"], "open_time"]
+    is_kept = built["open_time"].isin(finals) & built["open_time"].isin(opens)
+    return built.assign(is_final=built["is_final"] | is_kept)

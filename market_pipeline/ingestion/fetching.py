@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pandas as pd
 
@@ -12,16 +12,12 @@ from market_pipeline.domain.judging import JudgedBars, judge_bars
 from market_pipeline.domain.parsing import leave_older
 from market_pipeline.domain.planning import Ask
 from market_pipeline.domain.records import Market, build_empty_bar_frame
-from market_pipeline.domain.sessions import read_sessions
+from market_pipeline.domain.sessions import read_sessions_around
 from market_pipeline.observability.logs import get_logger
 from market_pipeline.observability.tracing import span
 from market_pipeline.providers.base import Provider
 
 logger = get_logger(__name__)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LAST_DAY = datetime(2200, 1, 1, tzinfo=UTC)
-CLOSED_AT_MOST = timedelta(days=60)
-"""So far around a bar there is a session, or the calendar knows nothing of its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +78,3 @@ def leave_older_bars(page: Page, known: Coverage | None) -> Page:
 def judge_page(bars: pd.DataFrame, market: Market, now: datetime) -> JudgedBars:
     """Separate possible bars from impossible ones by the market's own sessions."""
     return judge_bars(bars, now, read_sessions_around(bars["open_time"], market.calendar))
-
-
-def read_sessions_around(times: "pd.Series[pd.Timestamp]", calendar: str) -> pd.DataFrame:
-    """Return every session that a received bar can belong to, those beyond the window included."""
-    times = times[times.between(EPOCH, LAST_DAY)]  # Others cannot be true: they need no session.
-    if times.empty:
-        return read_sessions(calendar, EPOCH, EPOCH)
-    return read_sessions(calendar, times.min() - CLOSED_AT_MOST, times.max() + CLOSED_AT_MOST)

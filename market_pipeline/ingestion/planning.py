@@ -17,8 +17,7 @@ from market_pipeline.domain.planning import (
 )
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
 from market_pipeline.domain.records import HistoryTerms, Market, Window
-from market_pipeline.domain.sessions import find_known_span
-from market_pipeline.ingestion.fetching import EPOCH
+from market_pipeline.domain.sessions import EPOCH, find_known_span
 from market_pipeline.ingestion.request import BASE_MARGIN, Request, Route
 
 Coverages = Mapping[Interval, Coverage]

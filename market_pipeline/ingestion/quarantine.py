@@ -22,14 +22,10 @@ from market_pipeline.domain.errors import ClaimTimeoutError, PipelineError, Supe
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.judging import NOT_A_SESSION, find_strays
 from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, Market, Window
+from market_pipeline.domain.sessions import EPOCH, LAST_DAY, read_sessions_around
 from market_pipeline.domain.settling import Answer, settle_answer
 from market_pipeline.ingestion.derived import find_absence
-from market_pipeline.ingestion.fetching import (
-    EPOCH,
-    LAST_DAY,
-    judge_page,
-    read_sessions_around,
-)
+from market_pipeline.ingestion.fetching import judge_page
 from market_pipeline.ingestion.receipts import (
     Run,
     add_market_receipt,

@@ -23,8 +23,9 @@ from market_pipeline.domain.parsing import TO_READ_AGAIN, adopt_parsing, list_sp
 from market_pipeline.domain.planning import RELOAD, Ask
 from market_pipeline.domain.ranges import intersect_windows, pack_windows, subtract_windows
 from market_pipeline.domain.records import Window
+from market_pipeline.domain.sessions import EPOCH
 from market_pipeline.ingestion.batches import BarBatch, Progress
-from market_pipeline.ingestion.fetching import EPOCH, Page, fetch_page
+from market_pipeline.ingestion.fetching import Page, fetch_page
 from market_pipeline.ingestion.market_run import (
     BATCH_BARS,
     CLAIM_PATIENCE,

@@ -37,12 +37,13 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.planning import TRACE, Ask
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
 from market_pipeline.domain.records import HistoryTerms, Window
+from market_pipeline.domain.sessions import EPOCH, LAST_DAY
 from market_pipeline.domain.settling import (
     find_inside,
     list_known_spans,
     release_settled,
 )
-from market_pipeline.ingestion.fetching import EPOCH, LAST_DAY, Page
+from market_pipeline.ingestion.fetching import Page
 from market_pipeline.ingestion.planning import find_earliest, plan_reloads
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.storage.history_queries import read_newest_version

@@ -50,7 +50,10 @@ class Provider(Protocol):
         """Return the symbols of the static catalogue; examples where it is open-ended."""
 
     def find_market(self, symbol: str) -> Market | None:
-        """Return the market behind a symbol, or None; never asks the network."""
+        """Return the market behind a symbol, or None; never asks the network.
+
+        What a provider has to assume about it goes into ``Market.assumed``: receipts show it.
+        """
 
     def describe_history(self, market: Market, interval: Interval) -> HistoryTerms:
         """Return on what terms bars are answered; never asks the network.

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from market_pipeline.domain.errors import PermanentProviderError, ProviderError, SettingError
-from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
+from market_pipeline.domain.judging import find_strays
 from market_pipeline.domain.records import (
     HistoryTerms,
     Market,
@@ -24,7 +25,17 @@ from market_pipeline.domain.records import (
     Window,
     build_empty_bar_frame,
 )
-from market_pipeline.domain.symbols import describe_symbol, parse_symbol
+from market_pipeline.domain.sessions import read_sessions_around
+from market_pipeline.domain.symbols import parse_symbol
+from market_pipeline.providers.file_markets import (
+    ADJUSTED,
+    PRICE_BASES,
+    TABLE,
+    MarketFacts,
+    read_market_facts,
+    read_symbol,
+    settle_facts,
+)
 from market_pipeline.providers.tables import SPELLINGS, build_bars, name_columns
 from market_pipeline.settings import read_variable, split_list
 
@@ -32,6 +43,7 @@ PAGE = timedelta(days=36_525)
 SUFFIXES = (".csv", ".parquet")
 _INTERVAL_SUFFIX = re.compile(r"[_-](1h|1d)$", re.IGNORECASE)
 _MISSING = [".", "-"]
+_LENGTHS = (Interval.HOUR, Interval.DAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +55,21 @@ class _Source:
     symbol: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a source's rows tell about their market; ``adjusted`` names a column of such closes."""
+
+    interval: Interval
+    opens: "pd.Series[pd.Timestamp]"
+    adjusted: str = ""
+
+
 class FileProvider:
     """Serves what FILE_PROVIDER_PATH holds: a file, or a folder of files named after symbols.
 
     ``BTC-USD.csv`` or ``BTC-USD_1h.parquet`` name their symbol; a single file may instead have a
-    ``symbol`` column. Files are read once and again when they change.
+    ``symbol`` column. Files are read once and again when they change. ``markets.csv`` beside them
+    says what their markets are.
     """
 
     name: ClassVar[str] = "file"
@@ -59,6 +81,8 @@ class FileProvider:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._path = read_variable("FILE_PROVIDER_PATH", environ)
         self._columns = parse_column_mapping(read_variable("FILE_PROVIDER_COLUMNS", environ))
+        self._facts_path = read_variable("FILE_PROVIDER_MARKETS", environ)
+        self._facts: dict[str, MarketFacts] | None = None
         self._catalogue: dict[str, list[_Source]] | None = None
         self._tables: dict[Path, tuple[tuple[int, int], pd.DataFrame]] = {}
         self._lock = Lock()
@@ -74,23 +98,36 @@ class FileProvider:
     def find_market(self, symbol: str) -> Market | None:
         """Return the market whose file is there; the file's rows tell the bar length.
 
+        What ``markets.csv`` does not tell of it is assumed, and said so.
+
         Raises:
-            SettingError: The path does not exist or holds no CSV or Parquet file.
+            SettingError: The path does not exist or holds no CSV or Parquet file, or
+                ``markets.csv`` has something that cannot be meant.
         """
         sources = self._list_sources().get(symbol, []) if self._path else []
         if not sources:
             return None
-        description = describe_symbol(symbol)
+        told, place = self._read_facts().get(symbol), self._find_facts_path().name
+        read, known = read_symbol(symbol), told or MarketFacts()
+        parts = [self._look_at(source, known.timezone) for source in sources]
+        dates = pd.DatetimeIndex(pd.concat([part.opens for part in parts]).dt.floor("D").unique())
+        calendar, quote, assumed = settle_facts(symbol, told, dates, place)
+        unused = [f"its column {part.adjusted!r} is not used" for part in parts if part.adjusted]
+        if unused and not known.price_basis:
+            unused[-1] += f": price_basis={ADJUSTED} in {place} would"
+            assumed = "; ".join(filter(None, (assumed, *unused)))
         return Market(
             provider=self.name,
             symbol=symbol,
             provider_market_id=symbol,
-            name=description.name,
-            base=description.base,
-            quote=description.quote,
-            venue="file",
-            calendar=description.calendar,
-            intervals=self._detect_intervals(sources),
+            name=known.name or read.name,
+            base=read.base,
+            quote=quote,
+            venue=known.venue or "file",
+            calendar=calendar,
+            intervals=tuple(length for length in _LENGTHS if length in {p.interval for p in parts}),
+            price_basis=known.price_basis or PRICE_BASES[0],
+            assumed=assumed,
         )
 
     def describe_history(self, market: Market, interval: Interval) -> HistoryTerms:
@@ -107,7 +144,7 @@ class FileProvider:
             PermanentProviderError: The file cannot be read or understood, or two files claim it.
         """
         sources = self._list_sources().get(market.symbol, [])
-        frames = [(source, self._read_bars(source)) for source in sources]
+        frames = [(source, self._read_bars(source, market)) for source in sources]
         claims = [
             (source, bars)
             for source, bars in frames
@@ -142,23 +179,48 @@ class FileProvider:
 
     def _read_snapshot(self, market: Market, now: datetime) -> list[PriceSnapshot]:
         sources = self._list_sources().get(market.symbol, [])
-        bars = pd.concat([build_empty_bar_frame(), *map(self._read_bars, sources)])
+        frames = [self._read_bars(source, market) for source in sources]
+        bars = pd.concat([build_empty_bar_frame(), *frames])
+        sessions = read_sessions_around(bars["open_time"], market.calendar)
+        bars = bars[~find_strays(bars, sessions)]
         closed = bars[(bars["close_time"] <= now) & (bars["close"] > 0)]
         if closed.empty:
             return []
         last = closed.sort_values("close_time", kind="stable").iloc[-1]
         return [PriceSnapshot(market, last["close_time"].to_pydatetime(), float(last["close"]))]
 
-    def _detect_intervals(self, sources: Sequence[_Source]) -> tuple[Interval, ...]:
-        """Return the bar lengths of a market's files; a broken file shows when it is fetched."""
-        found = set[Interval]()
-        for source in sources:
-            try:
-                lengths = self._read_bars(source)["interval"].unique()
-            except ProviderError:
-                lengths = pd.Series([], dtype="str").unique()
-            found |= {Interval(length) for length in lengths} or {source.interval or Interval.DAY}
-        return tuple(length for length in (Interval.HOUR, Interval.DAY) if length in found)
+    def _look_at(self, source: _Source, zone: str) -> _Part:
+        """Return what rows tell about their market; a broken file shows when it is fetched."""
+        length = source.interval or Interval.DAY
+        try:
+            bars = self._build_bars(source, ALWAYS_OPEN, zone)
+            named = name_columns(self._read_table(source.path), self._columns, source.path.name)
+        except ProviderError:
+            return _Part(length, build_empty_bar_frame()["open_time"])
+        found = Interval(bars["interval"].iloc[0]) if len(bars) else length
+        adjusted = str(named["adj_close"].name) if "adj_close" in named else ""
+        return _Part(found, bars["open_time"], adjusted)
+
+    def _find_facts_path(self) -> Path:
+        """Return where the table of markets is, or would be."""
+        path = Path(self._path).expanduser()
+        beside = (path.parent if path.is_file() else path) / TABLE
+        return Path(self._facts_path).expanduser() if self._facts_path else beside
+
+    def _read_facts(self) -> dict[str, MarketFacts]:
+        with self._lock:
+            if self._facts is None:
+                path = self._find_facts_path()
+                try:
+                    is_data = path == Path(self._path).expanduser()
+                    is_there = bool(self._facts_path) or (path.is_file() and not is_data)
+                    self._facts = read_market_facts(path) if is_there else {}
+                except OSError as error:
+                    name = "FILE_PROVIDER_MARKETS" if self._facts_path else "FILE_PROVIDER_PATH"
+                    raise SettingError(
+                        f"{name}={str(path)!r} cannot be read: {error.strerror}"
+                    ) from None
+            return self._facts
 
     def _list_sources(self) -> dict[str, list[_Source]]:
         with self._lock:
@@ -188,7 +250,9 @@ class FileProvider:
         symbols = self._read_symbols(path) if path.is_file() else ()
         if symbols:
             return [_Source(path, None, symbol) for symbol in symbols]
-        named = (_name_source(file) for file in files if file.suffix.lower() in SUFFIXES)
+        facts = self._find_facts_path()
+        series = (file for file in files if file.name != TABLE and file != facts)
+        named = (_name_source(file) for file in series if file.suffix.lower() in SUFFIXES)
         return [source for source in named if source is not None]
 
     def _read_symbols(self, path: Path) -> tuple[str, ...]:
@@ -202,8 +266,15 @@ class FileProvider:
     def _find_symbol_column(self, table: pd.DataFrame, path: Path) -> "pd.Series[Any] | None":
         return name_columns(table, self._columns, path.name).get("symbol")
 
-    def _read_bars(self, source: _Source) -> pd.DataFrame:
-        """Return all bars of a source, none of them marked final."""
+    def _read_bars(self, source: _Source, market: Market) -> pd.DataFrame:
+        """Return all bars of a market's source, none of them marked final."""
+        told = self._read_facts().get(market.symbol, MarketFacts())
+        is_adjusted = market.price_basis == ADJUSTED
+        return self._build_bars(source, market.calendar, told.timezone, is_adjusted)
+
+    def _build_bars(
+        self, source: _Source, calendar: str, zone: str, is_adjusted: bool = False
+    ) -> pd.DataFrame:
         table = self._read_table(source.path)
         column = self._find_symbol_column(table, source.path)
         if column is not None:
@@ -212,8 +283,8 @@ class FileProvider:
                 raise PermanentProviderError(
                     self.name, f"{source.path.name} has a symbol column without {source.symbol}"
                 )
-        calendar = describe_symbol(source.symbol).calendar
-        return build_bars(table, self._columns, calendar, source.interval, source.path.name)
+        place = source.path.name
+        return build_bars(table, self._columns, calendar, source.interval, place, zone, is_adjusted)
 
     def _read_table(self, path: Path) -> pd.DataFrame:
         """Return a file's table, from memory when the file has not changed."""

@@ -24,6 +24,8 @@ rescaled           1.03         multiplies all prices, or those from the moment 
 duplicate          1            sends the bars of SPAN, or the middle one, twice; the second
                                 time with prices multiplied by the amount
 off_grid           7            moves the bars of SPAN, or the middle one, by so many minutes
+closed_date        1.5          sends daily bars of the dates of SPAN, or of all, that have none
+                                as well: the bar before, with prices multiplied by the amount
 sub_cent_price     1e-8         scales all prices to this level
 =================  ===========  ==============================================================
 
@@ -56,6 +58,7 @@ EMPTY_PAGE, SKIPPED_PAGE, TRUNCATED_HISTORY = "empty_page", "skipped_page", "tru
 UNCLOSED_BAR, RESTATED_BAR, SPLIT = "unclosed_bar", "restated_bar", "split"
 RESCALED = "rescaled"
 DUPLICATE, OFF_GRID, SUB_CENT_PRICE = "duplicate", "off_grid", "sub_cent_price"
+CLOSED_DATE = "closed_date"
 
 # fault: the amount when none is given; None: it takes none
 AMOUNTS: Mapping[str, float | None] = {
@@ -71,6 +74,7 @@ AMOUNTS: Mapping[str, float | None] = {
     RESCALED: 1.03,
     DUPLICATE: 1.0,
     OFF_GRID: 7.0,
+    CLOSED_DATE: 1.5,
     SUB_CENT_PRICE: 1e-8,
 }
 ALIASES = {"429": THROTTLED}

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from market_pipeline.domain.errors import PermanentProviderError, TransientProviderError
+from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
 from market_pipeline.providers import mock_faults
 from market_pipeline.providers.gate import report_throttled
@@ -148,6 +149,19 @@ def _shift(bars: pd.DataFrame, fault: Fault) -> pd.DataFrame:
     return bars.assign(open_time=moved.astype(bars["open_time"].dtype))
 
 
+def _trade_when_closed(bars: pd.DataFrame, fault: Fault) -> pd.DataFrame:
+    if bars.empty or bars["interval"].iloc[0] != Interval.DAY:
+        return bars
+    opens = pd.DatetimeIndex(bars["open_time"])
+    dates = pd.date_range(opens[0], opens[-1], freq="D", unit="us")
+    added = bars.set_index(opens).reindex(dates.difference(opens), method="ffill")
+    added = added.assign(open_time=added.index, close_time=added.index + pd.Timedelta(days=1))
+    if fault.span is not None:
+        added = added[_find_bars(added, fault.span)]
+    added = _multiply(added, np.ones(len(added), dtype=bool), fault.amount)
+    return pd.concat([bars, added]).sort_values("open_time", kind="stable")
+
+
 _REFUSALS: Mapping[str, Callable[[str, Fault], None]] = {
     mock_faults.THROTTLED: _throttle,
     mock_faults.TIMEOUT: _time_out,
@@ -163,4 +177,5 @@ _EFFECTS: Mapping[str, Callable[[pd.DataFrame, Fault], pd.DataFrame]] = {
     mock_faults.RESCALED: _rescale,
     mock_faults.DUPLICATE: _duplicate,
     mock_faults.OFF_GRID: _shift,
+    mock_faults.CLOSED_DATE: _trade_when_closed,
 }

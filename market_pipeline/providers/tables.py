@@ -25,6 +25,7 @@ SPELLINGS: Mapping[str, Sequence[str]] = {
     "high": ("high", "h", "highprice", "max"),
     "low": ("low", "l", "lowprice", "min"),
     "close": ("close", "c", "closeprice", "last", "price", "closelast"),
+    "adj_close": ("adjclose", "adjustedclose", "adjcloseprice", "closeadj", "closeadjusted"),
     "volume": ("volume", "v", "vol", "basevolume"),
     "trades": ("trades", "count", "numberoftrades", "n"),
     "symbol": ("symbol", "ticker", "pair", "market", "instrument"),
@@ -123,7 +124,7 @@ def _parse_times(column: "pd.Series[Any]", place: str) -> "pd.Series[pd.Timestam
 
 
 def _parse_epochs(numbers: "pd.Series[Any]") -> "pd.Series[pd.Timestamp]":
-    if numbers.between(18_500_101, 21_001_231).all() and (numbers % 1 == 0).all():
+    if _is_yyyymmdd(numbers):
         return pd.to_datetime(numbers.astype("int64").astype("str"), format="%Y%m%d", utc=True)
     size = float(numbers.abs().median())
     unit = next(unit for limit, unit in _EPOCH_UNITS if not size >= limit)
@@ -186,6 +187,8 @@ def build_bars(
     calendar: str,
     interval: Interval | None,
     place: str,
+    zone: str = "",
+    is_adjusted: bool = False,
 ) -> pd.DataFrame:
     """Return the bar frame of a table, ordered by open_time, all rows marked provisional.
 
@@ -195,6 +198,9 @@ def build_bars(
         calendar: Gives a session's close.
         interval: None: read off the distance between rows.
         place: The file, for messages.
+        zone: Time zone of stamps that name none, and of the dates of those that do; empty: UTC,
+            and their own.
+        is_adjusted: Scale prices to the adjusted close, where there is one.
 
     Raises:
         PermanentProviderError: The table cannot be understood; the message says where.
@@ -202,20 +208,79 @@ def build_bars(
     columns = name_columns(table, mapping, place)
     numbers = {
         name: parse_column(columns[name], place)
-        for name in (*_PRICES, "volume", "trades")
+        for name in (*_PRICES, "adj_close", "volume", "trades")
         if name in columns
     }
     has_close = numbers["close"].notna()
     if not has_close.any():
         return build_empty_bar_frame()
     numbers = {name: column[has_close] for name, column in numbers.items()}
+    if is_adjusted and "adj_close" in numbers:
+        numbers = _adjust(numbers)
     texts = columns["open_time"][has_close]
     times = parse_times(texts, place)
     interval = interval or detect_interval(times, place)
-    dates = parse_times(_drop_zones(texts), place).dt.floor("D")
+    dates = _find_dates(texts, times, zone, place)
+    if interval is Interval.HOUR and zone:
+        times = _read_in_zone(texts, times, zone, place)
     opens = dates if interval is Interval.DAY else times
     closes = _find_closes(opens, dates, calendar, interval)
     return _assemble(numbers, opens, closes, interval, calendar)
+
+
+def _adjust(numbers: Mapping[str, "pd.Series[float]"]) -> dict[str, "pd.Series[float]"]:
+    """Return prices multiplied by the one factor of their row: their order stays."""
+    factor = numbers["adj_close"] / numbers["close"]
+    return {
+        name: column * factor if name in _PRICES else column for name, column in numbers.items()
+    }
+
+
+def _find_dates(
+    texts: "pd.Series[Any]", times: "pd.Series[pd.Timestamp]", zone: str, place: str
+) -> "pd.Series[pd.Timestamp]":
+    """Return the date of each stamp, at 00:00 UTC: its own clock's, or a moment's in a zone."""
+    dates = parse_times(_drop_zones(texts), place).dt.floor("D")
+    if not zone:
+        return dates
+    there = times.dt.tz_convert(zone).dt.tz_localize(None).dt.floor("D").dt.tz_localize("UTC")
+    return dates.where(_names_no_zone(texts), there)
+
+
+def _read_in_zone(
+    texts: "pd.Series[Any]", times: "pd.Series[pd.Timestamp]", zone: str, place: str
+) -> "pd.Series[pd.Timestamp]":
+    """Return times of which those without a zone were meant in one.
+
+    Raises:
+        PermanentProviderError: One does not exist there, or twice, and the others do not tell.
+    """
+    is_naive = _names_no_zone(texts)
+    try:
+        local = times[is_naive].dt.tz_localize(None).dt.tz_localize(zone, ambiguous="infer")
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise PermanentProviderError(
+            NAME,
+            f"{place}: a time cannot be read in {zone}, where clocks change: {reason}. Write such "
+            "times with their offset, as 2024-10-27T02:00+01:00",
+        ) from None
+    return pd.concat([local.dt.tz_convert("UTC"), times[~is_naive]]).reindex(times.index)
+
+
+def _names_no_zone(texts: "pd.Series[Any]") -> "pd.Series[bool]":
+    """Tell which stamps are dates or times of an unnamed clock; epochs are moments."""
+    if isinstance(texts.dtype, pd.DatetimeTZDtype):
+        return pd.Series(False, index=texts.index)
+    if texts.dtype.kind == "M":
+        return pd.Series(True, index=texts.index)
+    if pd.api.types.is_numeric_dtype(texts.dtype):
+        return pd.Series(_is_yyyymmdd(texts.astype("float64")), index=texts.index)
+    return ~texts.astype("str").str.strip().str.contains(_ZONE)
+
+
+def _is_yyyymmdd(numbers: "pd.Series[Any]") -> bool:
+    return bool(numbers.between(18_500_101, 21_001_231).all() and (numbers % 1 == 0).all())
 
 
 def _drop_zones(texts: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -250,7 +315,7 @@ def _assemble(
     interval: Interval,
     calendar: str,
 ) -> pd.DataFrame:
-    kind = "base" if calendar == ALWAYS_OPEN else "shares"
+    kind = "base" if calendar in (ALWAYS_OPEN, "24/5") else "shares"  # a pair, or a share
     columns: dict[str, object] = {
         "interval": interval.value,
         "open_time": pd.DatetimeIndex(opens),

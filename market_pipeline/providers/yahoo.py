@@ -37,6 +37,7 @@ from market_pipeline.domain.records import (
 from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.domain.symbols import describe_symbol
 from market_pipeline.providers.http import Clocks, HttpClient, Limits, parse_base_url
+from market_pipeline.providers.listings import INDICES, LISTINGS
 from market_pipeline.providers.payloads import Floats, parse_numbers, parse_stamps, read_field
 from market_pipeline.providers.session_closes import find_session_closes
 from market_pipeline.settings import read_variable
@@ -54,53 +55,6 @@ PARSING = 2  # 1 rounded prices to seven digits
 PRICES = ("open", "high", "low", "close")
 GRANULARITIES = {Interval.HOUR: ("1h", "60m"), Interval.DAY: ("1d",)}
 
-# symbol: (Yahoo's name, readable name, venue, calendar, currency)
-INDICES: Mapping[str, tuple[str, str, str, str, str]] = {
-    "SPX": ("^GSPC", "S&P 500", "SNP", "XNYS", "USD"),
-    "NDX": ("^NDX", "Nasdaq 100", "NIM", "XNYS", "USD"),
-    "IXIC": ("^IXIC", "Nasdaq Composite", "NIM", "XNYS", "USD"),
-    "DJI": ("^DJI", "Dow Jones Industrial Average", "DJI", "XNYS", "USD"),
-    "RUT": ("^RUT", "Russell 2000", "WCB", "XNYS", "USD"),
-    "VIX": ("^VIX", "CBOE Volatility Index", "WCB", "XNYS", "USD"),
-    "FTSE": ("^FTSE", "FTSE 100", "FGI", "XLON", "GBP"),
-    "DAX": ("^GDAXI", "DAX", "GER", "XETR", "EUR"),
-    "CAC": ("^FCHI", "CAC 40", "PAR", "XPAR", "EUR"),
-    "N225": ("^N225", "Nikkei 225", "OSA", "XTKS", "JPY"),
-    "HSI": ("^HSI", "Hang Seng Index", "HKG", "XHKG", "HKD"),
-}
-# suffix of a listing: (calendar, currency)
-LISTINGS: Mapping[str, tuple[str, str]] = {
-    "AS": ("XAMS", "EUR"),
-    "AX": ("XASX", "AUD"),
-    "BR": ("XBRU", "EUR"),
-    "CO": ("XCSE", "DKK"),
-    "DE": ("XETR", "EUR"),
-    "F": ("XFRA", "EUR"),
-    "HE": ("XHEL", "EUR"),
-    "HK": ("XHKG", "HKD"),
-    "IR": ("XDUB", "EUR"),
-    "JO": ("XJSE", "ZAR"),
-    "KS": ("XKRX", "KRW"),
-    "L": ("XLON", "GBP"),
-    "LS": ("XLIS", "EUR"),
-    "MC": ("XMAD", "EUR"),
-    "MI": ("XMIL", "EUR"),
-    "MX": ("XMEX", "MXN"),
-    "NZ": ("XNZE", "NZD"),
-    "OL": ("XOSL", "NOK"),
-    "PA": ("XPAR", "EUR"),
-    "SA": ("BVMF", "BRL"),
-    "SI": ("XSES", "SGD"),
-    "SS": ("XSHG", "CNY"),
-    "ST": ("XSTO", "SEK"),
-    "SW": ("XSWX", "CHF"),
-    "T": ("XTKS", "JPY"),
-    "TA": ("XTAE", "ILS"),
-    "TO": ("XTSE", "CAD"),
-    "TW": ("XTAI", "TWD"),
-    "VI": ("XWBO", "EUR"),
-    "WA": ("XWAR", "PLN"),
-}
 # what Yahoo calls a hundredth of a currency, and that currency
 MINOR_UNITS: Mapping[str, str] = {"GBp": "GBP", "GBX": "GBP", "ZAc": "ZAR", "ILA": "ILS"}
 # fmt: off

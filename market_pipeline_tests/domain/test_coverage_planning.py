@@ -13,8 +13,11 @@ from market_pipeline.domain.coverage import (
     AFTER_LAST,
     BEFORE_FIRST,
     FETCH_FAILED,
+    NO_TRADES,
     PROVIDER_EMPTY,
     Coverage,
+    Hole,
+    find_gone,
 )
 from market_pipeline.domain.grids import Grid, find_grid, from_micros
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
@@ -36,6 +39,7 @@ MONTH = Window(NOW - timedelta(days=30), NOW)
 TERMS = HistoryTerms(timedelta(days=60))
 CALENDARS = st.sampled_from([ALWAYS_OPEN, "XNYS"])
 INTERVALS = st.sampled_from([Interval.HOUR, Interval.DAY])
+FOR_GOOD = (AFTER_LAST, BEFORE_FIRST, NO_TRADES)
 MINUTES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=6)
 
 
@@ -218,3 +222,35 @@ def test_settled_days_are_read_again_when_they_have_aged() -> None:
     for ask in due:
         coverage = answer(coverage, ask, ALWAYS_OPEN, now=tomorrow)
     assert plan_verification(*clock, tomorrow, coverage, TERMS) == []
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 30),
+            st.integers(1, 5),
+            st.sampled_from([*FOR_GOOD, PROVIDER_EMPTY, FETCH_FAILED]),
+            st.integers(1, 5),
+        ),
+        max_size=6,
+    )
+)
+def test_what_will_never_come_is_what_is_explained(
+    holes: list[tuple[int, int, str, int]],
+) -> None:
+    """And everything after a market's last bar, however far it was asked for."""
+    day = timedelta(days=1)
+    known = [
+        Hole(Window(NOW + at * day, NOW + (at + long) * day), reason, tries, NOW, NOW, None)
+        for at, long, reason, tries in holes
+    ]
+    gone = find_gone(Coverage(holes=tuple(known)))
+    for at in range(60):
+        moment = NOW + at * day
+        expected = any(
+            hole.window.start <= moment
+            and (moment < hole.window.end or hole.reason == AFTER_LAST)
+            and (hole.tries > 3 if hole.reason == PROVIDER_EMPTY else hole.reason in FOR_GOOD)
+            for hole in known
+        )
+        assert any(part.start <= moment < part.end for part in gone) == expected

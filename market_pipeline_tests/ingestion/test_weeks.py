@@ -132,3 +132,24 @@ def test_a_bar_stored_by_an_older_version_on_a_closed_date_is_no_part_of_a_week(
     [week] = pipeline.read(MADE, **WEEK)
     friday = pipeline.read(MADE, interval="1d", opens=datetime(2024, 3, 8, tzinfo=UTC))
     assert (week["is_final"], week["close"]) == (True, friday[0]["close"])
+
+
+@pytest.mark.parametrize("is_hourly", [False, True])
+def test_a_final_bar_stays_final_and_right_when_half_of_its_hole_comes(
+    pipeline: Pipeline, is_hourly: bool, request: pytest.FixtureRequest
+) -> None:
+    """The other half is waited for again, and the week has what came all the same."""
+    if is_hourly:
+        request.getfixturevalue("hours_only")
+    pipeline.run(NOON, fault := "BTC-USD:skipped_page@2024-03-05..2024-03-07")
+    run_again(pipeline, 3, fault, "BTC-USD")
+    [before] = pipeline.read(MADE, **WEEK)
+    run_again(pipeline, 1, "BTC-USD:skipped_page@2024-03-06..2024-03-07", "BTC-USD")
+    [after] = pipeline.read(MADE, **WEEK)
+    volumes = """
+        SELECT sum(volume) FILTER (WHERE "interval" = '1d') AS days,
+            sum(volume) FILTER (WHERE "interval" = '1w') AS week FROM market_data.market_aggregate
+        WHERE open_time >= '2024-03-04Z' AND open_time < '2024-03-11Z'"""
+    [sums] = pipeline.read(volumes)
+    assert (before["is_final"], after["is_final"]) == (True, True)
+    assert sums["week"] == pytest.approx(sums["days"])

@@ -15,6 +15,7 @@ from market_pipeline.domain.errors import (
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.judging import judge_bars
 from market_pipeline.domain.records import BAR_DTYPES, Market, PriceSnapshot, Window
+from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.providers.gate import CountingGate, OpenGate, use_gate
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.providers.mock_faults import ALIASES, AMOUNTS, Fault, parse_faults
@@ -199,6 +200,19 @@ def test_an_off_grid_bar_is_judged_so(interval: Interval) -> None:
     assert judged.rejected["rule"].tolist() == ["off_grid"]
     assert judged.rejected["open_time"].iloc[0].minute == 7
     assert len(judged.good) == len(good) - 1
+
+
+@pytest.mark.parametrize(("span", "closed"), [("", [2, 3, 9, 10]), ("@2024-03-09", [9])])
+def test_bars_of_closed_dates_are_judged_so(span: str, closed: list[int]) -> None:
+    """New York's weekends have bars as well, far too high; the sessions' own are as they were."""
+    good, bars = fetch("", "SPX"), fetch(f"SPX:closed_date=9{span}", "SPX")
+    sessions = read_sessions("XNYS", WINDOW.start - timedelta(days=9), WINDOW.end)
+    judged = judge_bars(bars, NOW, sessions)
+    pd.testing.assert_frame_equal(judged.good, good)
+    assert set(judged.rejected["rule"]) == {"not_a_session"}
+    assert list_days(judged.rejected) == closed
+    assert judged.rejected["close"].min() > 5 * good["close"].max()
+    assert fetch(f"BTC-USD:closed_date{span}").equals(GOOD)
 
 
 def test_sub_cent_prices_keep_their_shape() -> None:

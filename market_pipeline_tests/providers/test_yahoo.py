@@ -14,9 +14,8 @@ from market_pipeline.domain.errors import PermanentProviderError, TransientProvi
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.sessions import read_sessions
+from market_pipeline.providers.listings import INDICES, LISTINGS
 from market_pipeline.providers.yahoo import (
-    INDICES,
-    LISTINGS,
     YahooProvider,
     clean_prices,
     parse_bars,
