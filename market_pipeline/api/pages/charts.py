@@ -37,6 +37,7 @@ def build_market_chart(
 ) -> Chart | None:
     """Return candlesticks with volume, drawdown and realised volatility over one time axis.
 
+    Bars made of price points have no high and low: they are a line.
     Drawdown and volatility are of final bars alone. None without bars.
     """
     if not bars:
@@ -49,8 +50,11 @@ def build_market_chart(
         _line(at, compute_drawdowns(closes), "Drawdown", "y3", "var(--down)", fill="tozeroy"),
         _line(at, compute_rolling_volatility(closes, factor), "Volatility", "y4", "var(--accent)"),
     ]
-    layout = _stack_panels(f"Price ({market['quote']})", ("Volume", "Drawdown", "Volatility"))
-    return {"data": [_candles(bars), _volume(bars), *panels], "layout": layout}
+    is_points = any(bar.get("source_kind") == "points" for bar in bars)
+    price, kind = (_closes(bars), ", price points") if is_points else (_candles(bars), "")
+    title = f"Price ({market['quote']}{kind})"
+    layout = _stack_panels(title, ("Volume", "Drawdown", "Volatility"))
+    return {"data": [price, _volume(bars), *panels], "layout": layout}
 
 
 def build_ratio_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
@@ -62,6 +66,11 @@ def build_ratio_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Chart | N
     line = _line(at, ratios, name, "y", "var(--accent)")
     line["hovertemplate"] = "%{y:.6g}<extra></extra>"
     return {"data": [line], "layout": _lay_out({"yaxis": {"title": {"text": name}}})}
+
+
+def _closes(bars: Sequence[Mapping[str, Any]]) -> Chart:
+    at = [bar["open_time"].isoformat() for bar in bars]
+    return _line(at, np.array([bar["close"] for bar in bars]), "Price", "y", "var(--accent)")
 
 
 def _candles(bars: Sequence[Mapping[str, Any]]) -> Chart:

@@ -16,6 +16,7 @@ REASONS = {
     "zero_variance": "the price did not move",
     "no_downside": "no return was below the target",
     "unexplained_hole": "bars are missing, and nobody knows why",
+    "mixed_parsing": "its bars were read in two ways: markets reload reads the older ones again",
     "short_horizon": "too short a span to annualise",
     "split": "a split: the series is being read again",
     "quote_currency_differs": "quoted in different currencies",
