@@ -77,12 +77,12 @@ def test_a_heat_map_stays_small(markets: int) -> None:
 
 def test_bars_of_points_are_drawn_as_a_line() -> None:
     """They have no range: candles without wicks would say that the price never left the body."""
-    bars = make_bars(30)
+    bars = make_bars(30).assign(volume=np.nan)
     points = bars.assign(
         high=bars[["open", "close"]].max(axis=1), low=bars[["open", "close"]].min(axis=1)
     )
     assert [has_range(bars), has_range(points)] == [True, False]
-    far = points.assign(open=points["close"] * 1.5, high=points["close"] * 1.5)
+    far = points.assign(open=points["close"] * 0.5, low=points["close"] * 0.5, high=points["close"])
     assert draw_prices([Panel("A", "", points)]) == draw_prices([Panel("A", "", far)])
 
 
