@@ -42,6 +42,9 @@ class MarketTable(Table):
     data: list[MarketRow]
 
 
+SOURCE_KIND = "traded, or points: then high and low are the greater and lesser of open and close"
+
+
 class Bar(BaseModel):
     """One final bar."""
 
@@ -56,6 +59,7 @@ class Bar(BaseModel):
     close: float
     volume: float | None
     volume_kind: str
+    source_kind: str = Field(description=SOURCE_KIND)
     known_at: datetime = Field(description="When these values became ours")
     dataset_version: int
     run_id: UUID | None
@@ -166,6 +170,7 @@ class LatestBar(BaseModel):
     close: float
     volume: float | None
     volume_kind: str
+    source_kind: str = Field(description=SOURCE_KIND)
     known_at: datetime
     dataset_version: int
 

@@ -125,7 +125,9 @@ class Coverage:
     @property
     def current(self) -> list[Window]:
         """The settled spans whose bars, if they come again, can be compared with those stored."""
-        return subtract_windows(self.settled, self.older)
+        return (
+            subtract_windows(self.settled, self.older) if self.older_parsings else [*self.settled]
+        )
 
 
 def find_gone(coverage: Coverage) -> list[Window]:

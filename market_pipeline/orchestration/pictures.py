@@ -180,9 +180,15 @@ def _head(axis: "Axes", panel: Panel) -> None:
     axis.set_title(panel.note, loc="right", fontsize=8, color=_FAINT)
 
 
+def has_range(bars: pd.DataFrame) -> bool:
+    """Tell whether highs and lows say anything: those of bars made of price points do not."""
+    body = bars[["open", "close"]]
+    return bool((bars["high"] > body.max(axis=1)).any() or (bars["low"] < body.min(axis=1)).any())
+
+
 def _draw_price(axis: "Axes", bars: pd.DataFrame) -> None:
     days = _strip_zone(bars["open_time"])
-    if len(bars) > _MAX_CANDLES:
+    if len(bars) > _MAX_CANDLES or not has_range(bars):
         axis.plot(days, bars["close"], color=_LINE, linewidth=1.2)
         axis.fill_between(days, bars["close"], bars["close"].min(), color=_LINE, alpha=0.1)
         return

@@ -47,7 +47,7 @@ from market_pipeline.storage.history_queries import (
 Basis: TypeAlias = Literal["strict", "assumed"]
 COLUMNS = (
     "symbol", "provider", "interval", "open_time", "close_time", "open", "high", "low", "close",
-    "volume", "volume_kind", "known_at", "dataset_version", "run_id",
+    "volume", "volume_kind", "source_kind", "known_at", "dataset_version", "run_id",
 )  # fmt: skip
 
 
@@ -90,6 +90,8 @@ def read_aggregates(
         with these columns, also without rows:
 
         - ``symbol``, ``provider``, ``interval``, ``volume_kind``: str
+        - ``source_kind``: str, ``traded`` or ``points``. Bars of points have no range: ``high`` and
+          ``low`` are the greater and the lesser of ``open`` and ``close``
         - ``close_time``, ``known_at``: datetime64[us, UTC]
         - ``open``, ``high``, ``low``, ``close``, ``volume``: float64, NaN for no volume
         - ``dataset_version``: int64

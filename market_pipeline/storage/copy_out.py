@@ -124,11 +124,20 @@ def _decode_times(values: npt.NDArray[Any]) -> pd.DatetimeIndex:
     return pd.DatetimeIndex(microseconds.view("datetime64[us]"), tz="UTC")
 
 
+@lru_cache(maxsize=4096)
+def _make_words(word: str | None) -> Any:
+    return pd.array([word], dtype="str")
+
+
 def _decode_words(decode: Callable[[bytes], str | None]) -> Callable[[npt.NDArray[Any]], Any]:
     """Return a decoder that looks once at each run of equal words, for most columns are such."""
     decode_word = lru_cache(maxsize=4096)(decode)
 
     def decode_words(values: npt.NDArray[Any]) -> Any:
+        if len(values) and (values == values[0]).all():  # Most columns of one market.
+            return _make_words(decode_word(bytes(values[0]))).take(
+                np.zeros(len(values), dtype=np.intp)
+            )
         first = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
         words = pd.array([decode_word(word) for word in values[first].tolist()], dtype="str")
         return words.take(np.repeat(np.arange(len(first)), np.diff(first, append=len(values))))

@@ -41,6 +41,7 @@ COLUMNS: Mapping[str, Column] = {
     **dict.fromkeys(("open", "high", "low", "close"), KNOWN_NUMBER),
     "volume": NUMBER,
     "volume_kind": WORDS,
+    "source_kind": WORD,
     "known_at": TIME,
     "dataset_version": INTEGER,
     "run_id": IDENTITY,

@@ -22,7 +22,7 @@ _SNAPSHOT = f"""
 _BARS = f"""
     SELECT bar.* FROM (VALUES ('1h'), ('1d'), ('1w')) lengths ("interval"), LATERAL (
         SELECT bar."interval", open_time, close_time, open, high, low, close, volume, volume_kind,
-            known_at, dataset_version
+            source_kind, known_at, dataset_version
         FROM {SCHEMA}.market_aggregate bar
         WHERE bar.market_id = chosen.market_id AND bar."interval" = lengths."interval"
             AND is_final

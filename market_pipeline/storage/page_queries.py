@@ -62,8 +62,8 @@ _MARKET = f"""
     ORDER BY is_active DESC, listed_from DESC LIMIT 1
 """  # noqa: S608 - names of our own tables
 _BARS = f"""
-    SELECT open_time, close_time, open, high, low, close, volume, volume_kind, is_final, known_at,
-        dataset_version
+    SELECT open_time, close_time, open, high, low, close, volume, volume_kind, source_kind,
+        is_final, known_at, dataset_version
     FROM {SCHEMA}.market_aggregate WHERE market_id = %(market_id)s AND "interval" = %(interval)s
     ORDER BY open_time DESC LIMIT %(count)s
 """  # noqa: S608 - names of our own tables

@@ -207,6 +207,13 @@ def test_charts_leave_out_what_is_provisional_and_are_none_without_bars() -> Non
     assert list(drawdown["y"]) == [0.0, -0.5]
     assert build_market_chart([], Interval.DAY, MARKET) is None
     assert build_market_chart(bars[2:], Interval.DAY, MARKET) is not None
+    points = build_market_chart(
+        [{**bar, "source_kind": "points"} for bar in bars], Interval.DAY, MARKET
+    )
+    assert points is not None
+    line = points["data"][0]
+    assert (line["type"], line["y"]) == ("scatter", [2.0, 1.0, 0.1])  # they have no high and low
+    assert "points" in points["layout"]["yaxis"]["title"]["text"]
     assert build_ratio_chart([], "a / b", ["24/7"]) is None
 
 

@@ -14,6 +14,7 @@ from market_pipeline.orchestration.pictures import (
     draw_correlations,
     draw_drawdowns,
     draw_prices,
+    has_range,
     shorten,
 )
 
@@ -72,6 +73,17 @@ def test_a_heat_map_stays_small(markets: int) -> None:
     png = draw_correlations(pd.DataFrame(np.corrcoef(returns), labels, labels), "Correlation")
     assert len(png) < MAX_BYTES
     assert max(measure(png)) <= 1_000
+
+
+def test_bars_of_points_are_drawn_as_a_line() -> None:
+    """They have no range: candles without wicks would say that the price never left the body."""
+    bars = make_bars(30).assign(volume=np.nan)
+    points = bars.assign(
+        high=bars[["open", "close"]].max(axis=1), low=bars[["open", "close"]].min(axis=1)
+    )
+    assert [has_range(bars), has_range(points)] == [True, False]
+    far = points.assign(open=points["close"] * 0.5, low=points["close"] * 0.5, high=points["close"])
+    assert draw_prices([Panel("A", "", points)]) == draw_prices([Panel("A", "", far)])
 
 
 def test_a_still_market_without_volume_is_drawn() -> None:

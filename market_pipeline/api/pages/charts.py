@@ -35,8 +35,9 @@ def build_market_chart(
 ) -> Chart | None:
     """Return candlesticks with volume, drawdown and realised volatility over one time axis.
 
-    Drawdown and volatility are of final bars alone, as the statistics have them, and break where a
-    bar is missing. None without bars.
+    Bars made of price points have no high and low: they are a line. Drawdown and volatility are of
+    final bars alone, as the statistics have them, and break where a bar is missing. None without
+    bars.
 
     Args:
         bars: In order of open_time.
@@ -64,8 +65,13 @@ def build_market_chart(
         _line(at, place, volatility.to_numpy(), "Volatility", "y4", "var(--accent)"),
     ]
     titles = ("Volume", "Drawdown", f"Volatility, {days} d")
-    layout = _stack_panels(f"Price ({market['quote']})", titles)
-    return {"data": [_candles(bars), _volume(bars), *panels], "layout": layout}
+    is_points = any(bar.get("source_kind") == "points" for bar in bars)
+    if is_points:
+        price = _closes(bars, market["calendar"], interval)
+    else:
+        price = _candles(bars)
+    title = f"Price ({market['quote']}{', price points' if is_points else ''})"
+    return {"data": [price, _volume(bars), *panels], "layout": _stack_panels(title, titles)}
 
 
 def build_ratio_chart(
@@ -92,6 +98,13 @@ def break_at_gaps(
     for position, value in zip(place.tolist(), values, strict=True):
         filled[position] = value
     return filled
+
+
+def _closes(bars: Sequence[Mapping[str, Any]], calendar: str, interval: Interval) -> Chart:
+    opens = read_microseconds(pd.Series([bar["open_time"] for bar in bars], dtype=UTC_DTYPE))
+    at, place = fill_gaps([calendar], interval, opens)
+    closes = np.array([bar["close"] for bar in bars], dtype=np.float64)
+    return _line(at, place, closes, "Price", "y", "var(--accent)")
 
 
 def _candles(bars: Sequence[Mapping[str, Any]]) -> Chart:

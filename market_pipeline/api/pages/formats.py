@@ -16,6 +16,7 @@ REASONS = {
     "zero_variance": "the price did not move",
     "no_downside": "no return was below the target",
     "unexplained_hole": "bars are missing, and nobody knows why",
+    "mixed_parsing": "its bars were read in two ways: markets reload reads the older ones again",
     "short_horizon": "too short a span to annualise",
     "never_asked": "nobody asked for some of the bars yet",
     "restating": "the provider restated its history, and it is being read again",
