@@ -28,6 +28,7 @@ from market_pipeline.ingestion.receipts import (
     add_market_receipt,
     add_table_receipt,
     begin_receipt,
+    end_receipt,
 )
 from market_pipeline.ingestion.request import Request
 from market_pipeline.ingestion.write import Written, write_market_bars
@@ -233,6 +234,7 @@ def _write(
     row: dict[str, Any] = {"received": len(good), **counts, **versions, "outcome": "ok"}
     add_market_receipt(connection, run, market_id, row)
     add_table_receipt(connection, run, market_aggregate.name, written.counts, "ok")
+    end_receipt(connection, run)
 
 
 def _heal_coverage(

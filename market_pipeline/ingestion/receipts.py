@@ -1,7 +1,7 @@
 """The receipt of a run: what was asked, what came, what was written, what is left."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -36,22 +36,45 @@ class Run:
     request: Request
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a run was asked, as its receipt keeps it.
+
+    Attributes:
+        run_id: The run. trigger: What started it. started_at: When it began (UTC).
+        provider: Providers, in order, separated by commas.
+        request: Symbols, look-back and window; what could not be read stands as it was given.
+    """
+
+    run_id: UUID
+    trigger: str
+    started_at: datetime
+    provider: str
+    request: Mapping[str, Any]
+
+
 def begin_receipt(connection: Connection, run: Run) -> None:
     """Make sure the run's receipt exists."""
-    request = {
-        "symbols": run.request.symbols,
-        "lookback_days": run.request.lookback_days,
-        "window_start": run.request.window.start.isoformat(),
-        "window_end": run.request.window.end.isoformat(),
-    }
-    row = {
-        "run_id": run.run_id,
-        "trigger": run.trigger,
-        "provider": ",".join(run.request.providers),
-        "request": json.loads(json.dumps(request)),
-        "started_at": run.started_at,
-    }
+    provider = ",".join(run.request.providers)
+    request = describe_request(run.request)
+    open_receipt(connection, Asked(run.run_id, run.trigger, run.started_at, provider, request))
+
+
+def open_receipt(connection: Connection, asked: Asked) -> None:
+    """Insert the receipt of a run, unless it has one."""
+    row = {name: getattr(asked, name) for name in ("run_id", "trigger", "started_at", "provider")}
+    row["request"] = json.loads(json.dumps(asked.request, default=str))
     connection.execute(insert(ingestion_run).values(row).on_conflict_do_nothing())
+
+
+def describe_request(request: Request) -> dict[str, Any]:
+    """Return a request as receipts keep it."""
+    return {
+        "symbols": request.symbols,
+        "lookback_days": request.lookback_days,
+        "window_start": request.window.start.isoformat(),
+        "window_end": request.window.end.isoformat(),
+    }
 
 
 def add_market_receipt(
@@ -112,6 +135,12 @@ def add_table_receipt(
         statement.on_conflict_do_update(index_elements=["run_id", "table_name"], set_=sums)
     )
     _worsen(connection, run, outcome)
+
+
+def end_receipt(connection: Connection, run: Run) -> None:
+    """Note that a run has ended which is no ingestion, so that it is not counted as one."""
+    this_run = ingestion_run.c.run_id == run.run_id
+    connection.execute(update(ingestion_run).where(this_run).values(ended_at=datetime.now(UTC)))
 
 
 def mark_failed(engine: Engine, run: Run) -> None:

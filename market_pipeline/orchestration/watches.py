@@ -5,7 +5,7 @@ without being switched on. What they look at and say is elsewhere: ``alerting``,
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from uuid import UUID
@@ -25,7 +25,9 @@ from market_pipeline.ingestion.registration import keep_active
 from market_pipeline.ingestion.request import Route, build_request
 from market_pipeline.ingestion.watching import watch
 from market_pipeline.orchestration.automation import find_last_ticks, is_schedule_on
+from market_pipeline.orchestration.causes import Cause, find_cause
 from market_pipeline.orchestration.dead_runs import Look, end_dead_runs
+from market_pipeline.orchestration.executor import close_receipt
 from market_pipeline.orchestration.resources import Providers
 from market_pipeline.storage.alerts import has_alert_of_run
 from market_pipeline.storage.database import open_database
@@ -47,19 +49,22 @@ logger = logging.getLogger("market_pipeline.watches")
 def run_failure_alert(context: dg.RunFailureSensorContext) -> None:
     """Raise an alert of every failed run, unless the run has raised a graver one itself."""
     run, causes = context.dagster_run, _list_causes(context)
-    reason = next(iter(causes.values()), str(context.failure_event.message))
+    reason = causes[0].text if causes else str(context.failure_event.message)
     finding = Finding(
-        CHECK_FAILED if _is_check(context) else RUN_FAILED,
+        CHECK_FAILED if _is_check(causes) else RUN_FAILED,
         {run.job_name: reason},
         subject=run.job_name,
         message=f"{run.job_name} failed: {reason}",
         context={
-            "job": run.job_name, "steps": list(causes), "trigger": find_trigger(run.tags),
+            "job": run.job_name,
+            "steps": [cause.step for cause in causes],
+            "trigger": find_trigger(run.tags),
         },
         run_id=UUID(run.run_id),
-    )  # fmt: skip
+    )
     try:
         with _begin() as connection:
+            close_receipt(connection, run, reason)
             if not has_alert_of_run(connection, UUID(run.run_id), ("error", "critical")):
                 report(connection, [finding], datetime.now(UTC))
     except (SQLAlchemyError, PipelineError) as error:
@@ -79,6 +84,7 @@ def run_success_watch(context: dg.RunStatusSensorContext) -> None:
     run = context.dagster_run
     kinds = (RUN_FAILED, CHECK_FAILED)
     with _begin() as connection:
+        close_receipt(connection, run, None)
         report(
             connection, [Finding(kind, subject=run.job_name) for kind in kinds], datetime.now(UTC)
         )
@@ -150,19 +156,10 @@ def _find_routes(connection: Connection, now: datetime) -> list[Route]:
         return []
 
 
-def _is_check(context: dg.RunFailureSensorContext) -> bool:
-    errors = [event.step_failure_data.error for event in context.get_step_failure_events()]
-    return any(error is not None and error.cls_name == _CHECK_ERROR for error in errors)
+def _is_check(causes: Sequence[Cause]) -> bool:
+    return any(cause.error_class == _CHECK_ERROR for cause in causes)
 
 
-def _list_causes(context: dg.RunFailureSensorContext) -> dict[str, str]:
-    """Return the innermost reason of each step that failed, in one line."""
-    causes = {}
-    for event in context.get_step_failure_events():
-        error = event.step_failure_data.error
-        while error is not None and error.cause is not None:
-            error = error.cause
-        causes[str(event.step_key)] = (
-            " ".join(error.message.split()) if error else "no reason given"
-        )
-    return causes
+def _list_causes(context: dg.RunFailureSensorContext) -> list[Cause]:
+    """Return why each step that failed did."""
+    return [find_cause(event) for event in context.get_step_failure_events()]

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 
 from market_pipeline.observability.metrics import MAX_SERIES, Sample, gauge
 from market_pipeline.storage.run_evidence import EXPLAINED
+from market_pipeline.storage.run_states import STATE
 from market_pipeline.storage.tables import SCHEMA
 
 _SERIES = ("provider", "symbol", "interval")
@@ -35,10 +36,11 @@ OLDEST = gauge(
 GIVEN_UP = gauge("alert_deliveries_given_up", "Messages given up, of those that are kept")
 
 _QUESTIONS = (
-    (RUNS, f"""SELECT trigger, provider, coalesce(outcome, 'running'), count(*)
-        FROM {SCHEMA}.ingestion_run GROUP BY 1, 2, 3 ORDER BY 4 DESC"""),
+    (RUNS, f"""SELECT trigger, provider, {STATE}, count(*)
+        FROM {SCHEMA}.ingestion_run run GROUP BY 1, 2, 3 ORDER BY 4 DESC"""),
     (LAST_SUCCESS, f"""SELECT provider, extract(epoch FROM max(started_at))
-        FROM {SCHEMA}.ingestion_run WHERE outcome = 'ok' GROUP BY 1 ORDER BY 2 DESC"""),
+        FROM {SCHEMA}.ingestion_run WHERE outcome = 'ok' AND ended_at IS NOT NULL
+        GROUP BY 1 ORDER BY 2 DESC"""),
     (BARS, f"""SELECT provider, symbol, interval, bars FROM {SCHEMA}.market_coverage
         JOIN {SCHEMA}.market USING (market_id) WHERE is_active ORDER BY market_id, interval"""),
     (WATERMARK, f"""SELECT provider, symbol, interval, extract(epoch FROM watermark)
