@@ -28,6 +28,7 @@ from market_pipeline.ingestion.receipts import (
     add_market_receipt,
     add_table_receipt,
     begin_receipt,
+    describe_counts,
     end_receipt,
 )
 from market_pipeline.ingestion.request import Request
@@ -226,14 +227,12 @@ def _write(
     begin_receipt(connection, run)
     written = write_market_bars(connection, run, one, market_id, good)
     _heal_coverage(connection, run, one, market_id, good, written)
-    counts = {
-        name: getattr(written.counts, name)
-        for name in ("inserted", "updated", "unchanged", "revised")
-    }
+    counts = describe_counts(written.counts, written.derived)
     versions = dict.fromkeys(("first_version", "last_version"), written.version)
     row: dict[str, Any] = {"received": len(good), **counts, **versions, "outcome": "ok"}
     add_market_receipt(connection, run, market_id, row)
-    add_table_receipt(connection, run, market_aggregate.name, written.counts, "ok")
+    rows = written.counts + written.derived
+    add_table_receipt(connection, run, market_aggregate.name, rows, "ok")
     end_receipt(connection, run)
 
 

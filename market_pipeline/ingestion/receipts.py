@@ -22,7 +22,8 @@ from market_pipeline.storage.tables import (
 from market_pipeline.storage.upsert import WriteCounts
 
 _RANK = {"ok": 0, "partial": 1, "failed": 2}
-_ADDED = ("inserted", "updated", "unchanged", "revised", "spikes")
+_CHANGES = ("inserted", "updated", "unchanged")
+_ADDED = (*_CHANGES, *(f"derived_{name}" for name in _CHANGES), "revised", "spikes")
 _MAX_REASON = 2_000
 
 
@@ -129,7 +130,7 @@ def add_table_receipt(
         "updated": counts.updated,
         "unchanged": counts.unchanged,
     }
-    sums = {name: receipt[name] + row[name] for name in ("inserted", "updated", "unchanged")}
+    sums = {name: receipt[name] + row[name] for name in _CHANGES}
     statement = insert(ingestion_run_table).values(row)
     connection.execute(
         statement.on_conflict_do_update(index_elements=["run_id", "table_name"], set_=sums)
@@ -150,9 +151,17 @@ def mark_failed(engine: Engine, run: Run) -> None:
         add_table_receipt(connection, run, market_aggregate.name, WriteCounts(), "failed")
 
 
+def describe_counts(fetched: WriteCounts, derived: WriteCounts) -> dict[str, int]:
+    """Return the columns that count bars: fetched ones, and the days and weeks built from them."""
+    return {
+        **{name: getattr(fetched, name) for name in (*_CHANGES, "revised")},
+        **{f"derived_{name}": getattr(derived, name) for name in _CHANGES},
+    }
+
+
 def describe_stop(reason: str, outcome: str) -> dict[str, Any]:
     """Return the receipt of a market that gave no batch."""
-    counts = dict.fromkeys(("received", "inserted", "updated", "unchanged"), 0)
+    counts = dict.fromkeys(("received", *_CHANGES), 0)
     return {**counts, "outcome": outcome, "reason": reason[:_MAX_REASON]}
 
 

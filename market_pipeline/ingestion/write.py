@@ -24,6 +24,7 @@ from market_pipeline.ingestion.receipts import (
     add_requests,
     add_table_receipt,
     begin_receipt,
+    describe_counts,
     describe_stop,
     shorten_reason,
 )
@@ -53,7 +54,8 @@ class BatchResult:
     """What the database did with a batch, and how its market stands.
 
     Attributes:
-        counts: Of rows. outcome: Of the market so far; it is its last word with the last batch.
+        counts: Of fetched bars. derived: Of days and weeks built from them.
+        outcome: Of the market so far; it is its last word with the last batch.
         reason: What went wrong, in one line. holes_left: Spans that should be there and are not.
     """
 
@@ -61,6 +63,7 @@ class BatchResult:
     outcome: str
     reason: str | None
     holes_left: int = 0
+    derived: WriteCounts = field(default_factory=WriteCounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +71,12 @@ class Written:
     """What became of bars.
 
     Attributes:
-        counts: Of all rows, derived ones included. version: Theirs; None when nothing changed.
-        inserted: How many are new, by interval.
+        counts: Of fetched bars. derived: Of days and weeks built from them.
+        version: Theirs; None when nothing changed. inserted: How many are new, by interval.
     """
 
     counts: WriteCounts = field(default_factory=WriteCounts)
+    derived: WriteCounts = field(default_factory=WriteCounts)
     version: int | None = None
     inserted: Mapping[Interval, int] = field(default_factory=dict)
 
@@ -204,17 +208,17 @@ def write_market_bars(
         Interval(str(interval)): count.inserted
         for (interval, _), count in zip(groups, counts, strict=True)
     }
+    fetched, built = sum(counts, WriteCounts()), WriteCounts()
     for build in (rebuild_days, rebuild_weeks):
         derived = build(connection, one, market_id, pd.concat(frames), run.request.now)
         if len(derived):
             frames.append(derived.assign(market_id=market_id))
-            counts.append(upsert_frame(connection, market_aggregate, frames[-1], stamps))
-    total = sum(counts, WriteCounts())
-    if not total.written:
-        return Written(total)
+            built += upsert_frame(connection, market_aggregate, frames[-1], stamps)
+    if not (fetched + built).written:
+        return Written(fetched, built)
     _note_version(connection, market_id, pd.concat(frames), stamps)
     stamp_markets(connection, [market_id], version)
-    return Written(total, version, inserted)
+    return Written(fetched, built, version, inserted)
 
 
 def _join_good(pages: Iterable[Page]) -> pd.DataFrame:
@@ -313,7 +317,7 @@ def _judge_batch(run: Run, batch: BarBatch, written: Written, after: Coverages) 
         outcome = "failed"
     if not batch.is_last:
         outcome, reasons = "partial", [*reasons, "not finished"]
-    return BatchResult(written.counts, outcome, shorten_reason(reasons), len(left))
+    return BatchResult(written.counts, outcome, shorten_reason(reasons), len(left), written.derived)
 
 
 def _describe_batch(
@@ -324,10 +328,7 @@ def _describe_batch(
     return {
         "requested": progress.requested,
         "received": progress.received,
-        "inserted": written.counts.inserted,
-        "updated": written.counts.updated,
-        "unchanged": written.counts.unchanged,
-        "revised": written.counts.revised,
+        **describe_counts(written.counts, written.derived),
         "quarantined": sum(progress.quarantined.values()),
         "spikes": sum(map(len, spikes)),
         "holes_left": result.holes_left,
@@ -350,4 +351,5 @@ def _find_watermark(coverages: Coverages) -> datetime | None:
 def _report_table(connection: Connection, run: Run, batch: BarBatch, result: BatchResult) -> None:
     # One failed market of many makes a run partial; a batch that is not the last says nothing yet.
     landed = "ok" if result.outcome == "ok" or not batch.is_last else "partial"
-    add_table_receipt(connection, run, market_aggregate.name, result.counts, landed)
+    rows = result.counts + result.derived
+    add_table_receipt(connection, run, market_aggregate.name, rows, landed)

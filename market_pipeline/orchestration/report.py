@@ -70,14 +70,15 @@ def repeat_description(definition_metadata: Mapping[str, Any]) -> dict[str, Any]
 
 
 def build_receipt_line(
-    item: BarBatch | MarketStopped, result: BatchResult, counts: WriteCounts
+    item: BarBatch | MarketStopped, result: BatchResult, counts: WriteCounts, derived: WriteCounts
 ) -> dict[str, Any]:
     """Return one market's line in the table of a run's bars.
 
     Args:
         item: The market's last.
         result: What the database did with it.
-        counts: Of all the market's batches.
+        counts: Fetched bars of all the market's batches.
+        derived: Days and weeks built from them.
     """
     market = item.route[1]
     progress = item.progress if isinstance(item, BarBatch) else Progress()
@@ -91,6 +92,9 @@ def build_receipt_line(
         "updated": counts.updated,
         "unchanged": counts.unchanged,
         "revised": counts.revised,
+        "derived inserted": derived.inserted,
+        "derived updated": derived.updated,
+        "derived unchanged": derived.unchanged,
         "holes left": result.holes_left,
         "calls": progress.calls,
         "reason": result.reason or "",
@@ -105,6 +109,9 @@ def summarise_receipt(lines: Sequence[Line]) -> dict[str, int]:
         "bars_received": sum(line["received"] for line in lines),
         "bars_quarantined": sum(line["quarantined"] for line in lines),
         "bars_revised": sum(line["revised"] for line in lines),
+        "rows_derived": sum(
+            line[f"derived {name}"] for line in lines for name in ("inserted", "updated")
+        ),
         "holes_left": sum(line["holes left"] for line in lines),
     }
 

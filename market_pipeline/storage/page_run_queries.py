@@ -41,9 +41,8 @@ _RUNS = f"""
     WHERE run.run_id IN (%s)
     GROUP BY run.run_id ORDER BY run.started_at DESC
 """  # noqa: S608 - names of our own tables
-_RECENT = (
-    _RUNS % f"SELECT run_id FROM {SCHEMA}.ingestion_run ORDER BY started_at DESC LIMIT %(count)s"
-)
+_NEWEST = f"SELECT run_id FROM {SCHEMA}.ingestion_run ORDER BY started_at DESC LIMIT %(count)s"  # noqa: S608
+_RECENT = _RUNS % _NEWEST
 _RUN = _RUNS % "%(run_id)s::uuid"
 _MARKETS = f"""
     SELECT symbol, provider, part.* FROM {SCHEMA}.ingestion_run_market part

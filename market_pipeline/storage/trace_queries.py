@@ -88,11 +88,10 @@ def read_receipts(connection: Connection, run_ids: Sequence[UUID]) -> list[Row]:
 
     A run that has not ended is ``running``, or ``interrupted`` when its process is gone.
     """
-    run, state = ingestion_run.alias("run"), literal_column(STATE).label("outcome")
+    run = ingestion_run.alias("run")
+    state: Any = literal_column(STATE).label("outcome")
     query = (
-        select(
-            run.c.run_id, run.c.trigger, run.c.started_at, literal_column(STATE).label("outcome")
-        )
+        select(run.c.run_id, run.c.trigger, run.c.started_at, state)
         .where(run.c.run_id.in_(list(run_ids)))
         .order_by(run.c.started_at)
     )
