@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Engine, cast, func, select, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from market_pipeline.ingestion.fetching import Page
 from market_pipeline.ingestion.request import Request
@@ -136,6 +136,27 @@ def add_table_receipt(
         statement.on_conflict_do_update(index_elements=["run_id", "table_name"], set_=sums)
     )
     _worsen(connection, run, outcome)
+
+
+def note_left_out(
+    connection: Connection, run: Run, unserved: Mapping[str, str], deactivated: Sequence[str]
+) -> None:
+    """Note the symbols that a run does not fetch; one that no provider serves makes it partial.
+
+    Args:
+        connection: In a transaction.
+        run: The run.
+        unserved: Who was asked and why not, by symbol.
+        deactivated: Symbols of markets that somebody deactivated.
+    """
+    begin_receipt(connection, run)
+    reasons = {name: f"no provider serves it. Asked: {asked}" for name, asked in unserved.items()}
+    told = cast({"unserved": reasons, "deactivated": list(deactivated)}, JSONB)
+    receipt = ingestion_run.c
+    noted = update(ingestion_run).where(receipt.run_id == run.run_id)
+    connection.execute(noted.values(request=receipt.request.op("||")(told)))
+    if unserved:
+        _worsen(connection, run, "partial")
 
 
 def end_receipt(connection: Connection, run: Run) -> None:

@@ -45,6 +45,11 @@ class Request:
     window: Window
     is_default_routing: bool
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the run's clock is the wall clock: no window end was given."""
+        return self.now == self.asked_at
+
 
 def build_request(
     wall_clock: datetime,

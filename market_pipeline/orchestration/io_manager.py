@@ -34,6 +34,7 @@ from market_pipeline.orchestration.report import (
     build_receipt_line,
     build_row_lines,
     build_table,
+    build_unserved_line,
     describe_relation,
     repeat_description,
     sort_worst_first,
@@ -87,7 +88,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
 
     def _read_for(self, run: Run) -> MarketReader:
         if run.run_id not in self._readers:
-            routes = find_routes(self.providers, self.database, run.request)
+            routes = find_routes(self.providers, self.database, run)
             self._readers[run.run_id] = MarketReader(self.database.engine, run.request, routes)
         return self._readers[run.run_id]
 
@@ -170,13 +171,16 @@ def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStrea
         with log_context(provider=item.route[0].name, market=item.route[1].symbol):
             context.log.info(_tell(lines[item.route]))
     with engine.begin() as connection:
-        ends.report(connection, run.run_id)
+        unserved = ends.report(connection, run)
     told = [lines[route] for route in stream.routes if route in lines]
+    for symbol, reason in unserved.items():
+        context.log.warning("%s: %s", symbol, reason)
     if told and all(line["outcome"] == "failed" for line in told):
         mark_failed(engine, run)
         reasons = "; ".join(f"{line['market']}: {line['reason']}" for line in told[:20])
         raise NothingIngestedError(f"no market gave a usable bar. {reasons}")
     total = sum((rows for pair in totals.values() for rows in pair), WriteCounts())
+    told += [build_unserved_line(symbol, reason) for symbol, reason in unserved.items()]
     return Written(total, sort_worst_first(told), summarise_receipt(told))
 
 

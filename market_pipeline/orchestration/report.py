@@ -82,9 +82,27 @@ def build_receipt_line(
     """
     market = item.route[1]
     progress = item.progress if isinstance(item, BarBatch) else Progress()
+    return _build_line(market.symbol, market.provider, result, progress, counts, derived)
+
+
+def build_unserved_line(symbol: str, reason: str) -> dict[str, Any]:
+    """Return the line of a symbol that no provider serves."""
+    nothing = WriteCounts()
+    result = BatchResult(nothing, "failed", reason)
+    return _build_line(symbol, "", result, Progress(), nothing, nothing)
+
+
+def _build_line(
+    symbol: str,
+    provider: str,
+    result: BatchResult,
+    progress: Progress,
+    counts: WriteCounts,
+    derived: WriteCounts,
+) -> dict[str, Any]:
     return {
-        "market": market.symbol,
-        "provider": market.provider,
+        "market": symbol,
+        "provider": provider,
         "outcome": result.outcome,
         "received": progress.received,
         "quarantined": sum(progress.quarantined.values()),

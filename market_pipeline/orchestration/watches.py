@@ -5,7 +5,7 @@ without being switched on. What they look at and say is elsewhere: ``alerting``,
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from uuid import UUID
@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from market_pipeline.alerting.checking import check_alert_settings
 from market_pipeline.alerting.delivery import deliver, send_at_once
 from market_pipeline.alerting.kinds import CHECK_FAILED, RUN_FAILED
-from market_pipeline.alerting.raising import Finding, report
+from market_pipeline.alerting.raising import Finding, clear_member, report
 from market_pipeline.alerting.receivers import call_heartbeat
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.triggers import find_trigger
@@ -53,7 +53,7 @@ def run_failure_alert(context: dg.RunFailureSensorContext) -> None:
     finding = Finding(
         CHECK_FAILED if _is_check(causes) else RUN_FAILED,
         {run.job_name: reason},
-        subject=run.job_name,
+        subject=_name_failure(run.job_name, causes),
         message=f"{run.job_name} failed: {reason}",
         context={
             "job": run.job_name,
@@ -85,9 +85,7 @@ def run_success_watch(context: dg.RunStatusSensorContext) -> None:
     kinds = (RUN_FAILED, CHECK_FAILED)
     with _begin() as connection:
         close_receipt(connection, run, None)
-        report(
-            connection, [Finding(kind, subject=run.job_name) for kind in kinds], datetime.now(UTC)
-        )
+        clear_member(connection, kinds, run.job_name, datetime.now(UTC))
         outcome = read_run_outcome(connection, UUID(run.run_id))
     if outcome == "ok":
         called = call_heartbeat()
@@ -110,7 +108,8 @@ def alert_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     now = datetime.now(UTC)
     since = _read_since(context, now)
     with _begin() as connection:
-        watch(connection, _find_routes(connection, now), find_last_ticks(now), since, now)
+        routes, wanted = _find_routes(connection, now)
+        watch(connection, routes, find_last_ticks(now), since, now, wanted)
     return dg.SensorResult(
         skip_reason="watched", cursor=since.isoformat() if since is not None else ""
     )
@@ -147,13 +146,28 @@ def _read_since(context: dg.SensorEvaluationContext, now: datetime) -> datetime 
     return datetime.fromisoformat(context.cursor) if context.cursor else now
 
 
-def _find_routes(connection: Connection, now: datetime) -> list[Route]:
-    """Return what runs ingest; nothing when it is all deactivated, or cannot be told."""
+def _find_routes(
+    connection: Connection, now: datetime
+) -> tuple[list[Route], Collection[str] | None]:
+    """Return what runs ingest, and the symbols that they are asked for.
+
+    No route when it is all deactivated, or cannot be told; None when the symbols cannot be told.
+    """
+    wanted = None
     try:
-        return keep_active(connection, Providers().route(build_request(now)))
+        request = build_request(now)
+        wanted = request.symbols
+        return keep_active(connection, Providers().route(request).routes), wanted
     except PipelineError as error:
         logger.warning("which markets are ingested cannot be told: %s", error)
-        return []
+        return [], wanted
+
+
+def _name_failure(job: str, causes: Sequence[Cause]) -> str:
+    """Return what failures have in common to be one alert: job, step and class of error."""
+    if not causes or _is_check(causes):
+        return job
+    return f"{job}:{causes[0].step}:{causes[0].error_class}"
 
 
 def _is_check(causes: Sequence[Cause]) -> bool:

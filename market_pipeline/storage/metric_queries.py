@@ -35,6 +35,9 @@ OLDEST = gauge(
 )
 GIVEN_UP = gauge("alert_deliveries_given_up", "Messages given up, of those that are kept")
 
+# Where no process ever had a receiver, nothing waits for one.
+_WAITS = f"""sent_at IS NULL AND given_up_at IS NULL AND EXISTS (
+    SELECT FROM {SCHEMA}.alert_delivery addressed WHERE addressed.receiver <> '')"""
 _QUESTIONS = (
     (RUNS, f"""SELECT trigger, provider, {STATE}, count(*)
         FROM {SCHEMA}.ingestion_run run GROUP BY 1, 2, 3 ORDER BY 4 DESC"""),
@@ -57,9 +60,9 @@ _QUESTIONS = (
         LEFT JOIN {SCHEMA}.alert ON alert.severity = severities.severity
             AND resolved_at IS NULL AND cleared_at IS NULL GROUP BY 1"""),
     (PENDING, f"""SELECT count(*) FROM {SCHEMA}.alert_delivery
-        WHERE sent_at IS NULL AND given_up_at IS NULL"""),
+        WHERE {_WAITS}"""),
     (OLDEST, f"""SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0)
-        FROM {SCHEMA}.alert_delivery WHERE sent_at IS NULL AND given_up_at IS NULL"""),
+        FROM {SCHEMA}.alert_delivery WHERE {_WAITS}"""),
     (GIVEN_UP, f"""SELECT count(*) FROM {SCHEMA}.alert_delivery WHERE given_up_at IS NOT NULL"""),
 )  # fmt: skip
 

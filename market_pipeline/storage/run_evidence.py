@@ -19,7 +19,7 @@ from market_pipeline.domain.coverage import (
     NO_TRADES,
     PROVIDER_EMPTY,
 )
-from market_pipeline.storage.queries import read_last_run_id
+from market_pipeline.storage.run_states import read_absent_markets
 from market_pipeline.storage.tables import SCHEMA
 
 MAX_EXAMPLES = 20
@@ -27,6 +27,11 @@ _RECEIPT = text(f"""
     SELECT receipt.*, symbol, provider
     FROM {SCHEMA}.ingestion_run_market receipt JOIN {SCHEMA}.market USING (market_id)
     WHERE receipt.run_id = :run_id ORDER BY symbol, provider
+""")  # noqa: S608 - a constant
+_LAST = text(f"""
+    SELECT run_id FROM {SCHEMA}.ingestion_run run
+    WHERE EXISTS (SELECT FROM {SCHEMA}.ingestion_run_market part WHERE part.run_id = run.run_id)
+    ORDER BY started_at DESC LIMIT 1
 """)  # noqa: S608 - a constant
 # As Hole.is_explained says.
 EXPLAINED = (
@@ -100,6 +105,7 @@ class RunEvidence:
             of the last hole that is explained (UTC).
         holes: The last unexplained ones, ``found`` being how many there are.
         written: Its bars.
+        absent: ``symbol``, ``outcome`` and ``reason`` of what it was asked for and did not fetch.
     """
 
     run_id: UUID | None
@@ -107,14 +113,15 @@ class RunEvidence:
     coverage: pd.DataFrame
     holes: pd.DataFrame
     written: WrittenBars
+    absent: Sequence[Mapping[str, Any]] = ()
 
 
 def read_run_evidence(connection: Connection, run_id: UUID) -> RunEvidence:
-    """Read the evidence about a run; about the last one when it has no receipt itself."""
+    """Read the evidence about a run; about the last one that fetched bars when it did not."""
     receipt = _read(connection, _RECEIPT, run_id=run_id)
     about: UUID | None = run_id
     if receipt.empty:
-        about = read_last_run_id(connection)
+        about = connection.execute(_LAST).scalar()
         receipt = _read(connection, _RECEIPT, run_id=about)
     market_ids = [int(one) for one in receipt["market_id"]]
     bars, repeated, disordered, *examples = connection.execute(_BARS, {"run_id": about}).one()
@@ -124,6 +131,7 @@ def read_run_evidence(connection: Connection, run_id: UUID) -> RunEvidence:
         _read(connection, COVERAGE, market_ids=market_ids),
         _read(connection, _HOLES, market_ids=market_ids),
         WrittenBars(bars, repeated, disordered, examples[0] or [], examples[1] or []),
+        () if about is None else read_absent_markets(connection, about),
     )
 
 
