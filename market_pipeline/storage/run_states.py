@@ -33,7 +33,7 @@ _ABSENT = text(f"""
     CROSS JOIN LATERAL jsonb_array_elements_text(run.request -> 'symbols')
         WITH ORDINALITY AS asked (symbol, place)
     CROSS JOIN LATERAL (SELECT run.request -> 'unserved' ->> symbol AS unserved) told
-    WHERE run.run_id = :run_id AND {_FETCHES}
+    WHERE run.run_id = :run_id AND (unserved IS NOT NULL OR {_FETCHES})
         AND NOT coalesce(run.request -> 'deactivated' ? symbol, false)
         AND NOT EXISTS (
             SELECT FROM {ingestion_run_market.fullname} part JOIN {market.fullname} named

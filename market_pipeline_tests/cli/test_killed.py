@@ -37,7 +37,8 @@ BARS = "SELECT count(*) FROM market_data.market_aggregate"
 DIGEST = """SELECT md5(string_agg(format('%s %s %s %s %s %s %s', symbol, interval, open_time, open,
         close, volume, is_final), ',' ORDER BY symbol, interval, open_time))
     FROM market_data.market_aggregate JOIN market_data.market USING (market_id)"""
-INSERTED = "SELECT coalesce(sum(inserted), 0)::int FROM market_data.ingestion_run_market"
+INSERTED = """SELECT coalesce(sum(inserted + derived_inserted), 0)::int
+    FROM market_data.ingestion_run_market"""
 CLAIMS = "SELECT 1 FROM market_data.fetch_claim"
 
 
