@@ -44,7 +44,7 @@ _CLOSE = text(f"""
 """)  # noqa: S608 - a constant
 _DEAD = text(f"""
     SELECT run_id FROM {SCHEMA}.ingestion_run run
-    WHERE ended_at IS NULL AND NOT {build_is_living("run.run_id")}
+    WHERE ended_at IS NULL AND NOT {build_is_living("run.run_id")} ORDER BY started_at
 """)  # noqa: S608 - constants
 _TABLES = text(f"""
     SELECT table_name, inserted, updated, unchanged FROM {SCHEMA}.ingestion_run_table

@@ -17,7 +17,7 @@ from dagster import DagsterRunStatus, RunsFilter
 from sqlalchemy import Connection
 
 from market_pipeline.ingestion.closing import INTERRUPTED
-from market_pipeline.orchestration.executor import close_dead_receipts, close_receipt
+from market_pipeline.orchestration.executor import close_receipt
 from market_pipeline.storage.claims import find_living
 
 ALIVE_TAG = "market_pipeline/shows_life"
@@ -53,9 +53,7 @@ def mark_as_watched(instance: dg.DagsterInstance, run_id: str) -> None:
 def end_dead_runs(
     instance: dg.DagsterInstance, connection: Connection, before: Look
 ) -> tuple[Look, list[str]]:
-    """End the runs that showed no life at the look before and show none now, and their receipts.
-
-    A receipt needs no second look: its run's executor holds the lock from before there is one.
+    """End the runs that showed no life at the look before and show none now.
 
     Returns:
         This look, and the runs that were ended.
@@ -64,7 +62,6 @@ def end_dead_runs(
     dead = [run_id for run_id in silent if run_id in before.suspects]
     for run_id in dead:
         _end(instance, connection, silent[run_id])
-    close_dead_receipts(connection, instance)
     return Look(tuple(run_id for run_id in silent if run_id not in dead)), dead
 
 

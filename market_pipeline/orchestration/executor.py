@@ -95,7 +95,7 @@ class ReceiptExecutor(dg.Executor):
 def keep_receipt(instance: dg.DagsterInstance, asked: Asked) -> Iterator[Ending]:
     """Open a run's receipt, show that the run lives, and close the receipt after the block.
 
-    Receipts of runs that died are closed first. A database that is away must not change what
+    Receipts of runs that died are closed as well. A database that is away must not change what
     becomes of the run.
     """
     ending = Ending()
@@ -124,13 +124,16 @@ def close_receipt(connection: Connection, run: dg.DagsterRun, error: str | None)
     close_run(connection, UUID(run.run_id), error)
 
 
-def close_dead_receipts(connection: Connection, instance: dg.DagsterInstance) -> None:
-    """Close the receipts of runs whose process is gone, in the caller's transaction."""
-    for run_id in find_dead_runs(connection):
+def close_dead_receipts(engine: Engine, instance: dg.DagsterInstance) -> None:
+    """Close the receipts of runs whose process is gone, each in a transaction of its own."""
+    with engine.connect() as connection:
+        dead = find_dead_runs(connection)
+    for run_id in dead:
         run = instance.get_run_by_id(str(run_id))
         # It ended well, but its database was away at that moment.
         is_good = run is not None and run.status is DagsterRunStatus.SUCCESS
-        close_run(connection, run_id, None if is_good else INTERRUPTED)
+        with engine.begin() as connection:
+            close_run(connection, run_id, None if is_good else INTERRUPTED)
 
 
 def list_assets(run: dg.DagsterRun) -> tuple[str, ...]:
@@ -207,8 +210,8 @@ def _begin(stack: ExitStack, instance: dg.DagsterInstance, asked: Asked) -> Engi
         engine = stack.enter_context(open_database())
         stack.enter_context(show_life(engine, asked.run_id))
         with engine.begin() as connection:
-            close_dead_receipts(connection, instance)
             open_receipt(connection, asked)
+        close_dead_receipts(engine, instance)
     except (SQLAlchemyError, PipelineError) as error:
         logger.warning("run %s: its receipt could not be opened: %s", asked.run_id, error)
         return None

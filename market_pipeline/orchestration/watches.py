@@ -27,7 +27,7 @@ from market_pipeline.ingestion.watching import watch
 from market_pipeline.orchestration.automation import find_last_ticks, is_schedule_on
 from market_pipeline.orchestration.causes import Cause, find_cause
 from market_pipeline.orchestration.dead_runs import Look, end_dead_runs
-from market_pipeline.orchestration.executor import close_receipt
+from market_pipeline.orchestration.executor import close_dead_receipts, close_receipt
 from market_pipeline.orchestration.resources import Providers
 from market_pipeline.storage.alerts import has_alert_of_run
 from market_pipeline.storage.database import open_database
@@ -117,9 +117,14 @@ def alert_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 
 @dg.sensor(name="dead_run_watch", default_status=_ON, minimum_interval_seconds=30)
 def dead_run_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """End runs whose process is gone, and free their slots; their failure raises the alert."""
-    with _begin() as connection:
-        look, dead = end_dead_runs(context.instance, connection, Look.read(context.cursor))
+    """End runs whose process is gone, and free their slots; their failure raises the alert.
+
+    A receipt needs no second look: its run holds the lock from before there is one.
+    """
+    with open_database() as engine:
+        with engine.begin() as connection:
+            look, dead = end_dead_runs(context.instance, connection, Look.read(context.cursor))
+        close_dead_receipts(engine, context.instance)
     return dg.SensorResult(skip_reason=f"{len(dead)} dead runs ended", cursor=look.write())
 
 

@@ -22,7 +22,7 @@ from market_pipeline.storage.history_queries import (
 
 MAX_NAMES_SHOWN = 20
 # No bar lies outside, and sums of times and spans cannot overflow within.
-FIRST_YEAR, LAST_YEAR = 1700, 2200
+FIRST_YEAR, LAST_YEAR = 1700, 9000
 
 
 def find_markets(connection: Connection, names: str | Sequence[str]) -> dict[int, Market]:
@@ -162,7 +162,7 @@ def parse_moment(name: str, moment: datetime | str) -> datetime:
     """Return a time in UTC; one without a zone is UTC.
 
     Raises:
-        HistoryRequestError: It is no time, or one outside the years 1700 to 2200.
+        HistoryRequestError: It is no time, or one outside the years 1700 to 9000.
     """
     try:
         parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment

@@ -241,7 +241,7 @@ def test_no_exported_text_is_a_formula(stored: Engine, client: TestClient) -> No
 @pytest.mark.parametrize("path", ["aggregates", "roi", "comparisons"])
 @pytest.mark.parametrize(
     "moment",
-    ["0001-01-01", "0001-01-01T00:00+14:00", "1699-12-31", "2201-01-01", "9999-12-31T23:59-14:00"],
+    ["0001-01-01", "0001-01-01T00:00+14:00", "1699-12-31", "9999-12-31T23:59-14:00"],
 )
 def test_a_time_that_no_bar_can_have_is_a_problem(
     client: TestClient, stored: Engine, path: str, name: str, moment: str
@@ -252,11 +252,11 @@ def test_a_time_that_no_bar_can_have_is_a_problem(
     answer = client.get(f"/api/markets/BTC-USD/{path}", params={**query, name: moment})
     assert answer.status_code == 400, answer.text
     assert name in answer.json()["detail"]
-    assert "expected a time in the years 1700 to 2200" in answer.json()["detail"]
+    assert "expected a time in the years 1700 to 9000" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("interval", ["1h", "1d", "1w"])
-@pytest.mark.parametrize("end", ["0001-01-01", "1700-01-01", "2200-12-31T23:59-14:00"])
+@pytest.mark.parametrize("end", ["0001-01-01", "1700-01-01", "8999-12-31T23:59"])
 def test_an_end_alone_never_overflows(
     client: TestClient, stored: Engine, interval: str, end: str
 ) -> None:

@@ -150,8 +150,11 @@ def test_markets_that_all_failed_are_an_error_not_a_warning(
     monkeypatch.setenv("MOCK_FAULTS", "ETH-USD:wrong_symbol")
     assert materialise("market_aggregates", lookback_days=2).success
     assert read_column(engine, severity) == ["warning"]
-    monkeypatch.setenv("MOCK_FAULTS", "*:wrong_symbol")
-    materialise("market_aggregates", symbols=["DOGE-USD", "ADA-USD"], lookback_days=2)
+    with serve_receiver() as yahoo:
+        yahoo.status = 404
+        monkeypatch.setenv("YAHOO_BASE_URL", yahoo.address)
+        asked = {"lookback_days": 2, "provider": "yahoo", "symbols": ["BTC-USD", "SPX"]}
+        assert not materialise("market_aggregates", **asked).success
     assert read_column(engine, severity) == ["error"]
 
 
