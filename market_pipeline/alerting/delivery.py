@@ -1,8 +1,8 @@
 """Delivery: the outbox is emptied, at least once each, without anybody waiting for a receiver.
 
 A message is addressed when it is delivered, not when it is raised: a run needs no receiver's
-address, and no receiver gets what was raised before there was one. A process that dies in between
-sends it again under the same id.
+address. It waits for a process that has a receiver; a receiver that no process has any more gives
+its messages to the others. A process that dies in between sends again under the same id.
 """
 
 import logging
@@ -36,7 +36,8 @@ class Outbox:
 
     Attributes:
         receivers: Names of those configured. gone: Of them, those that want no more.
-        pending: Messages that wait. oldest_pending: Since when (UTC).
+        pending: Messages that wait for these receivers, or for any. oldest_pending: Since when
+            (UTC).
         last_sent: When a receiver took one last (UTC).
         given_up: Messages that were given up within a day.
     """
@@ -65,7 +66,8 @@ def deliver(engine: Engine, seconds: float) -> int:
     """Send what is due, and return how many messages were taken.
 
     A receiver that fails is left alone until the next call, so that one that hangs does not keep
-    the others waiting. Two processes at once share the work.
+    the others waiting. Two processes at once share the work. A process without a receiver leaves
+    the outbox alone: messages wait for one that has, three days at most.
 
     Args:
         engine: The database in use.
@@ -76,8 +78,9 @@ def deliver(engine: Engine, seconds: float) -> int:
     """
     end, taken = time.monotonic() + seconds, 0
     receivers = {receiver.name: receiver for receiver in read_receivers()}
-    with engine.begin() as connection:
-        _address(connection, list(receivers), datetime.now(UTC))
+    if receivers:
+        with engine.begin() as connection:
+            _address(connection, list(receivers), datetime.now(UTC))
     while receivers and time.monotonic() < end:
         with engine.begin() as connection:
             due = alerts.take_due(connection, receivers, datetime.now(UTC))
@@ -99,7 +102,7 @@ def read_outbox(connection: Connection, now: datetime) -> Outbox:
     """
     names = [receiver.name for receiver in read_receivers()]
     gone = sorted(alerts.find_gone(connection).intersection(names))
-    state = alerts.read_outbox_state(connection, now)
+    state = alerts.read_outbox_state(connection, names, now)
     return Outbox(
         names, gone, state.pending, state.oldest_pending, state.last_sent, state.given_up, now
     )
@@ -122,10 +125,13 @@ def note(connection: Connection, due: Row[Any], sent: Sent, now: datetime) -> No
 
 
 def _address(connection: Connection, names: Sequence[str], now: datetime) -> None:
-    """Give what was raised to every receiver; what is not severe enough goes to nobody."""
-    alerts.give_up_others(connection, names, now)
+    """Give what was raised to every receiver; what is not severe enough goes to nobody.
+
+    Nothing that is older than three days is sent, so a first receiver is not flooded.
+    """
+    alerts.give_up_old(connection, names, now - GIVEN_UP_AFTER, now)
     least = SEVERITIES.index(read_choice("ALERT_MIN_SEVERITY", SEVERITIES))
-    messages = alerts.take_unaddressed(connection, _BATCH)
+    messages = alerts.take_unaddressed(connection, names, now - BROKEN_AFTER, _BATCH)
     gone = alerts.find_gone(connection) if messages else set()
     for message in messages:
         if SEVERITIES.index(message.body["data"]["severity"]) < least:

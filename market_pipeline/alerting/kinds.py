@@ -35,7 +35,7 @@ class Kind:
 RUN_FAILED = Kind(
     "run_failed",
     "error",
-    "A run failed, of any job; one alert a job.",
+    "A run failed, of any job; one alert a job, step and class of error.",
     "",
     "A run failed",
     is_event=True,
@@ -65,7 +65,7 @@ CREDENTIALS_REFUSED = Kind(
 MARKETS_SHORT = Kind(
     "markets_short",
     "warning",
-    "A run ended partial: markets gave no bars, or not all.",
+    "Markets gave no bars, or not all; an error when all that were due failed.",
     "markets short",
     "Some markets came short (outcome partial)",
     lists_markets=True,

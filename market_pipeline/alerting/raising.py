@@ -128,15 +128,45 @@ def acknowledge(connection: Connection, alert_id: UUID, now: datetime) -> bool:
     return True
 
 
-def forget_inactive(connection: Connection, now: datetime) -> None:
-    """Take markets that were deactivated out of open alerts."""
+def clear_member(
+    connection: Connection, kinds: Collection[Kind], member: str, now: datetime
+) -> None:
+    """Take the cause of the open alerts of some kinds that are about a member for gone."""
+    for row in alerts.find_open_kinds(connection, [kind.name for kind in kinds]):
+        if member in row.members:
+            alerts.change_alert(connection, row.alert_id, cleared_at=now)
+
+
+def forget_inactive(
+    connection: Connection, now: datetime, wanted: Collection[str] | None = None
+) -> None:
+    """Take markets that were deactivated out of open alerts.
+
+    A symbol that no provider serves stands there without a provider's name; it goes when nobody
+    wants it any more.
+
+    Args:
+        connection: In a transaction.
+        now: The wall clock (UTC).
+        wanted: The symbols that runs are asked for; None: that cannot be told.
+    """
     inactive = alerts.read_inactive_names(connection)
     kinds = [kind.name for kind in KINDS.values() if kind.lists_markets]
-    for row in alerts.find_open_kinds(connection, kinds) if inactive else ():
-        members = {name: why for name, why in row.members.items() if name not in inactive}
+    for row in alerts.find_open_kinds(connection, kinds):
+        members = {
+            name: why
+            for name, why in row.members.items()
+            if name not in inactive and not _is_unwanted(name, wanted)
+        }
         if len(members) < len(row.members):
             found = Finding(KINDS[row.kind], members, severity=row.severity, run_id=row.run_id)
             _apply(connection, found, row, now)
+
+
+def _is_unwanted(name: str, wanted: Collection[str] | None) -> bool:
+    # Symbols are upper case, names of providers lower case.
+    is_symbol = name == name.upper()
+    return is_symbol and wanted is not None and name not in wanted
 
 
 def read_cooldown() -> timedelta:

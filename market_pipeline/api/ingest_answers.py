@@ -22,7 +22,10 @@ _RESULTS = {
     "comparisonsIngested": "market_comparison",
     "roiStatsIngested": "market_roi_statistic",
 }
-_MARKET_FIELDS = ("symbol", "provider", "outcome", "reason", "inserted", "updated", "unchanged")
+_MARKET_FIELDS = (
+    "symbol", "provider", "outcome", "reason", "inserted", "updated", "unchanged",
+    "derived_inserted", "derived_updated", "derived_unchanged",
+)  # fmt: skip
 
 
 class IngestResult(BaseModel):
@@ -44,18 +47,24 @@ class MarketOutcome(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     symbol: str = Field(examples=["BTC-USD"])
-    provider: str = Field(examples=["mock"])
-    outcome: Literal["ok", "partial", "failed"]
+    provider: str | None = Field(examples=["mock"], description="null: no provider serves it")
+    outcome: Literal["ok", "partial", "failed", "missing"] = Field(
+        description="missing: the run did not come to it"
+    )
     reason: str | None = Field(description="What went wrong, in one line")
-    inserted: int
-    updated: int
-    unchanged: int
+    inserted: int | None = Field(description="Fetched bars; null: none was asked for")
+    updated: int | None
+    unchanged: int | None
+    derived_inserted: int | None = Field(description="Days and weeks built from them")
+    derived_updated: int | None
+    derived_unchanged: int | None
 
 
 class Receipt(BaseModel):
     """What the run recorded about itself."""
 
-    outcome: Literal["ok", "partial", "failed"] | None
+    outcome: Literal["ok", "partial", "failed", "running", "interrupted"] | None
+    error: str | None = Field(description="What ended the run; null: no step failed")
     markets: list[MarketOutcome]
     tables: dict[str, dict[str, int]] = Field(
         examples=[{"market_aggregate": {"inserted": 2352, "updated": 0, "unchanged": 0}}]
@@ -110,7 +119,7 @@ def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) ->
     outcome = receipt["outcome"] if dagster_status == "SUCCESS" else "failed"
     short = [one for one in receipt["markets"] if one["outcome"] != "ok"]
     body = {
-        "status": STATUSES[outcome or "failed"],
+        "status": STATUSES.get(outcome or "", "failed"),
         "result": result,
         "markets": short,
         "runId": str(run_id),
@@ -123,8 +132,10 @@ def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) ->
 def _read_receipt(connection: Connection, run_id: UUID) -> dict[str, Any]:
     markets = _list_rows(queries.read_run_markets(connection, run_id))
     tables = _list_rows(queries.read_run_tables(connection, run_id))
+    run = queries.read_run(connection, run_id) or {"outcome": None, "error": None}
     return {
-        "outcome": queries.read_run_outcome(connection, run_id),
+        "outcome": run["outcome"],
+        "error": run["error"],
         "markets": [{name: row[name] for name in _MARKET_FIELDS} for row in markets],
         "tables": {
             row["table_name"]: {name: row[name] for name in ("inserted", "updated", "unchanged")}

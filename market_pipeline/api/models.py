@@ -262,7 +262,11 @@ class RunRow(BaseModel):
     provider: str
     started_at: datetime
     completed_at: datetime | None
-    outcome: str | None = Field(description="ok, partial or failed; null while it goes on")
+    ended_at: datetime | None
+    outcome: str | None = Field(
+        description="ok, partial or failed; before its end running, or interrupted when it died"
+    )
+    error: str | None = Field(description="What ended it; null: no step failed")
     request: dict[str, Any]
 
 

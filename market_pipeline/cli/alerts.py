@@ -96,7 +96,7 @@ def status(as_json: bool) -> None:
     with open_database() as engine, engine.connect() as connection:
         outbox = read_outbox(connection, datetime.now(UTC))
     row: dict[str, Any] = {
-        "receivers": ", ".join(outbox.receivers) or "none: alerts are only recorded",
+        "receivers": ", ".join(outbox.receivers) or "none: this process sends nothing",
         "pending": outbox.pending,
         "oldest pending": outbox.oldest_pending,
         "last sent": outbox.last_sent,

@@ -8,8 +8,8 @@ from typing import Any
 
 from market_pipeline.alerting.checking import check_alert_settings
 from market_pipeline.domain.errors import SettingError
-from market_pipeline.ingestion.request import Request, Route, build_request
-from market_pipeline.providers.registry import list_provider_names, route_markets
+from market_pipeline.ingestion.request import Request, build_request
+from market_pipeline.providers.registry import Routing, list_provider_names, route_served
 from market_pipeline.settings import check_run_settings, name_errors
 
 
@@ -25,15 +25,17 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_alert_settings()
 
 
-def route_request(options: Mapping[str, Any]) -> tuple[Request, list[Route]]:
-    """Return what options ask for, with a provider for each market; nothing is opened.
+def route_request(options: Mapping[str, Any]) -> tuple[Request, Routing]:
+    """Return what options ask for, with a provider for each market that has one.
+
+    Nothing is opened.
 
     Raises:
         PipelineError: As of :func:`check_options`.
     """
     request = build_request(datetime.now(UTC), **options)
     _check_providers(request, "--provider " if "provider" in options else "INGESTION_PROVIDER=")
-    return request, route_markets(request.symbols, request.providers, os.environ)
+    return request, route_served(request.symbols, request.providers, os.environ)
 
 
 def _check_providers(request: Request, source: str) -> None:

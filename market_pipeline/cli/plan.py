@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import click
 
+from market_pipeline.cli.ingest import EXIT_CODES, EXIT_FAILED, EXIT_PARTIAL
 from market_pipeline.cli.options import (
     PROVIDER,
     STORED_SYMBOLS,
@@ -46,26 +47,31 @@ Exits with 0 when every market gave all its bars, 3 when some came short, 1 when
 @make_from_option(is_required=False)
 @TO
 @AS_JSON
-def plan(as_json: bool, **options: object) -> None:
+@click.pass_context
+def plan(ctx: click.Context, /, as_json: bool, **options: object) -> None:
     """Show the requests that would make history complete: calls, bars, minutes, share of budget.
 
     Without --from it is the look-back that is planned, as `market-pipeline ingest` would.
+    Exits with 3 when no provider serves some of the symbols; the others are planned.
     """
     given = _keep_given(options)
     _check_span(given)
-    estimates = _estimate(given)
+    estimates, unserved = _estimate(given)
     rows = [estimate.describe() for estimate in estimates]
     markets = [row for estimate in estimates for row in estimate.describe_markets()]
     cuts = [cut for estimate in estimates for cut in estimate.describe_cuts()]
     if as_json:
-        print_json({"providers": rows, "markets": markets, "cuts": cuts})
-        return
-    print_rows("Requests by market", markets)
-    print_rows("By provider", rows)
-    for cut in cuts:
-        click.echo(cut)
-    if not any(estimate.calls for estimate in estimates):
-        click.echo("Nothing is missing.")
+        print_json({"providers": rows, "markets": markets, "cuts": cuts, "unserved": unserved})
+    else:
+        print_rows("Requests by market", markets)
+        print_rows("By provider", rows)
+        for cut in cuts:
+            click.echo(cut)
+        if not any(estimate.calls for estimate in estimates):
+            click.echo("Nothing is missing.")
+    for symbol, asked in unserved.items():
+        click.echo(f"{symbol}: no provider serves it. Asked: {asked}", err=True)
+    ctx.exit(EXIT_PARTIAL if unserved else 0)
 
 
 @click.command(
@@ -80,12 +86,11 @@ def plan(as_json: bool, **options: object) -> None:
 def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
     """Fetch what is missing of a span of history, then compute the statistics once."""
     from market_pipeline.cli.checking import check_options
-    from market_pipeline.cli.ingest import EXIT_CODES, EXIT_FAILED
 
     given = _keep_given(options)
     _check_span(given)
     check_options(given)
-    estimates = _estimate(given)
+    estimates, _ = _estimate(given)
     expected = sum(estimate.bars for estimate in estimates)
     calls = sum(estimate.calls for estimate in estimates)
     click.echo(f"{calls:,} requests, about {expected:,} bars", err=True)
@@ -195,7 +200,8 @@ def _check_span(given: Mapping[str, Any]) -> None:
     check_span(given.get("history_from"), given.get("history_to"))
 
 
-def _estimate(given: Mapping[str, Any]) -> "Sequence[ProviderEstimate]":
+def _estimate(given: Mapping[str, Any]) -> "tuple[Sequence[ProviderEstimate], Mapping[str, str]]":
+    """Return what providers would be asked, and why symbols are unserved."""
     import os
 
     from market_pipeline.cli.checking import route_request
@@ -203,7 +209,8 @@ def _estimate(given: Mapping[str, Any]) -> "Sequence[ProviderEstimate]":
     from market_pipeline.ingestion.estimate import estimate_request
     from market_pipeline.ingestion.registration import keep_active
 
-    request, routes = route_request(given)
+    request, routing = route_request(given)
     with open_database() as engine, engine.connect() as connection:
-        active = keep_active(connection, routes)
-        return estimate_request(connection, active, request, os.environ)
+        active = keep_active(connection, routing.routes)
+        estimates = estimate_request(connection, active, request, os.environ)
+    return estimates, routing.unserved

@@ -17,6 +17,7 @@ from market_pipeline.cli.plan import show_older
 from market_pipeline.cli.progress import show_progress
 from market_pipeline.cli.runs import show_run
 from market_pipeline.cli.show import print_json, print_rows
+from market_pipeline.domain.errors import PipelineError
 from market_pipeline.ingestion.closing import close_run
 from market_pipeline.ingestion.estimate import ProviderEstimate
 from market_pipeline.ingestion.planning import MarketPlan
@@ -94,14 +95,17 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
 
 
 def _reload(engine: Engine, run: Run, route: Route, market_id: int) -> None:
-    has_failed = True
+    error: str | None = "the reload was interrupted: start it again, and it goes on from there"
     try:
         for _ in reload_market(engine, run, route, market_id):
             pass
-        has_failed = False
+        error = None
+    except PipelineError as failure:
+        error = str(failure)
+        raise
     finally:
         with engine.begin() as connection:
-            close_run(connection, run.run_id, TRIGGER, has_failed, is_ingestion=True)
+            close_run(connection, run.run_id, error)
 
 
 def _find_route(name: str, asked_at: datetime) -> tuple[Route, Request]:

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,6 +14,7 @@ from market_pipeline.cli.database import open_database
 from market_pipeline.domain.triggers import TRIGGER_TAG
 from market_pipeline.observability.logs import LineHandler, RunHandler, escape_controls
 from market_pipeline.observability.redaction import redact
+from market_pipeline.orchestration.causes import describe_error, find_cause
 from market_pipeline.settings import read_log_level
 
 
@@ -40,26 +42,32 @@ def run_job(
         PipelineError: A setting is wrong, or the database cannot be used.
     """
     from market_pipeline.definitions import defs
-    from market_pipeline.orchestration.executor import close_receipt
+    from market_pipeline.orchestration.executor import describe_asked, keep_receipt, list_job_assets
 
     with open_database():  # A misfit is told in one line here, before Dagster opens its storage.
         pass
     loggers = {"console": dg.colored_console_logger, "progress": show_progress}
     job = defs.resolve_job_def(name).with_logger_defs(loggers)
-    with dg.DagsterInstance.get() as instance:
+    tags = {TRIGGER_TAG: trigger}
+    config = {
+        "resources": {"request": {"config": dict(options)}},
+        "loggers": _choose_logger(),
+    }
+    asked = describe_asked(
+        str(run_id or uuid4()), tags, config, list_job_assets(name), datetime.now(UTC)
+    )
+    # In this process Dagster takes an executor of its own, which keeps no receipt.
+    with dg.DagsterInstance.get() as instance, keep_receipt(instance, asked) as ending:
         result = job.execute_in_process(
-            run_config={
-                "resources": {"request": {"config": dict(options)}},
-                "loggers": _choose_logger(),
-            },
+            run_config=config,
             instance=instance,
             raise_on_error=False,
-            run_id=str(run_id or uuid4()),
-            tags={TRIGGER_TAG: trigger},
+            run_id=str(asked.run_id),
+            tags=tags,
         )
-        # In this process Dagster takes an executor of its own, which closes nothing.
-        close_receipt(result.dagster_run, has_failed=not result.success)
-    return FinishedRun(UUID(result.run_id), result.success, _find_causes(result))
+        causes = _find_causes(result)
+        ending.error = None if result.success else "; ".join(causes)
+    return FinishedRun(asked.run_id, result.success, causes)
 
 
 def _choose_logger() -> dict[str, object]:
@@ -97,11 +105,8 @@ def show_progress(init_context: dg.InitLoggerContext) -> logging.Logger:
 
 def _find_causes(result: dg.ExecuteInProcessResult) -> tuple[str, ...]:
     """Return why each failed step failed; why the run did, when no step came to that."""
-    steps = [
-        f"{event.step_key}: {_describe(event.step_failure_data.error)}"
-        for event in result.all_events
-        if event.is_step_failure
-    ]
+    failed = [find_cause(event) for event in result.all_events if event.is_step_failure]
+    steps = [f"{cause.step}: {cause.text}" for cause in failed]
     runs = [
         _describe(getattr(event.event_specific_data, "error", None)) or str(event.message)
         for event in result.all_events
@@ -111,13 +116,4 @@ def _find_causes(result: dg.ExecuteInProcessResult) -> tuple[str, ...]:
 
 
 def _describe(error: Any) -> str:
-    """Return the innermost cause in one line, without the class of errors raised on purpose."""
-    if error is None:
-        return ""
-    while error.cause is not None:
-        error = error.cause
-    if error.cls_name == "DagsterExecutionInterruptedError":
-        return "interrupted; what was committed before stays"
-    text = " ".join(error.message.split())
-    module_and_class, _, message = text.partition(": ")
-    return message if module_and_class.startswith("market_pipeline.") else text
+    return "" if error is None else describe_error(error)[1]

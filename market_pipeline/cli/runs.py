@@ -16,11 +16,12 @@ _SHOWN_RUNS = 20
 _NONE_YET = "no run has written anything yet: run `market-pipeline ingest`"
 _VERSIONS = ("first_version", "last_version")
 _COUNTS = (
-    "received", "inserted", "updated", "unchanged", "revised", "quarantined", "holes_left", "calls",
+    "received", "inserted", "updated", "unchanged", "revised", "derived_inserted",
+    "derived_updated", "quarantined", "holes_left", "calls",
 )  # fmt: skip
 _LISTED = (
     "run_id", "trigger", "provider", "started_at", "outcome", "ok", "markets", "inserted",
-    "updated", "revised", "quarantined", "holes_left",
+    "updated", "revised", "quarantined", "holes_left", "rows_written",
 )  # fmt: skip
 _EPILOG = """\b
 Examples:
@@ -43,7 +44,11 @@ Examples:
 @AS_JSON
 @click.pass_context
 def runs(ctx: click.Context, limit: int, as_json: bool) -> None:
-    """List the last runs with the sums of their receipts, the newest first."""
+    """List the last runs with the sums of their receipts, the newest first.
+
+    A run that has not ended is `running`, or `interrupted` when its process is gone. Bars inserted
+    and updated are fetched ones; rows written are those of all tables, derived bars included.
+    """
     if ctx.invoked_subcommand:
         return
     from market_pipeline.cli.database import open_database
@@ -61,7 +66,11 @@ def runs(ctx: click.Context, limit: int, as_json: bool) -> None:
 @click.argument("run_id", required=False, type=click.UUID)
 @AS_JSON
 def show(run_id: UUID | None, as_json: bool) -> None:
-    """Show what a run wrote, by market and by table; without RUN_ID, the last one."""
+    """Show what a run wrote, by market and by table; without RUN_ID, the last one.
+
+    Bars inserted, updated and unchanged are those that were fetched; derived ones are days and
+    weeks built from them. Holes left are those in the run's own window, when it ended.
+    """
     if show_run(run_id or _read_last_run_id(), as_json) is None:
         raise PipelineError(f"run {run_id} has left no receipt: `market-pipeline runs` lists them")
 
@@ -94,7 +103,8 @@ def show_run(run_id: UUID, as_json: bool, has_failed: bool = False) -> str | Non
             if row["assumed"]:
                 click.echo(f"{row['provider']}:{row['symbol']}: {row['assumed']}")
         print_rows("Rows by table", receipt["tables"])
-        click.echo(f"Run {run_id}: {receipt['outcome']}")
+        told = f": {receipt['error']}" if receipt["error"] else ""
+        click.echo(f"Run {run_id}: {receipt['outcome']}{told}")
     outcome: str | None = receipt["outcome"]
     return outcome
 
@@ -104,10 +114,11 @@ def _read_receipt(run_id: UUID, has_failed: bool) -> dict[str, Any]:
     from market_pipeline.storage import queries
 
     with open_database() as engine, engine.connect() as connection:
-        outcome = queries.read_run_outcome(connection, run_id)
+        run = queries.read_run(connection, run_id) or {"outcome": None, "error": None}
         return {
             "run_id": str(run_id),
-            "outcome": "failed" if has_failed else outcome,
+            "outcome": "failed" if has_failed else run["outcome"],
+            "error": run["error"],
             "markets": _list_records(queries.read_run_markets(connection, run_id)),
             "tables": _list_records(queries.read_run_tables(connection, run_id)),
         }

@@ -24,6 +24,7 @@ Each message says what was being done, with which value (never a secret), and wh
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 
@@ -94,16 +95,24 @@ class ProviderError(PipelineError):
         provider: The provider's name.
         message: What was asked and what came instead; no secrets.
         status: The HTTP status, where there was one.
+        reasons: By symbol, where several markets failed each for a reason of its own.
     """
 
-    def __init__(self, provider: str, message: str, status: int | None = None) -> None:
+    def __init__(
+        self,
+        provider: str,
+        message: str,
+        status: int | None = None,
+        reasons: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__(f"{provider}: {message}")
         self.provider = provider
         self.message = message
         self.status = status
+        self.reasons = reasons
 
-    def __reduce__(self) -> tuple[type, tuple[str, str, int | None]]:
-        return type(self), (self.provider, self.message, self.status)
+    def __reduce__(self) -> tuple[type, tuple[str, str, int | None, dict[str, str]]]:
+        return type(self), (self.provider, self.message, self.status, dict(self.reasons))
 
 
 class TransientProviderError(ProviderError):

@@ -22,20 +22,30 @@ from market_pipeline.observability.run_metrics import (
     SUCCESS,
     THROTTLED,
 )
+from market_pipeline.providers.registry import list_provider_names
+from market_pipeline.storage.claims import build_is_living
 from market_pipeline.storage.metric_totals import add_totals
 from market_pipeline.storage.tables import SCHEMA
 
 _OUTCOMES = {"ok": SUCCESS, "partial": PARTIAL, "failed": FAILURE}
 UNKNOWN = "unknown"
+INTERRUPTED = (
+    "interrupted: the run's process is gone: it was killed, ran out of memory, or its machine "
+    "stopped. What it had committed stays, and the next run goes on from there"
+)
+_MAX_ERROR = 2_000
 
 _CLOSE = text(f"""
     UPDATE {SCHEMA}.ingestion_run SET ended_at = clock_timestamp(),
-        completed_at = coalesce(completed_at, clock_timestamp()),
-        outcome = CASE WHEN :has_failed THEN 'failed' ELSE coalesce(outcome, 'ok') END
+        completed_at = coalesce(completed_at, clock_timestamp()), error = :error,
+        outcome = CASE WHEN :error IS NULL THEN coalesce(outcome, 'ok') ELSE 'failed' END
     WHERE run_id = :run_id AND ended_at IS NULL
     RETURNING trigger, provider, outcome, extract(epoch FROM ended_at - started_at)::float8 seconds
 """)  # noqa: S608 - a constant
-_EXISTS = text(f"SELECT 1 FROM {SCHEMA}.ingestion_run WHERE run_id = :run_id")  # noqa: S608
+_DEAD = text(f"""
+    SELECT run_id FROM {SCHEMA}.ingestion_run run
+    WHERE ended_at IS NULL AND NOT {build_is_living("run.run_id")} ORDER BY started_at
+""")  # noqa: S608 - constants
 _TABLES = text(f"""
     SELECT table_name, inserted, updated, unchanged FROM {SCHEMA}.ingestion_run_table
     WHERE run_id = :run_id
@@ -53,30 +63,31 @@ _REQUESTS = text(f"""
 """)  # noqa: S608 - a constant
 
 
-def close_run(
-    connection: Connection, run_id: UUID, trigger: str, has_failed: bool, is_ingestion: bool
-) -> None:
+def close_run(connection: Connection, run_id: UUID, error: str | None) -> None:
     """Close a run's receipt and count the run; done again it changes nothing.
 
     Args:
         connection: In a transaction.
-        run_id: The run.
-        trigger: What started it, for a run that failed before it had a receipt.
-        has_failed: A step failed, or the run was ended.
-        is_ingestion: It was to fetch bars, so that it counts without a receipt too.
+        run_id: The run; without a receipt nothing happens.
+        error: What a step failed of, or what ended the run; None: no step failed.
     """
-    closed = connection.execute(_CLOSE, {"run_id": run_id, "has_failed": has_failed}).one_or_none()
+    told = None if error is None else error[:_MAX_ERROR]
+    closed = connection.execute(_CLOSE, {"run_id": run_id, "error": told}).one_or_none()
     if closed is not None:
         add_totals(connection, list(_count(connection, run_id, closed)))
-    elif (
-        has_failed and is_ingestion and not connection.execute(_EXISTS, {"run_id": run_id}).scalar()
-    ):
-        add_totals(connection, [FAILURE.sample(1, trigger=trigger, provider=UNKNOWN)])
+
+
+def find_dead_runs(connection: Connection) -> list[UUID]:
+    """Return the runs whose receipt has no end though their process is gone."""
+    return list(connection.execute(_DEAD).scalars())
 
 
 def _count(connection: Connection, run_id: UUID, closed: Row[Any]) -> Iterator[Sample]:
     run = {"run_id": run_id}
-    yield _OUTCOMES[closed.outcome].sample(1, trigger=closed.trigger, provider=closed.provider)
+    # What was asked for may be no provider at all: metrics do not repeat just any word.
+    is_known = set(closed.provider.split(",")) <= set(list_provider_names())
+    provider = closed.provider if is_known else UNKNOWN
+    yield _OUTCOMES[closed.outcome].sample(1, trigger=closed.trigger, provider=provider)
     yield DURATION.observe_all([closed.seconds], trigger=closed.trigger)
     for row in connection.execute(_TABLES, run):
         for change in ("inserted", "updated", "unchanged"):

@@ -31,6 +31,8 @@ from market_pipeline.ingestion.receipts import (
     add_market_receipt,
     add_table_receipt,
     begin_receipt,
+    describe_counts,
+    end_receipt,
 )
 from market_pipeline.ingestion.request import Request
 from market_pipeline.ingestion.write import Coverages, add_inserted, write_market_bars
@@ -266,14 +268,13 @@ def _write(
     for interval, after in add_inserted(healed, written).items():
         known = before.get(interval, Coverage())
         write_coverage(connection, (market_id, interval), known, after, None, run.run_id)
-    counts = {
-        name: getattr(written.counts, name)
-        for name in ("inserted", "updated", "unchanged", "revised")
-    }
+    counts = describe_counts(written.counts, written.derived)
     versions = dict.fromkeys(("first_version", "last_version"), written.version)
     row: dict[str, Any] = {"received": len(good), **counts, **versions, "outcome": "ok"}
     add_market_receipt(connection, run, market_id, row)
-    add_table_receipt(connection, run, market_aggregate.name, written.counts, "ok")
+    rows = written.counts + written.derived
+    add_table_receipt(connection, run, market_aggregate.name, rows, "ok")
+    end_receipt(connection, run)
 
 
 def _heal_coverage(before: Coverages, run: Run, one: Market, good: pd.DataFrame) -> Coverages:

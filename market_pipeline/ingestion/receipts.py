@@ -1,14 +1,14 @@
 """The receipt of a run: what was asked, what came, what was written, what is left."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Engine, cast, func, select, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from market_pipeline.ingestion.fetching import Page
 from market_pipeline.ingestion.request import Request
@@ -22,7 +22,8 @@ from market_pipeline.storage.tables import (
 from market_pipeline.storage.upsert import WriteCounts
 
 _RANK = {"ok": 0, "partial": 1, "failed": 2}
-_ADDED = ("inserted", "updated", "unchanged", "revised", "spikes")
+_CHANGES = ("inserted", "updated", "unchanged")
+_ADDED = (*_CHANGES, *(f"derived_{name}" for name in _CHANGES), "revised", "spikes")
 _MAX_REASON = 2_000
 
 
@@ -36,22 +37,45 @@ class Run:
     request: Request
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a run was asked, as its receipt keeps it.
+
+    Attributes:
+        run_id: The run. trigger: What started it. started_at: When it began (UTC).
+        provider: Providers, in order, separated by commas.
+        request: Symbols, look-back and window; what could not be read stands as it was given.
+    """
+
+    run_id: UUID
+    trigger: str
+    started_at: datetime
+    provider: str
+    request: Mapping[str, Any]
+
+
 def begin_receipt(connection: Connection, run: Run) -> None:
     """Make sure the run's receipt exists."""
-    request = {
-        "symbols": run.request.symbols,
-        "lookback_days": run.request.lookback_days,
-        "window_start": run.request.window.start.isoformat(),
-        "window_end": run.request.window.end.isoformat(),
-    }
-    row = {
-        "run_id": run.run_id,
-        "trigger": run.trigger,
-        "provider": ",".join(run.request.providers),
-        "request": json.loads(json.dumps(request)),
-        "started_at": run.started_at,
-    }
+    provider = ",".join(run.request.providers)
+    request = describe_request(run.request)
+    open_receipt(connection, Asked(run.run_id, run.trigger, run.started_at, provider, request))
+
+
+def open_receipt(connection: Connection, asked: Asked) -> None:
+    """Insert the receipt of a run, unless it has one."""
+    row = {name: getattr(asked, name) for name in ("run_id", "trigger", "started_at", "provider")}
+    row["request"] = json.loads(json.dumps(asked.request, default=str))
     connection.execute(insert(ingestion_run).values(row).on_conflict_do_nothing())
+
+
+def describe_request(request: Request) -> dict[str, Any]:
+    """Return a request as receipts keep it."""
+    return {
+        "symbols": request.symbols,
+        "lookback_days": request.lookback_days,
+        "window_start": request.window.start.isoformat(),
+        "window_end": request.window.end.isoformat(),
+    }
 
 
 def add_market_receipt(
@@ -106,12 +130,39 @@ def add_table_receipt(
         "updated": counts.updated,
         "unchanged": counts.unchanged,
     }
-    sums = {name: receipt[name] + row[name] for name in ("inserted", "updated", "unchanged")}
+    sums = {name: receipt[name] + row[name] for name in _CHANGES}
     statement = insert(ingestion_run_table).values(row)
     connection.execute(
         statement.on_conflict_do_update(index_elements=["run_id", "table_name"], set_=sums)
     )
     _worsen(connection, run, outcome)
+
+
+def note_left_out(
+    connection: Connection, run: Run, unserved: Mapping[str, str], deactivated: Sequence[str]
+) -> None:
+    """Note the symbols that a run does not fetch; one that no provider serves makes it partial.
+
+    Args:
+        connection: In a transaction.
+        run: The run.
+        unserved: Who was asked and why not, by symbol.
+        deactivated: Symbols of markets that somebody deactivated.
+    """
+    begin_receipt(connection, run)
+    reasons = {name: f"no provider serves it. Asked: {asked}" for name, asked in unserved.items()}
+    told = cast({"unserved": reasons, "deactivated": list(deactivated)}, JSONB)
+    receipt = ingestion_run.c
+    noted = update(ingestion_run).where(receipt.run_id == run.run_id)
+    connection.execute(noted.values(request=receipt.request.op("||")(told)))
+    if unserved:
+        _worsen(connection, run, "partial")
+
+
+def end_receipt(connection: Connection, run: Run) -> None:
+    """Note that a run has ended which is no ingestion, so that it is not counted as one."""
+    this_run = ingestion_run.c.run_id == run.run_id
+    connection.execute(update(ingestion_run).where(this_run).values(ended_at=datetime.now(UTC)))
 
 
 def mark_failed(engine: Engine, run: Run) -> None:
@@ -121,9 +172,17 @@ def mark_failed(engine: Engine, run: Run) -> None:
         add_table_receipt(connection, run, market_aggregate.name, WriteCounts(), "failed")
 
 
+def describe_counts(fetched: WriteCounts, derived: WriteCounts) -> dict[str, int]:
+    """Return the columns that count bars: fetched ones, and the days and weeks built from them."""
+    return {
+        **{name: getattr(fetched, name) for name in (*_CHANGES, "revised")},
+        **{f"derived_{name}": getattr(derived, name) for name in _CHANGES},
+    }
+
+
 def describe_stop(reason: str, outcome: str) -> dict[str, Any]:
     """Return the receipt of a market that gave no batch."""
-    counts = dict.fromkeys(("received", "inserted", "updated", "unchanged"), 0)
+    counts = dict.fromkeys(("received", *_CHANGES), 0)
     return {**counts, "outcome": outcome, "reason": reason[:_MAX_REASON]}
 
 

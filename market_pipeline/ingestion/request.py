@@ -49,6 +49,11 @@ class Request:
     is_default_routing: bool
     filled_from: datetime | None = None
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the run's clock is the wall clock: no window end was given."""
+        return self.now == self.asked_at
+
 
 def build_request(
     wall_clock: datetime,

@@ -19,9 +19,11 @@ from market_pipeline.alerting.kinds import (
 from market_pipeline.alerting.raising import Finding, report
 from market_pipeline.domain.errors import ProviderError
 from market_pipeline.ingestion.batches import BarBatch
+from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.stream import Item
 from market_pipeline.ingestion.write import BatchResult
+from market_pipeline.storage.queries import read_run
 
 MAX_QUARANTINE_RATIO = 0.01
 _REFUSALS = frozenset({401, 403})
@@ -35,6 +37,7 @@ class MarketEnd:
     Attributes:
         route: Provider and market. outcome, reason: As its receipt has them.
         received, quarantined: Bars. statuses: Of the provider's failures; None: no answer came.
+        is_due: There was something to ask the provider.
         is_other_runs: Another run does its work, so nothing is known of it.
     """
 
@@ -44,6 +47,7 @@ class MarketEnd:
     received: int = 0
     quarantined: int = 0
     statuses: list[int | None] = field(default_factory=list)
+    is_due: bool = True
     is_other_runs: bool = False
 
     @property
@@ -65,6 +69,7 @@ class MarketEnds:
         end.outcome, end.reason = result.outcome, result.reason or ""
         if isinstance(item, BarBatch):
             end.received = item.progress.received
+            end.is_due = item.progress.asked > 0
             end.quarantined = result.quarantined
             end.statuses += [page.status for page in item.pages if page.error is not None]
         elif isinstance(item.error, ProviderError):
@@ -72,10 +77,18 @@ class MarketEnds:
         else:
             end.is_other_runs = item.is_superseded
 
-    def report(self, connection: Connection, run_id: UUID) -> None:
-        """Raise and clear what the run's bars say, in the caller's transaction."""
+    def report(self, connection: Connection, run: Run) -> Mapping[str, str]:
+        """Raise and clear what the run's bars say, in the caller's transaction.
+
+        Returns:
+            The symbols that no provider serves, each with the reason, as the receipt has them.
+        """
+        receipt = read_run(connection, run.run_id)
+        unserved: Mapping[str, str] = receipt["request"].get("unserved", {}) if receipt else {}
         known = [end for end in self._ends.values() if not end.is_other_runs]
-        report(connection, list(_judge(known, run_id)), datetime.now(UTC))
+        findings = [*_judge_providers(known, run.run_id), *_judge_markets(known, unserved, run)]
+        report(connection, findings, datetime.now(UTC))
+        return unserved
 
 
 def report_prices(
@@ -100,27 +113,49 @@ def name_market(route: Route) -> str:
     return f"{route[1].provider}:{route[1].symbol}"
 
 
-def _judge(ends: Sequence[MarketEnd], run_id: UUID) -> Iterable[Finding]:
-    """Yield findings: a provider's trouble is told of the provider, not of each of its markets."""
-    by_provider: dict[str, list[MarketEnd]] = defaultdict(list)
-    for end in ends:
-        by_provider[end.route[0].name].append(end)
-    troubles = {name: _find_trouble(its) for name, its in by_provider.items()}
+def _judge_providers(ends: Sequence[MarketEnd], run_id: UUID) -> Iterable[Finding]:
+    """Yield findings of providers: one in trouble is told, not each of its markets."""
+    by_provider = _group(ends)
     for kind in (PROVIDER_DOWN, CREDENTIALS_REFUSED):
         members = {
-            name: by_provider[name][0].reason
-            for name, trouble in troubles.items()
-            if trouble is kind
+            name: its[0].reason for name, its in by_provider.items() if _find_trouble(its) is kind
         }
         yield Finding(kind, members, judged=by_provider, run_id=run_id)
-    rest = [end for end in ends if troubles[end.route[0].name] is None]
+
+
+def _judge_markets(
+    ends: Sequence[MarketEnd], unserved: Mapping[str, str], run: Run
+) -> Iterable[Finding]:
+    """Yield findings of the markets of providers that are in no trouble.
+
+    When each market failed that there was something to ask of, that is an error.
+    """
+    in_trouble = {name for name, its in _group(ends).items() if _find_trouble(its) is not None}
+    rest = [end for end in ends if end.route[0].name not in in_trouble]
     short = {end.name: end.reason for end in rest if end.outcome != "ok"}
-    yield Finding(MARKETS_SHORT, short, judged={end.name for end in rest}, run_id=run_id)
-    yield _judge_quarantine([end for end in rest if end.received], run_id)
+    due = [end for end in rest if end.is_due]
+    all_failed = bool(due) and all(end.outcome == "failed" for end in due)
+    yield Finding(
+        MARKETS_SHORT,
+        {**short, **unserved},
+        judged={end.name for end in rest}.union(run.request.symbols),
+        severity="error" if all_failed else "",
+        run_id=run.run_id,
+    )
+    yield _judge_quarantine([end for end in rest if end.received], run.run_id)
+
+
+def _group(ends: Sequence[MarketEnd]) -> dict[str, list[MarketEnd]]:
+    """Return the ends that had something to ask, by provider."""
+    by_provider: dict[str, list[MarketEnd]] = defaultdict(list)
+    for end in ends:
+        if end.is_due:
+            by_provider[end.route[0].name].append(end)
+    return by_provider
 
 
 def _find_trouble(ends: Sequence[MarketEnd]) -> Kind | None:
-    """Return what is wrong with a provider as a whole, when none of its markets got anything."""
+    """Return what is wrong with a provider as a whole, when no market that was due got anything."""
     statuses = [status for end in ends for status in end.statuses]
     if not statuses or any(end.outcome != "failed" or end.received for end in ends):
         return None

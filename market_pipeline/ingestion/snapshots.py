@@ -1,12 +1,18 @@
-"""Live prices, one call a provider."""
+"""Live prices, one call a provider, judged by the moment they were asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 from market_pipeline.domain.errors import ProviderError
 from market_pipeline.domain.records import Market, PriceSnapshot
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.providers.base import Provider
+
+# How far a provider's clock may be ahead of ours.
+ALLOWED_SKEW = timedelta(seconds=5)
+_NONE_CAME = "the provider gave no price"
+Clock = Callable[[], datetime]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,28 +23,72 @@ class SnapshotBatch:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def collect_snapshots(routes: Sequence[Route], request: Request) -> SnapshotBatch:
-    """Fetch live prices, one call a provider; one observed after the run's clock is left out."""
+def _read_clock() -> datetime:
+    return datetime.now(UTC)
+
+
+def collect_snapshots(
+    routes: Sequence[Route], request: Request, clock: Clock = _read_clock
+) -> SnapshotBatch:
+    """Fetch live prices, one call a provider; one from the future is left out, with the reason.
+
+    Where a window end was given it is the present: a later price is from the future. Else the
+    present is the moment at which the provider answers, and its clock may be 5 seconds ahead.
+
+    Args:
+        routes: Provider and market.
+        request: What the run was asked.
+        clock: Returns the wall clock (UTC).
+    """
     batch = SnapshotBatch()
     markets: dict[str, list[Market]] = {}
     for provider, market in routes:
         markets.setdefault(provider.name, []).append(market)
     for provider in {route[0].name: route[0] for route in routes}.values():
-        _collect_provider_snapshots(provider, markets[provider.name], request, batch)
+        asked_at = clock() if request.is_live else request.now
+        received = _ask(provider, markets[provider.name], asked_at, batch)
+        latest = clock() + ALLOWED_SKEW if request.is_live else request.now
+        _take(received, latest, request, batch)
     return batch
 
 
-def _collect_provider_snapshots(
-    provider: Provider, markets: list[Market], request: Request, batch: SnapshotBatch
-) -> None:
+def _ask(
+    provider: Provider, markets: list[Market], now: datetime, batch: SnapshotBatch
+) -> list[PriceSnapshot]:
+    """Return what a provider gives; the markets it gives nothing for are noted as failures."""
     try:
-        received = provider.fetch_snapshots(markets, request.now)
+        received = provider.fetch_snapshots(markets, now)
     except ProviderError as error:
-        batch.failures.update({market.symbol: str(error) for market in markets})
-        return
-    usable = [
-        one for one in received if one.observed_at <= request.now and 0 < one.price < float("inf")
-    ]
-    batch.snapshots.extend({one.market: one for one in usable}.values())
-    silent = {market.symbol for market in markets} - {one.market.symbol for one in usable}
-    batch.failures.update(dict.fromkeys(silent, "no price at or before the run's clock"))
+        reasons = {
+            market.symbol: error.reasons.get(market.symbol, str(error)) for market in markets
+        }
+        batch.failures.update(reasons)
+        return []
+    silent = {market.symbol for market in markets} - {one.market.symbol for one in received}
+    batch.failures.update(dict.fromkeys(sorted(silent), _NONE_CAME))
+    return received
+
+
+def _take(
+    received: Sequence[PriceSnapshot], latest: datetime, request: Request, batch: SnapshotBatch
+) -> None:
+    """Keep the last usable price of each market; a market without one is a failure."""
+    refused = {one.market.symbol: _find_fault(one, latest, request) for one in received}
+    usable = {one.market: one for one in received if _find_fault(one, latest, request) is None}
+    batch.snapshots.extend(usable.values())
+    kept = {market.symbol for market in usable}
+    batch.failures.update(
+        {symbol: why for symbol, why in refused.items() if why is not None and symbol not in kept}
+    )
+
+
+def _find_fault(one: PriceSnapshot, latest: datetime, request: Request) -> str | None:
+    """Return why a price cannot be stored; None: it can."""
+    if not 0 < one.price < float("inf"):
+        return f"its price {one.price:g} is not a positive number"
+    if one.observed_at <= latest:
+        return None
+    if not request.is_live:
+        return f"its price is of {one.observed_at:%Y-%m-%d %H:%M:%S} UTC, after the window's end"
+    ahead = (one.observed_at - latest + ALLOWED_SKEW).total_seconds()
+    return f"its price is from {ahead:,.0f} s in the future: one of the clocks is wrong"

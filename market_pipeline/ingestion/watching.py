@@ -1,6 +1,6 @@
 """What no run can tell of itself: stale data, holes that stay, runs that do not begin."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
@@ -26,6 +26,7 @@ def watch(
     ticks: Sequence[datetime],
     scheduled_since: datetime | None,
     now: datetime,
+    wanted: Collection[str] | None = None,
 ) -> None:
     """Raise, clear and end alerts by the state of the database; done twice it changes nothing.
 
@@ -35,13 +36,14 @@ def watch(
         ticks: The schedule's last three before now, the newest first (UTC).
         scheduled_since: When the schedule was first seen to be on (UTC); None: it is off.
         now: The wall clock (UTC).
+        wanted: The symbols that runs are asked for; None: that cannot be told.
     """
     idle = find_idleness(connection, ticks[1], scheduled_since)
     findings = [idle, _find_lasting_holes(connection, now)]
     if not idle.members:  # Without runs everything is stale: that is one alert.
         findings.append(_find_stale(connection, routes, ticks[2]))
     report(connection, findings, now)
-    forget_inactive(connection, now)
+    forget_inactive(connection, now, wanted)
     settle(connection, now)
 
 

@@ -42,6 +42,7 @@ from market_pipeline.ingestion.receipts import (
     add_requests,
     add_table_receipt,
     begin_receipt,
+    describe_counts,
     describe_stop,
     shorten_reason,
 )
@@ -84,7 +85,8 @@ class BatchResult:
     """What the database did with a batch, and how its market stands.
 
     Attributes:
-        counts: Of rows. outcome: Of the market so far; it is its last word with the last batch.
+        counts: Of fetched bars. derived: Of days and weeks built from them.
+        outcome: Of the market so far; it is its last word with the last batch.
         reason: What went wrong, in one line. holes_left: Spans that should be there and are not.
         quarantined: Bars of the market that were refused, those aside that no session has.
     """
@@ -94,6 +96,7 @@ class BatchResult:
     reason: str | None
     holes_left: int = 0
     quarantined: int = 0
+    derived: WriteCounts = field(default_factory=WriteCounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +104,13 @@ class Written:
     """What became of bars.
 
     Attributes:
-        counts: Of all rows, derived ones included. version: Theirs; None when nothing changed.
-        inserted: How many are new, by interval. last_version: Where a second one was needed.
+        counts: Of fetched bars. derived: Of days and weeks built from them.
+        version: Theirs; None when nothing changed. inserted: How many are new, by interval.
+        last_version: Where a second one was needed.
     """
 
     counts: WriteCounts = field(default_factory=WriteCounts)
+    derived: WriteCounts = field(default_factory=WriteCounts)
     version: int | None = None
     inserted: Mapping[Interval, int] = field(default_factory=dict)
     last_version: int | None = None
@@ -113,7 +118,8 @@ class Written:
     def __add__(self, later: "Written") -> "Written":
         """Return both; what was written later replaced stored bars alone."""
         first = self.version if self.version is not None else later.version
-        return Written(self.counts + later.counts, first, self.inserted, later.version)
+        counts, derived = self.counts + later.counts, self.derived + later.derived
+        return Written(counts, derived, first, self.inserted, later.version)
 
 
 def commit_item(engine: Engine, run: Run, item: Item) -> BatchResult:
@@ -251,17 +257,17 @@ def write_market_bars(
         Interval(str(interval)): count.inserted
         for (interval, _), count in zip(groups, counts, strict=False)
     }
+    fetched, built = sum(counts, WriteCounts()), WriteCounts()
     for build in (rebuild_days, rebuild_weeks):
         derived = build(connection, one, market_id, pd.concat(frames), run.request.now, absence)
         if len(derived):
             frames.append(derived.assign(market_id=market_id))
-            counts.append(upsert_frame(connection, market_aggregate, frames[-1], stamps))
-    total = sum(counts, WriteCounts())
-    if not total.written:
-        return Written(total)
+            built += upsert_frame(connection, market_aggregate, frames[-1], stamps)
+    if not (fetched + built).written:
+        return Written(fetched, built)
     _note_version(connection, market_id, pd.concat(frames), stamps)
     stamp_markets(connection, [market_id], version)
-    return Written(total, version, inserted)
+    return Written(fetched, built, version, inserted)
 
 
 def _release(batch: BarBatch, before: Coverages) -> Coverages:
@@ -442,7 +448,8 @@ def _judge_batch(
     cut = describe_cut(batch.route[1], window)
     reasons += [cut] if cut else []
     quarantined = sum(refused.values()) + (progress.strays if suspicion else 0)
-    return BatchResult(written.counts, outcome, shorten_reason(reasons), len(left), quarantined)
+    reason = shorten_reason(reasons)
+    return BatchResult(written.counts, outcome, reason, len(left), quarantined, written.derived)
 
 
 def _describe_batch(
@@ -453,10 +460,7 @@ def _describe_batch(
     return {
         "requested": progress.requested,
         "received": progress.received,
-        "inserted": written.counts.inserted,
-        "updated": written.counts.updated,
-        "unchanged": written.counts.unchanged,
-        "revised": written.counts.revised,
+        **describe_counts(written.counts, written.derived),
         "quarantined": result.quarantined,
         "spikes": sum(map(len, spikes)),
         "holes_left": result.holes_left,
@@ -480,4 +484,5 @@ def _find_watermark(coverages: Coverages) -> datetime | None:
 def _report_table(connection: Connection, run: Run, batch: BarBatch, result: BatchResult) -> None:
     # One failed market of many makes a run partial; a batch that is not the last says nothing yet.
     landed = "ok" if result.outcome == "ok" or not batch.is_last else "partial"
-    add_table_receipt(connection, run, market_aggregate.name, result.counts, landed)
+    rows = result.counts + result.derived
+    add_table_receipt(connection, run, market_aggregate.name, rows, landed)

@@ -64,7 +64,7 @@ def markets(
 
     Shift-click Materialize to change symbols, provider, look-back or window end for one run.
     """
-    routes = find_routes(providers, database, describe_run(context, request).request)
+    routes = find_routes(providers, database, describe_run(context, request))
     for observation in _observe_providers(routes):
         context.log_event(observation)
     return [market for _, market in routes]
@@ -91,7 +91,7 @@ def market_aggregates(
     Bars are final by their provider's own rule; weeks are rebuilt from stored days.
     """
     run = describe_run(context, request)
-    routes = find_routes(providers, database, run.request)
+    routes = find_routes(providers, database, run)
     return BarStream(database.engine, run.run_id, run.request, routes)
 
 

@@ -24,11 +24,12 @@ from market_pipeline.orchestration.resources import (
     Database,
     IngestionRequest,
     Providers,
-    find_routes,
+    keep_routes,
 )
 from market_pipeline.storage.run_evidence import RunEvidence, read_run_evidence
 
 Line = dict[str, Any]
+_SHORT = ("outcome", "reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,17 @@ def judge_completeness(case: Case) -> Verdict:
         {**_name(row), "outcome": row["outcome"], "reason": str(row["reason"])}
         for row in _list_rows(short)
     ]
-    return Verdict({"markets": len(receipt), "short": len(short)}, lines)
+    absent = case.evidence.absent
+    lines += [
+        {
+            "market": row["symbol"],
+            "provider": "",
+            "outcome": row["outcome"],
+            "reason": row["reason"],
+        }
+        for row in absent
+    ]
+    return Verdict({"markets": len(receipt) + len(absent), "short": len(lines)}, lines)
 
 
 def judge_freshness(case: Case) -> Verdict:
@@ -86,7 +97,7 @@ def judge_freshness(case: Case) -> Verdict:
 
 
 def judge_holes(case: Case) -> Verdict:
-    """No bars are missing that should be there, unless their provider explained it.
+    """No bars of these markets, at any time, are missing that should be there unexplained.
 
     Time between settled spans that nobody asked for is missing too: `market-pipeline coverage` says
     what fills it.
@@ -190,7 +201,8 @@ def check_market_aggregates(
     with database.engine.connect() as connection:
         evidence = read_run_evidence(connection, UUID(context.run.run_id))
     asked = request.build(_find_clock(context))
-    case = Case(evidence, asked, find_routes(providers, database, asked))
+    routes = keep_routes(database, providers.route(asked).routes)
+    case = Case(evidence, asked, routes)
     for key in sorted(context.selected_asset_check_keys):
         yield _build_result(key, JUDGES[key.name](case), evidence.run_id)
 

@@ -16,6 +16,7 @@ import dagster as dg
 from dagster import DagsterRunStatus, RunsFilter
 from sqlalchemy import Connection
 
+from market_pipeline.ingestion.closing import INTERRUPTED
 from market_pipeline.orchestration.executor import close_receipt
 from market_pipeline.storage.claims import find_living
 
@@ -23,10 +24,6 @@ ALIVE_TAG = "market_pipeline/shows_life"
 SILENT_SECONDS = 45.0
 _STATUSES = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 _LIMIT = 200
-_MESSAGE = (
-    "the run's process is gone: it was killed, ran out of memory, or its machine stopped. "
-    "What it had committed stays, and the next run goes on from there"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ def end_dead_runs(
     silent = _find_silent(instance, connection)
     dead = [run_id for run_id in silent if run_id in before.suspects]
     for run_id in dead:
-        _end(instance, silent[run_id])
+        _end(instance, connection, silent[run_id])
     return Look(tuple(run_id for run_id in silent if run_id not in dead)), dead
 
 
@@ -87,11 +84,11 @@ def _has_been_silent(instance: dg.DagsterInstance, run_id: str) -> bool:
     return not records or time.time() - records[0].timestamp > SILENT_SECONDS
 
 
-def _end(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+def _end(instance: dg.DagsterInstance, connection: Connection, run: dg.DagsterRun) -> None:
     latest = instance.get_run_by_id(run.run_id)
     if latest is None or latest.is_finished:
         return
-    close_receipt(latest, has_failed=True)
-    instance.report_run_failed(latest, message=_MESSAGE)
+    close_receipt(connection, latest, INTERRUPTED)
+    instance.report_run_failed(latest, message=INTERRUPTED)
     if instance.event_log_storage.supports_global_concurrency_limits:
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

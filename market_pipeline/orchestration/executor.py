@@ -1,29 +1,67 @@
-"""The executors, with one thing added: when the steps are done, the run's receipt is closed.
+"""The executors, with one thing added: a run has a receipt from its first moment to its end.
 
-Dagster has no hook at the end of a run that holds for every job, the buttons' included, but its
-executor, which ``Definitions`` sets for all of them.
+Dagster has no hook around a run that holds for every job, the buttons' included, but its executor,
+which ``Definitions`` sets for all of them.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import dagster as dg
+from dagster import DagsterRunStatus
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.triggers import find_trigger
-from market_pipeline.ingestion.closing import close_run
-from market_pipeline.settings import EXECUTORS, read_choice
+from market_pipeline.ingestion.closing import INTERRUPTED, close_run, find_dead_runs
+from market_pipeline.ingestion.receipts import Asked, describe_request, open_receipt
+from market_pipeline.ingestion.request import build_request
+from market_pipeline.orchestration.causes import Cause, find_cause
+from market_pipeline.settings import EXECUTORS, read_choice, read_variable, split_list
+from market_pipeline.storage.claims import show_life
 from market_pipeline.storage.database import open_database
 
-_FETCHES = "market_aggregates"
+ASSETS = (
+    "markets", "market_aggregates", "market_snapshots", "market_comparisons",
+    "market_roi_statistics", "latest_market_cache",
+)  # fmt: skip
+# What jobs select: Dagster's record of a run does not say.
+_JOBS: Mapping[str, Sequence[str]] = {
+    "ingest": ASSETS,
+    "backfill_history": ("market_aggregates",),
+    "statistics": ("market_comparisons", "market_roi_statistics"),
+}
+_INTERRUPTED = "interrupted; what was committed before stays"
 logger = logging.getLogger("market_pipeline.runs")
 
 
-class ClosingExecutor(dg.Executor):
-    """Runs steps as another executor does, and closes the receipt after them."""
+class Ending:
+    """What becomes of a run's steps.
+
+    Attributes:
+        error: What the receipt says ended the run; None: no step failed.
+    """
+
+    def __init__(self) -> None:
+        self.error: str | None = _INTERRUPTED
+
+    def follow(self, events: Iterable[dg.DagsterEvent]) -> Iterator[dg.DagsterEvent]:
+        """Pass events on; the first step that failed says what ended the run."""
+        causes: list[Cause] = []
+        for event in events:
+            if event.is_step_failure:
+                causes.append(find_cause(event))
+            yield event
+        self.error = f"{causes[0].step}: {causes[0].text}" if causes else None
+
+
+class ReceiptExecutor(dg.Executor):
+    """Runs steps as another executor does, within the run's receipt."""
 
     def __init__(self, inner: dg.Executor) -> None:
         """Take the executor that does the work."""
@@ -41,28 +79,96 @@ class ClosingExecutor(dg.Executor):
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[dg.DagsterEvent]:
         """Run the steps; one that fails, or an interruption, makes the receipt ``failed``."""
-        has_failed = True
+        run = plan_context.dagster_run
+        assets = _order(execution_plan.step_keys_to_execute)
+        began = _find_beginning(plan_context.instance, run.run_id)
+        asked = describe_asked(run.run_id, run.tags, run.run_config, assets, began)
+        events = self._inner.execute(plan_context, execution_plan)
+        if not assets:
+            yield from events
+            return
+        with keep_receipt(plan_context.instance, asked) as ending:
+            yield from ending.follow(events)
+
+
+@contextmanager
+def keep_receipt(instance: dg.DagsterInstance, asked: Asked) -> Iterator[Ending]:
+    """Open a run's receipt, show that the run lives, and close the receipt after the block.
+
+    Receipts of runs that died are closed as well. A database that is away must not change what
+    becomes of the run.
+    """
+    ending = Ending()
+    with ExitStack() as stack:
+        engine = _begin(stack, instance, asked)
         try:
-            failed = False
-            for event in self._inner.execute(plan_context, execution_plan):
-                failed |= event.is_step_failure
-                yield event
-            has_failed = failed
+            yield ending
         finally:
-            close_receipt(plan_context.dagster_run, has_failed)
+            _end(engine, asked, ending.error)
 
 
-def close_receipt(run: dg.DagsterRun, has_failed: bool) -> None:
-    """Close a run's receipt; a database that is away must not change what becomes of the run."""
-    is_ingestion = run.asset_selection is None or dg.AssetKey(_FETCHES) in run.asset_selection
-    keys = run.step_keys_to_execute
-    is_ingestion &= keys is None or _FETCHES in keys
-    trigger = find_trigger(run.tags)
+def close_receipt(connection: Connection, run: dg.DagsterRun, error: str | None) -> None:
+    """Close the receipt of a run that Dagster says has ended; other jobs' runs have none.
+
+    Args:
+        connection: In a transaction.
+        run: As Dagster has it.
+        error: What ended it; None: no step failed.
+    """
+    assets = list_assets(run)
+    if assets:
+        config = run.run_config
+        open_receipt(
+            connection, describe_asked(run.run_id, run.tags, config, assets, datetime.now(UTC))
+        )
+    close_run(connection, UUID(run.run_id), error)
+
+
+def close_dead_receipts(engine: Engine, instance: dg.DagsterInstance) -> None:
+    """Close the receipts of runs whose process is gone, each in a transaction of its own."""
+    with engine.connect() as connection:
+        dead = find_dead_runs(connection)
+    for run_id in dead:
+        run = instance.get_run_by_id(str(run_id))
+        # It ended well, but its database was away at that moment.
+        is_good = run is not None and run.status is DagsterRunStatus.SUCCESS
+        with engine.begin() as connection:
+            close_run(connection, run_id, None if is_good else INTERRUPTED)
+
+
+def list_assets(run: dg.DagsterRun) -> tuple[str, ...]:
+    """Return which of our assets a run was to materialise; none for runs of other jobs."""
+    if run.asset_selection:
+        chosen: Iterable[str] = [key.path[-1] for key in run.asset_selection]
+    else:
+        chosen = list_job_assets(run.job_name)
+    steps = run.step_keys_to_execute
+    return _order(chosen if steps is None else set(chosen).intersection(steps))
+
+
+def list_job_assets(name: str) -> Sequence[str]:
+    """Return the assets of one of our jobs; none of another."""
+    return _JOBS.get(name, ())
+
+
+def describe_asked(
+    run_id: str,
+    tags: Mapping[str, str],
+    run_config: Mapping[str, Any],
+    assets: Sequence[str],
+    began: datetime,
+) -> Asked:
+    """Return what a run was asked; a request that is invalid stands as it was given."""
+    given = dict(run_config.get("resources", {}).get("request", {}).get("config") or {})
+    provider = str(given.get("provider") or read_variable("INGESTION_PROVIDER"))
     try:
-        with open_database() as engine, engine.begin() as connection:
-            close_run(connection, UUID(run.run_id), trigger, has_failed, is_ingestion)
-    except (SQLAlchemyError, PipelineError) as error:
-        logger.warning("run %s: its receipt could not be closed: %s", run.run_id, error)
+        request = build_request(began, **given)
+        read, provider = describe_request(request), ",".join(request.providers)
+    except (PipelineError, TypeError, ValueError, AttributeError):
+        symbols = given.get("symbols") or split_list(read_variable("INGESTION_MARKETS"))
+        read = {**given, "symbols": list(symbols)}
+    asked = {**read, "assets": list(assets)}
+    return Asked(UUID(run_id), find_trigger(tags), began, provider, asked)
 
 
 def choose_executor() -> dg.ExecutorDefinition:
@@ -73,18 +179,52 @@ def choose_executor() -> dg.ExecutorDefinition:
     """
     # Six light steps do not deserve five interpreter starts; set here, the UI's buttons follow.
     choice = read_choice("INGESTION_EXECUTOR", EXECUTORS)
-    return _close_after(
-        dg.multiprocess_executor if choice == "multiprocess" else dg.in_process_executor
-    )
+    return _wrap(dg.multiprocess_executor if choice == "multiprocess" else dg.in_process_executor)
 
 
-def _close_after(inner: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
+def _wrap(inner: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
     create: Any = inner.executor_creation_fn
     schema: Any = inner.config_schema
     return dg.ExecutorDefinition(
         name=inner.name,
         config_schema=schema,
         requirements=inner.get_requirements,
-        executor_creation_fn=lambda context: ClosingExecutor(create(context)),
+        executor_creation_fn=lambda context: ReceiptExecutor(create(context)),
         description=inner.description,
     )
+
+
+def _order(chosen: Iterable[str]) -> tuple[str, ...]:
+    """Return those that are our assets, in the graph's order."""
+    names = set(chosen)
+    return tuple(name for name in ASSETS if name in names)
+
+
+def _find_beginning(instance: dg.DagsterInstance, run_id: str) -> datetime:
+    record = instance.get_run_record_by_id(run_id)
+    return (record.create_timestamp if record else datetime.now(UTC)).astimezone(UTC)
+
+
+def _begin(stack: ExitStack, instance: dg.DagsterInstance, asked: Asked) -> Engine | None:
+    try:
+        engine = stack.enter_context(open_database())
+        stack.enter_context(show_life(engine, asked.run_id))
+        with engine.begin() as connection:
+            open_receipt(connection, asked)
+        close_dead_receipts(engine, instance)
+    except (SQLAlchemyError, PipelineError) as error:
+        logger.warning("run %s: its receipt could not be opened: %s", asked.run_id, error)
+        return None
+    return engine
+
+
+def _end(engine: Engine | None, asked: Asked, error: str | None) -> None:
+    try:
+        with ExitStack() as stack:
+            engine = engine or stack.enter_context(open_database())
+            engine.dispose()  # A server that was restarted meanwhile gets new connections.
+            with engine.begin() as connection:
+                open_receipt(connection, asked)
+                close_run(connection, asked.run_id, error)
+    except (SQLAlchemyError, PipelineError) as failure:
+        logger.warning("run %s: its receipt could not be closed: %s", asked.run_id, failure)

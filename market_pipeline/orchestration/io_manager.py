@@ -35,6 +35,7 @@ from market_pipeline.orchestration.report import (
     build_receipt_line,
     build_row_lines,
     build_table,
+    build_unserved_line,
     describe_relation,
     repeat_description,
     sort_worst_first,
@@ -91,7 +92,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
 
     def _read_for(self, run: Run) -> MarketReader:
         if run.run_id not in self._readers:
-            routes = find_routes(self.providers, self.database, run.request)
+            routes = find_routes(self.providers, self.database, run)
             self._readers[run.run_id] = MarketReader(self.database.engine, run.request, routes)
         return self._readers[run.run_id]
 
@@ -173,26 +174,30 @@ def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStrea
     Raises:
         NothingIngestedError: No market gave a usable bar; their receipts are committed.
     """
-    totals: dict[Route, WriteCounts] = {}
+    totals: dict[Route, tuple[WriteCounts, WriteCounts]] = {}
     lines: dict[Route, dict[str, Any]] = {}
     ends = MarketEnds()
     for item in stream:
         with span("upsert", table=market_aggregate.name, market=item.route[1].symbol) as trace:
             result = commit_item(engine, run, item)
-            tell_counts(trace, result.counts)
+            tell_counts(trace, result.counts + result.derived)
         ends.note(item, result)
-        totals[item.route] = totals.get(item.route, WriteCounts()) + result.counts
-        lines[item.route] = build_receipt_line(item, result, totals[item.route])
+        counts, derived = totals.get(item.route, (WriteCounts(), WriteCounts()))
+        totals[item.route] = counts + result.counts, derived + result.derived
+        lines[item.route] = build_receipt_line(item, result, *totals[item.route])
         with log_context(provider=item.route[0].name, market=item.route[1].symbol):
             context.log.info(_tell(lines[item.route]))
     with engine.begin() as connection:
-        ends.report(connection, run.run_id)
+        unserved = ends.report(connection, run)
     told = [lines[route] for route in stream.routes if route in lines]
+    for symbol, reason in unserved.items():
+        context.log.warning("%s: %s", symbol, reason)
     if told and all(line["outcome"] == "failed" for line in told):
         mark_failed(engine, run)
         reasons = "; ".join(f"{line['market']}: {line['reason']}" for line in told[:20])
         raise NothingIngestedError(f"no market gave a usable bar. {reasons}")
-    total = sum(totals.values(), WriteCounts())
+    total = sum((rows for pair in totals.values() for rows in pair), WriteCounts())
+    told += [build_unserved_line(symbol, reason) for symbol, reason in unserved.items()]
     return Written(total, sort_worst_first(told), summarise_receipt(told))
 
 
@@ -210,4 +215,6 @@ def _tell(line: Line) -> str:
     """Return the line that stands for a market in the run's log and in the command's progress."""
     received = "{market} from {provider}: {received:,} bars".format_map(line)
     written = "{inserted:,} inserted, {updated:,} updated, {unchanged:,} unchanged".format_map(line)
-    return f"{received}: {written}{'; ' if line['reason'] else ''}{line['reason']}"
+    built = line["derived inserted"] + line["derived updated"]
+    derived = f"; {built:,} days and weeks built" if built else ""
+    return f"{received}: {written}{derived}{'; ' if line['reason'] else ''}{line['reason']}"

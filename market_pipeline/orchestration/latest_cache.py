@@ -44,7 +44,7 @@ def latest_market_cache(
         return dg.MaterializeResult(metadata={"store": "memory", "outcome": "ok"})
     from market_pipeline.readers.refreshing import refresh_latest
 
-    routes = find_routes(providers, database, describe_run(context, request).request)
+    routes = find_routes(providers, database, describe_run(context, request))
     markets = [(market.provider, market.symbol) for _, market in routes]
     with span("cache", store="redis", markets=len(markets)) as told:
         done = refresh_latest(database.engine, markets)

@@ -72,20 +72,39 @@ def repeat_description(definition_metadata: Mapping[str, Any]) -> dict[str, Any]
 
 
 def build_receipt_line(
-    item: BarBatch | MarketStopped, result: BatchResult, counts: WriteCounts
+    item: BarBatch | MarketStopped, result: BatchResult, counts: WriteCounts, derived: WriteCounts
 ) -> dict[str, Any]:
     """Return one market's line in the table of a run's bars.
 
     Args:
         item: The market's last.
         result: What the database did with it.
-        counts: Of all the market's batches.
+        counts: Fetched bars of all the market's batches.
+        derived: Days and weeks built from them.
     """
     market = item.route[1]
     progress = item.progress if isinstance(item, BarBatch) else Progress()
+    return _build_line(market.symbol, market.provider, result, progress, counts, derived)
+
+
+def build_unserved_line(symbol: str, reason: str) -> dict[str, Any]:
+    """Return the line of a symbol that no provider serves."""
+    nothing = WriteCounts()
+    result = BatchResult(nothing, "failed", reason)
+    return _build_line(symbol, "", result, Progress(), nothing, nothing)
+
+
+def _build_line(
+    symbol: str,
+    provider: str,
+    result: BatchResult,
+    progress: Progress,
+    counts: WriteCounts,
+    derived: WriteCounts,
+) -> dict[str, Any]:
     return {
-        "market": market.symbol,
-        "provider": market.provider,
+        "market": symbol,
+        "provider": provider,
         "outcome": result.outcome,
         "received": progress.received,
         "quarantined": result.quarantined,
@@ -93,6 +112,9 @@ def build_receipt_line(
         "updated": counts.updated,
         "unchanged": counts.unchanged,
         "revised": counts.revised,
+        "derived inserted": derived.inserted,
+        "derived updated": derived.updated,
+        "derived unchanged": derived.unchanged,
         "holes left": result.holes_left,
         "calls": progress.calls,
         "reason": result.reason or "",
@@ -107,6 +129,9 @@ def summarise_receipt(lines: Sequence[Line]) -> dict[str, int]:
         "bars_received": sum(line["received"] for line in lines),
         "bars_quarantined": sum(line["quarantined"] for line in lines),
         "bars_revised": sum(line["revised"] for line in lines),
+        "rows_derived": sum(
+            line[f"derived {name}"] for line in lines for name in ("inserted", "updated")
+        ),
         "holes_left": sum(line["holes left"] for line in lines),
     }
 

@@ -13,13 +13,13 @@ from sqlalchemy import Engine
 
 from market_pipeline.domain.triggers import find_trigger
 from market_pipeline.ingestion.calendars import load_calendars
-from market_pipeline.ingestion.receipts import Run
+from market_pipeline.ingestion.receipts import Run, note_left_out
 from market_pipeline.ingestion.registration import keep_active
 from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import begin_run, end_run
 from market_pipeline.orchestration.dead_runs import mark_as_watched
-from market_pipeline.providers.registry import route_markets
+from market_pipeline.providers.registry import Routing, route_served
 from market_pipeline.storage.claims import show_life
 from market_pipeline.storage.engine import check_database, find_database, open_engine
 from market_pipeline.storage.schema import ensure_schema
@@ -87,13 +87,13 @@ class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
 class Providers(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The installed providers, found by entry point and configured by the environment."""
 
-    def route(self, request: Request) -> Sequence[Route]:
-        """Return the provider and market of each symbol.
+    def route(self, request: Request) -> Routing:
+        """Return the provider and market of each symbol, and the symbols that have none.
 
         Raises:
-            MarketNotServedError: Lists who was asked and why not.
+            MarketNotServedError: No symbol has one; lists who was asked and why not.
         """
-        return route_markets(request.symbols, request.providers, self.read_environment())
+        return route_served(request.symbols, request.providers, self.read_environment())
 
     def read_environment(self) -> Mapping[str, str]:
         """Return the variables that providers are configured with."""
@@ -144,16 +144,30 @@ class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
             self.engine.dispose()
 
 
-def find_routes(providers: Providers, database: Database, request: Request) -> list[Route]:
-    """Return the provider and market of each symbol, but for markets that were deactivated.
+def find_routes(providers: Providers, database: Database, run: Run) -> list[Route]:
+    """Return the provider and market of each symbol that is served and not deactivated.
 
-    Afterwards the process knows the calendars of their exchanges.
+    The run's receipt notes the others. Afterwards the process knows the calendars of the exchanges.
 
     Raises:
-        MarketNotServedError: Lists who was asked and why not.
+        MarketNotServedError: No symbol is served; lists who was asked and why not.
         NothingIngestedError: Every market is deactivated.
     """
-    routes = providers.route(request)
+    routing = providers.route(run.request)
+    kept = keep_routes(database, routing.routes)
+    left = {market.symbol for _, market in routing.routes} - {market.symbol for _, market in kept}
+    if routing.unserved or left:
+        with database.engine.begin() as connection:
+            note_left_out(connection, run, routing.unserved, sorted(left))
+    return kept
+
+
+def keep_routes(database: Database, routes: Sequence[Route]) -> list[Route]:
+    """Return the routes of markets that nobody deactivated, and load their calendars.
+
+    Raises:
+        NothingIngestedError: Every market is deactivated.
+    """
     with database.engine.connect() as connection:
         kept = keep_active(connection, routes)
     load_calendars(database.engine, [one.calendar for _, one in kept])

@@ -5,7 +5,7 @@ without being switched on. What they look at and say is elsewhere: ``alerting``,
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from uuid import UUID
@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from market_pipeline.alerting.checking import check_alert_settings
 from market_pipeline.alerting.delivery import deliver, send_at_once
 from market_pipeline.alerting.kinds import CHECK_FAILED, RUN_FAILED
-from market_pipeline.alerting.raising import Finding, report
+from market_pipeline.alerting.raising import Finding, clear_member, report
 from market_pipeline.alerting.receivers import call_heartbeat
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.triggers import find_trigger
@@ -25,7 +25,9 @@ from market_pipeline.ingestion.registration import keep_active
 from market_pipeline.ingestion.request import Route, build_request
 from market_pipeline.ingestion.watching import watch
 from market_pipeline.orchestration.automation import find_last_ticks, is_schedule_on
+from market_pipeline.orchestration.causes import Cause, find_cause
 from market_pipeline.orchestration.dead_runs import Look, end_dead_runs
+from market_pipeline.orchestration.executor import close_dead_receipts, close_receipt
 from market_pipeline.orchestration.resources import Providers
 from market_pipeline.storage.alerts import has_alert_of_run
 from market_pipeline.storage.database import open_database
@@ -47,19 +49,22 @@ logger = logging.getLogger("market_pipeline.watches")
 def run_failure_alert(context: dg.RunFailureSensorContext) -> None:
     """Raise an alert of every failed run, unless the run has raised a graver one itself."""
     run, causes = context.dagster_run, _list_causes(context)
-    reason = next(iter(causes.values()), str(context.failure_event.message))
+    reason = causes[0].text if causes else str(context.failure_event.message)
     finding = Finding(
-        CHECK_FAILED if _is_check(context) else RUN_FAILED,
+        CHECK_FAILED if _is_check(causes) else RUN_FAILED,
         {run.job_name: reason},
-        subject=run.job_name,
+        subject=_name_failure(run.job_name, causes),
         message=f"{run.job_name} failed: {reason}",
         context={
-            "job": run.job_name, "steps": list(causes), "trigger": find_trigger(run.tags),
+            "job": run.job_name,
+            "steps": [cause.step for cause in causes],
+            "trigger": find_trigger(run.tags),
         },
         run_id=UUID(run.run_id),
-    )  # fmt: skip
+    )
     try:
         with _begin() as connection:
+            close_receipt(connection, run, reason)
             if not has_alert_of_run(connection, UUID(run.run_id), ("error", "critical")):
                 report(connection, [finding], datetime.now(UTC))
     except (SQLAlchemyError, PipelineError) as error:
@@ -79,9 +84,8 @@ def run_success_watch(context: dg.RunStatusSensorContext) -> None:
     run = context.dagster_run
     kinds = (RUN_FAILED, CHECK_FAILED)
     with _begin() as connection:
-        report(
-            connection, [Finding(kind, subject=run.job_name) for kind in kinds], datetime.now(UTC)
-        )
+        close_receipt(connection, run, None)
+        clear_member(connection, kinds, run.job_name, datetime.now(UTC))
         outcome = read_run_outcome(connection, UUID(run.run_id))
     if outcome == "ok":
         called = call_heartbeat()
@@ -104,7 +108,8 @@ def alert_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     now = datetime.now(UTC)
     since = _read_since(context, now)
     with _begin() as connection:
-        watch(connection, _find_routes(connection, now), find_last_ticks(now), since, now)
+        routes, wanted = _find_routes(connection, now)
+        watch(connection, routes, find_last_ticks(now), since, now, wanted)
     return dg.SensorResult(
         skip_reason="watched", cursor=since.isoformat() if since is not None else ""
     )
@@ -112,9 +117,14 @@ def alert_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 
 @dg.sensor(name="dead_run_watch", default_status=_ON, minimum_interval_seconds=30)
 def dead_run_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """End runs whose process is gone, and free their slots; their failure raises the alert."""
-    with _begin() as connection:
-        look, dead = end_dead_runs(context.instance, connection, Look.read(context.cursor))
+    """End runs whose process is gone, and free their slots; their failure raises the alert.
+
+    A receipt needs no second look: its run holds the lock from before there is one.
+    """
+    with open_database() as engine:
+        with engine.begin() as connection:
+            look, dead = end_dead_runs(context.instance, connection, Look.read(context.cursor))
+        close_dead_receipts(engine, context.instance)
     return dg.SensorResult(skip_reason=f"{len(dead)} dead runs ended", cursor=look.write())
 
 
@@ -141,28 +151,34 @@ def _read_since(context: dg.SensorEvaluationContext, now: datetime) -> datetime 
     return datetime.fromisoformat(context.cursor) if context.cursor else now
 
 
-def _find_routes(connection: Connection, now: datetime) -> list[Route]:
-    """Return what runs ingest; nothing when it is all deactivated, or cannot be told."""
+def _find_routes(
+    connection: Connection, now: datetime
+) -> tuple[list[Route], Collection[str] | None]:
+    """Return what runs ingest, and the symbols that they are asked for.
+
+    No route when it is all deactivated, or cannot be told; None when the symbols cannot be told.
+    """
+    wanted = None
     try:
-        return keep_active(connection, Providers().route(build_request(now)))
+        request = build_request(now)
+        wanted = request.symbols
+        return keep_active(connection, Providers().route(request).routes), wanted
     except PipelineError as error:
         logger.warning("which markets are ingested cannot be told: %s", error)
-        return []
+        return [], wanted
 
 
-def _is_check(context: dg.RunFailureSensorContext) -> bool:
-    errors = [event.step_failure_data.error for event in context.get_step_failure_events()]
-    return any(error is not None and error.cls_name == _CHECK_ERROR for error in errors)
+def _name_failure(job: str, causes: Sequence[Cause]) -> str:
+    """Return what failures have in common to be one alert: job, step and class of error."""
+    if not causes or _is_check(causes):
+        return job
+    return f"{job}:{causes[0].step}:{causes[0].error_class}"
 
 
-def _list_causes(context: dg.RunFailureSensorContext) -> dict[str, str]:
-    """Return the innermost reason of each step that failed, in one line."""
-    causes = {}
-    for event in context.get_step_failure_events():
-        error = event.step_failure_data.error
-        while error is not None and error.cause is not None:
-            error = error.cause
-        causes[str(event.step_key)] = (
-            " ".join(error.message.split()) if error else "no reason given"
-        )
-    return causes
+def _is_check(causes: Sequence[Cause]) -> bool:
+    return any(cause.error_class == _CHECK_ERROR for cause in causes)
+
+
+def _list_causes(context: dg.RunFailureSensorContext) -> list[Cause]:
+    """Return why each step that failed did."""
+    return [find_cause(event) for event in context.get_step_failure_events()]

@@ -88,6 +88,15 @@ class Provider(Protocol):
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
         """Return the latest price of each market that has one, in as few calls as possible.
 
+        ``observed_at`` is when the provider says that the price was true. A run judges it by the
+        moment at which the answer came: a price from more than 5 seconds later is refused. A run
+        with a window end refuses every price from after that.
+
+        Args:
+            markets: Markets of this provider.
+            now: The moment of the call (UTC), or the window end where one was given: the price
+                that is wanted is the last one up to then.
+
         Raises:
-            ProviderError: As for :meth:`fetch_bars`.
+            ProviderError: As for :meth:`fetch_bars`; ``reasons`` may name each market's own.
         """

@@ -36,6 +36,7 @@ from market_pipeline.providers.file_markets import (
     read_symbol,
     settle_facts,
 )
+from market_pipeline.providers.snapshots import ask_each
 from market_pipeline.providers.tables import SPELLINGS, build_bars, name_columns
 from market_pipeline.settings import read_variable, split_list
 
@@ -164,18 +165,9 @@ class FileProvider:
         """Return the close of each market's last bar that has closed, at that moment.
 
         Raises:
-            ProviderError: Every market's file failed; the last failure.
+            ProviderError: Every market's file failed; the last failure, with the reason of each.
         """
-        snapshots: list[PriceSnapshot] = []
-        failure: ProviderError | None = None
-        for market in markets:
-            try:
-                snapshots += self._read_snapshot(market, now)
-            except ProviderError as error:
-                failure = error
-        if failure is not None and not snapshots:
-            raise failure
-        return snapshots
+        return ask_each(markets, lambda market: self._read_snapshot(market, now))
 
     def _read_snapshot(self, market: Market, now: datetime) -> list[PriceSnapshot]:
         sources = self._list_sources().get(market.symbol, [])

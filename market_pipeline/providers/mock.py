@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pandas as pd
 
-from market_pipeline.domain.errors import PermanentProviderError, ProviderError, SettingError
+from market_pipeline.domain.errors import PermanentProviderError, SettingError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import (
     HistoryTerms,
@@ -36,6 +36,7 @@ from market_pipeline.providers.mock_prices import (
     is_pair,
 )
 from market_pipeline.providers.mock_spoiling import refuse_call, scale_price, spoil_bars
+from market_pipeline.providers.snapshots import ask_each
 from market_pipeline.settings import read_variable
 
 HISTORY_START = datetime(1990, 1, 1, tzinfo=UTC)
@@ -149,20 +150,11 @@ class MockProvider:
         """Return the price at ``now``, or at the last close when the market is closed.
 
         Raises:
-            ProviderError: Faults refuse every market; the last refusal.
+            ProviderError: Faults refuse every market; the last refusal, with the reason of each.
         """
         if markets:
             admit(self.name)
-        snapshots: list[PriceSnapshot] = []
-        failure: ProviderError | None = None
-        for market in markets:
-            try:
-                snapshots += self._fetch_snapshot(market, now)
-            except ProviderError as error:
-                failure = error
-        if failure is not None and not snapshots:
-            raise failure
-        return snapshots
+        return ask_each(markets, lambda market: self._fetch_snapshot(market, now))
 
     def _fetch_snapshot(self, market: Market, now: datetime) -> list[PriceSnapshot]:
         """Return the price as the faults leave it."""

@@ -6,6 +6,7 @@ markets, so a series never changes its source because of an outage.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -59,16 +60,44 @@ def load_provider(name: str, environ: Mapping[str, str]) -> Provider:
     return provider
 
 
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Which provider serves which market.
+
+    Attributes:
+        routes: Provider and market, in the order of the symbols.
+        unserved: The symbols that no provider serves, each with who was asked and why not.
+    """
+
+    routes: list[tuple[Provider, Market]]
+    unserved: Mapping[str, str]
+
+
 def route_markets(
     symbols: Iterable[str], provider_names: Sequence[str], environ: Mapping[str, str]
 ) -> list[tuple[Provider, Market]]:
-    """Return each symbol's provider and market, in the order of the symbols.
+    """Return the routes of :func:`route_served`, where each symbol must have one.
+
+    Raises:
+        MarketNotServedError: Names each symbol that no provider serves, who was asked and why not.
+        SettingError: As of :func:`route_served`.
+    """
+    routing = route_served(symbols, provider_names, environ)
+    if routing.unserved:
+        raise MarketNotServedError(_explain_unserved(routing.unserved))
+    return routing.routes
+
+
+def route_served(
+    symbols: Iterable[str], provider_names: Sequence[str], environ: Mapping[str, str]
+) -> Routing:
+    """Return each symbol's provider and market; a symbol that no provider serves stops no other.
 
     A symbol belongs to the first provider in the list whose catalogue has it. A provider that lacks
     a setting serves nothing.
 
     Raises:
-        MarketNotServedError: Names each symbol that nobody serves, who was asked and why not.
+        MarketNotServedError: No symbol is served; names them, who was asked and why not.
         SettingError: A provider is unknown, broken or wrongly set, also in
             PROVIDER_CALLS_PER_MINUTE, which would limit nobody.
     """
@@ -76,11 +105,12 @@ def route_markets(
     providers = [load_provider(name, environ) for name in provider_names]
     missing = {provider.name: provider.explain_missing_settings() for provider in providers}
     ready = [provider for provider in providers if missing[provider.name] is None]
-    routes = {symbol: _find_route(symbol, ready) for symbol in symbols}
-    unserved = [symbol for symbol, route in routes.items() if route is None]
-    if unserved:
-        raise MarketNotServedError(_explain_unserved(unserved, missing))
-    return [route for route in routes.values() if route is not None]
+    found = {symbol: _find_route(symbol, ready) for symbol in symbols}
+    asked = _list_asked(missing)
+    unserved = {symbol: asked for symbol, route in found.items() if route is None}
+    if len(unserved) == len(found):
+        raise MarketNotServedError(_explain_unserved(unserved))
+    return Routing([route for route in found.values() if route is not None], unserved)
 
 
 def _check_call_limits(environ: Mapping[str, str]) -> None:
@@ -99,13 +129,18 @@ def _find_route(symbol: str, providers: Iterable[Provider]) -> tuple[Provider, M
     return None
 
 
-def _explain_unserved(symbols: Sequence[str], missing: Mapping[str, str | None]) -> str:
+def _explain_unserved(unserved: Mapping[str, str]) -> str:
+    symbols = list(unserved)
     shown = ", ".join(symbols[:10]) + (", ..." if len(symbols) > 10 else "")
+    return f"no provider serves {shown} ({len(symbols)} in all). Asked: {unserved[symbols[0]]}"
+
+
+def _list_asked(missing: Mapping[str, str | None]) -> str:
     asked = "; ".join(
         f"{name}: {f'not ready, {reason}' if reason else 'not in its catalogue'}"
         for name, reason in missing.items()
     )
-    return f"no provider serves {shown} ({len(symbols)} in all). Asked: {asked or 'nobody'}"
+    return asked or "nobody"
 
 
 def _find_entry_point(name: str) -> EntryPoint:

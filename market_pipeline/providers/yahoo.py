@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from market_pipeline.domain.errors import PermanentProviderError, ProviderError
+from market_pipeline.domain.errors import PermanentProviderError
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.records import (
     HistoryTerms,
@@ -40,6 +40,7 @@ from market_pipeline.providers.http import Clocks, HttpClient, Limits, parse_bas
 from market_pipeline.providers.listings import INDICES, LISTINGS
 from market_pipeline.providers.payloads import Floats, parse_numbers, parse_stamps, read_field
 from market_pipeline.providers.session_closes import find_session_closes
+from market_pipeline.providers.snapshots import ask_each
 from market_pipeline.settings import read_variable
 
 NAME = "yahoo"
@@ -146,19 +147,10 @@ class YahooProvider:
         """Return prices, one request a market; a market that fails has none.
 
         Raises:
-            ProviderError: Every market failed; the last failure.
+            ProviderError: Every market failed; the last failure, with the reason of each.
         """
         del now  # the answer says when each price was true
-        snapshots: list[PriceSnapshot] = []
-        failure: ProviderError | None = None
-        for market in markets:
-            try:
-                snapshots += self._fetch_snapshot(market)
-            except ProviderError as error:
-                failure = error
-        if failure is not None and not snapshots:
-            raise failure
-        return snapshots
+        return ask_each(markets, self._fetch_snapshot)
 
     def _fetch_snapshot(self, market: Market) -> list[PriceSnapshot]:
         path = build_path(market)

@@ -21,6 +21,8 @@ from market_pipeline.storage.history_queries import (
 )
 
 MAX_NAMES_SHOWN = 20
+# No bar lies outside, and sums of times and spans cannot overflow within.
+FIRST_YEAR, LAST_YEAR = 1700, 9000
 
 
 def find_markets(connection: Connection, names: str | Sequence[str]) -> dict[int, Market]:
@@ -160,15 +162,27 @@ def parse_moment(name: str, moment: datetime | str) -> datetime:
     """Return a time in UTC; one without a zone is UTC.
 
     Raises:
-        HistoryRequestError: It is no time.
+        HistoryRequestError: It is no time, or one outside the years 1700 to 9000.
     """
     try:
         parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-        return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
-    except (ValueError, OverflowError, AttributeError):
+        parsed = parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+    except OverflowError:
+        raise _build_range_error(name, moment) from None
+    except (ValueError, AttributeError):
         raise HistoryRequestError(
             f"{name}={moment!r}: expected a datetime or an ISO 8601 text, such as 2024-01-31T00:00Z"
         ) from None
+    if not FIRST_YEAR <= parsed.year <= LAST_YEAR:
+        raise _build_range_error(name, moment)
+    return parsed
+
+
+def _build_range_error(name: str, moment: datetime | str) -> HistoryRequestError:
+    told = moment if isinstance(moment, str) else moment.isoformat()
+    return HistoryRequestError(
+        f"{name}={told}: expected a time in the years {FIRST_YEAR} to {LAST_YEAR}"
+    )
 
 
 def parse_past_moment(name: str, moment: datetime | str) -> datetime:

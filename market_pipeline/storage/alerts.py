@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, Row, delete, select, text, update
+from sqlalchemy import Connection, Row, delete, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from market_pipeline.storage.ledgers import alert, alert_delivery
@@ -23,13 +23,14 @@ _LAST_WORDS = text(f"""
     WHERE coalesce(sent_at, given_up_at) IS NOT NULL
     ORDER BY receiver, coalesce(sent_at, given_up_at) DESC
 """)  # noqa: S608 - a constant
+# What waits for other receivers is other processes' work and trouble.
 _STATE = text(f"""
     SELECT count(*) FILTER (WHERE sent_at IS NULL AND given_up_at IS NULL) AS pending,
         min(created_at) FILTER (WHERE sent_at IS NULL AND given_up_at IS NULL) AS oldest_pending,
         max(sent_at) AS last_sent,
-        count(*) FILTER (WHERE given_up_at > :since) AS given_up
-    FROM {SCHEMA}.alert_delivery
-""")  # noqa: S608 - a constant
+        count(*) FILTER (WHERE given_up_at > :since AND receiver <> '{NOT_ADDRESSED}') AS given_up
+    FROM {SCHEMA}.alert_delivery WHERE receiver = '{NOT_ADDRESSED}' OR receiver = ANY(:receivers)
+""")  # noqa: S608 - constants
 
 
 def find_open(connection: Connection, fingerprints: Collection[str]) -> dict[str, Row[Any]]:
@@ -120,18 +121,29 @@ def insert_delivery(connection: Connection, message_id: UUID, receiver: str, **v
     connection.execute(insert(alert_delivery).values(row).on_conflict_do_nothing())
 
 
-def take_unaddressed(connection: Connection, limit: int) -> Sequence[Row[Any]]:
-    """Take messages that have no receiver yet out of the outbox, oldest first."""
+def take_unaddressed(
+    connection: Connection, receivers: Collection[str], overdue: datetime, limit: int
+) -> Sequence[Row[Any]]:
+    """Take messages that have no receiver out of the outbox, oldest first.
+
+    A receiver that nobody has tried since its message was due is one that no process has any more.
+
+    Args:
+        connection: In a transaction.
+        receivers: Those of this process.
+        overdue: Messages to other receivers that were due before then have none (UTC).
+        limit: How many are taken at most.
+    """
+    key = alert_delivery.c
+    is_lost = key.receiver.notin_(sorted(receivers)) & (key.next_try_at < overdue)
     query = (
-        select(alert_delivery.c.message_id)
-        .where(alert_delivery.c.receiver == NOT_ADDRESSED, *_WAITING)
-        .order_by(alert_delivery.c.created_at)
+        select(key.message_id, key.receiver)
+        .where(or_(key.receiver == NOT_ADDRESSED, is_lost), *_WAITING)
+        .order_by(key.created_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    taken = delete(alert_delivery).where(
-        alert_delivery.c.message_id.in_(query), alert_delivery.c.receiver == NOT_ADDRESSED
-    )
+    taken = delete(alert_delivery).where(tuple_(key.message_id, key.receiver).in_(query))
     found = connection.execute(taken.returning(alert_delivery)).all()
     return sorted(found, key=lambda row: row.created_at)
 
@@ -167,13 +179,15 @@ def note_try(connection: Connection, delivery: Row[Any], **values: Any) -> None:
     )
 
 
-def give_up_others(connection: Connection, receivers: Collection[str], now: datetime) -> None:
-    """Give up what waits for receivers that are no longer configured."""
+def give_up_old(
+    connection: Connection, receivers: Collection[str], before: datetime, now: datetime
+) -> None:
+    """Give up what was written before then and waits for none of these receivers."""
     key = alert_delivery.c
     connection.execute(
         update(alert_delivery)
-        .where(key.receiver.notin_([NOT_ADDRESSED, *sorted(receivers)]), *_WAITING)
-        .values(given_up_at=now, error="the receiver is no longer configured")
+        .where(key.receiver.notin_(sorted(receivers)), key.created_at < before, *_WAITING)
+        .values(given_up_at=now, error="no process had a receiver for it in time")
     )
 
 
@@ -182,6 +196,12 @@ def find_gone(connection: Connection) -> set[str]:
     return {row.receiver for row in connection.execute(_LAST_WORDS) if row.error == GONE}
 
 
-def read_outbox_state(connection: Connection, now: datetime) -> Row[Any]:
-    """Return ``pending``, ``oldest_pending`` and ``last_sent`` (UTC), ``given_up`` of a day."""
-    return connection.execute(_STATE, {"since": now - timedelta(days=1)}).one()
+def read_outbox_state(
+    connection: Connection, receivers: Collection[str], now: datetime
+) -> Row[Any]:
+    """Return ``pending``, ``oldest_pending`` and ``last_sent`` (UTC), ``given_up`` of a day.
+
+    Of messages to these receivers, and of those that nobody has addressed yet.
+    """
+    values = {"since": now - timedelta(days=1), "receivers": sorted(receivers)}
+    return connection.execute(_STATE, values).one()

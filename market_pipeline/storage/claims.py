@@ -8,12 +8,13 @@ cannot commit over a newer one. The database's clock decides. Not here: who clai
 
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, Row, delete, func, select, text, update
+from sqlalchemy.exc import DBAPIError
 
 from market_pipeline.domain.errors import ClaimTimeoutError, SupersededError
 from market_pipeline.storage.ledgers import fetch_claim
@@ -25,23 +26,32 @@ LONGEST_PAUSE_SECONDS = 1.0
 _ALIVE = 0x6D70_6C76
 _SHOW_LIFE = text(f"SELECT pg_advisory_lock_shared({_ALIVE}, hashtext(:run_id))")
 _END_LIFE = text(f"SELECT pg_advisory_unlock_shared({_ALIVE}, hashtext(:run_id))")
+
+
+def build_is_living(run_id: str) -> str:
+    """Return SQL that tells whether a run shows life now; two of one hash live as long as either.
+
+    Args:
+        run_id: An SQL expression of the run's id.
+    """
+    # The inner query does not depend on the row, so it is run once however many rows there are.
+    return f"""hashtext(CAST({run_id} AS text))::oid IN (
+        SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND granted
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND classid = {_ALIVE} AND objsubid = 2)"""  # noqa: S608 - constants
+
+
 _LIVING = text(f"""
     SELECT run_id FROM unnest(CAST(:run_ids AS text[])) AS run_id
-    WHERE EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND classid = {_ALIVE} AND objid = hashtext(run_id)::oid AND objsubid = 2)
+    WHERE {build_is_living("run_id")}
 """)  # noqa: S608 - a constant
-# Two runs of one hash: the claim of the dead one then runs out by time.
-_IS_DEAD = f"""NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted
-                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                AND classid = {_ALIVE} AND objid = hashtext(fetch_claim.run_id::text)::oid
-                AND objsubid = 2)"""  # noqa: S608 - a constant
+# Two runs of one hash: the claim of the dead one runs out by time.
 # Skips a locked row: its writer is about to commit, and may sleep in the middle of that.
 _TAKE = text(f"""
     WITH free AS (
         SELECT market_id FROM {SCHEMA}.fetch_claim WHERE market_id = :market_id
             AND (run_id = :run_id OR expires_at <= clock_timestamp()
-                OR {_IS_DEAD})
+                OR NOT {build_is_living("fetch_claim.run_id")})
         FOR UPDATE SKIP LOCKED),
     taken AS (
         UPDATE {SCHEMA}.fetch_claim held SET token = nextval('{SCHEMA}.fetch_claim_seq'),
@@ -69,8 +79,10 @@ def show_life(engine: Engine, run_id: UUID) -> Iterator[None]:
         try:
             yield
         finally:
+            # A session that was lost has freed the lock already.
             if not session.invalidated:
-                session.execute(_END_LIFE, {"run_id": str(run_id)})
+                with suppress(DBAPIError):
+                    session.execute(_END_LIFE, {"run_id": str(run_id)})
 
 
 def find_living(connection: Connection, run_ids: Collection[UUID]) -> set[UUID]:

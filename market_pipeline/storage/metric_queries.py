@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.observability.metrics import MAX_SERIES, Sample, gauge
 from market_pipeline.storage.run_evidence import EXPLAINED
+from market_pipeline.storage.run_states import STATE
 from market_pipeline.storage.tables import SCHEMA
 
 _SERIES = ("provider", "symbol", "interval")
@@ -35,11 +36,15 @@ OLDEST = gauge(
 )
 GIVEN_UP = gauge("alert_deliveries_given_up", "Messages given up, of those that are kept")
 
+# Where no process ever had a receiver, nothing waits for one.
+_WAITS = f"""sent_at IS NULL AND given_up_at IS NULL AND EXISTS (
+    SELECT FROM {SCHEMA}.alert_delivery addressed WHERE addressed.receiver <> '')"""
 _QUESTIONS = (
-    (RUNS, f"""SELECT trigger, provider, coalesce(outcome, 'running'), count(*)
-        FROM {SCHEMA}.ingestion_run GROUP BY 1, 2, 3 ORDER BY 4 DESC"""),
+    (RUNS, f"""SELECT trigger, provider, {STATE}, count(*)
+        FROM {SCHEMA}.ingestion_run run GROUP BY 1, 2, 3 ORDER BY 4 DESC"""),
     (LAST_SUCCESS, f"""SELECT provider, extract(epoch FROM max(started_at))
-        FROM {SCHEMA}.ingestion_run WHERE outcome = 'ok' GROUP BY 1 ORDER BY 2 DESC"""),
+        FROM {SCHEMA}.ingestion_run WHERE outcome = 'ok' AND ended_at IS NOT NULL
+        GROUP BY 1 ORDER BY 2 DESC"""),
     (BARS, f"""SELECT provider, symbol, interval, bars FROM {SCHEMA}.market_coverage
         JOIN {SCHEMA}.market USING (market_id) WHERE is_active ORDER BY market_id, interval"""),
     (WATERMARK, f"""SELECT provider, symbol, interval, extract(epoch FROM watermark)
@@ -57,9 +62,9 @@ _QUESTIONS = (
         LEFT JOIN {SCHEMA}.alert ON alert.severity = severities.severity
             AND resolved_at IS NULL AND cleared_at IS NULL GROUP BY 1"""),
     (PENDING, f"""SELECT count(*) FROM {SCHEMA}.alert_delivery
-        WHERE sent_at IS NULL AND given_up_at IS NULL"""),
+        WHERE {_WAITS}"""),
     (OLDEST, f"""SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0)
-        FROM {SCHEMA}.alert_delivery WHERE sent_at IS NULL AND given_up_at IS NULL"""),
+        FROM {SCHEMA}.alert_delivery WHERE {_WAITS}"""),
     (GIVEN_UP, f"""SELECT count(*) FROM {SCHEMA}.alert_delivery WHERE given_up_at IS NOT NULL"""),
 )  # fmt: skip
 

@@ -8,10 +8,13 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from market_pipeline.storage.page_queries import Row, fetch
+from market_pipeline.storage.run_evidence import EXPLAINED
+from market_pipeline.storage.run_states import ASKED_MARKETS, STATE, read_absent_markets
 from market_pipeline.storage.tables import SCHEMA
 
-_TOTALS = """
-    count(market_id) AS markets, count(*) FILTER (WHERE part.outcome = 'ok') AS ok,
+_TOTALS = f"""
+    greatest(count(market_id), {ASKED_MARKETS}) AS markets,
+    count(*) FILTER (WHERE part.outcome = 'ok') AS ok,
     count(*) FILTER (WHERE part.outcome = 'partial') AS partial,
     count(*) FILTER (WHERE part.outcome = 'failed') AS failed,
     coalesce(sum(requested), 0)::bigint AS requested,
@@ -19,28 +22,28 @@ _TOTALS = """
     coalesce(sum(inserted), 0)::bigint AS inserted,
     coalesce(sum(updated), 0)::bigint AS updated,
     coalesce(sum(unchanged), 0)::bigint AS unchanged,
+    coalesce(sum(derived_inserted), 0)::bigint AS derived_inserted,
+    coalesce(sum(derived_updated), 0)::bigint AS derived_updated,
+    coalesce(sum(derived_unchanged), 0)::bigint AS derived_unchanged,
     coalesce(sum(revised), 0)::bigint AS revised,
     coalesce(sum(quarantined), 0)::bigint AS quarantined,
     coalesce(sum(holes_left), 0)::bigint AS holes_left,
     coalesce(sum(calls), 0)::bigint AS calls,
     min(first_version) AS first_version,
-    max(last_version) AS last_version
-"""
+    max(last_version) AS last_version,
+    (SELECT coalesce(sum(inserted + updated), 0)::bigint FROM {SCHEMA}.ingestion_run_table written
+        WHERE written.run_id = run.run_id) AS rows_written
+"""  # noqa: S608 - names of our own tables
 _RUNS = f"""
-    WITH recent AS (
-        SELECT * FROM {SCHEMA}.ingestion_run ORDER BY started_at DESC LIMIT %(count)s
-    )
-    SELECT run.run_id, run.trigger, run.provider, run.started_at, run.completed_at,
-        run.outcome, {_TOTALS}
-    FROM recent run LEFT JOIN {SCHEMA}.ingestion_run_market part USING (run_id)
-    GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY started_at DESC
-"""  # noqa: S608 - names of our own tables
-_RUN = f"""
-    SELECT run.run_id, run.trigger, run.provider, run.started_at, run.completed_at,
-        run.outcome, run.request, {_TOTALS}
+    SELECT run.run_id, run.trigger, run.provider, run.started_at, run.completed_at, run.ended_at,
+        {STATE} AS outcome, run.error, run.request, {_TOTALS}
     FROM {SCHEMA}.ingestion_run run LEFT JOIN {SCHEMA}.ingestion_run_market part USING (run_id)
-    WHERE run_id = %(run_id)s GROUP BY 1, 2, 3, 4, 5, 6, 7
+    WHERE run.run_id IN (%s)
+    GROUP BY run.run_id ORDER BY run.started_at DESC
 """  # noqa: S608 - names of our own tables
+_NEWEST = f"SELECT run_id FROM {SCHEMA}.ingestion_run ORDER BY started_at DESC LIMIT %(count)s"  # noqa: S608
+_RECENT = _RUNS % _NEWEST
+_RUN = _RUNS % "%(run_id)s::uuid"
 _MARKETS = f"""
     SELECT symbol, provider, part.* FROM {SCHEMA}.ingestion_run_market part
     JOIN {SCHEMA}.market USING (market_id) WHERE run_id = %(run_id)s
@@ -54,8 +57,18 @@ _TABLES = f"""
 _HOLES = f"""
     SELECT symbol, provider, hole.* FROM {SCHEMA}.coverage_hole hole
     JOIN {SCHEMA}.market USING (market_id)
-    WHERE %(run_id)s::uuid IS NULL OR hole.run_id = %(run_id)s
     ORDER BY last_checked_at DESC, symbol, starts_at LIMIT %(count)s
+"""  # noqa: S608 - names of our own tables
+# What holes_left of a receipt counts, as it stands now.
+_RUN_HOLES = f"""
+    WITH run AS (SELECT (request ->> 'window_start')::timestamptz AS starts_at,
+            (request ->> 'window_end')::timestamptz AS ends_at
+        FROM {SCHEMA}.ingestion_run WHERE run_id = %(run_id)s),
+    hole AS (SELECT * FROM {SCHEMA}.coverage_hole WHERE NOT {EXPLAINED} AND market_id IN (
+        SELECT market_id FROM {SCHEMA}.ingestion_run_market WHERE run_id = %(run_id)s))
+    SELECT symbol, provider, hole.* FROM hole JOIN {SCHEMA}.market USING (market_id)
+    JOIN run ON hole.starts_at < run.ends_at AND run.starts_at < hole.ends_at
+    ORDER BY symbol, provider, hole.starts_at LIMIT %(count)s
 """  # noqa: S608 - names of our own tables
 _QUARANTINE = f"""
     SELECT symbol, provider, row_id, "interval", open_time, rule, detail, times_seen,
@@ -101,7 +114,7 @@ _RESTATED = f"""
 
 def read_run_totals(connection: Connection, count: int) -> list[Row]:
     """Return the last runs with the sums of their receipts, the newest first."""
-    return fetch(connection, _RUNS, count=count)
+    return fetch(connection, _RECENT, count=count)
 
 
 def read_run(connection: Connection, run_id: UUID) -> Row | None:
@@ -111,8 +124,9 @@ def read_run(connection: Connection, run_id: UUID) -> Row | None:
 
 
 def read_run_receipts(connection: Connection, run_id: UUID, count: int) -> list[Row]:
-    """Return a run's receipt by market, failed ones first."""
-    return fetch(connection, _MARKETS, run_id=run_id, count=count)
+    """Return a run's receipt by market: absent ones first, then failed ones."""
+    absent = [dict.fromkeys(("provider",)) | one for one in read_absent_markets(connection, run_id)]
+    return [*absent, *fetch(connection, _MARKETS, run_id=run_id, count=count)][:count]
 
 
 def read_written_tables(connection: Connection, run_id: UUID) -> list[Row]:
@@ -120,9 +134,14 @@ def read_written_tables(connection: Connection, run_id: UUID) -> list[Row]:
     return fetch(connection, _TABLES, run_id=run_id)
 
 
-def read_open_holes(connection: Connection, run_id: UUID | None, count: int) -> list[Row]:
-    """Return holes that a run asked for last, or all, those checked last first."""
-    return fetch(connection, _HOLES, run_id=run_id, count=count)
+def read_holes(connection: Connection, count: int) -> list[Row]:
+    """Return the holes of all markets and times, explained ones too, those checked last first."""
+    return fetch(connection, _HOLES, count=count)
+
+
+def read_run_holes(connection: Connection, run_id: UUID, count: int) -> list[Row]:
+    """Return the unexplained holes that the markets of a run have now in the run's window."""
+    return fetch(connection, _RUN_HOLES, run_id=run_id, count=count)
 
 
 def read_refused_rows(connection: Connection, run_id: UUID | None, count: int) -> list[Row]:

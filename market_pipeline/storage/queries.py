@@ -7,11 +7,21 @@ from typing import Any
 from uuid import UUID
 
 import pandas as pd
-from sqlalchemy import Connection, Select, exists, func, select, tuple_
+from sqlalchemy import (
+    Connection,
+    FromClause,
+    Select,
+    exists,
+    func,
+    literal_column,
+    select,
+    tuple_,
+)
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import BAR_COLUMNS
 from market_pipeline.storage.copy_out import FLAG, INTEGER, NUMBER, TIME, WORD, Column, read_copied
+from market_pipeline.storage.run_states import STATE, read_absent_markets
 from market_pipeline.storage.tables import (
     ingestion_run,
     ingestion_run_market,
@@ -106,17 +116,27 @@ def read_last_run_id(connection: Connection) -> UUID | None:
 
 
 def read_runs(connection: Connection, limit: int) -> pd.DataFrame:
-    """Return the receipts of the last runs, newest first."""
-    return read_frame(
-        connection, select(ingestion_run).order_by(ingestion_run.c.started_at.desc()).limit(limit)
-    )
+    """Return the receipts of the last runs, newest first; ``outcome`` as of :func:`read_run`."""
+    run = ingestion_run.alias("run")
+    query = _select_run(run).order_by(run.c.started_at.desc()).limit(limit)
+    return read_frame(connection, query)
 
 
 def read_run(connection: Connection, run_id: UUID) -> dict[str, Any] | None:
-    """Return a run's own line of its receipt; None for a run that wrote none."""
-    query = select(ingestion_run).where(ingestion_run.c.run_id == run_id)
+    """Return a run's own line of its receipt; None for a run that wrote none.
+
+    ``outcome`` is ``ok``, ``partial`` or ``failed`` once the run has ended; before that it is
+    ``running`` while its process lives, and ``interrupted`` when it does not.
+    """
+    run = ingestion_run.alias("run")
+    query = _select_run(run).where(run.c.run_id == run_id)
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else dict(row)
+
+
+def _select_run(run: FromClause) -> "Select[Any]":
+    state: Any = literal_column(STATE).label("outcome")
+    return select(*(state if one.name == "outcome" else one for one in run.c))
 
 
 def read_market_list(connection: Connection) -> pd.DataFrame:
@@ -139,13 +159,13 @@ def count_received(connection: Connection, run_id: UUID) -> int:
 
 
 def read_run_outcome(connection: Connection, run_id: UUID) -> str | None:
-    """Return ``ok``, ``partial`` or ``failed``; None for a run that wrote no receipt."""
-    query = select(ingestion_run.c.outcome).where(ingestion_run.c.run_id == run_id)
-    return connection.execute(query).scalar()
+    """Return the ``outcome`` of :func:`read_run`; None for a run that wrote no receipt."""
+    run = read_run(connection, run_id)
+    return None if run is None else run["outcome"]
 
 
 def read_run_markets(connection: Connection, run_id: UUID) -> pd.DataFrame:
-    """Return a run's receipt by market."""
+    """Return a run's receipt by market; markets that were asked for without one come last."""
     receipt = ingestion_run_market.c
     query = (
         select(
@@ -157,7 +177,9 @@ def read_run_markets(connection: Connection, run_id: UUID) -> pd.DataFrame:
         .where(receipt.run_id == run_id)
         .order_by(market.c.symbol, market.c.provider)
     )
-    return read_frame(connection, query)
+    found, absent = read_frame(connection, query), read_absent_markets(connection, run_id)
+    rows = pd.DataFrame(absent, columns=found.columns, dtype=object)
+    return pd.concat([found.astype(object), rows], ignore_index=True) if absent else found
 
 
 def read_run_tables(connection: Connection, run_id: UUID) -> pd.DataFrame:

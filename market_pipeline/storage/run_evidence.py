@@ -20,7 +20,7 @@ from market_pipeline.domain.coverage import (
     PROVIDER_EMPTY,
 )
 from market_pipeline.storage.coverage_queries import list_never_asked
-from market_pipeline.storage.queries import read_last_run_id
+from market_pipeline.storage.run_states import read_absent_markets
 from market_pipeline.storage.tables import SCHEMA
 
 MAX_EXAMPLES = 20
@@ -28,6 +28,11 @@ _RECEIPT = text(f"""
     SELECT receipt.*, symbol, provider
     FROM {SCHEMA}.ingestion_run_market receipt JOIN {SCHEMA}.market USING (market_id)
     WHERE receipt.run_id = :run_id ORDER BY symbol, provider
+""")  # noqa: S608 - a constant
+_LAST = text(f"""
+    SELECT run_id FROM {SCHEMA}.ingestion_run run
+    WHERE EXISTS (SELECT FROM {SCHEMA}.ingestion_run_market part WHERE part.run_id = run.run_id)
+    ORDER BY started_at DESC LIMIT 1
 """)  # noqa: S608 - a constant
 # As Hole.is_explained says.
 EXPLAINED = (
@@ -102,6 +107,7 @@ class RunEvidence:
         holes: The last unexplained ones, ``found`` being how many there are.
         never_asked: The spans between settled ones that nobody asked for.
         written: Its bars.
+        absent: ``symbol``, ``outcome`` and ``reason`` of what it was asked for and did not fetch.
     """
 
     run_id: UUID | None
@@ -110,14 +116,15 @@ class RunEvidence:
     holes: pd.DataFrame
     never_asked: Sequence[Mapping[str, Any]]
     written: WrittenBars
+    absent: Sequence[Mapping[str, Any]] = ()
 
 
 def read_run_evidence(connection: Connection, run_id: UUID) -> RunEvidence:
-    """Read the evidence about a run; about the last one when it has no receipt itself."""
+    """Read the evidence about a run; about the last one that fetched bars when it did not."""
     receipt = _read(connection, _RECEIPT, run_id=run_id)
     about: UUID | None = run_id
     if receipt.empty:
-        about = read_last_run_id(connection)
+        about = connection.execute(_LAST).scalar()
         receipt = _read(connection, _RECEIPT, run_id=about)
     market_ids = [int(one) for one in receipt["market_id"]]
     bars, repeated, disordered, *examples = connection.execute(_BARS, {"run_id": about}).one()
@@ -128,6 +135,7 @@ def read_run_evidence(connection: Connection, run_id: UUID) -> RunEvidence:
         _read(connection, _HOLES, market_ids=market_ids),
         list_never_asked(connection, market_ids),
         WrittenBars(bars, repeated, disordered, examples[0] or [], examples[1] or []),
+        () if about is None else read_absent_markets(connection, about),
     )
 
 

@@ -5,10 +5,11 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, literal_column, select
 
 from market_pipeline.storage.ledgers import ingestion_request
 from market_pipeline.storage.newest import rank_newest
+from market_pipeline.storage.run_states import STATE
 from market_pipeline.storage.tables import (
     ingestion_run,
     market_aggregate,
@@ -84,12 +85,16 @@ def count_provisional_bars(
 
 
 def read_receipts(connection: Connection, run_ids: Sequence[UUID]) -> list[Row]:
-    """Return run_id, trigger, started_at and outcome of runs, the first begun first."""
-    run = ingestion_run.c
+    """Return run_id, trigger, started_at and outcome of runs, the first begun first.
+
+    A run that has not ended is ``running``, or ``interrupted`` when its process is gone.
+    """
+    run = ingestion_run.alias("run")
+    state: Any = literal_column(STATE).label("outcome")
     query = (
-        select(run.run_id, run.trigger, run.started_at, run.outcome)
-        .where(run.run_id.in_(list(run_ids)))
-        .order_by(run.started_at)
+        select(run.c.run_id, run.c.trigger, run.c.started_at, state)
+        .where(run.c.run_id.in_(list(run_ids)))
+        .order_by(run.c.started_at)
     )
     return _list_rows(connection.execute(query))
 

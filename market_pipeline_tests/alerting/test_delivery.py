@@ -234,16 +234,70 @@ def test_what_is_not_severe_enough_is_recorded_and_not_sent(
     assert len(read_column(engine, "SELECT 1 FROM market_data.alert")) == 2
 
 
-def test_what_was_raised_while_there_was_no_receiver_floods_nobody(
+def test_a_message_waits_for_a_process_that_has_a_receiver(
     engine: Engine, receiver: Receiver, alarm: Raise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unset ALERT_WEBHOOK_URL means recorded only."""
+    """A process without one leaves the outbox alone, whether a message is addressed or not."""
+    receiver.status = 500
+    alarm("one")
+    deliver(engine, SECONDS)
+    monkeypatch.setenv("ALERT_WEBHOOK_URL", "")
+    alarm("two")
+    make_due(engine)
+    assert deliver(engine, SECONDS) == 0
+    assert read_deliveries(engine, "coalesce(sent_at, given_up_at)") == [None, None]
+    with engine.connect() as connection:
+        assert read_outbox(connection, datetime.now(UTC)).trouble is None
+    monkeypatch.setenv("ALERT_WEBHOOK_URL", receiver.address)
+    receiver.status = 200
+    with engine.connect() as connection:
+        waiting = read_outbox(connection, datetime.now(UTC) + timedelta(minutes=61))
+    assert waiting.trouble is not None
+    assert waiting.trouble.startswith("messages wait since ")
+    assert deliver(engine, SECONDS) == 2
+    with engine.connect() as connection:
+        outbox = read_outbox(connection, datetime.now(UTC) + timedelta(minutes=61))
+    assert (outbox.trouble, outbox.pending, outbox.given_up) == (None, 0, 0)
+
+
+def test_what_waited_for_three_days_floods_nobody(
+    engine: Engine, receiver: Receiver, alarm: Raise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receiver that is set for the first time gets nothing older, and is in no trouble for it."""
     monkeypatch.setenv("ALERT_WEBHOOK_URL", "")
     alarm()
+    age(engine, "73 hours")
     deliver(engine, SECONDS)
     monkeypatch.setenv("ALERT_WEBHOOK_URL", receiver.address)
     assert deliver(engine, SECONDS) == 0
     assert receiver.posts == []
+    with engine.connect() as connection:
+        outbox = read_outbox(connection, datetime.now(UTC))
+    assert (outbox.trouble, outbox.pending) == (None, 0)
+
+
+def test_a_receiver_that_no_process_has_any_more_gives_its_messages_to_the_others(
+    engine: Engine,
+    receiver: Receiver,
+    other: Receiver,
+    alarm: Raise,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After an hour in which nobody tried; until then another process may have it."""
+    receiver.status = 500
+    alarm()
+    deliver(engine, SECONDS)
+    make_due(engine)
+    monkeypatch.setenv("ALERT_WEBHOOK_URL", other.address)
+    assert deliver(engine, SECONDS) == 0
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE market_data.alert_delivery SET next_try_at = now() - interval '61 minutes'"
+            )
+        )
+    assert deliver(engine, SECONDS) == 1
+    assert other.ids == receiver.ids
 
 
 def test_alerting_that_fails_for_an_hour_is_trouble_and_after_three_days_given_up(

@@ -151,6 +151,21 @@ def test_short_markets_are_named_with_reasons(stack: Stack) -> None:
     assert short[0]["reason"]
 
 
+def test_a_symbol_that_no_provider_serves_is_named_beside_the_others(stack: Stack) -> None:
+    """200 and `partial`; when no symbol is served, nothing is started."""
+    wish = {"symbols": ["BTC-USD", "X:FOO"]}
+    answer = stack.api.post("/api/ingest", json=wish, timeout=RUN_SECONDS)
+    assert (answer.status_code, answer.json()["status"]) == (200, "partial")
+    (short,) = answer.json()["markets"]
+    assert (short["symbol"], short["provider"], short["outcome"]) == ("X:FOO", None, "failed")
+    assert "no provider serves it" in short["reason"]
+    count = stack.count_runs()
+    refused = stack.api.post("/api/ingest", json={"symbols": ["X:FOO"]})
+    assert refused.status_code == 400
+    assert "no provider serves X:FOO" in refused.json()["detail"]
+    assert stack.count_runs() == count
+
+
 def test_a_failed_run_is_told_by_status_and_receipt(stack: Stack) -> None:
     """Nothing usable came: 502 for who waits, and the status URL says `failed`."""
     wish = {"symbols": ["DOGE-USD"]}

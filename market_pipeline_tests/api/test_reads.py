@@ -296,3 +296,33 @@ def test_coverage_tells_what_was_never_asked_for(engine: Engine, client: TestCli
         ("1h", True), ("1d", True),
     }  # fmt: skip
     assert get(client, "/api/coverage", provider="nobody")["never_asked"] == []
+
+
+@pytest.mark.parametrize("name", ["start", "end", "as_of"])
+@pytest.mark.parametrize("path", ["aggregates", "roi", "comparisons"])
+@pytest.mark.parametrize(
+    "moment",
+    ["0001-01-01", "0001-01-01T00:00+14:00", "1699-12-31", "9999-12-31T23:59-14:00"],
+)
+def test_a_time_that_no_bar_can_have_is_a_problem(
+    client: TestClient, stored: Engine, path: str, name: str, moment: str
+) -> None:
+    """Sums of times and spans would overflow; it is said which years there are."""
+    assert stored
+    query = {"start": "2024-03-01", "end": "2024-03-15"} if name != "as_of" else {}
+    answer = client.get(f"/api/markets/BTC-USD/{path}", params={**query, name: moment})
+    assert answer.status_code == 400, answer.text
+    assert name in answer.json()["detail"]
+    assert "expected a time in the years 1700 to 9000" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("interval", ["1h", "1d", "1w"])
+@pytest.mark.parametrize("end", ["0001-01-01", "1700-01-01", "8999-12-31T23:59"])
+def test_an_end_alone_never_overflows(
+    client: TestClient, stored: Engine, interval: str, end: str
+) -> None:
+    """Without a start the span before it is looked at."""
+    assert stored
+    query = {"interval": interval, "end": end}
+    answer = client.get("/api/markets/BTC-USD/aggregates", params=query)
+    assert answer.status_code in {200, 400}, answer.text

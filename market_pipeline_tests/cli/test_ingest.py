@@ -149,3 +149,45 @@ def test_providers_are_listed_with_what_they_lack(command: Command) -> None:
     assert rows["mock"]["configured"] == "yes"
     assert "FILE_PROVIDER_PATH" in rows["file"]["configured"]
     assert "BTC-USD" in rows["coingecko"]["symbols"]
+
+
+def test_a_symbol_that_no_provider_serves_stops_no_other(command: Command) -> None:
+    """The run is partial and names it; plan and backfill do the same; alone it is refused."""
+    span = ("--from", "2024-03-01", "--to", "2024-03-10", "--symbols", "BTC-USD,X:FOO", "--json")
+    planned = command("plan", *span)
+    assert planned.returncode == 3, planned.stderr
+    plan = json.loads(planned.stdout)
+    assert {row["symbol"] for row in plan["markets"]} == {"BTC-USD"}
+    assert plan["unserved"] == {"X:FOO": "mock: not in its catalogue"}
+    for ran in (command("backfill", *span), command("ingest", *span[4:])):
+        assert ran.returncode == 3, ran.stderr
+        receipt = json.loads(ran.stdout)
+        markets = {row["symbol"]: row for row in receipt["markets"]}
+        assert (receipt["outcome"], receipt["error"]) == ("partial", None)
+        assert markets["BTC-USD"]["outcome"] == "ok"
+        assert markets["X:FOO"]["outcome"] == "failed"
+        reason = "no provider serves it. Asked: mock: not in its catalogue"
+        assert markets["X:FOO"]["reason"] == reason
+        assert f"X:FOO: {reason}" in ran.stderr
+    alone = command("ingest", "--symbols", "X:FOO")
+    assert (alone.returncode, alone.stdout) == (1, "")
+    assert "no provider serves X:FOO" in alone.stderr
+
+
+def test_a_receipt_counts_fetched_bars_and_what_was_built_of_them_apart(command: Command) -> None:
+    """Of the bars that came each was inserted, updated or unchanged; tables count both."""
+    window = ("--window-end", "2024-03-15", "--lookback-days", "10", "--symbols", "BTC-USD")
+    ran = command("ingest", *window, "--json")
+    receipt = json.loads(ran.stdout)
+    (market,) = receipt["markets"]
+    fetched = market["inserted"] + market["updated"] + market["unchanged"]
+    assert fetched == market["received"]
+    assert market["derived_inserted"] > 0
+    tables = {row["table_name"]: row["inserted"] for row in receipt["tables"]}
+    assert tables["market_aggregate"] == market["inserted"] + market["derived_inserted"]
+    (line,) = map(json.loads, ran.stderr.splitlines())
+    assert f"{fetched:,} bars: {fetched:,} inserted" in line["event"]
+    assert f"; {market['derived_inserted']} days and weeks built" in line["event"]
+    (listed,) = json.loads(command("runs", "--json").stdout)
+    assert listed["inserted"] == market["inserted"]
+    assert listed["rows_written"] == sum(tables.values())

@@ -1,15 +1,21 @@
 """Real processes, killed or interrupted in the middle: nothing is lost or torn."""
 
+import json
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, text
 
+from market_pipeline.ingestion.registration import ensure_market
+from market_pipeline.providers.registry import load_provider
+from market_pipeline.storage.claims import find_living, show_life, take_claim
 from market_pipeline_tests.cli.conftest import Command
 from market_pipeline_tests.commands import SCRIPTS
 from market_pipeline_tests.databases import read_column
@@ -31,7 +37,8 @@ BARS = "SELECT count(*) FROM market_data.market_aggregate"
 DIGEST = """SELECT md5(string_agg(format('%s %s %s %s %s %s %s', symbol, interval, open_time, open,
         close, volume, is_final), ',' ORDER BY symbol, interval, open_time))
     FROM market_data.market_aggregate JOIN market_data.market USING (market_id)"""
-INSERTED = "SELECT coalesce(sum(inserted), 0)::int FROM market_data.ingestion_run_market"
+INSERTED = """SELECT coalesce(sum(inserted + derived_inserted), 0)::int
+    FROM market_data.ingestion_run_market"""
 CLAIMS = "SELECT 1 FROM market_data.fetch_claim"
 
 
@@ -87,3 +94,71 @@ def test_a_backfill_that_is_stopped_goes_on_where_it_was(
         connection.execute(text("TRUNCATE market_data.market CASCADE"))
     assert command(*BACKFILL).returncode == 0
     assert read_column(engine, DIGEST) == [digest]
+
+
+RUN = "SELECT to_jsonb(run) FROM market_data.ingestion_run run WHERE run_id = '{}'"
+LINES = """SELECT jsonb_build_array(symbol, outcome) FROM market_data.ingestion_run_market
+    JOIN market_data.market USING (market_id)"""
+FAILURES = (
+    "SELECT sum(value)::int FROM market_data.metric_total WHERE name = 'ingestion_failure_total'"
+)
+
+
+def find_alive(engine: Engine, run_id: str) -> set[UUID]:
+    """Return the run if its lock is held: it is freed a moment after the process's end."""
+    with engine.connect() as connection:
+        return find_living(connection, [UUID(run_id)])
+
+
+def read_json(command: Command, *arguments: str) -> Any:
+    """Return what a command prints as JSON."""
+    done = command(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def busy(engine: Engine) -> Iterator[None]:
+    """ETH-USD is held by another run, so that a run of both markets stops in the middle."""
+    market = load_provider("mock", {}).find_market("ETH-USD")
+    assert market is not None
+    key, other = ensure_market(engine, market, claim_primary=True), uuid4()
+    with show_life(engine, other):
+        take_claim(engine, key, other, timedelta(minutes=10))
+        yield
+
+
+@pytest.mark.usefixtures("busy")
+@pytest.mark.timeout(300)
+def test_a_receipt_is_true_while_its_run_lives_when_it_is_killed_and_when_that_was_found(
+    command: Command, project_environment: dict[str, str], engine: Engine, tmp_path: Path
+) -> None:
+    """Shown: running, then interrupted with the missing market; written by the next run: failed."""
+    with start(project_environment, tmp_path, *BACKFILL) as child:
+        wait_for(lambda: read_column(engine, LINES) == [["BTC-USD", "ok"]], SECONDS, "BTC-USD")
+        alive = read_json(command, "runs", "show")
+        child.kill()
+        child.wait(SECONDS)
+    run_id = alive["run_id"]
+    wait_for(
+        lambda: read_json(command, "runs", "show", run_id)["outcome"] != "running",
+        SECONDS,
+        "an end",
+    )
+    (before,) = read_column(engine, RUN.format(run_id))
+    dead = read_json(command, "runs", "show", run_id)
+    (listed,) = read_json(command, "runs")
+    assert read_column(engine, RUN.format(run_id)) == [before]  # Reading writes nothing.
+    assert alive["outcome"] == "running"
+    assert (dead["outcome"], listed["outcome"]) == ("interrupted", "interrupted")
+    assert (listed["ok"], listed["markets"]) == (1, 2)
+    for shown in (alive, dead):
+        markets = {row["symbol"]: row["outcome"] for row in shown["markets"]}
+        assert markets == {"BTC-USD": "ok", "ETH-USD": "missing"}
+
+    assert command("ingest", "--symbols", "BTC-USD", "--lookback-days", "2").returncode == 0
+
+    ended = read_json(command, "runs", "show", run_id)
+    assert ended["outcome"] == "failed"
+    assert ended["error"].startswith("interrupted: ")
+    assert read_column(engine, FAILURES) == [1]

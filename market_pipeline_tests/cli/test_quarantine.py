@@ -95,7 +95,8 @@ def test_a_row_that_is_good_now_is_stored_as_an_ingestion_would(
     run_id = replayed.stdout.rsplit(" ", 1)[1].strip()
     receipt = json.loads(command("runs", "show", run_id, "--json").stdout)
     assert receipt["outcome"] == "ok"
-    assert [(row["symbol"], row["inserted"]) for row in receipt["markets"]] == [("BTC-USD", 2)]
+    (row,) = receipt["markets"]
+    assert (row["symbol"], row["inserted"], row["derived_inserted"]) == ("BTC-USD", 1, 1)
     assert read_column(engine, "SELECT count(*) FROM market_data.fetch_claim") == [0]
 
 

@@ -442,3 +442,17 @@ def test_the_bars_are_found_by_their_key(check: Check, database_url: str) -> Non
     assert "Seq Scan" not in plan, plan
     assert "market_aggregate_pkey" in plan
     assert "dataset_version_market" in plan
+
+
+def test_a_symbol_that_no_provider_serves_is_a_short_market(
+    database: Engine, materialise: Materialise
+) -> None:
+    """The run goes on, and its check names the symbol with the reason."""
+    done = materialise(symbols=["BTC-USD", "X:FOO"], window_end=MORNING, lookback_days=7)
+    assert done.success
+    found = list_evaluations(done)["ingestion_complete"]
+    assert not found.passed
+    (line,) = found.metadata["objections"].value.records  # type: ignore[union-attr]
+    assert (line.data["market"], line.data["outcome"]) == ("X:FOO", "failed")
+    assert "no provider serves it" in str(line.data["reason"])
+    assert read_column(database, "SELECT outcome FROM market_data.ingestion_run") == ["partial"]

@@ -1,14 +1,19 @@
 """The end of a run: its receipt is closed and counted once, whatever started it."""
 
+import subprocess
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
-from market_pipeline_tests.commands import run_command
+from market_pipeline.storage.page_run_queries import read_run_totals
+from market_pipeline.storage.queries import read_run_markets
+from market_pipeline_tests.commands import SCRIPTS, run_command
 from market_pipeline_tests.databases import read_column
+from market_pipeline_tests.system.processes import wait_for
 
 EXECUTE = ("dagster", "job", "execute", "-m", "market_pipeline.definitions", "-j", "ingest")
+MATERIALIZE = ("dagster", "asset", "materialize", *EXECUTE[3:5], "--select")
 QUICK = {"INGESTION_MARKETS": "BTC-USD", "INGESTION_LOOKBACK_DAYS": "2"}
 RECEIPT = """SELECT jsonb_build_array(outcome, ended_at IS NOT NULL, completed_at <= ended_at)
     FROM market_data.ingestion_run"""
@@ -61,3 +66,76 @@ def test_other_jobs_are_no_ingestion(
     done = run_command(*prune, environment=project_environment, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_column(engine, "SELECT 1 FROM market_data.metric_total") == []
+
+
+FAILED = """SELECT jsonb_build_object('outcome', outcome, 'error', error, 'provider', provider,
+        'request', request, 'ended', ended_at IS NOT NULL) FROM market_data.ingestion_run"""
+
+
+@pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
+def test_a_run_that_fails_before_its_markets_leaves_a_receipt_with_the_error(
+    executor: str, project_environment: dict[str, str], engine: Engine, tmp_path: Any
+) -> None:
+    """What was asked is in it, so the last run is not taken for the good one before it."""
+    wrong = {"INGESTION_PROVIDER": "nobody", "INGESTION_EXECUTOR": executor}
+    environment = {**project_environment, **QUICK, **wrong}
+    assert run_command(*EXECUTE, environment=environment, folder=tmp_path).returncode == 1
+    (receipt,) = read_column(engine, FAILED)
+    assert isinstance(receipt, dict)
+    assert (receipt["outcome"], receipt["ended"], receipt["provider"]) == ("failed", True, "nobody")
+    assert receipt["error"].startswith("markets: provider 'nobody' is unknown: expected one of ")
+    assert receipt["request"]["symbols"] == ["BTC-USD"]
+
+
+def test_a_request_that_cannot_be_read_is_in_its_receipt_as_it_was_asked(
+    project_environment: dict[str, str], engine: Engine, tmp_path: Any
+) -> None:
+    """Malformed values are kept word for word."""
+    config = tmp_path / "config.yaml"
+    config.write_text("resources: {request: {config: {symbols: [BTC-USD], lookback_days: -3}}}")
+    asked = (*EXECUTE, "-c", str(config))
+    failed = run_command(*asked, environment=project_environment, folder=tmp_path)
+    assert failed.returncode == 1
+    (receipt,) = read_column(engine, FAILED)
+    assert isinstance(receipt, dict)
+    assert "lookback_days=-3" in receipt["error"]
+    request = receipt["request"]
+    assert (request["symbols"], request["lookback_days"]) == (["BTC-USD"], -3)
+
+
+def test_a_run_of_other_assets_alone_has_a_true_receipt(
+    project_environment: dict[str, str], engine: Engine, tmp_path: Any
+) -> None:
+    """It says which assets were asked for, ends, and misses no market's bars."""
+    environment = {**project_environment, **QUICK}
+    done = run_command(*MATERIALIZE, "market_snapshots", environment=environment, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (receipt,) = read_column(engine, FAILED)
+    assert isinstance(receipt, dict)
+    assert (receipt["outcome"], receipt["ended"], receipt["error"]) == ("ok", True, None)
+    assert receipt["request"]["assets"] == ["market_snapshots"]
+    with engine.connect() as connection:
+        (listed,) = read_run_totals(connection, 1)
+        shown = read_run_markets(connection, listed["run_id"])
+    assert (listed["markets"], listed["rows_written"], shown.empty) == (0, 1, True)
+
+
+def test_a_run_is_running_until_it_ends_also_between_its_processes(
+    project_environment: dict[str, str], engine: Engine, tmp_path: Any
+) -> None:
+    """However often it is asked for; a process for each step leaves no gap."""
+    environment = {**project_environment, **QUICK, "INGESTION_EXECUTOR": "multiprocess"}
+    child = subprocess.Popen(
+        [SCRIPTS / MATERIALIZE[0], *MATERIALIZE[1:], "market_aggregates"], env=environment,
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    seen: list[str] = []
+
+    def look() -> bool:
+        with engine.connect() as connection:
+            seen.extend(row["outcome"] for row in read_run_totals(connection, 1))
+        return child.poll() is not None
+
+    wait_for(look, 180, "the run to end")
+    assert child.returncode == 0
+    assert (seen[0], seen[-1], set(seen)) == ("running", "ok", {"running", "ok"})

@@ -110,6 +110,84 @@ def test_a_failed_run_arrives_once_with_reason_link_and_runbook(
     assert [one["type"] for one in receiver.bodies] == ["alert.raised", "alert.resolved"]
 
 
+def test_another_failure_is_another_alert(
+    engine: Engine, instance: dg.DagsterInstance, tick: Tick
+) -> None:
+    """By step and class of error; the same one again is counted; a good run ends them all."""
+    for _ in range(2):
+        run(instance, provider="nobody")
+        tick("run_failure_alert")
+    run(instance, provider="coingecko", symbols=["SPX"])
+    tick("run_failure_alert")
+    times = "SELECT jsonb_build_array(fingerprint, times) FROM market_data.alert ORDER BY raised_at"
+    assert read_column(engine, times) == [
+        ["run_failed:ingest:markets:SettingError", 2],
+        ["run_failed:ingest:markets:MarketNotServedError", 1],
+    ]
+    assert run(instance, symbols=["BTC-USD"], lookback_days=2).success
+    tick("run_success_watch")
+    assert read_open(engine) == {}
+
+
+def test_a_provider_is_down_also_when_one_market_had_nothing_to_ask(
+    engine: Engine, materialise: Materialise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that were due failed: that is an error, and the provider's."""
+    friday = {"window_end": "2024-03-15T21:30Z", "lookback_days": 2}
+    assert materialise("market_aggregates", symbols=["SPX"], **friday).success
+    monkeypatch.setenv("MOCK_FAULTS", "*:timeout")
+    later = {"window_end": "2024-03-16T12:00Z", "lookback_days": 2}
+    symbols = ["BTC-USD", "ETH-USD", "SPX"]
+    materialise("market_aggregates", symbols=symbols, **later)
+    assert read_open(engine) == {"provider_down": ["mock"]}
+
+
+def test_markets_that_all_failed_are_an_error_not_a_warning(
+    engine: Engine, materialise: Materialise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judged among those that were due; one of several is a warning."""
+    severity = "SELECT severity FROM market_data.alert WHERE kind = 'markets_short'"
+    monkeypatch.setenv("MOCK_FAULTS", "ETH-USD:wrong_symbol")
+    assert materialise("market_aggregates", lookback_days=2).success
+    assert read_column(engine, severity) == ["warning"]
+    with serve_receiver() as yahoo:
+        yahoo.status = 404
+        monkeypatch.setenv("YAHOO_BASE_URL", yahoo.address)
+        asked = {"lookback_days": 2, "provider": "yahoo", "symbols": ["BTC-USD", "SPX"]}
+        assert not materialise("market_aggregates", **asked).success
+    assert read_column(engine, severity) == ["error"]
+
+
+def test_a_symbol_that_no_provider_serves_is_told_until_nobody_wants_it(
+    engine: Engine, materialise: Materialise, tick: Tick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands beside the markets that came short, and goes when it is served or left out."""
+    monkeypatch.setenv("INGESTION_MARKETS", "BTC-USD,X:FOO")
+    assert materialise(lookback_days=2).success
+    assert read_open(engine) == {"markets_short": ["X:FOO"]}
+    assert materialise(lookback_days=2, symbols=["BTC-USD"]).success
+    tick("alert_watch")
+    assert read_open(engine) == {"markets_short": ["X:FOO"]}
+    monkeypatch.setenv("INGESTION_MARKETS", "BTC-USD")
+    tick("alert_watch")
+    assert read_open(engine) == {}
+
+
+def test_a_missing_price_is_told_of_the_market_that_misses_it(
+    engine: Engine, materialise: Materialise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its own reason."""
+    monkeypatch.setenv("MOCK_FAULTS", "*:timeout")
+    materialise("market_snapshots")
+    (members,) = read_column(
+        engine, "SELECT members FROM market_data.alert WHERE kind = 'prices_missing'"
+    )
+    assert isinstance(members, dict)
+    assert {name: name.removeprefix("mock:") in why for name, why in members.items()} == {
+        "mock:BTC-USD": True, "mock:ETH-USD": True, "mock:SPX": True,
+    }  # fmt: skip
+
+
 def test_a_failure_that_cannot_be_written_is_sent_at_once(
     receiver: Receiver,
     instance: dg.DagsterInstance,
@@ -306,6 +384,8 @@ def test_a_killed_run_is_ended_within_two_looks_and_its_slot_is_free(
     assert _find_status(instance, run_id) == "STARTED"
     tick("dead_run_watch")
     assert _find_status(instance, run_id) == "FAILURE"
+    error = "SELECT error FROM market_data.ingestion_run WHERE ended_at IS NOT NULL"
+    assert str(read_column(engine, error)[0]).startswith("interrupted: ")
     tick("run_failure_alert")
     assert read_open(engine) == {"run_failed:ingest": ["ingest"]}
     monkeypatch.setenv("MOCK_FAULTS", "")

@@ -66,10 +66,7 @@ def build_market_chart(
     ]
     titles = ("Volume", "Drawdown", f"Volatility, {days} d")
     is_points = any(bar.get("source_kind") == "points" for bar in bars)
-    if is_points:
-        price = _closes(bars, market["calendar"], interval)
-    else:
-        price = _candles(bars)
+    price = _closes(bars, market["calendar"], interval) if is_points else _candles(bars)
     title = f"Price ({market['quote']}{', price points' if is_points else ''})"
     return {"data": [price, _volume(bars), *panels], "layout": _stack_panels(title, titles)}
 

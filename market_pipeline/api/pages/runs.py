@@ -21,11 +21,11 @@ MAX_EXCEPTIONS = 50
 
 @router.get("/runs")
 def show_runs(request: Request, services: Annotated[Services, Depends(get_services)]) -> Response:
-    """Show the last runs, the holes that are left and the rows in quarantine."""
+    """Show the last runs, all holes and the rows in quarantine."""
     with open_snapshot(services.engine) as connection:
         shown = {
             "runs": page_run_queries.read_run_totals(connection, MAX_RUNS),
-            "holes": page_run_queries.read_open_holes(connection, None, MAX_EXCEPTIONS),
+            "holes": page_run_queries.read_holes(connection, MAX_EXCEPTIONS),
             "quarantined": page_run_queries.read_refused_rows(connection, None, MAX_EXCEPTIONS),
         }
     return answer_page(request, "runs.html", {**shown, "link_run": services.dagster.link_run})
@@ -46,7 +46,7 @@ def show_run(
             "request_text": json.dumps(run["request"], indent=2, sort_keys=True),
             "receipts": page_run_queries.read_run_receipts(connection, run_id, MAX_ROWS),
             "tables": page_run_queries.read_written_tables(connection, run_id),
-            "holes": page_run_queries.read_open_holes(connection, run_id, MAX_EXCEPTIONS),
+            "holes": page_run_queries.read_run_holes(connection, run_id, MAX_EXCEPTIONS),
             "quarantined": page_run_queries.read_refused_rows(connection, run_id, MAX_EXCEPTIONS),
             "versions": page_run_queries.read_version_batches(connection, run, MAX_ROWS),
             "restated": page_run_queries.read_restated_bars(connection, run, MAX_EXCEPTIONS),

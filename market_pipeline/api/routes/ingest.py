@@ -17,7 +17,7 @@ from market_pipeline.api.problems import ProblemError, describe_problems
 from market_pipeline.api.services import Services, get_services
 from market_pipeline.domain.symbols import MAX_SYMBOLS
 from market_pipeline.ingestion.request import build_request
-from market_pipeline.providers.registry import route_markets
+from market_pipeline.providers.registry import route_served
 
 router = APIRouter(prefix="/api", tags=["ingestion"])
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -153,9 +153,12 @@ def _tell_pending(services: Services, run_id: UUID) -> Response:
 
 
 def _check_symbols(symbols: list[str]) -> tuple[str, ...]:
-    """Return the symbols in their one spelling; refuse now what the run would refuse."""
+    """Return the symbols in their one spelling; refuse now what the run would refuse.
+
+    A symbol that no provider serves is refused when there is no other: else the run names it.
+    """
     import os
 
     request = build_request(datetime.now(UTC), symbols)
-    route_markets(request.symbols, request.providers, os.environ)
+    route_served(request.symbols, request.providers, os.environ)
     return request.symbols if symbols else ()

@@ -1,0 +1,44 @@
+"""Why steps failed: the innermost cause of each, in one line."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from market_pipeline.observability.logs import escape_controls
+from market_pipeline.observability.redaction import redact
+
+_INTERRUPTED = "DagsterExecutionInterruptedError"
+_OUR_ERRORS = "market_pipeline."
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a step failed: its key, the class of the innermost error, and what that says."""
+
+    step: str
+    error_class: str
+    text: str
+
+
+def find_cause(event: dg.DagsterEvent) -> Cause:
+    """Return the cause of a step's failure."""
+    return Cause(str(event.step_key), *describe_error(event.step_failure_data.error))
+
+
+def describe_error(error: Any) -> tuple[str, str]:
+    """Return the class of the innermost cause, and its text without that where it is ours.
+
+    Args:
+        error: Dagster's record of an error (``SerializableErrorInfo``); None: there is none.
+    """
+    if error is None:
+        return "", "no reason given"
+    while error.cause is not None:
+        error = error.cause
+    name = str(error.cls_name or "")
+    if name == _INTERRUPTED:
+        return name, "interrupted; what was committed before stays"
+    text = escape_controls(redact(" ".join(error.message.split())))
+    module_and_class, _, message = text.partition(": ")
+    return name, message if module_and_class.startswith(_OUR_ERRORS) else text
