@@ -191,6 +191,14 @@ def open_websocket(host: str, *headers: str) -> int:
         return int(connection.recv(4096).split()[1])
 
 
+def test_an_address_may_try_a_few_tokens_a_minute(proxy: Proxy) -> None:
+    """Wrong or right; the page itself may be read as often as one likes."""
+    tries = [httpx.post(f"{proxy.api_address}/sign-in", data={"token": "x"}) for _ in range(20)]
+    assert sum(one.status_code == 429 for one in tries) >= 12
+    pages = [httpx.get(f"{proxy.api_address}/sign-in") for _ in range(20)]
+    assert {one.status_code for one in pages} == {200}
+
+
 def test_the_api_is_passed_through_as_it_is(proxy: Proxy) -> None:
     """It asks for a token of its own; the proxy keeps the header for it."""
     assert httpx.get(f"{proxy.api_address}/server_info").status_code == 200
