@@ -5,6 +5,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,15 +13,17 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from market_pipeline.api.app import build_app
 from market_pipeline.api.child_runs import ChildRuns
 from market_pipeline.api.dagster_client import RunState
 from market_pipeline.api.run_starting import MAX_QUEUED_RUNS
-from market_pipeline.storage.claims import find_living
+from market_pipeline.storage.claims import find_living, show_life, take_claim
+from market_pipeline.storage.tables import market
 from market_pipeline_tests.api.conftest import NOWHERE, make_services, serve_api
 from market_pipeline_tests.conftest import make_database, make_environment
+from market_pipeline_tests.readers.writing import write_markets_with_prices
 from market_pipeline_tests.system.processes import Background, wait_for
 from market_pipeline_tests.system.project import read_query
 
@@ -240,12 +243,21 @@ def find_url(environment: dict[str, str]) -> str:
 
 
 @pytest.fixture
-def slow_environment(project_environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    """An environment in which a run waits for half an hour before it has anything."""
-    return {
-        **project_environment, "DAGSTER_UI_URL": NOWHERE, "STATE_DIR": str(tmp_path / "state"),
-        "INGESTION_MARKETS": "BTC-USD", "MOCK_FAULTS": "BTC-USD:429=1800",
-    }  # fmt: skip
+def slow_environment(
+    engine: Engine, project_environment: dict[str, str], tmp_path: Path
+) -> Iterator[dict[str, str]]:
+    """An environment in which a run waits for its market, which another run holds."""
+    write_markets_with_prices(engine)
+    other = uuid4()
+    with engine.connect() as connection:
+        held = connection.execute(select(market.c.market_id)).scalars().all()
+    with show_life(engine, other):
+        for market_id in held:
+            take_claim(engine, market_id, other, timedelta(hours=1))
+        yield {
+            **project_environment, "DAGSTER_UI_URL": NOWHERE,
+            "STATE_DIR": str(tmp_path / "state"), "INGESTION_MARKETS": "BTC-USD",
+        }  # fmt: skip
 
 
 def start_slow_run(client: httpx.Client, engine: Engine) -> dict[str, Any]:
