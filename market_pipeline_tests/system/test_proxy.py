@@ -15,7 +15,7 @@ import pytest
 
 from market_pipeline_tests.system.dagster_ui import DagsterUI, choose_port, open_dagster_ui
 from market_pipeline_tests.system.processes import run_in_background, wait_for
-from market_pipeline_tests.system.project import ROOT, make_project
+from market_pipeline_tests.system.project import ROOT, SCRIPTS, make_project
 
 pytestmark = pytest.mark.system
 
@@ -99,10 +99,10 @@ def is_listening(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[Proxy]:
-    """The proxy before the webserver of ``make web``."""
+    """The proxy before Dagster's own webserver."""
     with make_project() as project:
         port = choose_port()
-        command = project.make("web", f"PORT={port}")
+        command = [str(SCRIPTS / "dagster-webserver"), "-p", str(port), "-w", "workspace.yaml"]
         place = (project.environment, project.folder)
         with open_dagster_ui(command, port, *place) as ui, run_proxy(ui, project.folder) as running:
             yield running
