@@ -6,6 +6,7 @@ calls to build the app, and ``dagster._cli.dev.open_ipc_subprocess``, by which `
 starts the webserver's command. Dagster's version is pinned; tests start both.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,4 +69,6 @@ def _guard(parts: Sequence[str]) -> list[str]:
 
 
 def _run(command: click.Command, arguments: Sequence[str], name: str, prefix: str) -> None:
+    # Dagster's commands write their own lines; ours would say each of them again.
+    logging.getLogger().handlers.clear()
     command.main(args=list(arguments), prog_name=name, auto_envvar_prefix=prefix)
