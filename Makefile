@@ -40,7 +40,7 @@ dev: setup ## Open Dagster's UI and daemon on http://127.0.0.1:3000, the dashboa
 
 web: setup ## Run Dagster's webserver alone, on loopback
 	@echo "Dagster's UI: http://127.0.0.1:$(PORT) (Ctrl-C ends it); make scheduler runs the daemon"
-	$(BIN)/dagster-webserver -h 127.0.0.1 -p $(PORT) -w workspace.yaml
+	$(BIN)/market-pipeline web -h 127.0.0.1 -p $(PORT) -w workspace.yaml
 
 # Not set within the recipe: the shell that this takes would end on SIGTERM without its daemon.
 scheduler: export INGESTION_SCHEDULE_ENABLED := true

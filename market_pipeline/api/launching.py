@@ -1,7 +1,8 @@
 """From a request to its run: exactly one for all who ask the same while it runs.
 
-Nothing is kept in memory but the watch on runs: whoever dies, the rows of ``storage.idempotency``
-and the launch's tag in Dagster tell the next process where things stand.
+Nothing is kept in memory but the watch on runs, and runs that wait where there is no webserver of
+Dagster: whoever dies, the rows of ``storage.idempotency`` and what the run has written tell the
+next process where things stand.
 """
 
 import asyncio
@@ -14,12 +15,12 @@ from uuid import UUID
 
 from fastapi.concurrency import run_in_threadpool
 
-from market_pipeline.api.dagster_client import RunState
+from market_pipeline.api.dagster_client import JOB, RunState, WebserverMissingError
 from market_pipeline.api.ingest_answers import Answer, read_answer
 from market_pipeline.api.problems import ProblemError
+from market_pipeline.api.run_starting import RunStarter
 from market_pipeline.api.services import Services
 from market_pipeline.api.watching import Watches
-from market_pipeline.domain.triggers import TRIGGER_TAG
 from market_pipeline.storage.idempotency import (
     Claim,
     claim_launch,
@@ -28,10 +29,7 @@ from market_pipeline.storage.idempotency import (
     store_answer,
 )
 
-JOB = "ingest"
-MAX_QUEUED_RUNS = 25
 LAUNCH_SECONDS = 20.0
-_QUEUE_RETRY_SECONDS = 30
 _POLL_SECONDS = 0.2
 
 
@@ -74,18 +72,19 @@ class Launcher:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._watches = Watches(services.dagster, self._store)
+        self._runs = RunStarter(services.engine, services.dagster, services.children)
+        self._watches = Watches(self._runs.read_state, self._store)
 
     async def close(self) -> None:
-        """Stop watching; the runs go on."""
+        """Stop watching; runs in Dagster go on, one that this process runs itself is ended."""
         await self._watches.close()
-        await self._services.dagster.close()
+        await self._runs.close()
 
     async def start(self, wish: Wish) -> Started:
         """Return the run that serves a wish; launch it if nobody has.
 
         Raises:
-            ProblemError: 503: Dagster is not there; 429: too many runs wait already.
+            ProblemError: 503: Dagster does not answer; 429: too many runs wait already.
             KeyReusedError: The key stands for another wish.
         """
         came_at, ended = datetime.now(UTC), None
@@ -106,6 +105,14 @@ class Launcher:
         detail = "another process is starting this run and has not come to it: ask again"
         raise ProblemError(503, "Service Unavailable", detail, {"Retry-After": "5"})
 
+    async def read_state(self, run_id: UUID) -> RunState | None:
+        """Return how a run stands; None for a run that nobody knows.
+
+        Raises:
+            ProblemError: Nobody can tell now.
+        """
+        return self._watches.find_last(run_id) or await self._runs.read_state(run_id)
+
     async def finish(self, run_id: UUID, seconds: float) -> Answer | None:
         """Wait for a run and return its answer; None when it has not ended in time."""
         state = await self._watches.wait(run_id, seconds)
@@ -123,7 +130,12 @@ class Launcher:
 
     async def _is_in_flight(self, run_id: UUID, came_at: datetime) -> bool:
         """Tell whether a run had not ended when the request came."""
-        state = await self._services.dagster.read_state(run_id)
+        try:
+            state = await self._watches.look(run_id)
+        except WebserverMissingError:
+            return False  # Who had it in a queue in memory is gone, and it has written nothing.
+        except ProblemError:
+            return True  # A slow webserver took it, and nobody has seen its end.
         if state is None:
             return False
         return not state.has_ended or (state.ended_at is not None and state.ended_at >= came_at)
@@ -136,19 +148,13 @@ class Launcher:
             await run_in_threadpool(self._release, claim.launch_id)
             raise
         await run_in_threadpool(self._note, claim.launch_id, run_id)
+        self._watches.begin(run_id)
         return run_id
 
     async def _find_or_launch(self, wish: Wish, claim: Claim) -> UUID:
-        dagster = self._services.dagster
-        if claim.was_tried and (known := await dagster.find_run(claim.launch_id)):
+        if claim.was_tried and (known := await self._runs.find_run(claim.launch_id)):
             return known
-        waiting = await dagster.count_queued()
-        if waiting >= MAX_QUEUED_RUNS:
-            detail = f"{waiting} runs wait in Dagster's queue already: ask again when some are done"
-            retry = {"Retry-After": str(_QUEUE_RETRY_SECONDS)}
-            raise ProblemError(429, "Too Many Requests", detail, retry)
-        tags = {TRIGGER_TAG: wish.trigger}
-        return await dagster.launch_run(JOB, wish.symbols, claim.launch_id, tags)
+        return await self._runs.launch_run(wish.symbols, claim.launch_id, wish.trigger)
 
     def _release(self, launch_id: UUID) -> None:
         with self._services.engine.begin() as connection:

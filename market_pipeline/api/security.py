@@ -5,7 +5,6 @@ A plain ASGI layer, because the quick routes pass it too. Not here: the errors' 
 """
 
 import asyncio
-from collections.abc import Iterable
 from urllib.parse import quote
 
 from starlette.responses import RedirectResponse, Response
@@ -14,6 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from market_pipeline.api.configuration import Configuration
 from market_pipeline.api.credentials import holds_bearer, holds_session
 from market_pipeline.api.problems import build_problem
+from market_pipeline.api.sites import (
+    find_header,
+    has_two_hosts,
+    is_sent_by_another_site,
+    is_served,
+)
 
 Headers = list[tuple[bytes, bytes]]
 MAX_BODY_BYTES = 64 * 1024
@@ -62,19 +67,19 @@ class Gate:
         await (refusal or self._app)(scope, receive, send)
 
     def _refuse(self, scope: Scope) -> Response | None:
-        headers: Headers = scope["headers"]
-        host = _find(headers, b"host")
         return (
-            self._refuse_host(scope, host)
-            or _refuse_origin(scope, host)
+            self._refuse_host(scope)
+            or _refuse_origin(scope)
             or self._refuse_stranger(scope)
             or _refuse_content_type(scope)
         )
 
-    def _refuse_host(self, scope: Scope, host: str) -> Response | None:
-        allowed = self._configuration.allowed_hosts
-        name = host.rpartition(":")[0] if _has_port(host) else host
-        if not allowed or name.lower() in allowed:
+    def _refuse_host(self, scope: Scope) -> Response | None:
+        headers: Headers = scope["headers"]
+        if has_two_hosts(headers):
+            detail = "the request has two Host headers: send one"
+            return build_problem(400, "Bad Request", detail, scope["path"])
+        if is_served(headers, self._configuration.allowed_hosts):
             return None
         detail = (
             "the Host header names another host than this API answers to: use 127.0.0.1 or "
@@ -89,35 +94,30 @@ class Gate:
         headers: Headers = scope["headers"]
         if holds_bearer(headers, token) or holds_session(headers, token):
             return None
-        if scope["method"] in {"GET", "HEAD"} and "text/html" in _find(headers, b"accept"):
+        if scope["method"] in {"GET", "HEAD"} and "text/html" in find_header(headers, b"accept"):
             return RedirectResponse(f"/sign-in?next={quote(scope['path'])}", 303)
         detail = "send `Authorization: Bearer` with API_TOKEN; in a browser sign in at /sign-in"
         challenge = {"WWW-Authenticate": 'Bearer realm="market-pipeline"'}
         return build_problem(401, "Unauthorized", detail, scope["path"], challenge)
 
 
-def _refuse_origin(scope: Scope, host: str) -> Response | None:
+def _refuse_origin(scope: Scope) -> Response | None:
     """Refuse what a page of another site sends in its visitor's name."""
-    if scope["method"] in SAFE_METHODS:
+    if scope["method"] in SAFE_METHODS or not is_sent_by_another_site(scope["headers"]):
         return None
-    headers: Headers = scope["headers"]
-    origin = _find(headers, b"origin")
-    is_foreign = bool(origin) and origin.partition("://")[2].lower() != host.lower()
-    if is_foreign or _find(headers, b"sec-fetch-site") in {"cross-site", "same-site"}:
-        detail = "the request comes from a page of another site: only this API's own pages may send"
-        return build_problem(403, "Forbidden", detail, scope["path"])
-    return None
+    detail = "the request comes from a page of another site: only this API's own pages may send"
+    return build_problem(403, "Forbidden", detail, scope["path"])
 
 
 def _refuse_content_type(scope: Scope) -> Response | None:
     """Refuse bodies that a form of another site could send; no body is no type."""
     headers: Headers = scope["headers"]
-    given = _find(headers, b"content-type").partition(";")[0].strip().lower()
+    given = find_header(headers, b"content-type").partition(";")[0].strip().lower()
     wanted = "application/json"
     if scope["path"] in _FORM_PATHS:
         wanted = "application/x-www-form-urlencoded"
-    has_body = _find(headers, b"content-length") not in {"", "0"}
-    has_body = has_body or bool(_find(headers, b"transfer-encoding"))
+    has_body = find_header(headers, b"content-length") not in {"", "0"}
+    has_body = has_body or bool(find_header(headers, b"transfer-encoding"))
     if scope["method"] in SAFE_METHODS or given == wanted or not (has_body or given):
         return None
     detail = f"the body's Content-Type must be {wanted}"
@@ -126,7 +126,7 @@ def _refuse_content_type(scope: Scope) -> Response | None:
 
 async def _read_body(scope: Scope, receive: Receive) -> bytes | Response:
     """Return the whole body, or the refusal of one that is too long or comes too slowly."""
-    declared = _find(scope["headers"], b"content-length")
+    declared = find_header(scope["headers"], b"content-length")
     if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
         return _refuse_size(scope)
     chunks: list[bytes] = []
@@ -134,6 +134,8 @@ async def _read_body(scope: Scope, receive: Receive) -> bytes | Response:
         async with asyncio.timeout(BODY_SECONDS):
             while True:
                 message = await receive()
+                if message["type"] == "http.disconnect":
+                    return Response(status_code=400)  # Nobody hears it.
                 chunks.append(message.get("body", b""))
                 if sum(map(len, chunks)) > MAX_BODY_BYTES:
                     return _refuse_size(scope)
@@ -173,15 +175,3 @@ def _add_headers(send: Send) -> Send:
         await send(message)
 
     return add
-
-
-def _has_port(host: str) -> bool:
-    return host.rpartition(":")[2].isdecimal() and not host.endswith("]") and ":" in host
-
-
-def _find(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str:
-    """Return a header's value; "" when it is missing, and its first when it comes twice."""
-    for name, value in headers:
-        if name == wanted:
-            return value.decode("latin-1")
-    return ""

@@ -6,7 +6,6 @@ from market_pipeline.api.configuration import read_configuration
 
 _DRAIN_SECONDS = 20
 _IDLE_SECONDS = 30
-_MAX_HEADER_BYTES = 32 * 1024
 
 
 def serve(environ: Mapping[str, str] | None = None) -> None:
@@ -20,6 +19,7 @@ def serve(environ: Mapping[str, str] | None = None) -> None:
     import uvicorn
 
     from market_pipeline.api.app import build_app
+    from market_pipeline.api.connections import Limits, bound_connections
     from market_pipeline.api.services import open_services
 
     with open_services(configuration) as services:
@@ -27,7 +27,8 @@ def serve(environ: Mapping[str, str] | None = None) -> None:
             build_app(services),
             host=configuration.host,
             port=configuration.port,
-            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+            http=bound_connections(Limits()),
+            ws="none",
             timeout_keep_alive=_IDLE_SECONDS,
             timeout_graceful_shutdown=_DRAIN_SECONDS,
             proxy_headers=False,

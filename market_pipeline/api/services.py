@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from fastapi import Request
 from sqlalchemy import Engine
 
+from market_pipeline.api.child_runs import ChildRuns
 from market_pipeline.api.configuration import Configuration
 from market_pipeline.api.dagster_client import DagsterClient
+from market_pipeline.api.throttling import WrongSignIns
 from market_pipeline.cache.protocol import Cache
 from market_pipeline.readers.serving import open_serving_cache
 from market_pipeline.storage.database import open_database
@@ -22,6 +24,7 @@ class Services:
     Attributes:
         engine: The database. cache: What is served without it. dagster: What runs are started by.
         configuration: How the API is served. started_at: When (UTC).
+        children: What starts runs without it. wrong_sign_ins: How many there were lately.
     """
 
     engine: Engine
@@ -29,6 +32,8 @@ class Services:
     configuration: Configuration
     dagster: DagsterClient
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    children: ChildRuns = field(default_factory=ChildRuns)
+    wrong_sign_ins: WrongSignIns = field(default_factory=WrongSignIns)
 
 
 @contextmanager

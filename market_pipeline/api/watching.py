@@ -2,62 +2,110 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 from fastapi.concurrency import run_in_threadpool
 
-from market_pipeline.api.dagster_client import DagsterClient, RunState
+from market_pipeline.api.dagster_client import RunState
 from market_pipeline.api.problems import ProblemError
 
 POLL_SECONDS = 0.5
 _MAX_PAUSE_SECONDS = 10.0
 logger = logging.getLogger("market_pipeline.api")
+ReadState = Callable[[UUID], Awaitable[RunState | None]]
 OnEnd = Callable[[UUID, RunState], object]
 
 
+class _Watch:
+    """One run's: the task that looks again and again, and what its next look will say."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[RunState | None]
+        self.next_look: asyncio.Future[RunState | None]
+        self.last: RunState | None = None
+        self.expect_look()
+
+    def expect_look(self) -> None:
+        """Begin to wait for another look."""
+        self.next_look = asyncio.get_running_loop().create_future()
+        # A look that fails is no fault where nobody waits for it.
+        self.next_look.add_done_callback(lambda look: look.cancelled() or look.exception())
+
+
 class Watches:
-    """The runs that somebody waited for and that have not ended yet.
+    """The runs that somebody waits for and that have not ended yet.
 
     Args:
-        dagster: Who knows how runs stand.
+        read_state: Tells how a run stands; may fail with a problem.
         on_end: Called once, in a thread, when a watched run has ended and before waiters hear.
     """
 
-    def __init__(self, dagster: DagsterClient, on_end: OnEnd) -> None:
-        self._dagster, self._on_end = dagster, on_end
-        self._tasks: dict[UUID, asyncio.Task[RunState | None]] = {}
+    def __init__(self, read_state: ReadState, on_end: OnEnd) -> None:
+        self._read_state, self._on_end = read_state, on_end
+        self._watches: dict[UUID, _Watch] = {}
+
+    def begin(self, run_id: UUID) -> None:
+        """Watch a run, whether or not somebody waits for it."""
+        self._open(run_id)
+
+    def find_last(self, run_id: UUID) -> RunState | None:
+        """Return what the last look at a watched run said; None where there was none."""
+        watch = self._watches.get(run_id)
+        return None if watch is None else watch.last
+
+    async def look(self, run_id: UUID) -> RunState | None:
+        """Return how a run stands at the next look at it, which all who ask meanwhile share.
+
+        Raises:
+            ProblemError: Nobody could tell at that look.
+        """
+        return await asyncio.shield(self._open(run_id).next_look)
 
     async def wait(self, run_id: UUID, seconds: float) -> RunState | None:
         """Return how a run ended; None when it has not within these seconds, or is unknown."""
-        task = self._tasks.get(run_id)
-        if task is None:
-            task = self._tasks[run_id] = asyncio.create_task(self._watch(run_id))
-            task.add_done_callback(lambda _: self._tasks.pop(run_id, None))
+        task = self._open(run_id).task
         done, _ = await asyncio.wait({task}, timeout=seconds)
         return task.result() if done else None
 
     async def close(self) -> None:
         """Stop watching; the runs go on."""
-        for task in list(self._tasks.values()):
+        tasks = [watch.task for watch in self._watches.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch(self, run_id: UUID) -> RunState | None:
+    def _open(self, run_id: UUID) -> _Watch:
+        watch = self._watches.get(run_id)
+        if watch is None:
+            watch = self._watches[run_id] = _Watch()
+            watch.task = asyncio.create_task(self._watch(run_id, watch))
+            watch.task.add_done_callback(lambda _: self._watches.pop(run_id, None))
+        return watch
+
+    async def _watch(self, run_id: UUID, watch: _Watch) -> RunState | None:
         pause = POLL_SECONDS
         while True:
             try:
-                state = await self._dagster.read_state(run_id)
-            except ProblemError:
+                state = await self._read_state(run_id)
+            except ProblemError as problem:
                 # The webserver is being restarted; the run goes on, and so does the watch.
                 pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+                watch.next_look.set_exception(problem)
             else:
                 pause = POLL_SECONDS
                 if state is None or state.has_ended:
-                    if state is not None:
-                        await self._tell(run_id, state)
-                    return state
+                    return await self._end(run_id, watch, state)
+                watch.last = state
+                watch.next_look.set_result(state)
+            watch.expect_look()
             await asyncio.sleep(pause)
+
+    async def _end(self, run_id: UUID, watch: _Watch, state: RunState | None) -> RunState | None:
+        if state is not None:
+            await self._tell(run_id, state)
+        watch.next_look.set_result(state)
+        return state
 
     async def _tell(self, run_id: UUID, state: RunState) -> None:
         try:

@@ -31,10 +31,10 @@ def dev(port: int) -> None:
     click.echo(f"Dagster's UI: http://{_HOST}:{port} (Ctrl-C ends all)")
     click.echo(f"Dashboard and API: http://{api.host}:{api.port}")
     environment = {**os.environ, "DAGSTER_UI_URL": f"http://{_HOST}:{port}"}
-    scripts = Path(sys.executable).parent
+    command = str(Path(sys.executable).parent / "market-pipeline")
     commands = (
-        [str(scripts / "dagster"), "dev", "-h", _HOST, "-p", str(port)],
-        [str(scripts / "market-pipeline"), "serve"],
+        [command, "dagster-dev", "-h", _HOST, "-p", str(port)],
+        [command, "serve"],
     )
     sys.exit(_run(commands, environment))
 

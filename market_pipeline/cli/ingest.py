@@ -1,10 +1,13 @@
 """``market-pipeline ingest``: options checked before anything runs, then Dagster's job, here."""
 
+from uuid import UUID
+
 import click
 
 from market_pipeline.cli.options import PROVIDER, SYMBOLS, check_with, parse_time
 from market_pipeline.cli.runs import show_run
 from market_pipeline.cli.show import AS_JSON
+from market_pipeline.domain.triggers import TRIGGERS
 from market_pipeline.settings import parse_lookback_days
 
 EXIT_FAILED = 1
@@ -37,9 +40,18 @@ Exits with 0 when every market gave all its bars, 3 when some came short,
     callback=check_with(parse_time),
     help="ISO 8601 time taken as now (UTC where it has no zone); default now.",
 )
+@click.option("--run-id", type=click.UUID, hidden=True, help="The run's id; default a new one.")
+@click.option("--trigger", type=click.Choice(TRIGGERS), default="manual", hidden=True)
 @AS_JSON
 @click.pass_context
-def ingest(ctx: click.Context, /, as_json: bool, **options: object) -> None:
+def ingest(
+    ctx: click.Context,
+    /,
+    as_json: bool,
+    run_id: UUID | None,
+    trigger: str,
+    **options: object,
+) -> None:
     """Run Dagster's ingest job in this process, recorded like any other run.
 
     Every market's bars are committed as they come; one market's failure does not lose the others.
@@ -50,7 +62,7 @@ def ingest(ctx: click.Context, /, as_json: bool, **options: object) -> None:
     check_options(given)
     from market_pipeline.cli.run import run_job  # A second's worth of imports.
 
-    finished = run_job("ingest", given)
+    finished = run_job("ingest", given, run_id, trigger)
     outcome = show_run(finished.run_id, as_json, has_failed=not finished.succeeded)
     for cause in finished.causes:
         click.echo(f"Error: {cause}", err=True)

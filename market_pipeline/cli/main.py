@@ -16,6 +16,7 @@ from market_pipeline.cli.quarantine import quarantine
 from market_pipeline.cli.runs import runs
 from market_pipeline.cli.serve import serve
 from market_pipeline.cli.show import providers
+from market_pipeline.cli.web import dagster_dev, web
 from market_pipeline.cli.why import diff, why
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.observability.logs import configure_logs
@@ -68,6 +69,6 @@ def init() -> None:
 
 for command in (
     ingest, plan, backfill, coverage, runs, diff, why, quarantine, export, markets, providers,
-    alerts, serve, dev, db,
+    alerts, serve, web, dev, dagster_dev, db,
 ):  # fmt: skip
     main.add_command(command)

@@ -10,7 +10,8 @@ Examples:
 
 \b
 It listens on 127.0.0.1:8000 unless API_HOST and API_PORT say otherwise.
-Runs are started by Dagster's webserver at DAGSTER_UI_URL: `make dev` starts it.
+Runs are started by Dagster's webserver at DAGSTER_UI_URL (`make dev` starts it); where
+nobody listens there, by this process, one at a time.
 """
 
 

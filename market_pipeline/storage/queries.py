@@ -164,6 +164,14 @@ def read_run_outcome(connection: Connection, run_id: UUID) -> str | None:
     return None if run is None else run["outcome"]
 
 
+def read_run_end(connection: Connection, run_id: UUID) -> tuple[datetime, str] | None:
+    """Return when (UTC) a run ended and its outcome; None while it runs, or without a receipt."""
+    run = ingestion_run.c
+    query = select(run.ended_at, run.outcome).where(run.run_id == run_id, run.ended_at.is_not(None))
+    row = connection.execute(query).one_or_none()
+    return None if row is None else (row.ended_at, row.outcome)
+
+
 def read_run_markets(connection: Connection, run_id: UUID) -> pd.DataFrame:
     """Return a run's receipt by market; markets that were asked for without one come last."""
     receipt = ingestion_run_market.c

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from market_pipeline.api.app import build_app
+from market_pipeline.api.child_runs import ChildRuns
 from market_pipeline.api.configuration import Configuration
 from market_pipeline.api.dagster_client import DagsterClient
 from market_pipeline.api.services import Services
@@ -40,6 +41,8 @@ def make_services(engine: Engine, **options: object) -> Services:
         open_serving_cache(engine, {}),
         configuration,
         DagsterClient(configuration.dagster_url),
+        # What a test asks for in this process runs nowhere.
+        children=ChildRuns(["false"]),
     )
 
 

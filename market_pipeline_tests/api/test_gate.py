@@ -1,13 +1,26 @@
 """The gate: who may come in, from where, with how much; on every route alike."""
 
-from collections.abc import Iterator
+import asyncio
+import hmac
+import time
+from collections.abc import Callable, Iterator
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from starlette.types import Message
 
-from market_pipeline.api.configuration import read_configuration
-from market_pipeline.api.security import OPEN_PATHS
+from market_pipeline.api.configuration import Configuration, read_configuration
+from market_pipeline.api.credentials import (
+    COOKIE,
+    build_session,
+    holds_bearer,
+    holds_session,
+    is_token,
+)
+from market_pipeline.api.security import OPEN_PATHS, Gate
+from market_pipeline.api.throttling import MOST_ADDRESSES, WrongSignIns
 from market_pipeline.domain.errors import SettingError
 from market_pipeline_tests.api.conftest import MakeClient
 
@@ -80,6 +93,34 @@ def test_other_sites_cannot_start_runs(
     assert client.post("/api/ingest", content="{}", headers=headers).status_code == status
 
 
+@pytest.mark.parametrize("second", ["127.0.0.1", "evil.example"])
+def test_two_hosts_are_refused(client: TestClient, second: str) -> None:
+    """A proxy may go by one and the API by the other; where any name is taken as well."""
+    headers = [(b"Host", b"127.0.0.1"), (b"Host", second.encode())]
+    answer = client.get("/healthz", headers=headers)
+    assert (answer.status_code, answer.json()["title"]) == (400, "Bad Request")
+
+
+def test_a_body_that_never_came_reaches_no_route() -> None:
+    """Who hangs up in the middle of a request has started nothing."""
+    reached: list[object] = []
+
+    async def app(*arguments: object) -> None:
+        reached.append(arguments)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        del message
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-length", b"10")]
+    headers.append((b"content-type", b"application/json"))
+    scope = {"type": "http", "method": "POST", "path": "/api/ingest", "headers": headers}
+    asyncio.run(Gate(app, Configuration())(scope, receive, send))
+    assert reached == []
+
+
 def test_answers_carry_the_headers_of_caution(client: TestClient) -> None:
     """Refusals too."""
     for path in ("/healthz", "/nothing"):
@@ -101,3 +142,91 @@ def test_other_machines_need_a_token() -> None:
     with pytest.raises(SettingError, match="API_TOKEN"):
         read_configuration({"API_HOST": "0.0.0.0"})  # noqa: S104 - what is refused
     assert read_configuration({"API_HOST": "0.0.0.0", "API_TOKEN": TOKEN}).token == TOKEN  # noqa: S104
+
+
+def sign_in(api: TestClient, token: str, **headers: str) -> httpx.Response:
+    """Send the form of the sign-in page."""
+    return api.post("/sign-in", data={"token": token}, headers=headers, follow_redirects=False)
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_secure"),
+    [
+        ({}, False),
+        ({"Origin": "http://127.0.0.1"}, False),
+        ({"Origin": "https://127.0.0.1"}, True),
+        ({"X-Forwarded-Proto": "https"}, True),
+        ({"X-Forwarded-Proto": "https, http"}, True),
+        ({"X-Forwarded-Proto": "http"}, False),
+    ],
+)
+def test_behind_tls_the_cookie_is_sent_by_tls_only(
+    make_client: MakeClient, headers: dict[str, str], is_secure: bool
+) -> None:
+    """The proxy or the browser says how the page was reached."""
+    signed = sign_in(make_client(token=TOKEN), TOKEN, **headers)
+    assert ("; secure" in signed.headers["set-cookie"].lower()) == is_secure
+
+
+def test_two_hundred_wrong_sign_ins_are_slowed_down(make_client: MakeClient) -> None:
+    """After a few the answer is 429 and says when to try again; bearers and cookies still count."""
+    api = make_client(token=TOKEN)
+    assert sign_in(api, TOKEN).status_code == 303
+    statuses = [
+        sign_in(api, f"wrong-but-long-enough-{number}").status_code for number in range(200)
+    ]
+    assert statuses[0] == 401
+    assert statuses.count(401) < 20
+    assert set(statuses) == {401, 429}
+    refused = sign_in(api, TOKEN)
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert "Try again in" in refused.text
+    assert api.get("/docs").status_code == 200
+    api.cookies.clear()
+    assert api.get("/docs", headers=BEARER).status_code == 200
+
+
+def test_a_right_token_waits_no_longer_than_it_is_told() -> None:
+    """However many wrong ones came before, of whom none counts while it is refused."""
+    now = 1_000.0
+    wrong = WrongSignIns(lambda: now)
+    for _ in range(200):
+        if not wrong.tell_wait("10.0.0.1"):
+            wrong.note("10.0.0.1")
+    seconds = wrong.tell_wait("10.0.0.1")
+    assert 1 <= seconds <= 60
+    now += seconds
+    assert wrong.tell_wait("10.0.0.1") == 0
+    assert wrong.tell_wait("10.0.0.2") == 0
+
+
+def test_addresses_do_not_fill_the_memory() -> None:
+    """The oldest is forgotten; an IPv6 network counts as one address."""
+    wrong = WrongSignIns(lambda: 1_000.0)
+    for number in range(2 * MOST_ADDRESSES):
+        wrong.note(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+    assert len(wrong) == MOST_ADDRESSES
+    wrong = WrongSignIns(lambda: 1_000.0)
+    for number in range(100):
+        wrong.note(f"2001:db8::{number:x}")
+    assert len(wrong) == 1
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda: holds_bearer([(b"authorization", BEARER["Authorization"].encode())], TOKEN),
+        lambda: is_token(TOKEN, TOKEN),
+        lambda: holds_session(
+            [(b"cookie", f"{COOKIE}={build_session(TOKEN, time.time())}".encode())], TOKEN
+        ),
+    ],
+)
+def test_secrets_are_compared_in_constant_time(
+    check: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lets somebody in is the answer of compare_digest, and nothing else."""
+    assert check()
+    monkeypatch.setattr(hmac, "compare_digest", lambda *_: False)
+    assert not check()

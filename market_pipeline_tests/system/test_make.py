@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from market_pipeline_tests.system.dagster_ui import choose_port, open_dagster_ui
+from market_pipeline_tests.system.dagster_ui import DagsterUI, choose_port, open_dagster_ui
 from market_pipeline_tests.system.processes import Background, run_in_background, wait_for
 from market_pipeline_tests.system.project import ROOT, Project, make_project, read_query
 
@@ -53,10 +53,17 @@ def test_make_dev_serves_loopback_only_and_leaves_nothing_behind() -> None:
             assert address in said
             assert find_listeners(port) == find_listeners(api_port) == {LOOPBACK}
             assert project.is_served()
+            check_addresses_start_nothing(ui)
 
             ui.services.stop()
 
             check_nothing_is_left(project, ui.services)
+
+
+def check_addresses_start_nothing(ui: DagsterUI) -> None:
+    """Make sure that the webserver is the one behind the guard."""
+    asked = {"query": "mutation { setNuxSeen }"}
+    assert httpx.get(f"{ui.address}/graphql", params=asked).status_code == 405
 
 
 def test_make_web_serves_loopback_only_and_leaves_nothing_behind(project: Project) -> None:
@@ -65,6 +72,7 @@ def test_make_web_serves_loopback_only_and_leaves_nothing_behind(project: Projec
     command = project.make("web", f"PORT={port}")
     with open_dagster_ui(command, port, project.environment, project.folder) as ui:
         assert find_listeners(port) == {LOOPBACK}
+        check_addresses_start_nothing(ui)
 
         ui.services.stop()
 

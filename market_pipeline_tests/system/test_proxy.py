@@ -15,7 +15,7 @@ import pytest
 
 from market_pipeline_tests.system.dagster_ui import DagsterUI, choose_port, open_dagster_ui
 from market_pipeline_tests.system.processes import run_in_background, wait_for
-from market_pipeline_tests.system.project import ROOT, make_project
+from market_pipeline_tests.system.project import ROOT, SCRIPTS, make_project
 
 pytestmark = pytest.mark.system
 
@@ -99,10 +99,10 @@ def is_listening(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[Proxy]:
-    """The proxy before the webserver of ``make web``."""
+    """The proxy before Dagster's own webserver."""
     with make_project() as project:
         port = choose_port()
-        command = project.make("web", f"PORT={port}")
+        command = [str(SCRIPTS / "dagster-webserver"), "-p", str(port), "-w", "workspace.yaml"]
         place = (project.environment, project.folder)
         with open_dagster_ui(command, port, *place) as ui, run_proxy(ui, project.folder) as running:
             yield running
@@ -189,6 +189,14 @@ def open_websocket(host: str, *headers: str) -> int:
     with closing(socket.create_connection((name, int(port)), timeout=30)) as connection:
         connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
         return int(connection.recv(4096).split()[1])
+
+
+def test_an_address_may_try_a_few_tokens_a_minute(proxy: Proxy) -> None:
+    """Wrong or right; the page itself may be read as often as one likes."""
+    tries = [httpx.post(f"{proxy.api_address}/sign-in", data={"token": "x"}) for _ in range(20)]
+    assert sum(one.status_code == 429 for one in tries) >= 12
+    pages = [httpx.get(f"{proxy.api_address}/sign-in") for _ in range(20)]
+    assert {one.status_code for one in pages} == {200}
 
 
 def test_the_api_is_passed_through_as_it_is(proxy: Proxy) -> None:

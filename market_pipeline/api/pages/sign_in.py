@@ -3,7 +3,7 @@
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Query
+from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from market_pipeline.api.credentials import COOKIE, SESSION_SECONDS, build_session, is_token
@@ -47,22 +47,45 @@ def show_sign_in(next_path: Annotated[str, Query(alias="next", max_length=500)] 
 
 
 @router.post("/sign-in")
-def sign_in(
+async def sign_in(
+    request: Request,
     token: Annotated[str, Form(max_length=1_024)],
     services: Annotated[Services, Depends(get_services)],
     next_path: Annotated[str, Form(alias="next", max_length=500)] = "/",
 ) -> Response:
     """Give a browser that knows the token its cookie, and send it where it wanted to go."""
     expected = services.configuration.token
+    address = request.client.host if request.client else ""
+    if seconds := services.wrong_sign_ins.tell_wait(address):
+        page = _render(next_path, f"Too many wrong tokens. Try again in {seconds} seconds.")
+        return HTMLResponse(page, 429, {"Retry-After": str(seconds)})
+    if not expected:
+        page = _render(next_path, "No token is needed: API_TOKEN is unset.")
+        return HTMLResponse(page, 404)
     if not is_token(token, expected):
-        message = (
-            "That is not the token." if expected else "No token is needed: API_TOKEN is unset."
-        )
-        return HTMLResponse(_render(next_path, message), 401 if expected else 404)
+        services.wrong_sign_ins.note(address)
+        return HTMLResponse(_render(next_path, "That is not the token."), 401)
     answer = RedirectResponse(_keep_local(next_path), 303)
     session = build_session(expected, time.time())
-    answer.set_cookie(COOKIE, session, SESSION_SECONDS, httponly=True, samesite="strict")
+    answer.set_cookie(
+        COOKIE,
+        session,
+        SESSION_SECONDS,
+        secure=_came_by_tls(request),
+        httponly=True,
+        samesite="strict",
+    )
     return answer
+
+
+def _came_by_tls(request: Request) -> bool:
+    """Tell whether the browser speaks TLS, by what a proxy or the browser says.
+
+    Either may be made up by the sender, who then keeps a cookie that is sent less often.
+    """
+    forwarded = request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
+    origin = request.headers.get("origin", "").lower()
+    return request.url.scheme == "https" or forwarded == "https" or origin.startswith("https://")
 
 
 def _render(next_path: str, message: str) -> str:

@@ -62,7 +62,9 @@ async def ingest(
     ] = None,
     prefer: Annotated[str, Header(max_length=200)] = "",
 ) -> Response:
-    """Start a run of the job `ingest` in Dagster and answer with its receipt.
+    """Start a run of the job `ingest` and answer with its receipt.
+
+    Dagster's webserver starts it; where nobody listens at its address, this process does.
 
     Equal requests share the run that is in flight. With `Idempotency-Key` the same request gets
     the same answer for a day. With `Prefer: respond-async`, or when it takes longer than
@@ -86,7 +88,7 @@ async def tell_ingest(
     launcher: Annotated[Launcher, Depends(get_launcher)],
 ) -> Response:
     """Answer with the receipt of a run that ended, or 202 again. A failed run is told with 200."""
-    state = await services.dagster.read_state(run_id)
+    state = await launcher.read_state(run_id)
     if state is None:
         raise ProblemError(404, "Not Found", f"Dagster knows no run {run_id}")
     if not state.has_ended:
