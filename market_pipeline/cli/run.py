@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,10 +11,13 @@ from uuid import UUID, uuid4
 import dagster as dg
 
 from market_pipeline.cli.database import open_database
+from market_pipeline.domain.errors import DatabaseUnreachableError
 from market_pipeline.domain.triggers import TRIGGER_TAG
 from market_pipeline.observability.logs import LineHandler, RunHandler, escape_controls
 from market_pipeline.observability.redaction import redact
+from market_pipeline.orchestration.causes import find_cause
 from market_pipeline.settings import read_log_level
+from market_pipeline.storage.failures import explain_failure, find_failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ def run_job(
         trigger: What the receipt says started it.
 
     Raises:
-        PipelineError: A setting is wrong, or the database cannot be used.
+        PipelineError: A setting is wrong, or the database cannot be used, now or in the middle.
     """
     from market_pipeline.definitions import defs
     from market_pipeline.orchestration.executor import close_receipt
@@ -46,7 +50,7 @@ def run_job(
         pass
     loggers = {"console": dg.colored_console_logger, "progress": show_progress}
     job = defs.resolve_job_def(name).with_logger_defs(loggers)
-    with dg.DagsterInstance.get() as instance:
+    with dg.DagsterInstance.get() as instance, _told_in_a_sentence():
         result = job.execute_in_process(
             run_config={
                 "resources": {"request": {"config": dict(options)}},
@@ -60,6 +64,18 @@ def run_job(
         # In this process Dagster takes an executor of its own, which closes nothing.
         close_receipt(result.dagster_run, has_failed=not result.success)
     return FinishedRun(UUID(result.run_id), result.success, _find_causes(result))
+
+
+@contextmanager
+def _told_in_a_sentence() -> Iterator[None]:
+    """Raise what the database failed of where Dagster could not even record it."""
+    try:
+        yield
+    except Exception as error:
+        failure = find_failure(error)
+        if failure is None:
+            raise
+        raise DatabaseUnreachableError(explain_failure(failure)) from None
 
 
 def _choose_logger() -> dict[str, object]:
@@ -114,8 +130,7 @@ def _describe(error: Any) -> str:
     """Return the innermost cause in one line, without the class of errors raised on purpose."""
     if error is None:
         return ""
-    while error.cause is not None:
-        error = error.cause
+    error = find_cause(error)
     if error.cls_name == "DagsterExecutionInterruptedError":
         return "interrupted; what was committed before stays"
     text = " ".join(error.message.split())

@@ -25,6 +25,7 @@ from market_pipeline.ingestion.registration import keep_active
 from market_pipeline.ingestion.request import Route, build_request
 from market_pipeline.ingestion.watching import watch
 from market_pipeline.orchestration.automation import find_last_ticks, is_schedule_on
+from market_pipeline.orchestration.causes import find_cause
 from market_pipeline.orchestration.dead_runs import Look, end_dead_runs
 from market_pipeline.orchestration.resources import Providers
 from market_pipeline.storage.alerts import has_alert_of_run
@@ -160,9 +161,7 @@ def _list_causes(context: dg.RunFailureSensorContext) -> dict[str, str]:
     causes = {}
     for event in context.get_step_failure_events():
         error = event.step_failure_data.error
-        while error is not None and error.cause is not None:
-            error = error.cause
         causes[str(event.step_key)] = (
-            " ".join(error.message.split()) if error else "no reason given"
+            " ".join(find_cause(error).message.split()) if error else "no reason given"
         )
     return causes

@@ -8,16 +8,18 @@ cannot commit over a newer one. The database's clock decides. Not here: who clai
 
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, Row, delete, func, select, text, update
+from sqlalchemy.exc import OperationalError
 
 from market_pipeline.domain.errors import ClaimTimeoutError, SupersededError
 from market_pipeline.storage.ledgers import fetch_claim
 from market_pipeline.storage.tables import SCHEMA
+from market_pipeline.storage.watchdog import allow
 
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 1.0
@@ -70,7 +72,8 @@ def show_life(engine: Engine, run_id: UUID) -> Iterator[None]:
             yield
         finally:
             if not session.invalidated:
-                session.execute(_END_LIFE, {"run_id": str(run_id)})
+                with allow("cleanup"), suppress(OperationalError):  # The session's end does it too.
+                    session.execute(_END_LIFE, {"run_id": str(run_id)})
 
 
 def find_living(connection: Connection, run_ids: Collection[UUID]) -> set[UUID]:
@@ -161,6 +164,7 @@ def release_claim(connection: Connection, market_id: int, token: int) -> None:
     )
 
 
+@allow("cleanup")
 def release_run_claims(engine: Engine, run_id: UUID) -> int:
     """Give back all claims that a run still holds, and return how many there were."""
     with engine.begin() as connection:

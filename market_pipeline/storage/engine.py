@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from market_pipeline.domain.errors import (
@@ -14,9 +14,10 @@ from market_pipeline.domain.errors import (
 )
 from market_pipeline.settings import find_state_dir, read_variable
 from market_pipeline.storage import embedded
+from market_pipeline.storage.failures import DatabaseFailedError, raise_in_a_sentence
 from market_pipeline.storage.urls import hide_password, normalise_database_url, redact_password
+from market_pipeline.storage.watchdog import OURS
 
-CONNECT_TIMEOUT_SECONDS = 5
 _OLDEST_SERVER = 150_000
 # The last one: a statement whose client was killed ends, and with it its locks.
 _SERVER_OPTIONS = (
@@ -59,19 +60,26 @@ def find_database() -> DatabaseAddress:
     )
 
 
-def open_engine(address: DatabaseAddress, application_name: str = "market-pipeline") -> Engine:
-    """Return an engine whose connections speak UTC and give up on an unreachable server."""
-    return create_engine(
+def open_engine(address: DatabaseAddress, patience: str = "command") -> Engine:
+    """Return an engine whose connections speak UTC and give up on a server that does not answer.
+
+    Args:
+        address: Of the database.
+        patience: How long its calls may take: a key of ``watchdog.SECONDS``.
+    """
+    engine = create_engine(
         address.url,
         pool_pre_ping=True,
         pool_size=2,
         connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "application_name": application_name,
+            "patience": patience,
+            "application_name": OURS,
             "keepalives_idle": 30,
             "options": _SERVER_OPTIONS,
         },
     )
+    event.listen(engine, "handle_error", raise_in_a_sentence)
+    return engine
 
 
 def check_database(engine: Engine) -> None:
@@ -89,10 +97,7 @@ def check_database(engine: Engine) -> None:
             version, is_standby, is_read_only = connection.execute(_QUESTION).one()
     except DBAPIError as error:
         reason = describe_database_error(error, address)
-        raise DatabaseUnreachableError(
-            f"DATABASE_URL ({shown}) cannot be used: {reason}. "
-            "Check the address, and that the server runs"
-        ) from None
+        raise DatabaseUnreachableError(f"DATABASE_URL ({shown}) cannot be used: {reason}") from None
     if version < _OLDEST_SERVER:
         raise StorageError(
             f"DATABASE_URL ({shown}) is PostgreSQL {version // 10_000}: 15 or newer is needed"
@@ -103,7 +108,8 @@ def check_database(engine: Engine) -> None:
 
 
 def describe_database_error(error: DBAPIError, address: str) -> str:
-    """Return what the server or the driver said, in one line and without the password."""
-    reason = redact_password(" ".join(str(error.orig).split()), address)
+    """Return what was wrong and what to do, in one line and without the password."""
+    said = str(error) if isinstance(error, DatabaseFailedError) else str(error.orig)
+    reason = redact_password(" ".join(said.split()), address)
     password = os.environ.get("PGPASSWORD", "")
     return reason.replace(password, "***") if password else reason

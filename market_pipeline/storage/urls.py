@@ -70,6 +70,12 @@ def set_search_path(text: str, schema: str) -> str:
     return url.update_query_dict({"options": options}).render_as_string(hide_password=False)
 
 
+def name_application(text: str, name: str) -> str:
+    """Return the address with connections that bear a name, which the server shows."""
+    named = _parse(text).update_query_dict({"application_name": name})
+    return named.render_as_string(hide_password=False)
+
+
 def _as_list(value: str | tuple[str, ...] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
 

@@ -13,13 +13,13 @@ from market_pipeline.domain.errors import (
     PipelineError,
     ReadOnlyDatabaseError,
 )
-from market_pipeline.storage import engine as engine_module
 from market_pipeline.storage.engine import (
     DatabaseAddress,
     check_database,
     find_database,
     open_engine,
 )
+from market_pipeline.storage.watchdog import CONNECT_SECONDS
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.storage.tcp_server import PASSWORD, ROLE, TcpServer
 
@@ -87,7 +87,7 @@ def test_a_wrong_password_is_told_and_not_shown(
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that accepts and keeps silent does not hold a run for ever."""
-    monkeypatch.setattr(engine_module, "CONNECT_TIMEOUT_SECONDS", 2)
+    monkeypatch.setitem(CONNECT_SECONDS, "command", 2)
     silent = socket.create_server(("127.0.0.1", 0))
     # No test timeout interrupts libpq; a client that would wait for ever is hung up on.
     hang_up = Timer(15, silent.close)
