@@ -170,8 +170,8 @@ def _tell_database(request: Request, error: Exception) -> JSONResponse:
         return _tell_fault(request, error)
     logger.warning("%s: the database: %s", request.url.path, " ".join(str(error).split()))
     headers = {"Retry-After": str(RETRY_SECONDS)}
-    failed = isinstance(error, DBAPIError)
-    detail = f"{summarise_failure(error)}. {_LOOK}" if failed else f"{_DATABASE_DOWN}. {_LOOK}"
+    cause = summarise_failure(error) if isinstance(error, DBAPIError) else _DATABASE_DOWN
+    detail = f"{cause}. {_LOOK}"
     return build_problem(
         503, "Service Unavailable", detail, request.url.path, headers, degraded=["database"]
     )

@@ -1,12 +1,16 @@
 """Why a step failed, as Dagster has recorded it."""
 
-from dagster._utils.error import SerializableErrorInfo
+from typing import Any
 
 _OURS = "market_pipeline."
 
 
-def find_cause(error: SerializableErrorInfo) -> SerializableErrorInfo:
-    """Return the innermost cause that this project explains itself, else the innermost of all."""
+def find_cause(error: Any) -> Any:
+    """Return the innermost cause that this project explains itself, else the innermost of all.
+
+    Args:
+        error: Dagster's ``SerializableErrorInfo``.
+    """
     chain = [error]
     while chain[-1].cause is not None:
         chain.append(chain[-1].cause)

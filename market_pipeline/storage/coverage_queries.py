@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from market_pipeline.storage.tables import SCHEMA
+from market_pipeline.storage.watchdog import allow
 
 _COVERAGE = text(f"""
     SELECT symbol, provider, interval, first_bar_at, last_bar_at, watermark AS final_to, bars,
@@ -48,6 +49,7 @@ def list_holes(connection: Connection, market_ids: Sequence[int] | None) -> list
     return _list(connection, _HOLES, market_ids)
 
 
+@allow("bulk")
 def verify_bars(connection: Connection, market_ids: Sequence[int] | None) -> list[dict[str, Any]]:
     """Return where the ledger and the stored bars disagree; scans the bars."""
     return _list(connection, _VERIFY, market_ids)

@@ -38,7 +38,7 @@ _CANCELLED = "somebody cancelled a statement in PostgreSQL", "find out who and w
 _HANGS = "", "it hangs, or the network does: restart it"
 _UNREACHABLE = "PostgreSQL cannot be reached", "check the address, and that the server runs"
 _REFUSED = "PostgreSQL refuses the connection", "correct DATABASE_URL, or the server's settings"
-_LOST = "the connection to PostgreSQL broke", "start it again if it is down"
+_LOST = "the connection to PostgreSQL broke", "start it if it is down"
 _UNKNOWN = "PostgreSQL failed", "see its log"
 # A connection that is refused has no SQLSTATE in psycopg2.
 _REFUSALS = {
@@ -50,7 +50,6 @@ _REFUSALS = {
     "not yet accepting": "57P03",
     "password authentication": "28P01",
 }
-_LOST = "the connection to PostgreSQL broke", f"start it again if it is down, {_AGAIN}"
 
 
 class DatabaseFailedError(OperationalError):
@@ -65,7 +64,9 @@ def explain_failure(error: DBAPIError | psycopg2.Error) -> str:
     """Return the cause of an error, the server's own words, and the cure, in one line."""
     orig = error.orig if isinstance(error, DBAPIError) else error
     cause, cure = _find_explanation(orig)
-    said = " ".join(str(orig).split())
+    # Without the line of the statement that the driver shows below it.
+    diagnosis = getattr(getattr(orig, "diag", None), "message_primary", None)
+    said = " ".join((diagnosis or str(orig)).split())
     found = f"{cause} ({said})" if cause else said
     return f"{found}: {cure}, {_AGAIN}"
 

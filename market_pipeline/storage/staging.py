@@ -18,6 +18,7 @@ from sqlalchemy.dialects import postgresql
 from market_pipeline.storage.copy_binary import encode_frame
 from market_pipeline.storage.failures import open_cursor
 from market_pipeline.storage.literals import encode_array
+from market_pipeline.storage.watchdog import allow
 
 INLINE_ROWS = 500  # measured: below it a temporary table costs more than it saves
 CHUNK_ROWS = 25_000
@@ -44,6 +45,7 @@ class Staged:
     parameters: dict[str, str] = field(default_factory=dict)
 
 
+@allow("bulk")
 def stage_frame(connection: Connection, table: Table, frame: pd.DataFrame) -> Staged:
     """Send a frame to the server; of rows with the same key the last is kept.
 

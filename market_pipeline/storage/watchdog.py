@@ -2,8 +2,8 @@
 
 A stopped server is not noticed by ``statement_timeout`` (its own clock stands still) nor by
 ``tcp_user_timeout`` (the kernel goes on acknowledging). psycopg2 waits in C, where no signal's
-handler runs; its ``close`` from another thread blocks, and its ``cancel`` freezes every thread. What
-ends a call at once is to shut its socket down, which one thread here does for the whole process.
+handler runs. Its ``close`` from another thread blocks, and its ``cancel`` freezes every thread. What
+ends a call at once is to shut its socket down. One thread does that for the whole process.
 
 A call costs an entry in a set. The thread sleeps until the earliest deadline it knew when it went
 to sleep, so it wakes at most once each deadline however many calls there are.
@@ -56,7 +56,7 @@ _Place: TypeAlias = tuple[object, object]
 _outages: "dict[_Place, _Outage]" = {}
 
 
-class ServerHangsError(psycopg2.OperationalError):
+class ServerHangsError(psycopg2.OperationalError):  # type: ignore[misc]  # untyped
     """PostgreSQL did not answer within the deadline of a call."""
 
 
@@ -193,7 +193,7 @@ WATCHDOG = Watchdog()
 os.register_at_fork(after_in_child=WATCHDOG.leave_parent)
 
 
-class WatchedConnection(extensions.connection):
+class WatchedConnection(extensions.connection):  # type: ignore[misc]  # untyped
     """A connection whose calls end with their deadline.
 
     Args:
@@ -266,7 +266,7 @@ class WatchedConnection(extensions.connection):
         raise RuntimeError("cancelling freezes every thread while the server hangs: wait for it")
 
 
-class WatchedCursor(extensions.cursor):
+class WatchedCursor(extensions.cursor):  # type: ignore[misc]  # untyped
     """A cursor of such a connection."""
 
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 - psycopg2's name

@@ -1,4 +1,4 @@
-"""A database that hangs, dies or has no room left under a run: it ends, and says so in a sentence."""
+"""A database that hangs, dies or is full in the middle of a run: it ends with one sentence."""
 
 import signal
 import sys
@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, text
 
 from market_pipeline.storage.engine import DatabaseAddress, open_engine
 from market_pipeline.storage.schema import upgrade_schema
+from market_pipeline_tests.cli.conftest import Command
 from market_pipeline_tests.conftest import make_environment
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
@@ -104,3 +105,32 @@ def test_a_run_whose_server_dies_says_so(server: TcpServer, tmp_path: Path) -> N
         engine.dispose()
         server.process.send_signal(signal.SIGQUIT)
         assert "check the address, and that the server runs" in read_end(run)
+
+
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE EXCEPTION 'could not extend file "base/5/1": No space left on device'
+        USING ERRCODE = 'disk_full';
+END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON market_data.market_aggregate
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse()
+"""
+STEP_ERRORS = """SELECT event FROM dagster.event_logs WHERE dagster_event_type = 'STEP_FAILURE'"""
+
+
+def test_a_full_disk_is_told_in_a_sentence(command: Command, engine: Engine) -> None:
+    """At the command and in the step's error: the cause, the server's words, the cure."""
+    with engine.begin() as connection:
+        connection.execute(text(REFUSE))
+    done = command("ingest", INGESTION_MARKETS="BTC-USD", INGESTION_LOOKBACK_DAYS="2")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    told = (
+        'the disk of PostgreSQL is full (could not extend file "base/5/1": No space left on device'
+    )
+    (line,) = [one for one in done.stderr.splitlines() if one.startswith("Error: ")]
+    assert told in line
+    assert "make room on it, then run again; what was committed before stays" in line
+    assert "INSERT INTO" not in line
+    (event,) = read_column(engine, STEP_ERRORS)
+    assert "make room on it" in str(event)

@@ -1,4 +1,4 @@
-"""A server that hangs: each call to it ends with its deadline, in one sentence, whatever it does."""
+"""A server that hangs: each call to it ends with its deadline, and says why."""
 
 import io
 import os
@@ -149,7 +149,7 @@ def test_a_silent_server_is_not_asked_again_at_once(
     monkeypatch.setattr(watchdog, "_outages", {})
     engine = open_hanging(hanging)
     with hanging.suspend():
-        with pytest.raises(OperationalError, match="did not answer: .* timeout expired"):
+        with pytest.raises(OperationalError, match=r"did not answer: .* timeout expired"):
             engine.connect()
         begun = time.monotonic()
         for _ in range(50):
