@@ -2,7 +2,7 @@
 
 A stopped server is not noticed by ``statement_timeout`` (its own clock stands still) nor by
 ``tcp_user_timeout`` (the kernel goes on acknowledging). psycopg2 waits in C, where no signal's
-handler runs. Its ``close`` from another thread blocks, and its ``cancel`` freezes every thread. What
+handler runs. Its ``close`` from another thread blocks, its ``cancel`` freezes every thread. What
 ends a call at once is to shut its socket down. One thread does that for the whole process.
 
 A call costs an entry in a set. The thread sleeps until the earliest deadline it knew when it went
