@@ -13,20 +13,22 @@ from market_pipeline.observability.metrics import Sample
 from market_pipeline.observability.run_metrics import (
     BARS,
     CALLS,
+    CHANGES,
     DURATION,
     ERRORS,
     FAILURE,
+    FATES,
     PARTIAL,
     REQUESTS,
     ROWS,
     SUCCESS,
     THROTTLED,
+    UNKNOWN,
 )
 from market_pipeline.storage.metric_totals import add_totals
 from market_pipeline.storage.tables import SCHEMA
 
 _OUTCOMES = {"ok": SUCCESS, "partial": PARTIAL, "failed": FAILURE}
-UNKNOWN = "unknown"
 
 _CLOSE = text(f"""
     UPDATE {SCHEMA}.ingestion_run SET ended_at = clock_timestamp(),
@@ -79,10 +81,10 @@ def _count(connection: Connection, run_id: UUID, closed: Row[Any]) -> Iterator[S
     yield _OUTCOMES[closed.outcome].sample(1, trigger=closed.trigger, provider=closed.provider)
     yield DURATION.observe_all([closed.seconds], trigger=closed.trigger)
     for row in connection.execute(_TABLES, run):
-        for change in ("inserted", "updated", "unchanged"):
+        for change in CHANGES:
             yield ROWS.sample(getattr(row, change), table=row.table_name, change=change)
     for row in connection.execute(_MARKETS, run):
-        for fate in ("received", "revised", "quarantined"):
+        for fate in FATES:
             yield BARS.sample(float(getattr(row, fate)), provider=row.provider, fate=fate)
         yield CALLS.sample(float(row.calls), provider=row.provider)
         yield THROTTLED.sample(float(row.throttled), provider=row.provider)

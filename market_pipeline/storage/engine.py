@@ -3,8 +3,9 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from market_pipeline.domain.errors import (
@@ -26,7 +27,13 @@ _SERVER_OPTIONS = (
 )
 _QUESTION = text(
     "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), "
-    "current_setting('transaction_read_only') = 'on'"
+    "current_setting('transaction_read_only') = 'on', pg_backend_pid()"
+)
+_SESSION = text("SELECT pg_backend_pid()")
+_CURE_POOLER = (
+    "goes through a pooler in transaction mode. Sessions do not last there, so the locks by which "
+    "runs show that they live would be lost without a word. Give it the server's own address, or "
+    "set pool_mode = session in the pooler"
 )
 
 _CURE_READ_ONLY = "its transactions are read-only by default (default_transaction_read_only)"
@@ -88,16 +95,19 @@ def check_database(engine: Engine) -> None:
     Raises:
         DatabaseUnreachableError: It does not answer or refuses the credentials.
         ReadOnlyDatabaseError: It is a replica or read-only.
-        StorageError: It is older than PostgreSQL 15.
+        StorageError: It is older than PostgreSQL 15, or behind a pooler in transaction mode.
     """
     address = engine.url.render_as_string(hide_password=False)
     shown = hide_password(address)
     try:
         with engine.connect() as connection:
-            version, is_standby, is_read_only = connection.execute(_QUESTION).one()
+            version, is_standby, is_read_only, pid = connection.execute(_QUESTION).one()
+            changes_sessions = _is_pooled(connection, pid) and _changes_sessions(connection, pid)
     except DBAPIError as error:
         reason = describe_database_error(error, address)
         raise DatabaseUnreachableError(f"DATABASE_URL ({shown}) cannot be used: {reason}") from None
+    if changes_sessions:
+        raise StorageError(f"DATABASE_URL ({shown}) {_CURE_POOLER}")
     if version < _OLDEST_SERVER:
         raise StorageError(
             f"DATABASE_URL ({shown}) is PostgreSQL {version // 10_000}: 15 or newer is needed"
@@ -105,6 +115,24 @@ def check_database(engine: Engine) -> None:
     if is_standby or is_read_only:
         cure = "point it at the primary server" if is_standby else _CURE_READ_ONLY
         raise ReadOnlyDatabaseError(f"DATABASE_URL ({shown}) accepts no writes: {cure}")
+
+
+def _is_pooled(connection: Connection, pid: int) -> bool:
+    """Tell whether a pooler stands between: it tells clients numbers of its own."""
+    driver: Any = connection.connection.dbapi_connection
+    return bool(driver.info.backend_pid != pid)
+
+
+def _changes_sessions(connection: Connection, pid: int) -> bool:
+    """Tell whether a connection's transactions come to different sessions of the server.
+
+    When ours has ended, another connection's transaction takes the session that we had, or at least
+    ours the next time gets another one.
+    """
+    connection.commit()
+    with connection.engine.connect() as other:
+        others = other.execute(_SESSION).scalar_one()
+        return others == pid or connection.execute(_SESSION).scalar_one() != pid
 
 
 def describe_database_error(error: DBAPIError, address: str) -> str:

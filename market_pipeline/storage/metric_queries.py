@@ -14,7 +14,7 @@ _SERIES = ("provider", "symbol", "interval")
 RUNS = gauge("ingestion_runs", "Receipts that are kept", ("trigger", "provider", "outcome"))
 LAST_SUCCESS = gauge(
     "ingestion_last_success_timestamp_seconds",
-    "Start of the newest run of outcome ok, since 1970 (UTC)",
+    "Start of the newest run of outcome ok, of those asked this week, since 1970 (UTC); 0: never",
     ("provider",),
     "seconds",
 )
@@ -37,8 +37,10 @@ GIVEN_UP = gauge("alert_deliveries_given_up", "Messages given up, of those that 
 _QUESTIONS = (
     (RUNS, f"""SELECT trigger, provider, coalesce(outcome, 'running'), count(*)
         FROM {SCHEMA}.ingestion_run GROUP BY 1, 2, 3 ORDER BY 4 DESC"""),
-    (LAST_SUCCESS, f"""SELECT provider, extract(epoch FROM max(started_at))
-        FROM {SCHEMA}.ingestion_run WHERE outcome = 'ok' GROUP BY 1 ORDER BY 2 DESC"""),
+    (LAST_SUCCESS, f"""SELECT provider,
+            coalesce(extract(epoch FROM max(started_at) FILTER (WHERE outcome = 'ok')), 0)
+        FROM {SCHEMA}.ingestion_run GROUP BY 1
+        HAVING max(started_at) > now() - interval '7 days' ORDER BY 2 DESC"""),
     (BARS, f"""SELECT provider, symbol, interval, bars FROM {SCHEMA}.market_coverage
         JOIN {SCHEMA}.market USING (market_id) WHERE is_active ORDER BY market_id, interval"""),
     (WATERMARK, f"""SELECT provider, symbol, interval, extract(epoch FROM watermark)

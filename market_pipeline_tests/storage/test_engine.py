@@ -1,6 +1,8 @@
 """Opening the database: a misfit is one error that names DATABASE_URL and hides the password."""
 
+import os
 import socket
+import subprocess
 from collections.abc import Callable
 from threading import Timer
 from urllib.parse import quote
@@ -13,12 +15,14 @@ from market_pipeline.domain.errors import (
     PipelineError,
     ReadOnlyDatabaseError,
 )
+from market_pipeline.storage import embedded
 from market_pipeline.storage.engine import (
     DatabaseAddress,
     check_database,
     find_database,
     open_engine,
 )
+from market_pipeline.storage.urls import build_psql_address
 from market_pipeline.storage.watchdog import CONNECT_SECONDS
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.storage.tcp_server import PASSWORD, ROLE, TcpServer
@@ -127,3 +131,17 @@ def test_an_address_is_shown_without_its_password(tcp_server: TcpServer) -> None
     shown = repr(DatabaseAddress(tcp_server.make_url(), is_embedded=False))
     assert "***" in shown
     assert quote(PASSWORD, safe="") not in shown
+
+
+def test_of_several_hosts_the_one_that_accepts_writes_is_used(
+    tcp_server: TcpServer, tcp_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is down is passed over; the command and psql take the same address."""
+    url = tcp_server.make_url(tcp_database).replace("@", "@127.0.0.1:1,", 1)
+    open_configured(monkeypatch, url)
+    address, secrets = build_psql_address(find_database().url)
+    done = subprocess.run(
+        [embedded.psql_path(), address, "-Atc", "select 41 + 1"],
+        env={**os.environ, **secrets}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "42\n"

@@ -61,7 +61,7 @@ def test_opening_a_database_with_a_short_statement_timeout_says_so(
         name = make_url(database_url).database
         connection.exec_driver_sql(f"ALTER DATABASE {name} SET statement_timeout = '50ms'")
     engine.dispose()
-    slow = text("SELECT 150000, false, false FROM pg_sleep(20)")
+    slow = text("SELECT 150000, false, false, 1 FROM pg_sleep(20)")
     monkeypatch.setattr(engine_module, "_QUESTION", slow)
     with pytest.raises(DatabaseUnreachableError, match="at its statement_timeout") as caught:
         check_database(engine)
