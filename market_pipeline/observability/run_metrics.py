@@ -59,8 +59,9 @@ def add_zeros(
 
 
 def _list_zeros(metrics: Collection[Metric], *values: Collection[str]) -> Iterator[Sample]:
-    for metric, *labels in product(metrics, *values):
-        yield metric.sample(0, **dict(zip(metric.labels, labels, strict=True)))
+    for metric in metrics:
+        for labels in product(*values):
+            yield metric.sample(0, **dict(zip(metric.labels, labels, strict=True)))
 
 
 def _list_values(totals: Collection[Sample], metrics: Collection[Metric]) -> set[str]:

@@ -308,14 +308,15 @@ def trim_log_forever(home: Path) -> NoReturn:
 class Server:
     """The running server: started again when it dies, until it is to stop.
 
-    A server that is stopped in order, by whomever, stays down: this process then ends. An adopted
-    server is not our child: its lock says when its last process is gone, and the pid file that it
-    left behind that it died.
+    A server that was stopped in order, or never came up, removes its pid file: it stays down, and
+    this process ends. An adopted server is not our child: its lock says when its last process is
+    gone.
     """
 
     def __init__(self, errand: Errand, pid: int) -> None:
         self._errand, self._pid = errand, pid
         self._is_stopping = False
+        self._was_killed = False
         self._turn = threading.Lock()
 
     def keep_running(self) -> NoReturn:
@@ -349,22 +350,23 @@ class Server:
 
     def _wait_for_end(self) -> bool:
         """Wait until the server is gone, and say whether it is to be started again."""
-        home = self._errand.home
+        status = 1
         try:
             # Not reaped before nobody can send a signal to its number any more.
             os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
-            descriptor = open_lock(home / "server.lock")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.close(descriptor)
-            has_died = (home / "data" / "postmaster.pid").exists()
-            with self._turn:
-                self._pid = 0
-                return has_died and not self._is_stopping
+            self._wait_for_lock()
         with self._turn:
-            _, status = os.waitpid(self._pid, 0)
+            with contextlib.suppress(ChildProcessError):
+                _, status = os.waitpid(self._pid, 0)
             self._pid = 0
-            return status != 0 and not self._is_stopping
+            self._was_killed |= (self._errand.home / "data" / "postmaster.pid").exists()
+            return self._was_killed and status != 0 and not self._is_stopping
+
+    def _wait_for_lock(self) -> None:
+        descriptor = open_lock(self._errand.home / "server.lock")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.close(descriptor)
 
     def _start_again(self) -> None:
         with self._turn:

@@ -131,8 +131,8 @@ def _changes_sessions(connection: Connection, pid: int) -> bool:
     """
     connection.commit()
     with connection.engine.connect() as other:
-        others = other.execute(_SESSION).scalar_one()
-        return others == pid or connection.execute(_SESSION).scalar_one() != pid
+        others, again = (one.execute(_SESSION).scalar_one() for one in (other, connection))
+    return bool(others == pid or again != pid)
 
 
 def describe_database_error(error: DBAPIError, address: str) -> str:
