@@ -10,6 +10,8 @@ SYSTEM_STAMP := $(VENV)/.stamp-system
 BENCH_STAMP := $(VENV)/.stamp-bench
 CHROMIUM := /usr/bin/chromium
 NGINX := /usr/sbin/nginx
+PGBOUNCER := /usr/sbin/pgbouncer
+PROMTOOL := /usr/bin/promtool
 POSTGRESQL := /usr/lib/postgresql
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -70,17 +72,19 @@ system-check: ## Name the Debian packages that make test-system misses
 	@missing=; \
 	test -x $(CHROMIUM) || missing="$$missing chromium"; \
 	test -x $(NGINX) || missing="$$missing nginx-light"; \
+	test -x $(PGBOUNCER) || missing="$$missing pgbouncer"; \
+	test -x $(PROMTOOL) || missing="$$missing prometheus"; \
 	ls $(POSTGRESQL)/*/bin/postgres 2>/dev/null | grep -Eq '/(1[5-9]|[2-9][0-9])/' \
 		|| missing="$$missing postgresql-15 (or newer)"; \
 	test -z "$$missing" || { echo "Missing:$$missing. As root: make system-deps" >&2; exit 1; }
 
 system-deps: ## Install the Debian packages of make test-system (as root)
-	@command -v apt-get >/dev/null || { echo "No apt-get here: install chromium, nginx and the server of PostgreSQL 15 or newer yourself" >&2; exit 1; }
+	@command -v apt-get >/dev/null || { echo "No apt-get here: install chromium, nginx, pgbouncer, promtool and the server of PostgreSQL 15 or newer yourself" >&2; exit 1; }
 	@test "$$(id -u)" = 0 || { echo "Installing packages takes root: sudo make system-deps" >&2; exit 1; }
 	apt-get update -qq
 	@# The oldest server that is supported, where Debian still has it; else Debian's own choice.
 	server=$$(apt-cache policy postgresql-15 | grep -q 'Candidate: [0-9]' && echo postgresql-15 || echo postgresql); \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium nginx-light $$server
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium nginx-light pgbouncer prometheus $$server
 	@$(MAKE) --no-print-directory system-check
 
 bench: $(BENCH_STAMP) ## Measure beside other tools what it costs (a part: ONLY=name,...)

@@ -18,6 +18,8 @@ FORBIDDEN = [
     ("Dagster stays in orchestration, the front door and the command", "storage/urls", "dagster"),
     ("http.py is the providers' one door to the network", "providers/yahoo", "httpx"),
 ]
+# Modules whose ``cancel`` is asyncio's.
+FUTURES = {"market_pipeline.api.watching"}
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,22 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     while ready := {name for name, used in remaining.items() if not used & remaining.keys()}:
         remaining = {name: used for name, used in remaining.items() if name not in ready}
     assert sorted(remaining) == []
+
+
+def test_nobody_cancels_a_call_to_the_database() -> None:
+    """psycopg2's ``cancel`` freezes every thread of the process while the server hangs.
+
+    Futures and tasks have the word as well, where ``FUTURES`` says so.
+    """
+    found = {
+        name
+        for name, path in _list_modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "cancel"
+    }
+    assert found <= FUTURES
 
 
 def _list_modules() -> dict[str, Path]:

@@ -174,6 +174,18 @@ def test_alert_rules_lead_to_an_entry_of_the_runbook() -> None:
         assert rule["annotations"]["runbook"].removeprefix("RUNBOOK.md#") in anchors
 
 
+def test_every_alert_rule_has_a_case_in_which_it_fires() -> None:
+    """What was never seen to fire may never do so."""
+    cases = yaml.safe_load((DEPLOY / "prometheus/alerts.test.yml").read_text())["tests"]
+    fired = {
+        one["alertname"]
+        for case in cases
+        for one in case["alert_rule_test"]
+        if one.get("exp_alerts")
+    }
+    assert fired == {rule["alert"] for rule in RULES}
+
+
 def test_panels_fit_on_the_page_and_use_the_provisioned_sources() -> None:
     """No two overlap, ids differ, and each source is one that provisioning makes."""
     sources = {

@@ -223,7 +223,7 @@ def test_the_database_cannot_be_used(stack: Stack, database_url: str, server_url
     with run_tcp_server() as server:
         stack.set(DATABASE_URL=server.make_url())
         assert ": ok" in stack.follow(title, "Verify")
-    assert "Check the address, and that the server runs" in stack.follow(title, "Check", (1,))
+    assert "check the address, and that the server runs" in stack.follow(title, "Check", (1,))
     stack.set(DATABASE_URL=database_url)
     administer(server_url, database_url, "SET default_transaction_read_only = on")
     assert "accepts no writes" in stack.follow(title, "Check", (1,))

@@ -15,6 +15,8 @@ LATEST = counter(
     "Latest values answered by this process, by where they came from",
     ("source",),
 )
+for _source in ("cache", "database"):
+    LATEST.inc(0, source=_source)
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 _NO_ROUTE = "none"
 

@@ -29,13 +29,12 @@ from market_pipeline.domain.errors import (
     StorageError,
     UnknownMarketError,
 )
+from market_pipeline.storage.failures import summarise_failure
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 5
-_DATABASE_DOWN = (
-    "the database does not answer; `market-pipeline db status` tells where it is, "
-    "the API's log what it said"
-)
+_DATABASE_DOWN = "the database does not answer"
+_LOOK = "`market-pipeline db status` tells where it is, the API's log what it said"
 # The first class that fits decides; those that are not here are faults of ours.
 _STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (UnknownMarketError, 404),
@@ -179,10 +178,12 @@ def _tell_incomplete(request: Request, error: Exception) -> JSONResponse:
 def _tell_database(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, DBAPIError) and not isinstance(error, OperationalError | InterfaceError):
         return _tell_fault(request, error)
-    logger.warning("%s: the database: %s", request.url.path, type(error).__name__)
+    logger.warning("%s: the database: %s", request.url.path, " ".join(str(error).split()))
     headers = {"Retry-After": str(RETRY_SECONDS)}
+    cause = summarise_failure(error) if isinstance(error, DBAPIError) else _DATABASE_DOWN
+    detail = f"{cause}. {_LOOK}"
     return build_problem(
-        503, "Service Unavailable", _DATABASE_DOWN, request.url.path, headers, degraded=["database"]
+        503, "Service Unavailable", detail, request.url.path, headers, degraded=["database"]
     )
 
 

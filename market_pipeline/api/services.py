@@ -44,7 +44,7 @@ def open_services(configuration: Configuration) -> Iterator[Services]:
         StorageError: The database is unreachable, read-only, or at another schema version.
         SettingError: A setting of the database or the cache is wrong.
     """
-    with open_database() as engine, closing(open_serving_cache(engine)) as cache:
+    with open_database(patience="page") as engine, closing(open_serving_cache(engine)) as cache:
         dagster = DagsterClient(configuration.dagster_url, configuration.graphql_url)
         yield Services(engine, cache, configuration, dagster)
 

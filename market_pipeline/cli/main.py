@@ -1,6 +1,7 @@
 """``market-pipeline``: the same job as Dagster's, the database's housekeeping, and listings."""
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -20,6 +21,7 @@ from market_pipeline.cli.web import dagster_dev, web
 from market_pipeline.cli.why import diff, why
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.observability.logs import configure_logs
+from market_pipeline.observability.redaction import redact
 from market_pipeline.settings import find_project_dir, load_dotenv
 
 _EPILOG = """\b
@@ -45,6 +47,17 @@ class _Command(click.Group):
         except PipelineError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(1)
+        except Exception as error:
+            if not _is_database_failure(error):
+                raise
+            click.echo(f"Error: {redact(str(error))}", err=True)
+            ctx.exit(1)
+
+
+def _is_database_failure(error: Exception) -> bool:
+    """Tell whether an error is the database's; a command that did not use it loads no driver."""
+    failures = sys.modules.get("market_pipeline.storage.failures")
+    return failures is not None and isinstance(error, failures.DatabaseFailedError)
 
 
 @click.group(cls=_Command, epilog=_EPILOG)

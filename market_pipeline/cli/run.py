@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,11 +12,13 @@ from uuid import UUID, uuid4
 import dagster as dg
 
 from market_pipeline.cli.database import open_database
+from market_pipeline.domain.errors import DatabaseUnreachableError
 from market_pipeline.domain.triggers import TRIGGER_TAG
 from market_pipeline.observability.logs import LineHandler, RunHandler, escape_controls
 from market_pipeline.observability.redaction import redact
 from market_pipeline.orchestration.causes import describe_error, find_cause
 from market_pipeline.settings import read_log_level
+from market_pipeline.storage.failures import explain_failure, find_failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ def run_job(
         trigger: What the receipt says started it.
 
     Raises:
-        PipelineError: A setting is wrong, or the database cannot be used.
+        PipelineError: A setting is wrong, or the database cannot be used, now or in the middle.
     """
     from market_pipeline.definitions import defs
     from market_pipeline.orchestration.executor import describe_asked, keep_receipt, list_job_assets
@@ -57,7 +60,11 @@ def run_job(
         str(run_id or uuid4()), tags, config, list_job_assets(name), datetime.now(UTC)
     )
     # In this process Dagster takes an executor of its own, which keeps no receipt.
-    with dg.DagsterInstance.get() as instance, keep_receipt(instance, asked) as ending:
+    with (
+        dg.DagsterInstance.get() as instance,
+        keep_receipt(instance, asked) as ending,
+        _told_in_a_sentence(),
+    ):
         result = job.execute_in_process(
             run_config=config,
             instance=instance,
@@ -68,6 +75,18 @@ def run_job(
         causes = _find_causes(result)
         ending.error = None if result.success else "; ".join(causes)
     return FinishedRun(asked.run_id, result.success, causes)
+
+
+@contextmanager
+def _told_in_a_sentence() -> Iterator[None]:
+    """Raise what the database failed of where Dagster could not even record it."""
+    try:
+        yield
+    except Exception as error:
+        failure = find_failure(error)
+        if failure is None:
+            raise
+        raise DatabaseUnreachableError(explain_failure(failure)) from None
 
 
 def _choose_logger() -> dict[str, object]:

@@ -13,14 +13,17 @@ from market_pipeline.observability.metrics import Sample
 from market_pipeline.observability.run_metrics import (
     BARS,
     CALLS,
+    CHANGES,
     DURATION,
     ERRORS,
     FAILURE,
+    FATES,
     PARTIAL,
     REQUESTS,
     ROWS,
     SUCCESS,
     THROTTLED,
+    UNKNOWN,
 )
 from market_pipeline.providers.registry import list_provider_names
 from market_pipeline.storage.claims import build_is_living
@@ -28,7 +31,6 @@ from market_pipeline.storage.metric_totals import add_totals
 from market_pipeline.storage.tables import SCHEMA
 
 _OUTCOMES = {"ok": SUCCESS, "partial": PARTIAL, "failed": FAILURE}
-UNKNOWN = "unknown"
 INTERRUPTED = (
     "interrupted: the run's process is gone: it was killed, ran out of memory, or its machine "
     "stopped. What it had committed stays, and the next run goes on from there"
@@ -90,10 +92,10 @@ def _count(connection: Connection, run_id: UUID, closed: Row[Any]) -> Iterator[S
     yield _OUTCOMES[closed.outcome].sample(1, trigger=closed.trigger, provider=provider)
     yield DURATION.observe_all([closed.seconds], trigger=closed.trigger)
     for row in connection.execute(_TABLES, run):
-        for change in ("inserted", "updated", "unchanged"):
+        for change in CHANGES:
             yield ROWS.sample(getattr(row, change), table=row.table_name, change=change)
     for row in connection.execute(_MARKETS, run):
-        for fate in ("received", "revised", "quarantined"):
+        for fate in FATES:
             yield BARS.sample(float(getattr(row, fate)), provider=row.provider, fate=fate)
         yield CALLS.sample(float(row.calls), provider=row.provider)
         yield THROTTLED.sample(float(row.throttled), provider=row.provider)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +11,7 @@ from threading import Event
 from uuid import UUID
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
 from market_pipeline.domain.errors import PipelineError, SupersededError
 from market_pipeline.ingestion.batches import BarBatch
@@ -69,7 +71,9 @@ class BarStream:
             finally:
                 stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
-                release_run_claims(self.engine, self.run_id)
+                # A database that is away frees them itself when it sees this session end.
+                with suppress(OperationalError):
+                    release_run_claims(self.engine, self.run_id)
 
     def _work(
         self, gate: DatabaseGate, route: Route, ready: "Queue[Item | None]", stop: Event

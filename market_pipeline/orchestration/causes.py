@@ -27,18 +27,26 @@ def find_cause(event: dg.DagsterEvent) -> Cause:
 
 
 def describe_error(error: Any) -> tuple[str, str]:
-    """Return the class of the innermost cause, and its text without that where it is ours.
+    """Return the class of the cause, and its text without that where it is ours.
 
     Args:
         error: Dagster's record of an error (``SerializableErrorInfo``); None: there is none.
     """
     if error is None:
         return "", "no reason given"
-    while error.cause is not None:
-        error = error.cause
+    error = _find_innermost(error)
     name = str(error.cls_name or "")
     if name == _INTERRUPTED:
         return name, "interrupted; what was committed before stays"
     text = escape_controls(redact(" ".join(error.message.split())))
     module_and_class, _, message = text.partition(": ")
     return name, message if module_and_class.startswith(_OUR_ERRORS) else text
+
+
+def _find_innermost(error: Any) -> Any:
+    """Return the innermost cause that this project explains itself, else the innermost of all."""
+    chain = [error]
+    while chain[-1].cause is not None:
+        chain.append(chain[-1].cause)
+    ours = [one for one in chain if one.message.startswith(_OUR_ERRORS)]
+    return ours[-1] if ours else chain[-1]

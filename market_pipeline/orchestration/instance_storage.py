@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from market_pipeline.settings import find_state_dir
 from market_pipeline.storage.engine import check_database, find_database, open_engine
-from market_pipeline.storage.urls import set_search_path
+from market_pipeline.storage.urls import name_application, set_search_path
+from market_pipeline.storage.watchdog import DAGSTER
 
 DAGSTER_SCHEMA = "dagster"
 
@@ -38,7 +39,7 @@ class PipelineStorage(DagsterPostgresStorage):
         """
         del config_value
         address = find_database()
-        engine = open_engine(address, "market-pipeline-dagster")
+        engine = open_engine(address)
         check_database(engine)
         with engine.begin() as connection:
             exists = connection.execute(
@@ -47,7 +48,9 @@ class PipelineStorage(DagsterPostgresStorage):
             if exists.scalar() is None:
                 connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {DAGSTER_SCHEMA}"))
         engine.dispose()
-        return cls(postgres_url=set_search_path(address.url, DAGSTER_SCHEMA), inst_data=inst_data)
+        # By this name its connections are watched, though Dagster makes the engines itself.
+        url = name_application(set_search_path(address.url, DAGSTER_SCHEMA), DAGSTER)
+        return cls(postgres_url=url, inst_data=inst_data)
 
 
 class StateArtifactStorage(LocalArtifactStorage):

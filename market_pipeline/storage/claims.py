@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from market_pipeline.domain.errors import ClaimTimeoutError, SupersededError
 from market_pipeline.storage.ledgers import fetch_claim
 from market_pipeline.storage.tables import SCHEMA
+from market_pipeline.storage.watchdog import allow
 
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 1.0
@@ -81,7 +82,8 @@ def show_life(engine: Engine, run_id: UUID) -> Iterator[None]:
         finally:
             # A session that was lost has freed the lock already.
             if not session.invalidated:
-                with suppress(DBAPIError):
+                # The session's end frees the lock too.
+                with allow("cleanup"), suppress(DBAPIError):
                     session.execute(_END_LIFE, {"run_id": str(run_id)})
 
 
@@ -173,6 +175,7 @@ def release_claim(connection: Connection, market_id: int, token: int) -> None:
     )
 
 
+@allow("cleanup")
 def release_run_claims(engine: Engine, run_id: UUID) -> int:
     """Give back all claims that a run still holds, and return how many there were."""
     with engine.begin() as connection:

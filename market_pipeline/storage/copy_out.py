@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 from market_pipeline.domain.errors import StorageError
 from market_pipeline.storage.copy_binary import EPOCH_MICROSECONDS
+from market_pipeline.storage.failures import open_cursor
 
 _HEADER_BYTES = 19
 _TRAILER_BYTES = 2
@@ -87,10 +88,10 @@ def _copy(
     parameters: Mapping[str, object],
 ) -> memoryview:
     stream = io.BytesIO()
-    cursor = connection.connection.cursor()
     selected = ", ".join(column.send.format(f'"{name}"') for name, column in sent.items())
-    query = cursor.mogrify(build_query(selected), dict(parameters)).decode()
-    cursor.copy_expert(f"COPY ({query}) TO STDOUT (FORMAT binary)", stream)
+    with open_cursor(connection) as cursor:
+        query = cursor.mogrify(build_query(selected), dict(parameters)).decode()
+        cursor.copy_expert(f"COPY ({query}) TO STDOUT (FORMAT binary)", stream)
     return stream.getbuffer()
 
 

@@ -11,6 +11,7 @@ from market_pipeline.domain.grids import find_grid
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.storage.coverage import read_coverage, read_never_asked
 from market_pipeline.storage.tables import SCHEMA, market
+from market_pipeline.storage.watchdog import allow
 
 _COVERAGE = text(f"""
     SELECT market_id, symbol, provider, interval, first_bar_at, last_bar_at, watermark AS final_to,
@@ -105,6 +106,7 @@ def list_holes(connection: Connection, market_ids: Sequence[int] | None) -> list
     return _list(connection, _HOLES, market_ids)
 
 
+@allow("bulk")
 def verify_bars(connection: Connection, market_ids: Sequence[int] | None) -> list[dict[str, Any]]:
     """Return where the ledger and the stored bars disagree; scans the bars."""
     return _list(connection, _VERIFY, market_ids)

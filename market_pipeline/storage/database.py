@@ -10,17 +10,18 @@ from market_pipeline.storage.schema import ensure_schema
 
 
 @contextmanager
-def open_database(with_schema: bool = True) -> Iterator[Engine]:
+def open_database(with_schema: bool = True, patience: str = "command") -> Iterator[Engine]:
     """Open the database in use, and close it in the end.
 
     Args:
         with_schema: Make sure of the market tables; without it they may be missing or old.
+        patience: How long each call may take; see ``watchdog.SECONDS``.
 
     Raises:
         StorageError: Unreachable, read-only, or at another schema version.
     """
     address = find_database()
-    engine = open_engine(address)
+    engine = open_engine(address, patience)
     try:
         check_database(engine)
         if with_schema:

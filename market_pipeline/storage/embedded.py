@@ -12,8 +12,8 @@ and authentication is "trust".
 **Last one out.** A client holds a shared lock on ``clients.lock`` until it ends, in whatever way;
 forked children share it. A keeper in a session of its own (no Ctrl-C reaches it or the server)
 waits for the exclusive lock, lingers a few seconds, and stops the server. If the keeper is killed,
-the next :func:`start` puts another in its place; if the server is, the keeper leaves and the next
-:func:`start` recovers.
+the next :func:`start` puts another in its place. If the server is, the keeper starts it again, five
+times in a row at most; after that, or after an orderly stop, the next :func:`start` does.
 
 **Where.** ``<state>/postgres`` holds data, log, locks and socket, mode 0700. A path that is too
 long for a socket (about 100 bytes) or needs quoting in a URL has its socket in a 0700 folder in

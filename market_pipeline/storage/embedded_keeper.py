@@ -1,5 +1,8 @@
 """The keeper: starts one embedded PostgreSQL server and stops it after its last client.
 
+A server that dies meanwhile is started again on the same socket: clients that only hold its address
+run no command that would do it.
+
 It runs as a process of its own, by file path, and imports the standard library only: it starts in
 milliseconds, needs no more than an interpreter, and no package of the project is loaded as root.
 What a client does (finding the folder, joining, waiting until the server answers) is in
@@ -39,8 +42,12 @@ from typing import NamedTuple, NoReturn
 ROLE = "market_pipeline"
 PORT = 5432
 POLL_SECONDS = 0.02
-FAST_STOP_SECONDS = 60.0
-IMMEDIATE_STOP_SECONDS = 15.0
+# Fast, at once, by force: each signal, and how long it is given.
+STOP_STEPS = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 15.0), (signal.SIGKILL, 15.0))
+RESTART_TRIES = 5
+FIRST_PAUSE_SECONDS = 0.3
+# A server that ran so long before it died is not one that cannot start.
+CALM_SECONDS = 300.0
 ORPHAN_PATIENCE_SECONDS = 5.0
 ORPHAN_DEADLINE_SECONDS = 90.0
 LOG_CHECK_SECONDS = 60.0
@@ -242,16 +249,25 @@ def server_command(errand: Errand) -> list[str]:
     return [str(errand.pg_bin / "postgres"), "-D", data, "-p", str(PORT), *options]
 
 
-def launch(errand: Errand, server_lock: int) -> int:
-    """Start the server, which inherits the lock; return its process id."""
+def launch(errand: Errand, server_lock: int, is_first: bool) -> int:
+    """Start the server, which inherits the lock; return its process id.
+
+    Args:
+        errand: Where, and with what.
+        server_lock: Held by us.
+        is_first: No server of this keeper ran before. Later the files of the dead one stay, and
+            the server itself decides whether they are stale.
+    """
     data = errand.home / "data"
     if not (data / "PG_VERSION").exists():
         create_data(errand, server_lock)
     write_authentication(errand)
     data.chmod(0o700)  # a copy made with other permissions is refused by the server
-    # We hold the lock, so the process these name is no server of this folder, whatever its number.
-    (data / "postmaster.pid").unlink(missing_ok=True)
-    (errand.socket_dir / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
+    if is_first:
+        # We hold the lock, so the process these name is no server of this folder, whatever its
+        # number: after a restart of a container it may be another process.
+        (data / "postmaster.pid").unlink(missing_ok=True)
+        (errand.socket_dir / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
     with (errand.home / "server.log").open("ab") as log:
         server = subprocess.Popen(  # noqa: S603 - our own program
             server_command(errand),
@@ -263,7 +279,7 @@ def launch(errand: Errand, server_lock: int) -> int:
             env=program_environment(),
         )
     os.close(server_lock)  # the server has its own
-    server.returncode = 0  # waited for by ``leave_with_server``, not by this object
+    server.returncode = 0  # waited for by ``Server``, not by this object
     return server.pid
 
 
@@ -289,16 +305,79 @@ def trim_log_forever(home: Path) -> NoReturn:
         time.sleep(LOG_CHECK_SECONDS)
 
 
-def leave_with_server(home: Path, pid: int) -> NoReturn:
-    """End this process as soon as the server is gone, for whatever reason.
+class Server:
+    """The running server: started again when it dies, until it is to stop.
 
-    An adopted server is not our child: its lock says when its last process is gone.
+    A server that was stopped in order, or never came up, removes its pid file: it stays down, and
+    this process ends. An adopted server is not our child: its lock says when its last process is
+    gone.
     """
-    try:
-        os.waitpid(pid, 0)
-    except ChildProcessError:
-        fcntl.flock(open_lock(home / "server.lock"), fcntl.LOCK_EX)
-    os._exit(0)
+
+    def __init__(self, errand: Errand, pid: int) -> None:
+        self._errand, self._pid = errand, pid
+        self._is_stopping = False
+        self._was_killed = False
+        self._turn = threading.Lock()
+
+    def keep_running(self) -> NoReturn:
+        """Start the server again after each death; leave when it ended otherwise."""
+        tries = 0
+        while True:
+            begun = time.monotonic()
+            has_died = self._wait_for_end()
+            if not has_died:
+                os._exit(0)
+            tries = 0 if time.monotonic() - begun > CALM_SECONDS else tries
+            if tries == RESTART_TRIES:
+                os._exit(1)
+            time.sleep(FIRST_PAUSE_SECONDS * 2**tries)
+            tries += 1
+            sys.stdout.write(f"the server died; it is started again, try {tries}\n")
+            sys.stdout.flush()
+            self._start_again()
+
+    def stop(self) -> None:
+        """Stop it: fast, then at once, then by force; ``keep_running`` ends the wait."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for signal_number, seconds in STOP_STEPS:
+            with self._turn:
+                self._is_stopping = True
+                if not self._pid:
+                    os._exit(0)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._pid, signal_number)
+            time.sleep(seconds)
+
+    def _wait_for_end(self) -> bool:
+        """Wait until the server is gone, and say whether it is to be started again."""
+        status = 1
+        try:
+            # Not reaped before nobody can send a signal to its number any more.
+            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            self._wait_for_lock()
+        with self._turn:
+            with contextlib.suppress(ChildProcessError):
+                _, status = os.waitpid(self._pid, 0)
+            self._pid = 0
+            self._was_killed |= (self._errand.home / "data" / "postmaster.pid").exists()
+            return self._was_killed and status != 0 and not self._is_stopping
+
+    def _wait_for_lock(self) -> None:
+        descriptor = open_lock(self._errand.home / "server.lock")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.close(descriptor)
+
+    def _start_again(self) -> None:
+        with self._turn:
+            if self._is_stopping:
+                os._exit(0)
+            try:
+                self._pid = start_or_adopt(self._errand, is_first=False)
+            except (KeeperError, OSError, ValueError) as error:
+                sys.stdout.write(f"{error}\n")
+                sys.stdout.flush()
+                os._exit(1)
 
 
 def wait_for_last_client(home: Path, linger_seconds: float) -> None:
@@ -310,20 +389,6 @@ def wait_for_last_client(home: Path, linger_seconds: float) -> None:
         time.sleep(linger_seconds)
         if try_lock(clients, fcntl.LOCK_EX):
             return
-
-
-def stop_server(pid: int) -> None:
-    """Stop the server: fast, then at once, then by force; ``leave_with_server`` ends the wait."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    steps = (
-        (signal.SIGINT, FAST_STOP_SECONDS),
-        (signal.SIGQUIT, IMMEDIATE_STOP_SECONDS),
-        (signal.SIGKILL, IMMEDIATE_STOP_SECONDS),
-    )
-    for signal_number, seconds in steps:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal_number)
-        time.sleep(seconds)
 
 
 def leave_on_request(_signal_number: int, _frame: FrameType | None) -> None:
@@ -345,12 +410,12 @@ def become_keeper(home: Path) -> bool:
     return True
 
 
-def start_or_adopt(errand: Errand) -> int:
+def start_or_adopt(errand: Errand, is_first: bool = True) -> int:
     """Return the process id of the server, started unless one already answers."""
     server_lock = take_server_lock(errand)
     if server_lock is None:
         return read_server_pid(errand.home)
-    return launch(errand, server_lock)
+    return launch(errand, server_lock, is_first)
 
 
 def hang_up(home: Path) -> None:
@@ -367,14 +432,14 @@ def keep(errand: Errand) -> None:
     if not become_keeper(errand.home):
         return
     signal.signal(signal.SIGTERM, leave_on_request)
-    pid = start_or_adopt(errand)
+    server = Server(errand, start_or_adopt(errand))
     hang_up(errand.home)
-    threading.Thread(target=leave_with_server, args=(errand.home, pid), daemon=True).start()
+    threading.Thread(target=server.keep_running, daemon=True).start()
     threading.Thread(target=trim_log_forever, args=(errand.home,), daemon=True).start()
     try:
         wait_for_last_client(errand.home, errand.linger_seconds)
     finally:
-        stop_server(pid)
+        server.stop()
 
 
 def main(arguments: list[str]) -> None:

@@ -3,8 +3,9 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from market_pipeline.domain.errors import (
@@ -14,9 +15,10 @@ from market_pipeline.domain.errors import (
 )
 from market_pipeline.settings import find_state_dir, read_variable
 from market_pipeline.storage import embedded
+from market_pipeline.storage.failures import DatabaseFailedError, raise_in_a_sentence
 from market_pipeline.storage.urls import hide_password, normalise_database_url, redact_password
+from market_pipeline.storage.watchdog import OURS
 
-CONNECT_TIMEOUT_SECONDS = 5
 _OLDEST_SERVER = 150_000
 # The last one: a statement whose client was killed ends, and with it its locks.
 _SERVER_OPTIONS = (
@@ -25,7 +27,13 @@ _SERVER_OPTIONS = (
 )
 _QUESTION = text(
     "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), "
-    "current_setting('transaction_read_only') = 'on'"
+    "current_setting('transaction_read_only') = 'on', pg_backend_pid()"
+)
+_SESSION = text("SELECT pg_backend_pid()")
+_CURE_POOLER = (
+    "goes through a pooler in transaction mode. Sessions do not last there, so the locks by which "
+    "runs show that they live would be lost without a word. Give it the server's own address, or "
+    "set pool_mode = session in the pooler"
 )
 
 _CURE_READ_ONLY = "its transactions are read-only by default (default_transaction_read_only)"
@@ -59,19 +67,26 @@ def find_database() -> DatabaseAddress:
     )
 
 
-def open_engine(address: DatabaseAddress, application_name: str = "market-pipeline") -> Engine:
-    """Return an engine whose connections speak UTC and give up on an unreachable server."""
-    return create_engine(
+def open_engine(address: DatabaseAddress, patience: str = "command") -> Engine:
+    """Return an engine whose connections speak UTC and give up on a server that does not answer.
+
+    Args:
+        address: Of the database.
+        patience: How long its calls may take: a key of ``watchdog.SECONDS``.
+    """
+    engine = create_engine(
         address.url,
         pool_pre_ping=True,
         pool_size=2,
         connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "application_name": application_name,
+            "patience": patience,
+            "application_name": OURS,
             "keepalives_idle": 30,
             "options": _SERVER_OPTIONS,
         },
     )
+    event.listen(engine, "handle_error", raise_in_a_sentence)
+    return engine
 
 
 def check_database(engine: Engine) -> None:
@@ -80,19 +95,19 @@ def check_database(engine: Engine) -> None:
     Raises:
         DatabaseUnreachableError: It does not answer or refuses the credentials.
         ReadOnlyDatabaseError: It is a replica or read-only.
-        StorageError: It is older than PostgreSQL 15.
+        StorageError: It is older than PostgreSQL 15, or behind a pooler in transaction mode.
     """
     address = engine.url.render_as_string(hide_password=False)
     shown = hide_password(address)
     try:
         with engine.connect() as connection:
-            version, is_standby, is_read_only = connection.execute(_QUESTION).one()
+            version, is_standby, is_read_only, pid = connection.execute(_QUESTION).one()
+            changes_sessions = _is_pooled(connection, pid) and _changes_sessions(connection, pid)
     except DBAPIError as error:
         reason = describe_database_error(error, address)
-        raise DatabaseUnreachableError(
-            f"DATABASE_URL ({shown}) cannot be used: {reason}. "
-            "Check the address, and that the server runs"
-        ) from None
+        raise DatabaseUnreachableError(f"DATABASE_URL ({shown}) cannot be used: {reason}") from None
+    if changes_sessions:
+        raise StorageError(f"DATABASE_URL ({shown}) {_CURE_POOLER}")
     if version < _OLDEST_SERVER:
         raise StorageError(
             f"DATABASE_URL ({shown}) is PostgreSQL {version // 10_000}: 15 or newer is needed"
@@ -102,8 +117,27 @@ def check_database(engine: Engine) -> None:
         raise ReadOnlyDatabaseError(f"DATABASE_URL ({shown}) accepts no writes: {cure}")
 
 
+def _is_pooled(connection: Connection, pid: int) -> bool:
+    """Tell whether a pooler stands between: it tells clients numbers of its own."""
+    driver: Any = connection.connection.dbapi_connection
+    return bool(driver.info.backend_pid != pid)
+
+
+def _changes_sessions(connection: Connection, pid: int) -> bool:
+    """Tell whether a connection's transactions come to different sessions of the server.
+
+    When ours has ended, another connection's transaction takes the session that we had, or at least
+    ours the next time gets another one.
+    """
+    connection.commit()
+    with connection.engine.connect() as other:
+        others, again = (one.execute(_SESSION).scalar_one() for one in (other, connection))
+    return bool(others == pid or again != pid)
+
+
 def describe_database_error(error: DBAPIError, address: str) -> str:
-    """Return what the server or the driver said, in one line and without the password."""
-    reason = redact_password(" ".join(str(error.orig).split()), address)
+    """Return what was wrong and what to do, in one line and without the password."""
+    said = str(error) if isinstance(error, DatabaseFailedError) else str(error.orig)
+    reason = redact_password(" ".join(said.split()), address)
     password = os.environ.get("PGPASSWORD", "")
     return reason.replace(password, "***") if password else reason

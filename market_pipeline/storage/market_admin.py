@@ -16,6 +16,7 @@ from market_pipeline.storage.ledgers import fetch_claim, metadata
 from market_pipeline.storage.stamps import stamp_everything
 from market_pipeline.storage.tables import SCHEMA, market
 from market_pipeline.storage.upsert import lock_merges
+from market_pipeline.storage.watchdog import allow
 
 PURGE_ROWS = 5_000
 _CLAIM_TTL = timedelta(minutes=10)
@@ -107,6 +108,7 @@ def list_children() -> list[tuple[Table, str]]:
     return children
 
 
+@allow("bulk")
 def _delete_rows(engine: Engine, table: Table, condition: str, market_id: int, token: int) -> int:
     statement = text(
         f"DELETE FROM {table.fullname} WHERE ctid = ANY(ARRAY("  # noqa: S608 - ours
@@ -122,6 +124,7 @@ def _delete_rows(engine: Engine, table: Table, condition: str, market_id: int, t
         renew_claim(engine, market_id, token, _CLAIM_TTL)
 
 
+@allow("bulk")
 def _delete_market(engine: Engine, market_id: int) -> int:
     with engine.begin() as connection:
         lock_merges(connection)

@@ -16,7 +16,7 @@ _SERIES = ("provider", "symbol", "interval")
 RUNS = gauge("ingestion_runs", "Receipts that are kept", ("trigger", "provider", "outcome"))
 LAST_SUCCESS = gauge(
     "ingestion_last_success_timestamp_seconds",
-    "Start of the newest run of outcome ok, since 1970 (UTC)",
+    "Start of the newest run of outcome ok, of those asked this week, since 1970 (UTC); 0: never",
     ("provider",),
     "seconds",
 )
@@ -42,9 +42,10 @@ _WAITS = f"""sent_at IS NULL AND given_up_at IS NULL AND EXISTS (
 _QUESTIONS = (
     (RUNS, f"""SELECT trigger, provider, {STATE}, count(*)
         FROM {SCHEMA}.ingestion_run run GROUP BY 1, 2, 3 ORDER BY 4 DESC"""),
-    (LAST_SUCCESS, f"""SELECT provider, extract(epoch FROM max(started_at))
-        FROM {SCHEMA}.ingestion_run WHERE outcome = 'ok' AND ended_at IS NOT NULL
-        GROUP BY 1 ORDER BY 2 DESC"""),
+    (LAST_SUCCESS, f"""SELECT provider, coalesce(extract(epoch FROM max(started_at)
+            FILTER (WHERE outcome = 'ok' AND ended_at IS NOT NULL)), 0)
+        FROM {SCHEMA}.ingestion_run GROUP BY 1
+        HAVING max(started_at) > now() - interval '7 days' ORDER BY 2 DESC"""),
     (BARS, f"""SELECT provider, symbol, interval, bars FROM {SCHEMA}.market_coverage
         JOIN {SCHEMA}.market USING (market_id) WHERE is_active ORDER BY market_id, interval"""),
     (WATERMARK, f"""SELECT provider, symbol, interval, extract(epoch FROM watermark)

@@ -29,6 +29,7 @@ from market_pipeline.storage.tables import (
     ingestion_run_table,
     market_snapshot,
 )
+from market_pipeline.storage.watchdog import allow
 
 KEPT_FOR = timedelta(days=90)
 BATCH_ROWS = 1_000
@@ -43,6 +44,7 @@ class PrunedCounts:
     alerts: int = 0
 
 
+@allow("bulk")
 def prune(engine: Engine, now: datetime) -> PrunedCounts:
     """Remove what is old and tells nothing; a second time at the same clock removes nothing.
 
@@ -65,6 +67,7 @@ def prune(engine: Engine, now: datetime) -> PrunedCounts:
     )
 
 
+@allow("bulk")
 def count_prunable(connection: Connection, now: datetime) -> PrunedCounts:
     """Return what :func:`prune` would remove."""
     counts = [

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from market_pipeline.domain.errors import SettingError, StorageError
 from market_pipeline.storage.engine import describe_database_error
 from market_pipeline.storage.tables import SCHEMA
+from market_pipeline.storage.watchdog import allow
 
 DAGSTER_SCHEMA = "dagster"
 _MAX_PREFIX = 40
@@ -49,6 +50,7 @@ def name_roles(prefix: str) -> Roles:
     return Roles(f"{prefix}_owner", f"{prefix}_writer", f"{prefix}_reader")
 
 
+@allow("bulk")
 def create_roles(engine: Engine, roles: Roles) -> None:
     """Create the roles where they are missing, and give each what it needs and no more.
 

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from market_pipeline.domain.errors import SchemaOutdatedError, StorageError
 from market_pipeline.storage.engine import describe_database_error
 from market_pipeline.storage.tables import SCHEMA
+from market_pipeline.storage.watchdog import allow
 
 if TYPE_CHECKING:
     from alembic.operations.ops import MigrationScript
@@ -36,6 +37,7 @@ def ensure_schema(engine: Engine, is_embedded: bool) -> None:
     upgrade_schema(engine)
 
 
+@allow("bulk")
 def upgrade_schema(engine: Engine) -> None:
     """Apply what is missing; two at once take turns, and a killed one leaves nothing half done.
 

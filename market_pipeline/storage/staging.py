@@ -16,7 +16,9 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.dialects import postgresql
 
 from market_pipeline.storage.copy_binary import encode_frame
+from market_pipeline.storage.failures import open_cursor
 from market_pipeline.storage.literals import encode_array
+from market_pipeline.storage.watchdog import allow
 
 INLINE_ROWS = 500  # measured: below it a temporary table costs more than it saves
 CHUNK_ROWS = 25_000
@@ -43,6 +45,7 @@ class Staged:
     parameters: dict[str, str] = field(default_factory=dict)
 
 
+@allow("bulk")
 def stage_frame(connection: Connection, table: Table, frame: pd.DataFrame) -> Staged:
     """Send a frame to the server; of rows with the same key the last is kept.
 
@@ -106,9 +109,9 @@ def _stage_by_copy(
     types = find_types(table, columns)
     defined = ", ".join(f'"{name}" {kind}' for name, kind in zip(columns, types, strict=True))
     connection.exec_driver_sql(f"CREATE TEMP TABLE incoming ({defined}) ON COMMIT DROP")
-    cursor = connection.connection.cursor()
     stream = StreamReader(encode_frame(chunks, types))
-    cursor.copy_expert("COPY incoming FROM STDIN (FORMAT binary)", stream, size=1 << 18)
+    with open_cursor(connection) as cursor:
+        cursor.copy_expert("COPY incoming FROM STDIN (FORMAT binary)", stream, size=1 << 18)
 
 
 def iterate_chunks(

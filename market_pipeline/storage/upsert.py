@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Table
 
 from market_pipeline.storage.staging import Staged, find_types, stage_frame
 from market_pipeline.storage.tables import SCHEMA
+from market_pipeline.storage.watchdog import allow
 
 MERGE_LOCK = 0x4D50_4D45
 REPLACED_BY = ["known_until", "replaced_by_version", "replaced_by_run"]
@@ -55,6 +56,7 @@ def upsert_frame(
     return merge_staged(connection, stage_frame(connection, table, frame), stamps)
 
 
+@allow("bulk")
 def merge_staged(
     connection: Connection, staged: Staged, stamps: Mapping[str, object]
 ) -> WriteCounts:

@@ -6,8 +6,15 @@ from sqlalchemy import Engine, create_engine, text
 
 from market_pipeline.api.app import build_app
 from market_pipeline.observability.metrics import Metric
+from market_pipeline.observability.run_metrics import FAILURE
+from market_pipeline.storage.metric_totals import add_totals
 from market_pipeline_tests.api.conftest import MakeClient, make_services
 from market_pipeline_tests.cli.conftest import Command, command  # noqa: F401 - a fixture
+
+RECEIPT = """INSERT INTO market_data.ingestion_run
+        (run_id, trigger, provider, request, started_at, outcome)
+    VALUES (gen_random_uuid(), 'schedule', '{provider}', '{{}}', now() - interval '{days} days',
+        '{outcome}')"""
 
 
 def read_figures(client: TestClient, name: str) -> dict[str, float]:
@@ -17,6 +24,36 @@ def read_figures(client: TestClient, name: str) -> dict[str, float]:
         for one in client.get("/api/metrics").json()
         if one["name"] == name
     }
+
+
+def test_counters_begin_at_zero(client: TestClient, engine: Engine) -> None:
+    """Prometheus sees no first failure in a series that appears with it."""
+    failures = read_figures(client, "ingestion_failure_total")
+    triggers = ("manual", "cron", "schedule", "backfill")
+    providers = ("mock", "unknown")
+    assert failures == {f"{one},{name}": 0 for one in triggers for name in providers}
+    for name in ("success", "partial"):
+        told = read_figures(client, f"ingestion_{name}_total")
+        assert told == {f"{one},mock": 0 for one in triggers}
+    for name in ("calls", "throttled", "errors"):
+        assert read_figures(client, f"provider_{name}_total") == {"mock": 0}
+    assert len(read_figures(client, "ingestion_rows_total")) == 5 * 3
+    assert set(read_figures(client, "latest_reads_total")) >= {"cache", "database"}
+    assert read_figures(client, "ingestion_last_success_timestamp_seconds") == {"mock": 0}
+    with engine.begin() as connection:
+        add_totals(connection, [FAILURE.sample(2, trigger="cron", provider="yahoo")])
+    failures = read_figures(client, "ingestion_failure_total")
+    assert failures["cron,yahoo"] == 2
+    assert failures["schedule,yahoo"] == 0
+
+
+def test_a_provider_counts_as_dead_for_a_week(client: TestClient, engine: Engine) -> None:
+    """Each provider that is asked has a time of its own; one that nobody asks any more has none."""
+    with engine.begin() as connection:
+        for provider, days, outcome in (("yahoo", 2, "failed"), ("coingecko", 30, "ok")):
+            connection.execute(text(RECEIPT.format(provider=provider, days=days, outcome=outcome)))
+    told = read_figures(client, "ingestion_last_success_timestamp_seconds")
+    assert told == {"mock": 0, "yahoo": 0}
 
 
 def test_both_forms_tell_the_same(client: TestClient) -> None:
@@ -52,7 +89,9 @@ def test_what_runs_counted_is_seen_after_they_ended(
     assert command("ingest", **quick, MOCK_FAULTS="ETH-USD:timeout").returncode == 3
     assert command("ingest", **quick, MOCK_FAULTS="*:timeout").returncode == 1
     outcomes = [f"ingestion_{name}_total" for name in ("success", "partial", "failure")]
-    assert [read_figures(client, name) for name in outcomes] == [{"manual,mock": 1}] * 3
+    for name in outcomes:
+        counted = {labels: value for labels, value in read_figures(client, name).items() if value}
+        assert counted == {"manual,mock": 1}
     (duration,) = [
         one
         for one in client.get("/api/metrics").json()
@@ -63,7 +102,7 @@ def test_what_runs_counted_is_seen_after_they_ended(
     assert read_figures(client, "provider_errors_total")["mock"] > 0
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM market_data.ingestion_run"))
-    assert read_figures(client, "ingestion_success_total") == {"manual,mock": 1}
+    assert read_figures(client, "ingestion_success_total")["manual,mock"] == 1
     emitted = {one["name"] for one in client.get("/api/metrics").json()}
     unseen = {"latest_reads_total", "ingestion_runs", "ingestion_last_success_timestamp_seconds"}
     assert set(Metric.DECLARED) - emitted <= unseen | {"quarantine_rows"}

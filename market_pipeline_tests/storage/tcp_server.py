@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+import psutil
 import psycopg2
 
 from market_pipeline.storage import embedded, embedded_keeper
@@ -27,12 +29,29 @@ class TcpServer:
     """A running server and the addresses it can be asked under."""
 
     port: int
+    process: "subprocess.Popen[bytes]"
 
     def make_url(
         self, database: str = "postgres", *, scheme: str = "postgresql", password: str = PASSWORD
     ) -> str:
         """Return an address as a user would write it in DATABASE_URL."""
         return f"{scheme}://{ROLE}:{quote(password, safe='')}@127.0.0.1:{self.port}/{database}"
+
+    @contextlib.contextmanager
+    def suspend(self) -> Iterator[None]:
+        """Let the server and all its backends hang until the block ends."""
+        self._signal_all(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        # The postmaster first when it is stopped, so that it starts no backend meanwhile.
+        postmaster = psutil.Process(self.process.pid)
+        for process in [postmaster, *postmaster.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
 
 @contextlib.contextmanager
@@ -42,8 +61,9 @@ def run_tcp_server() -> Iterator[TcpServer]:
     folder.chmod(0o755)
     place = embedded._find_place(folder)
     programs = embedded._find_reachable_programs(None, place)
-    server = TcpServer(_find_free_port())
-    process = _start(programs, place, server.port)
+    port = _find_free_port()
+    process = _start(programs, place, port)
+    server = TcpServer(port, process)
     try:
         _wait_until_ready(server, process)
         yield server

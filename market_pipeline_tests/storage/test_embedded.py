@@ -23,6 +23,7 @@ import psutil
 import psycopg2
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 import market_pipeline
 from market_pipeline.domain.errors import EmbeddedServerError
@@ -217,8 +218,8 @@ class Stage:
         """Kill the running server, and return when the kernel has done so."""
         server = psutil.Process(self.server_pid())
         server.kill()
-        wait_until(lambda: not embedded_keeper.is_listening(self.home))
-        psutil.wait_procs([server], DEADLINE_SECONDS)
+        _, alive = psutil.wait_procs([server], DEADLINE_SECONDS)
+        assert not alive
 
     def close(self) -> None:
         """Kill the clients, and wait until every server in the folder has stopped."""
@@ -545,6 +546,59 @@ def test_killed_keeper_is_replaced_and_the_server_stays(stage: Stage) -> None:
     wait_until(lambda: is_stopped(stage.home))
 
 
+def test_killed_server_is_started_again_while_somebody_needs_it(stage: Stage) -> None:
+    """Its keeper does it: clients that only hold an address run no command."""
+    client = stage.client()
+    url = client.read()
+    query(url, "create table kept as select 7 as number")
+    keepers = find_keepers(stage.home)
+
+    for _ in range(2):
+        stage.kill_server()
+        wait_until(lambda: _answers(url))
+        assert query(url, "select number from kept") == [(7,)]
+
+    assert find_keepers(stage.home) == keepers
+    client.end()
+    wait_until(lambda: is_stopped(stage.home))
+
+
+def test_server_that_was_adopted_is_started_again_too(stage: Stage) -> None:
+    """It is no child of the keeper that took over from a killed one."""
+    client = stage.client()
+    url = client.read()
+    find_keepers(stage.home)[0].kill()
+    wait_until(lambda: not embedded_keeper.is_locked(stage.home / "keeper.lock"))
+    assert client.start_again() == url
+
+    stage.kill_server()
+
+    wait_until(lambda: _answers(url))
+
+
+def test_server_that_cannot_start_again_is_given_up_and_later_recovered(stage: Stage) -> None:
+    """After five tries the keeper leaves; who needs the server next gets the reason."""
+    client = stage.client()
+    client.read()
+    configuration = stage.home / "data" / "postgresql.conf"
+    before = configuration.read_text()
+    configuration.write_text(f"{before}\nshared_buffers = 'nonsense'\n")
+
+    stage.kill_server()
+
+    wait_until(lambda: is_stopped(stage.home))
+    assert (stage.home / "server.log").read_text().count("started again, try ") == 5
+    assert (stage.home / "data" / "postmaster.pid").exists()
+    configuration.write_text(before)
+    assert query(client.start_again(), "select 1") == [(1,)]
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(OperationalError):
+        return query(url, "select 1") == [(1,)]
+    return False
+
+
 def test_server_stopped_by_hand_is_started_again(stage: Stage) -> None:
     """A keeper whose server is gone leaves, and the next start puts up both."""
     client = stage.client()
@@ -596,7 +650,7 @@ def test_removed_state_folder_is_made_anew(stage: Stage) -> None:
     """A client that outlives its state folder gets a fresh server, not the ghost of the old."""
     client = stage.client()
     client.read()
-    stage.kill_server()
+    os.kill(stage.server_pid(), signal.SIGINT)
     wait_until(lambda: is_stopped(stage.home))
     shutil.rmtree(stage.state)
 

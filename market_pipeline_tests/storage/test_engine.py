@@ -1,6 +1,8 @@
 """Opening the database: a misfit is one error that names DATABASE_URL and hides the password."""
 
+import os
 import socket
+import subprocess
 from collections.abc import Callable
 from threading import Timer
 from urllib.parse import quote
@@ -13,13 +15,15 @@ from market_pipeline.domain.errors import (
     PipelineError,
     ReadOnlyDatabaseError,
 )
-from market_pipeline.storage import engine as engine_module
+from market_pipeline.storage import embedded
 from market_pipeline.storage.engine import (
     DatabaseAddress,
     check_database,
     find_database,
     open_engine,
 )
+from market_pipeline.storage.urls import build_psql_address
+from market_pipeline.storage.watchdog import CONNECT_SECONDS
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.storage.tcp_server import PASSWORD, ROLE, TcpServer
 
@@ -87,7 +91,7 @@ def test_a_wrong_password_is_told_and_not_shown(
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that accepts and keeps silent does not hold a run for ever."""
-    monkeypatch.setattr(engine_module, "CONNECT_TIMEOUT_SECONDS", 2)
+    monkeypatch.setitem(CONNECT_SECONDS, "command", 2)
     silent = socket.create_server(("127.0.0.1", 0))
     # No test timeout interrupts libpq; a client that would wait for ever is hung up on.
     hang_up = Timer(15, silent.close)
@@ -127,3 +131,17 @@ def test_an_address_is_shown_without_its_password(tcp_server: TcpServer) -> None
     shown = repr(DatabaseAddress(tcp_server.make_url(), is_embedded=False))
     assert "***" in shown
     assert quote(PASSWORD, safe="") not in shown
+
+
+def test_of_several_hosts_the_one_that_accepts_writes_is_used(
+    tcp_server: TcpServer, tcp_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is down is passed over; the command and psql take the same address."""
+    url = tcp_server.make_url(tcp_database).replace("@", "@127.0.0.1:1,", 1)
+    open_configured(monkeypatch, url)
+    address, secrets = build_psql_address(find_database().url)
+    done = subprocess.run(
+        [embedded.psql_path(), address, "-Atc", "select 41 + 1"],
+        env={**os.environ, **secrets}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "42\n"

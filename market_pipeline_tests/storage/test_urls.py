@@ -1,5 +1,7 @@
 """Addresses: one spelling for every library, and no password in anything that is shown."""
 
+from urllib.parse import unquote
+
 import pytest
 
 from market_pipeline.domain.errors import SettingError
@@ -75,3 +77,43 @@ def test_psql_without_password_gets_no_variable() -> None:
     """The embedded server knows its user by the socket; PGPASSWORD of the caller stays."""
     address = "postgresql+psycopg2://me@/db?host=%2Frun&port=1"
     assert build_psql_address(address) == ("postgresql://me@/db?host=%2Frun&port=1", {})
+
+
+@pytest.mark.parametrize(
+    ("hosts", "translated"),
+    [
+        ("a:1,b:2", "host=a:1&host=b:2"),
+        ("a,b", "host=a:5432&host=b:5432"),
+        ("a:1,b", "host=a:1&host=b:5432"),
+        ("[::1]:1,b:2", "host=[::1]:1&host=b:2"),
+    ],
+)
+def test_several_hosts_are_translated_as_sqlalchemy_wants_them(hosts: str, translated: str) -> None:
+    """Libpq's own spelling is the one in every manual; writes go to the primary of them."""
+    told = normalise_database_url(f"postgresql://me:s%3Acret@{hosts}/prices?sslmode=require")
+    address, _, query = unquote(told).partition("?")
+    assert address == "postgresql+psycopg2://me:s:cret@/prices"
+    wanted = {*translated.split("&"), "sslmode=require", "target_session_attrs=read-write"}
+    assert set(query.split("&")) == wanted
+
+
+def test_whom_several_hosts_are_asked_for_can_be_said() -> None:
+    """The address wins over the default."""
+    told = normalise_database_url("postgresql://me@a,b/prices?target_session_attrs=any")
+    assert "target_session_attrs=any" in told
+    assert "read-write" not in told
+
+
+def test_a_wrong_port_of_several_is_refused_without_being_repeated() -> None:
+    """As with one host."""
+    with pytest.raises(SettingError, match="cannot be read") as caught:
+        normalise_database_url("postgresql://me:hunter2@a:five,b:2/prices")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_psql_gets_several_hosts_in_its_own_spelling() -> None:
+    """It does not know SQLAlchemy's."""
+    url = normalise_database_url("postgresql://me:s%3Acret@a:1,b:2/prices")
+    address, secrets = build_psql_address(url)
+    assert address == "postgresql://me@a:1,b:2/prices?target_session_attrs=read-write"
+    assert secrets == {"PGPASSWORD": "s:cret"}

@@ -80,3 +80,11 @@ def test_the_timers_command_keeps_the_secret_from_the_process_list(tmp_path: Pat
     assert "a-secret-of-the-test" not in arguments
     assert arguments.endswith("/api/cron")
     assert read == 'header = "Authorization: Bearer a-secret-of-the-test"\n'
+
+
+def test_prometheus_raises_each_alert_when_it_should() -> None:
+    """Its own tool runs the cases of every rule: absent series, replicas, one dead of two."""
+    code, said = run("promtool", "test", "rules", DEPLOY / "prometheus/alerts.test.yml")
+    assert code == 0, said
+    code, said = run("promtool", "check", "rules", DEPLOY / "prometheus/alerts.yml")
+    assert code == 0, said

@@ -157,6 +157,8 @@ def test_help_lists_every_task(project: Project) -> None:
     [
         ("CHROMIUM=/nowhere", "chromium"),
         ("NGINX=/nowhere", "nginx-light"),
+        ("PGBOUNCER=/nowhere", "pgbouncer"),
+        ("PROMTOOL=/nowhere", "prometheus"),
         ("POSTGRESQL=/nowhere", "postgresql-15"),
     ],
 )

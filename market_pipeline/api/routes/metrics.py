@@ -17,14 +17,22 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from market_pipeline.api.problems import describe_problems
 from market_pipeline.api.services import Services, get_services
-from market_pipeline.observability import run_metrics as run_metrics  # noqa: PLC0414 - declared
+from market_pipeline.observability import run_metrics
 from market_pipeline.observability.metrics import Metric, Sample, collect, gauge
-from market_pipeline.storage.metric_queries import read_gauges
+from market_pipeline.settings import read_ingestion_defaults
+from market_pipeline.storage.metric_queries import LAST_SUCCESS, read_gauges
 from market_pipeline.storage.metric_totals import read_totals
 
 router = APIRouter(tags=["metrics"])
 DATABASE_UP = gauge("database_up", "Whether the database answers")
 CACHE_UP = gauge("cache_up", "Whether the cache's store answers", ("store",))
+TABLES = (
+    "market",
+    "market_aggregate",
+    "market_snapshot",
+    "market_comparison",
+    "market_roi_statistic",
+)
 _FAMILIES: dict[str, Any] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
@@ -83,10 +91,21 @@ def read_samples(services: Services) -> list[Sample]:
     samples = [*collect(), CACHE_UP.sample(is_well, store=services.cache.store_name)]
     try:
         with services.engine.connect() as connection:
-            samples += [*read_totals(connection), *read_gauges(connection)]
+            totals, gauges = read_totals(connection), list(read_gauges(connection))
     except SQLAlchemyError:
+        # Without zeros: they would stand for totals that are only not known now.
         return [*samples, DATABASE_UP.sample(0)]
-    return [*samples, DATABASE_UP.sample(1)]
+    return [*samples, *_complete(totals, gauges), DATABASE_UP.sample(1)]
+
+
+def _complete(totals: list[Sample], gauges: list[Sample]) -> Iterator[Sample]:
+    """Yield what was read, with zeros for what the configured providers have not come to yet."""
+    providers = read_ingestion_defaults().providers
+    yield from run_metrics.add_zeros(totals, providers, TABLES)
+    yield from gauges
+    never = LAST_SUCCESS.sample(0, provider=",".join(providers))
+    if all((one.name, one.labels) != (never.name, never.labels) for one in gauges):
+        yield never
 
 
 def _describe(sample: Sample, now: float) -> Figure:
