@@ -97,11 +97,13 @@ class Trace:
 
     Attributes:
         lower, upper: Its edges. released: Spans that are read again, once the trace has ended.
+        base: A span that belongs to it in any case, of an earlier trace.
     """
 
     lower: Edge
     upper: Edge
     released: tuple[Window, ...] = ()
+    base: Window | None = None
 
     @property
     def is_found(self) -> bool:
@@ -195,7 +197,11 @@ def multiply_bars(bars: pd.DataFrame, ratio: float, volume_ratio: float | None) 
 
 
 def follow(
-    known: Difference | None, interval: Interval, seen: Comparison, is_next: bool = False
+    known: Difference | None,
+    interval: Interval,
+    seen: Comparison,
+    calendar: str,
+    is_next: bool = False,
 ) -> Difference | None:
     """Return what is known of a difference after one more page; None: there is none.
 
@@ -203,19 +209,21 @@ def follow(
         known: What was known before.
         interval: The page's.
         seen: Its bars that the ledger knows as stored and final.
+        calendar: The market's.
         is_next: It was asked for by :func:`plan_trace` or :func:`plan_probe`.
     """
     if known is not None and known.stage == WITHDRAWN:
-        return follow(None, interval, seen, is_next) or known
+        return follow(None, interval, seen, calendar, is_next) or known
     if known is not None and known.stage == REPAIRING:
-        return _go_back_to_tracing(known, interval, seen) if seen.differs.any() else known
+        return _trace_again(known, interval, seen, calendar) if seen.differs.any() else known
     traces = dict(known.traces) if known is not None else {}
     trace = traces.pop(interval, None)
     if trace is not None and not _is_gone(trace, seen):
-        traces[interval] = Trace(
-            _move(trace.lower, DOWN, seen, is_next),
-            _move(trace.upper, UP, seen, is_next),
-            trace.released,
+        lower, upper = trace.lower, trace.upper
+        traces[interval] = replace(
+            trace,
+            lower=_move(lower, DOWN, seen, is_next),
+            upper=_move(upper, UP, seen, is_next),
         )
     elif seen.differs.any():
         traces[interval] = Trace(_begin(DOWN, seen), _begin(UP, seen))
@@ -227,18 +235,18 @@ def follow(
     return _weigh(replace(known or Difference(), stage=stage, traces=traces), seen)
 
 
-def _go_back_to_tracing(known: Difference, interval: Interval, seen: Comparison) -> Difference:
+def _trace_again(
+    known: Difference, interval: Interval, seen: Comparison, calendar: str
+) -> Difference:
     """Follow a difference among bars that were read again: the provider changed its mind twice.
 
-    The edges stay as far out as they were; from the new page on they are followed again. What has
-    not been read again yet is older by more than one factor.
+    What has not been read again yet is older by more than one factor.
     """
-    trace = known.traces.get(interval)
-    lower, upper = _begin(DOWN, seen), _begin(UP, seen)
-    if trace is not None:
-        lower = replace(lower, at=min(lower.at, trace.lower.at))
-        upper = replace(upper, at=max(upper.at, trace.upper.at))
-    again = Trace(lower, upper, trace.released if trace is not None else ())
+    old = known.traces.get(interval)
+    again = Trace(_begin(DOWN, seen), _begin(UP, seen))
+    if old is not None:
+        base = find_window(old, calendar, interval)
+        again = replace(again, released=old.released, base=base)
     traces = {**known.traces, interval: again}
     return _weigh(replace(known, stage=TRACING, traces=traces, spread=1.0), seen)
 
@@ -263,7 +271,7 @@ def _move(edge: Edge, side: int, seen: Comparison, is_next: bool) -> Edge:
     extends = far > side * edge.seen and (is_next or near <= side * edge.seen)
     if outermost <= side * edge.at and not extends:
         return edge
-    if outermost > side * edge.at or outermost > side * edge.seen:
+    if outermost > side * edge.at:
         agreed = int((opens > outermost).sum())
     else:
         agreed = edge.agreed + int((opens > side * edge.seen).sum())
@@ -330,7 +338,7 @@ def _plan_down(
         is_cut = not edge.is_found and len(beyond) > 0 and not edge.agreed
         return replace(edge, at=int(beyond[0]) if is_cut else edge.at, is_found=True), None
     first, last = within[-max(FIRST_PAGE_BARS, edge.compared) :][[0, -1]]
-    end = from_micros(edge.at if edge.at >= edge.seen else last) + interval.duration
+    end = from_micros(edge.at) + interval.duration
     if end - page >= from_micros(last):
         end = from_micros(last) + interval.duration
     return edge, Window(max(from_micros(first), end - page), end)
@@ -343,7 +351,7 @@ def _plan_up(
     if edge.is_found or not len(beyond):
         return replace(edge, is_found=True), None
     first, last = beyond[: max(FIRST_PAGE_BARS, edge.compared)][[0, -1]]
-    start = from_micros(edge.at if edge.at <= edge.seen else first)
+    start = from_micros(edge.at)
     if start + page <= from_micros(first):
         start = from_micros(first)
     return edge, Window(start, min(from_micros(last) + interval.duration, start + page))
@@ -367,7 +375,9 @@ def plan_probe(
 
 def find_window(trace: Trace, calendar: str, interval: Interval) -> Window:
     """Return from the lowest differing bar to where the bar after the highest one opens."""
-    return Window(from_micros(trace.lower.at), find_next_open(calendar, interval, trace.upper.at))
+    start, end = from_micros(trace.lower.at), find_next_open(calendar, interval, trace.upper.at)
+    base = trace.base or Window(start, end)
+    return Window(min(start, base.start), max(end, base.end))
 
 
 def find_span(one: Difference, calendar: str) -> tuple[datetime, datetime | None]:

@@ -63,6 +63,11 @@ class Ending:
     bars: pd.DataFrame | None = None
     settled: Mapping[Interval, tuple[Window, ...]] = field(default_factory=dict)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether runs have nothing left to do about it."""
+        return self.resolution is not None or self.stage == SEAM
+
 
 def judge_repair(
     connection: Connection,
@@ -146,7 +151,7 @@ def _find_leftovers(
 
 def _list_spans(calendar: str, interval: Interval, bars: pd.DataFrame) -> tuple[Window, ...]:
     """Return the spans of bars, each up to where the next one is expected."""
-    opens = bars["open_time"].dt.to_pydatetime()
+    opens = [at.to_pydatetime() for at in bars["open_time"]]
     spans = [Window(at, find_next_open(calendar, interval, to_micros(at))) for at in opens]
     return tuple(merge_windows(spans))
 

@@ -152,7 +152,8 @@ class DifferenceWatch:
         is_known = find_inside(list_known_spans(self._find_coverage(ask.interval)), seen.opens)
         is_ours = self._find_ours(stored, seen, ask.interval)
         compared = seen.select(is_known & ~is_ours)
-        self.difference = follow(self.difference, ask.interval, compared, ask.purpose == TRACE)
+        is_next, calendar = ask.purpose == TRACE, self._market.calendar
+        self.difference = follow(self.difference, ask.interval, compared, calendar, is_next)
         is_kept = np.ones(len(own), dtype=bool)
         is_kept[seen.places[(seen.differs & is_known) | is_ours]] = False
         kept = [keep_prices(own, seen)[is_kept], good[~is_own]]
