@@ -24,7 +24,6 @@ from market_pipeline.domain.differences import (
     Edge,
     Trace,
     compare,
-    find_next_open,
     find_span,
     find_window,
     follow,
@@ -224,13 +223,12 @@ class DifferenceWatch:
         """Return a reload that the version before has begun, as it is noted now."""
         traces: dict[Interval, Trace | None] = {}
         for interval, known in self.coverages.items():
-            if known.first_bar_at is None or known.last_bar_at is None:
+            if known.first_bar_at is None or known.watermark is None:
                 continue
-            first, last = to_micros(known.first_bar_at), to_micros(known.last_bar_at)
-            end = find_next_open(self._market.calendar, interval, last)
-            released = (Window(known.first_bar_at, end),)
-            lower, upper = (Edge(at, at, is_found=True) for at in (first, last))
-            traces[interval] = Trace(lower, upper, released)
+            whole = Window(known.first_bar_at, known.watermark)
+            opens = find_grid(self._market.calendar, interval, whole).cut(whole).opens
+            lower, upper = (Edge(int(at), int(at), is_found=True) for at in opens[[0, -1]])
+            traces[interval] = Trace(lower, upper, (whole,))
         return replace(difference, traces=traces)
 
     def _list_known(self, interval: Interval) -> Micros:

@@ -53,6 +53,7 @@ HOURLY_PAGE = timedelta(days=89)
 CHUNK = HOURLY_PAGE + timedelta(hours=2)  # a page, widened to whole hours
 SHORTEST_HOURLY_SPAN = timedelta(days=2)
 PUBLICATION_LAG = timedelta(minutes=35)
+NOISE_RATIO = 1e-9  # Averages over exchanges, sent with all digits of a float64.
 COINS_PER_PAGE = 250
 EARLIEST_STAMP_SECONDS = 1_230_768_000.0  # 2009: seconds read as milliseconds land in 1970
 _COIN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
@@ -166,8 +167,8 @@ class CoinGeckoProvider:
         del market  # all are served alike
         page = HOURLY_PAGE if interval is Interval.HOUR else DAILY_PAGE
         if self._plan == "pro" or (self._key and not self._plan):
-            return HistoryTerms(page, PUBLICATION_LAG)
-        return HistoryTerms(min(page, FREE_REACH), PUBLICATION_LAG, FREE_REACH)
+            return HistoryTerms(page, PUBLICATION_LAG, noise_ratio=NOISE_RATIO)
+        return HistoryTerms(min(page, FREE_REACH), PUBLICATION_LAG, FREE_REACH, NOISE_RATIO)
 
     def fetch_bars(
         self, market: Market, interval: Interval, window: Window, now: datetime
