@@ -122,6 +122,8 @@ class Difference:
         ratio: New price over old price, the median. spread: Largest relative distance from it.
         bars: How many differed. volume_ratio: New volume over old volume, the median.
         version: Newest dataset version before it was seen: newer bars are in the new scale.
+        doubtful: Where runs before this one stored bars while it was open, by interval: whether in
+            the scale of today nobody knows, so they are read again as well.
     """
 
     stage: str = TRACING
@@ -131,6 +133,7 @@ class Difference:
     bars: int = 0
     volume_ratio: float | None = None
     version: int | None = None
+    doubtful: Mapping[Interval, Window] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def has_one_factor(self) -> bool:
@@ -231,8 +234,9 @@ def follow(
         traces[interval] = None
     if known is None and not traces:
         return None
-    stage = TRACING if any(traces.values()) else WITHDRAWN
-    return _weigh(replace(known or Difference(), stage=stage, traces=traces), seen)
+    known = known or Difference()
+    stage = TRACING if any(traces.values()) or known.doubtful else WITHDRAWN
+    return _weigh(replace(known, stage=stage, traces=traces), seen)
 
 
 def _trace_again(
@@ -380,10 +384,20 @@ def find_window(trace: Trace, calendar: str, interval: Interval) -> Window:
     return Window(min(start, base.start), max(end, base.end))
 
 
+def widen(trace: Trace | None, span: Window, calendar: str, interval: Interval) -> Trace:
+    """Return a trace to which a span belongs in any case."""
+    if trace is None:
+        first, last = to_micros(span.start), to_micros(span.end) - 1
+        return Trace(Edge(first, first, is_found=True), Edge(last, last, is_found=True), base=span)
+    window = find_window(trace, calendar, interval)
+    return replace(trace, base=Window(min(window.start, span.start), max(window.end, span.end)))
+
+
 def find_span(one: Difference, calendar: str) -> tuple[datetime, datetime | None]:
     """Return from where to where a difference goes; None: it may reach up to now."""
     traces = one.list_traces()
     windows = [find_window(trace, calendar, interval) for interval, trace in traces]
+    windows += one.doubtful.values()
     is_ended = all(trace.upper.is_found for _, trace in traces)
     start = min(window.start for window in windows)
     return start, max(window.end for window in windows) if is_ended else None

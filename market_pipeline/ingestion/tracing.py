@@ -30,6 +30,7 @@ from market_pipeline.domain.differences import (
     keep_prices,
     plan_probe,
     plan_trace,
+    widen,
 )
 from market_pipeline.domain.grids import Micros, find_grid, to_micros
 from market_pipeline.domain.intervals import Interval
@@ -45,7 +46,7 @@ from market_pipeline.domain.settling import (
 from market_pipeline.ingestion.fetching import EPOCH, LAST_DAY, Page
 from market_pipeline.ingestion.planning import find_earliest, plan_reloads
 from market_pipeline.ingestion.request import Request, Route
-from market_pipeline.storage.history_queries import read_newest_version
+from market_pipeline.storage.events import OpenDifference
 from market_pipeline.storage.queries import read_bars
 
 MOST_TRACES = 200
@@ -61,7 +62,7 @@ class DifferenceWatch:
         route: Provider and market.
         request: The run's.
         coverages: As the run found them. A bar that is settled there is stored and final.
-        difference: What runs before this one have left open.
+        left_open: What runs before this one have left open.
     """
 
     def __init__(
@@ -71,17 +72,19 @@ class DifferenceWatch:
         route: Route,
         request: Request,
         coverages: dict[Interval, Coverage],
-        difference: Difference | None,
+        left_open: OpenDifference,
     ) -> None:
         self.coverages = coverages
-        self.difference = difference
-        self.is_stored = difference is not None
-        self.releases = False
+        self.is_stored, self.releases = left_open.difference is not None, False
         self._engine, self._market_id, self._request = engine, market_id, request
         self._provider, self._market = route
-        self._has_failed = False
-        if difference is not None and difference.stage == REPAIRING and not difference.traces:
-            self.difference = self._adopt(difference)
+        self._has_failed, self._version = False, left_open.version
+        self._doubtful = {
+            interval: span
+            for interval, span in left_open.written_since.items()
+            if intersect_windows(self._find_coverage(interval).settled, [span])
+        }
+        self.difference = self._take_up(left_open.difference)
 
     @property
     def is_tracing(self) -> bool:
@@ -106,11 +109,8 @@ class DifferenceWatch:
                 stored = read_bars(
                     connection, self._market_id, page.ask.interval, window.start, window.end
                 )
-                stored = stored[stored["is_final"]].reset_index(drop=True)
-                page = self._compare(page, stored) if page.received else _doubt(page, len(stored))
-                if self.difference is not None and self.difference.version is None:
-                    version = read_newest_version(connection)
-                    self.difference = replace(self.difference, version=version)
+            stored = stored[stored["is_final"]].reset_index(drop=True)
+            page = self._compare(page, stored) if page.received else _doubt(page, len(stored))
         self._has_failed |= page.ask.purpose == TRACE and page.error is not None
         return page
 
@@ -151,13 +151,22 @@ class DifferenceWatch:
         is_known = find_inside(list_known_spans(self._find_coverage(ask.interval)), seen.opens)
         is_ours = self._find_ours(stored, seen, ask.interval)
         compared = seen.select(is_known & ~is_ours)
-        is_next, calendar = ask.purpose == TRACE, self._market.calendar
-        self.difference = follow(self.difference, ask.interval, compared, calendar, is_next)
+        self._follow(ask, compared)
         is_kept = np.ones(len(own), dtype=bool)
         is_kept[seen.places[(seen.differs & is_known) | is_ours]] = False
         kept = [keep_prices(own, seen)[is_kept], good[~is_own]]
         bars = pd.concat([part for part in kept if len(part)] or [own.iloc[:0]], ignore_index=True)
         return replace(page, judged=replace(page.judged, good=bars))
+
+    def _follow(self, ask: Ask, seen: Comparison) -> None:
+        known, calendar = self.difference, self._market.calendar
+        self.difference = follow(known, ask.interval, seen, calendar, ask.purpose == TRACE)
+        if self.difference is None:
+            return
+        if self.difference.version is None:
+            self.difference = replace(self.difference, version=self._version)
+        if known is not None and known.stage != self.difference.stage == TRACING:
+            self.difference = replace(self.difference, doubtful=self._doubtful)
 
     def _find_ours(
         self, stored: pd.DataFrame, seen: Comparison, interval: Interval
@@ -206,18 +215,33 @@ class DifferenceWatch:
         return window
 
     def _release(self) -> None:
-        """Let what differs be missing, as far as the provider reaches."""
-        for interval, trace in self._get_difference().list_traces():
-            _, earliest = self._describe_reach(interval)
-            window = find_window(trace, self._market.calendar, interval)
-            reached = subtract_windows([window], [Window(EPOCH, earliest)])
-            known = self._find_coverage(interval)
-            freed = intersect_windows(list_known_spans(known), reached)
-            released = tuple(merge_windows([*trace.released, *freed]))
-            self._note(interval, replace(trace, released=released))
-            self.coverages[interval] = release_settled(known, released)
-        self.difference = replace(self._get_difference(), stage=REPAIRING)
+        """Let what differs, and what is doubtful, be missing as far as the provider reaches."""
+        difference = self._get_difference()
+        traces = dict(difference.traces)
+        for interval, span in difference.doubtful.items():
+            traces[interval] = widen(traces.get(interval), span, self._market.calendar, interval)
+        for interval, trace in traces.items():
+            if trace is not None:
+                traces[interval] = self._release_trace(interval, trace)
+        self.difference = replace(difference, stage=REPAIRING, traces=traces, doubtful={})
         self.releases = True
+
+    def _release_trace(self, interval: Interval, trace: Trace) -> Trace:
+        _, earliest = self._describe_reach(interval)
+        window = find_window(trace, self._market.calendar, interval)
+        reached = subtract_windows([window], [Window(EPOCH, earliest)])
+        known = self._find_coverage(interval)
+        freed = intersect_windows(list_known_spans(known), reached)
+        released = tuple(merge_windows([*trace.released, *freed]))
+        self.coverages[interval] = release_settled(known, released)
+        return replace(trace, released=released)
+
+    def _take_up(self, difference: Difference | None) -> Difference | None:
+        if difference is None:
+            return None
+        if difference.stage == TRACING:
+            return replace(difference, doubtful=self._doubtful)
+        return difference if difference.traces else self._adopt(difference)
 
     def _adopt(self, difference: Difference) -> Difference:
         """Return a reload that the version before has begun, as it is noted now."""

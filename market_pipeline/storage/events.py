@@ -6,12 +6,12 @@ that it was reading again: it goes on as a difference over all bars.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, insert, or_, select, text, update
+from sqlalchemy import Connection, and_, func, insert, or_, select, text, update
 
 from market_pipeline.domain.differences import (
     REPAIRING,
@@ -24,7 +24,7 @@ from market_pipeline.domain.grids import from_micros, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.splits import Jump
-from market_pipeline.storage.ledgers import market_event
+from market_pipeline.storage.ledgers import dataset_version, market_event
 from market_pipeline.storage.tables import SCHEMA, market
 
 DIFFERENCE, SUSPECTED_SPLIT, SPLIT = "difference", "suspected_split", "split"
@@ -67,6 +67,20 @@ class EventSpan:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class OpenDifference:
+    """What runs have left open of a market.
+
+    Attributes:
+        version: The newest dataset version of all. difference: At work; None: there is none.
+        written_since: Where bars were written since it was seen, by interval.
+    """
+
+    version: int
+    difference: Difference | None = None
+    written_since: Mapping[Interval, Window] = field(default_factory=dict)
+
+
 def read_open_events(connection: Connection, market_ids: Sequence[int]) -> list[Mapping[str, Any]]:
     """Return ``market_id``, ``kind``, ``starts_at`` and ``ends_at`` of all open events."""
     columns = (market_event.c[name] for name in ("market_id", "kind", "starts_at", "ends_at"))
@@ -79,6 +93,36 @@ def read_differences(connection: Connection, market_ids: Sequence[int]) -> dict[
     query = select(market_event).where(market_event.c.market_id.in_(list(market_ids)), *_IS_AT_WORK)
     rows = connection.execute(query.order_by(market_event.c.event_id)).mappings()
     return {row["market_id"]: _parse_difference(row) for row in rows}
+
+
+def read_difference(connection: Connection, market_id: int) -> OpenDifference:
+    """Return a market's difference at work, in one question where there is none."""
+    is_its = and_(market_event.c.market_id == market_id, *_IS_AT_WORK)
+    newest = select(
+        func.coalesce(func.max(dataset_version.c.version), 0).label("newest")
+    ).subquery()
+    query = select(newest.c.newest, market_event).outerjoin_from(newest, market_event, is_its)
+    row = connection.execute(query.order_by(market_event.c.event_id.desc())).mappings().all()[0]
+    if row["event_id"] is None:
+        return OpenDifference(row["newest"])
+    known = _parse_difference(row)
+    since = row["newest"] if known.version is None else known.version
+    return OpenDifference(row["newest"], known, _read_written(connection, market_id, since))
+
+
+def _read_written(connection: Connection, market_id: int, version: int) -> dict[Interval, Window]:
+    """Return where a market's fetched bars were written after a dataset version, by interval."""
+    columns = (dataset_version.c.first_open_time, dataset_version.c.last_open_time)
+    its = (dataset_version.c.market_id == market_id, dataset_version.c.version > version)
+    query = (
+        select(dataset_version.c.interval, func.min(columns[0]), func.max(columns[1]))
+        .where(*its, dataset_version.c.interval != Interval.WEEK.value)
+        .group_by(dataset_version.c.interval)
+    )
+    return {
+        Interval(name): Window(first, last + Interval(name).duration)
+        for name, first, last in connection.execute(query)
+    }
 
 
 def open_difference(

@@ -414,3 +414,15 @@ def test_noise_makes_no_revision_and_no_event(engine: Engine, pipeline: Pipeline
     ingest(engine, noisy)
     assert pipeline.read(BARS) == before
     assert (pipeline.read(EVENTS), pipeline.read(REVISIONS)[0]["count"]) == ([], 0)
+
+
+def test_what_was_stored_while_a_difference_was_open_is_read_again(
+    engine: Engine, pipeline: Pipeline
+) -> None:
+    """The run that saw it also loaded older bars, in a scale that the provider gave up since."""
+    ingest(engine, Altered(), days=2)
+    ingest(engine, Altered("*:rescaled=4"), now=NOON + HOUR, days=40, batches=1)
+    assert is_mixed(pipeline)
+    ingest(engine, Altered(), now=NOON + DAY, days=40)
+    assert find_wrong(pipeline, compute_history(NOON + DAY)) == []
+    assert read_withheld(engine) == []
