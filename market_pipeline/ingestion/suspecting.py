@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from market_pipeline.alerting.kinds import SPLIT_SUSPECTED
 from market_pipeline.alerting.raising import Finding, report
 from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.differences import WITHDRAWN
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.planning import MISSING, RETRY
 from market_pipeline.domain.records import Market, Window
@@ -28,7 +29,6 @@ from market_pipeline.storage.events import (
 from market_pipeline.storage.queries import read_bars
 
 UNADJUSTED = "unadjusted"
-TAKEN_BACK = "withdrawn"
 # As many days as a median needs, and more than a calendar is ever closed.
 _BEFORE, _AFTER = timedelta(days=400), timedelta(days=20)
 
@@ -79,7 +79,7 @@ def suspect_splits(
     """
     jumps = {jump.end: jump for jump in _find_jumps(connection, market_id, one, span)}
     known = read_suspicions(connection, market_id)
-    told = {row["ends_at"] for row in known if row["resolution"] != TAKEN_BACK}
+    told = {row["ends_at"] for row in known if row["resolution"] != WITHDRAWN}
     new = [jump for end, jump in jumps.items() if end not in told]
     gone = [
         row
@@ -92,7 +92,7 @@ def suspect_splits(
     for jump in new:
         open_suspicion(connection, market_id, jump, run_id)
     for row in gone:
-        resolve_event(connection, row["event_id"], TAKEN_BACK)
+        resolve_event(connection, row["event_id"], WITHDRAWN)
     if new or gone:
         tell_suspicions(connection, f"{one.provider}:{one.symbol}", market_id, run_id)
 

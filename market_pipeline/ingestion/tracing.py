@@ -122,9 +122,9 @@ class DifferenceWatch:
         for _ in range(MOST_TRACES):
             if self.difference is None or self.difference.stage != TRACING or self._has_failed:
                 return
-            ask = self._plan_next()
+            ask = self._plan_next(self.difference)
             if ask is None:
-                self._release()
+                self._release(self.difference)
                 return
             yield ask
 
@@ -180,50 +180,50 @@ class DifferenceWatch:
         holes = [hole.window for hole in self._find_coverage(interval).holes]
         return np.isin(seen.opens, opens[~find_inside(holes, opens)])
 
-    def _plan_next(self) -> Ask | None:
+    def _plan_next(self, known: Difference) -> Ask | None:
         """Return the next page of a trace, or of an interval that was not looked at yet."""
         for plan in (self._plan_trace, self._plan_probe):
             for interval in self._market.intervals:
-                window = plan(interval)
+                known, window = plan(known, interval)
+                self.difference = known
                 if window is not None:
                     grid = find_grid(self._market.calendar, interval, window)
                     return Ask(interval, window, TRACE, grid.count(window))
         return None
 
-    def _plan_trace(self, interval: Interval) -> Window | None:
-        difference = self._get_difference()
-        trace = difference.traces.get(interval)
+    def _plan_trace(
+        self, known: Difference, interval: Interval
+    ) -> tuple[Difference, Window | None]:
+        trace = known.traces.get(interval)
         if trace is None:
-            return None
+            return known, None
         terms, earliest = self._describe_reach(interval)
-        known = self._list_known(interval)
-        trace, window = plan_trace(trace, known, interval, terms.page, to_micros(earliest))
-        self._note(interval, trace)
-        return window
+        opens = self._list_known(interval)
+        trace, window = plan_trace(trace, opens, interval, terms.page, to_micros(earliest))
+        return replace(known, traces={**known.traces, interval: trace}), window
 
-    def _plan_probe(self, interval: Interval) -> Window | None:
-        difference = self._get_difference()
-        if interval in difference.traces:
-            return None
-        start, end = find_span(difference, self._market.calendar)
+    def _plan_probe(
+        self, known: Difference, interval: Interval
+    ) -> tuple[Difference, Window | None]:
+        if interval in known.traces:
+            return known, None
+        start, end = find_span(known, self._market.calendar)
         terms, earliest = self._describe_reach(interval)
-        span = Window(start, end or LAST_DAY)
-        known = self._list_known(interval)
-        window = plan_probe(known, span, interval, terms.page, to_micros(earliest))
+        span, opens = Window(start, end or LAST_DAY), self._list_known(interval)
+        window = plan_probe(opens, span, interval, terms.page, to_micros(earliest))
         if window is None:
-            self._note(interval, None)
-        return window
+            known = replace(known, traces={**known.traces, interval: None})
+        return known, window
 
-    def _release(self) -> None:
+    def _release(self, known: Difference) -> None:
         """Let what differs, and what is doubtful, be missing as far as the provider reaches."""
-        difference = self._get_difference()
-        traces = dict(difference.traces)
-        for interval, span in difference.doubtful.items():
+        traces = dict(known.traces)
+        for interval, span in known.doubtful.items():
             traces[interval] = widen(traces.get(interval), span, self._market.calendar, interval)
         for interval, trace in traces.items():
             if trace is not None:
                 traces[interval] = self._release_trace(interval, trace)
-        self.difference = replace(difference, stage=REPAIRING, traces=traces, doubtful={})
+        self.difference = replace(known, stage=REPAIRING, traces=traces, doubtful={})
         self.releases = True
 
     def _release_trace(self, interval: Interval, trace: Trace) -> Trace:
@@ -240,8 +240,11 @@ class DifferenceWatch:
         if difference is None:
             return None
         if difference.stage == TRACING:
-            return replace(difference, doubtful=self._doubtful)
-        return difference if difference.traces else self._adopt(difference)
+            difference = replace(difference, doubtful=self._doubtful)
+        elif not difference.traces:
+            difference = self._adopt(difference)
+        is_any = difference.list_traces() or difference.doubtful
+        return difference if is_any else replace(difference, stage=WITHDRAWN)
 
     def _adopt(self, difference: Difference) -> Difference:
         """Return a reload that the version before has begun, as it is noted now."""
@@ -251,8 +254,9 @@ class DifferenceWatch:
                 continue
             whole = Window(known.first_bar_at, known.watermark)
             opens = find_grid(self._market.calendar, interval, whole).cut(whole).opens
-            lower, upper = (Edge(int(at), int(at), is_found=True) for at in opens[[0, -1]])
-            traces[interval] = Trace(lower, upper, (whole,))
+            if len(opens):
+                lower, upper = (Edge(int(at), int(at), is_found=True) for at in opens[[0, -1]])
+                traces[interval] = Trace(lower, upper, (whole,))
         return replace(difference, traces=traces)
 
     def _list_known(self, interval: Interval) -> Micros:
@@ -274,13 +278,6 @@ class DifferenceWatch:
     def _describe_reach(self, interval: Interval) -> tuple[HistoryTerms, datetime]:
         terms = self._describe_terms(interval)
         return terms, max(find_earliest(terms, self._request) or EPOCH, EPOCH)
-
-    def _get_difference(self) -> Difference:
-        return self.difference or Difference()
-
-    def _note(self, interval: Interval, trace: Trace | None) -> None:
-        difference = self._get_difference()
-        self.difference = replace(difference, traces={**difference.traces, interval: trace})
 
 
 def _doubt(page: Page, stored: int) -> Page:

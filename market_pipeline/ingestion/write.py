@@ -32,7 +32,6 @@ from market_pipeline.ingestion.receipts import (
 )
 from market_pipeline.ingestion.registration import ensure_market, register_markets
 from market_pipeline.ingestion.repairing import (
-    TAKEN_BACK,
     Ending,
     describe_bars,
     describe_difference,
@@ -280,7 +279,7 @@ def _keep_difference(
     market_id = batch.market_id
     if one.stage == WITHDRAWN:
         if not batch.opens_event:
-            resolve_difference(connection, market_id, TAKEN_BACK)
+            resolve_difference(connection, market_id, WITHDRAWN)
         return replace(kept, ended_from=run.request.window.start)
     ending = Ending(one.stage, find_span(one, batch.route[1].calendar))
     if one.stage == REPAIRING:

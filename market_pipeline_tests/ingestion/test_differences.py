@@ -374,7 +374,7 @@ def test_what_no_one_factor_explains_stays_marked_where_it_meets(
         multiply=lambda bars: 1.1 + 0.1 * (bars["open_time"].dt.day % 2),
     )
     receipt = pipeline.receipt(ingest(engine, uneven, now=NOON + HOUR, days=60).run_id)
-    assert "no one factor explains it" in receipt["reason"]
+    assert "no one factor explains the older bars" in receipt["reason"]
     (event,) = pipeline.read(EVENTS)
     assert (event["trace"]["stage"], event["resolved_at"]) == ("seam", None)
     edge = NOON + HOUR - 30 * DAY
