@@ -56,8 +56,11 @@ WITH_SYMPTOM = (
     "The database cannot be used", "A run does not end", "Upgrade and rollback",
     "Restore from a backup", "The calendar is suspect",
 )  # fmt: skip
-# A row that is still bad, a daemon that does not run: an answer too.
-MAY_REFUSE = ("Rows in quarantine", "No runs are started", "An alert came, or none did")
+# A row that is still bad, a daemon that does not run, an event that is none: an answer too.
+MAY_REFUSE = (
+    "Rows in quarantine", "No runs are started", "An alert came, or none did",
+    "The provider restated its history", "A split is suspected",
+)  # fmt: skip
 QUICK = {"INGESTION_MARKETS": "BTC-USD,ETH-USD", "INGESTION_LOOKBACK_DAYS": "3"}
 
 

@@ -94,6 +94,14 @@ HOLES_STAY = Kind(
     "Holes",
     lists_markets=True,
 )
+SPLIT_SUSPECTED = Kind(
+    "split_suspected",
+    "warning",
+    "A close jumped as after a split that nobody announced; statistics over it wait.",
+    "markets with a suspected split",
+    "A split is suspected",
+    lists_markets=True,
+)
 DATA_STALE = Kind(
     "data_stale",
     "error",
@@ -123,6 +131,6 @@ KINDS = {
     kind.name: kind
     for kind in (
         RUN_FAILED, CHECK_FAILED, PROVIDER_DOWN, CREDENTIALS_REFUSED, MARKETS_SHORT, PRICES_MISSING,
-        QUARANTINE_RATE, HOLES_STAY, DATA_STALE, NO_RUN, CUSTOM, TEST,
+        QUARANTINE_RATE, HOLES_STAY, SPLIT_SUSPECTED, DATA_STALE, NO_RUN, CUSTOM, TEST,
     )
 }  # fmt: skip

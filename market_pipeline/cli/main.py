@@ -9,6 +9,7 @@ import click
 from market_pipeline.cli.alerts import alerts
 from market_pipeline.cli.database import db
 from market_pipeline.cli.dev import dev
+from market_pipeline.cli.events import events
 from market_pipeline.cli.export import export
 from market_pipeline.cli.ingest import ingest
 from market_pipeline.cli.markets import markets
@@ -81,7 +82,7 @@ def init() -> None:
 
 
 for command in (
-    ingest, plan, backfill, coverage, runs, diff, why, quarantine, export, markets, providers,
-    alerts, serve, web, dev, dagster_dev, db,
+    ingest, plan, backfill, coverage, runs, diff, why, quarantine, events, export, markets,
+    providers, alerts, serve, web, dev, dagster_dev, db,
 ):  # fmt: skip
     main.add_command(command)

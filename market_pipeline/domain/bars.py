@@ -157,7 +157,7 @@ def _merge_bars(
         "volume": np.where(np.isin(kind, ("none", "rolling_24h")), np.nan, volume),
         "volume_kind": kind,
         "trades": trades,
-        # "points" sorts before "traded", and taints the whole.
+        # "points" and "rescaled" sort before "traded", and taint the whole.
         "source_kind": _pick_least(fine["source_kind"], order, first),
         "is_final": is_whole & np.logical_and.reduceat(is_final, first),
     }

@@ -97,11 +97,13 @@ class Trace:
 
     Attributes:
         lower, upper: Its edges. released: Spans that are read again, once the trace has ended.
+        base: A span that belongs to it in any case, of an earlier trace.
     """
 
     lower: Edge
     upper: Edge
     released: tuple[Window, ...] = ()
+    base: Window | None = None
 
     @property
     def is_found(self) -> bool:
@@ -120,6 +122,8 @@ class Difference:
         ratio: New price over old price, the median. spread: Largest relative distance from it.
         bars: How many differed. volume_ratio: New volume over old volume, the median.
         version: Newest dataset version before it was seen: newer bars are in the new scale.
+        doubtful: Where runs before this one stored bars while it was open, by interval: whether in
+            the scale of today nobody knows, so they are read again as well.
     """
 
     stage: str = TRACING
@@ -129,6 +133,7 @@ class Difference:
     bars: int = 0
     volume_ratio: float | None = None
     version: int | None = None
+    doubtful: Mapping[Interval, Window] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def has_one_factor(self) -> bool:
@@ -195,7 +200,11 @@ def multiply_bars(bars: pd.DataFrame, ratio: float, volume_ratio: float | None) 
 
 
 def follow(
-    known: Difference | None, interval: Interval, seen: Comparison, is_next: bool = False
+    known: Difference | None,
+    interval: Interval,
+    seen: Comparison,
+    calendar: str,
+    is_next: bool = False,
 ) -> Difference | None:
     """Return what is known of a difference after one more page; None: there is none.
 
@@ -203,19 +212,21 @@ def follow(
         known: What was known before.
         interval: The page's.
         seen: Its bars that the ledger knows as stored and final.
+        calendar: The market's.
         is_next: It was asked for by :func:`plan_trace` or :func:`plan_probe`.
     """
     if known is not None and known.stage == WITHDRAWN:
-        return follow(None, interval, seen, is_next) or known
+        return follow(None, interval, seen, calendar, is_next) or known
     if known is not None and known.stage == REPAIRING:
-        return _go_back_to_tracing(known, interval, seen) if seen.differs.any() else known
+        return _trace_again(known, interval, seen, calendar) if seen.differs.any() else known
     traces = dict(known.traces) if known is not None else {}
     trace = traces.pop(interval, None)
     if trace is not None and not _is_gone(trace, seen):
-        traces[interval] = Trace(
-            _move(trace.lower, DOWN, seen, is_next),
-            _move(trace.upper, UP, seen, is_next),
-            trace.released,
+        lower, upper = trace.lower, trace.upper
+        traces[interval] = replace(
+            trace,
+            lower=_move(lower, DOWN, seen, is_next),
+            upper=_move(upper, UP, seen, is_next),
         )
     elif seen.differs.any():
         traces[interval] = Trace(_begin(DOWN, seen), _begin(UP, seen))
@@ -223,22 +234,23 @@ def follow(
         traces[interval] = None
     if known is None and not traces:
         return None
-    stage = TRACING if any(traces.values()) else WITHDRAWN
-    return _weigh(replace(known or Difference(), stage=stage, traces=traces), seen)
+    known = known or Difference()
+    stage = TRACING if any(traces.values()) or known.doubtful else WITHDRAWN
+    return _weigh(replace(known, stage=stage, traces=traces), seen)
 
 
-def _go_back_to_tracing(known: Difference, interval: Interval, seen: Comparison) -> Difference:
+def _trace_again(
+    known: Difference, interval: Interval, seen: Comparison, calendar: str
+) -> Difference:
     """Follow a difference among bars that were read again: the provider changed its mind twice.
 
-    The edges stay as far out as they were; from the new page on they are followed again. What has
-    not been read again yet is older by more than one factor.
+    What has not been read again yet is older by more than one factor.
     """
-    trace = known.traces.get(interval)
-    lower, upper = _begin(DOWN, seen), _begin(UP, seen)
-    if trace is not None:
-        lower = replace(lower, at=min(lower.at, trace.lower.at))
-        upper = replace(upper, at=max(upper.at, trace.upper.at))
-    again = Trace(lower, upper, trace.released if trace is not None else ())
+    old = known.traces.get(interval)
+    again = Trace(_begin(DOWN, seen), _begin(UP, seen))
+    if old is not None:
+        base = find_window(old, calendar, interval)
+        again = replace(again, released=old.released, base=base)
     traces = {**known.traces, interval: again}
     return _weigh(replace(known, stage=TRACING, traces=traces, spread=1.0), seen)
 
@@ -263,7 +275,7 @@ def _move(edge: Edge, side: int, seen: Comparison, is_next: bool) -> Edge:
     extends = far > side * edge.seen and (is_next or near <= side * edge.seen)
     if outermost <= side * edge.at and not extends:
         return edge
-    if outermost > side * edge.at or outermost > side * edge.seen:
+    if outermost > side * edge.at:
         agreed = int((opens > outermost).sum())
     else:
         agreed = edge.agreed + int((opens > side * edge.seen).sum())
@@ -330,7 +342,7 @@ def _plan_down(
         is_cut = not edge.is_found and len(beyond) > 0 and not edge.agreed
         return replace(edge, at=int(beyond[0]) if is_cut else edge.at, is_found=True), None
     first, last = within[-max(FIRST_PAGE_BARS, edge.compared) :][[0, -1]]
-    end = from_micros(edge.at if edge.at >= edge.seen else last) + interval.duration
+    end = from_micros(edge.at) + interval.duration
     if end - page >= from_micros(last):
         end = from_micros(last) + interval.duration
     return edge, Window(max(from_micros(first), end - page), end)
@@ -343,7 +355,7 @@ def _plan_up(
     if edge.is_found or not len(beyond):
         return replace(edge, is_found=True), None
     first, last = beyond[: max(FIRST_PAGE_BARS, edge.compared)][[0, -1]]
-    start = from_micros(edge.at if edge.at <= edge.seen else first)
+    start = from_micros(edge.at)
     if start + page <= from_micros(first):
         start = from_micros(first)
     return edge, Window(start, min(from_micros(last) + interval.duration, start + page))
@@ -367,13 +379,25 @@ def plan_probe(
 
 def find_window(trace: Trace, calendar: str, interval: Interval) -> Window:
     """Return from the lowest differing bar to where the bar after the highest one opens."""
-    return Window(from_micros(trace.lower.at), find_next_open(calendar, interval, trace.upper.at))
+    start, end = from_micros(trace.lower.at), find_next_open(calendar, interval, trace.upper.at)
+    base = trace.base or Window(start, end)
+    return Window(min(start, base.start), max(end, base.end))
+
+
+def widen(trace: Trace | None, span: Window, calendar: str, interval: Interval) -> Trace:
+    """Return a trace to which a span belongs in any case."""
+    if trace is None:
+        first, last = to_micros(span.start), to_micros(span.end) - 1
+        return Trace(Edge(first, first, is_found=True), Edge(last, last, is_found=True), base=span)
+    window = find_window(trace, calendar, interval)
+    return replace(trace, base=Window(min(window.start, span.start), max(window.end, span.end)))
 
 
 def find_span(one: Difference, calendar: str) -> tuple[datetime, datetime | None]:
     """Return from where to where a difference goes; None: it may reach up to now."""
     traces = one.list_traces()
     windows = [find_window(trace, calendar, interval) for interval, trace in traces]
+    windows += one.doubtful.values()
     is_ended = all(trace.upper.is_found for _, trace in traces)
     start = min(window.start for window in windows)
     return start, max(window.end for window in windows) if is_ended else None

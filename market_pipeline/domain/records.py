@@ -16,7 +16,8 @@ open .. close  float64                prices in the quote currency
 volume         float64                NaN where the provider gives none
 volume_kind    str                    ``base``, ``quote``, ``shares``, ``rolling_24h`` or ``none``
 trades         float64                number of trades, NaN where unknown
-source_kind    str                    ``traded`` bars, or ``points`` when built from price points
+source_kind    str                    ``traded`` bars, ``points`` when built from price points, or
+                                      ``rescaled`` when multiplied here
 is_final       bool                   by the provider's own rule
 =============  =====================  ==========================================================
 """

@@ -20,6 +20,7 @@ from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.providers.registry import load_provider
 from market_pipeline.storage.budget import read_budget_limits
 from market_pipeline.storage.coverage import read_coverage
+from market_pipeline.storage.events import read_differences
 from market_pipeline.storage.history_queries import read_every_market
 from market_pipeline.storage.queries import read_markets
 
@@ -113,11 +114,11 @@ def plan_markets(
     coverages: dict[int, dict[Any, Any]] = {}
     for (market_id, interval), coverage in read_coverage(connection, list(ids.values())).items():
         coverages.setdefault(market_id, {})[interval] = coverage
+    differences = read_differences(connection, list(ids.values()))
+    keyed = [(route, ids.get((route[1].provider, route[1].symbol), -1)) for route in routes]
     return [
-        plan_market(
-            route, coverages.get(ids.get((route[1].provider, route[1].symbol), -1), {}), request
-        )
-        for route in routes
+        plan_market(route, coverages.get(key, {}), request, differences.get(key))
+        for route, key in keyed
     ]
 
 

@@ -27,7 +27,7 @@ from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
 from market_pipeline.storage.budget import count_verifications_left, note_verifications
 from market_pipeline.storage.claims import renew_claim, wait_for_claim
 from market_pipeline.storage.coverage import read_coverage
-from market_pipeline.storage.events import read_differences
+from market_pipeline.storage.events import read_difference
 
 logger = get_logger(__name__)
 CLAIM_TIME = timedelta(minutes=2)
@@ -108,10 +108,10 @@ class MarketRun:
     def _open_watch(self, market_id: int) -> DifferenceWatch:
         with self.engine.connect() as connection:
             found = read_coverage(connection, [market_id])
-            difference = read_differences(connection, [market_id]).get(market_id)
+            left_open = read_difference(connection, market_id)
         coverages = {of: self._adopt_parsing(of, known) for (_, of), known in found.items()}
         return DifferenceWatch(
-            self.engine, market_id, self.route, self.request, coverages, difference
+            self.engine, market_id, self.route, self.request, coverages, left_open
         )
 
     def _adopt_parsing(self, interval: Interval, known: Coverage) -> Coverage:

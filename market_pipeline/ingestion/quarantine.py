@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pandas as pd
-from sqlalchemy import Connection, Engine, func, select, tuple_
+from sqlalchemy import Connection, Engine, select, tuple_
 
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.errors import ClaimTimeoutError, PipelineError, SupersededError
@@ -35,7 +35,7 @@ from market_pipeline.ingestion.receipts import (
     end_receipt,
 )
 from market_pipeline.ingestion.request import Request
-from market_pipeline.ingestion.write import Coverages, add_inserted, write_market_bars
+from market_pipeline.ingestion.write import Coverages, Written, add_inserted, write_market_bars
 from market_pipeline.observability.logs import get_logger
 from market_pipeline.storage.claims import (
     hold_claim,
@@ -44,7 +44,7 @@ from market_pipeline.storage.claims import (
     wait_for_claim,
 )
 from market_pipeline.storage.coverage import read_coverage, write_coverage
-from market_pipeline.storage.ledgers import market_event
+from market_pipeline.storage.events import read_restated_rows
 from market_pipeline.storage.quarantine import parse_payloads, read_quarantine, resolve_rows
 from market_pipeline.storage.queries import read_frame
 from market_pipeline.storage.tables import market, market_aggregate
@@ -179,11 +179,11 @@ def _replay_market(
         try:
             with engine.begin() as connection:
                 hold_claim(connection, market_id, token)
-                one = _read_market(connection, market_id)
+                one = read_market(connection, market_id)
                 refused, good = _judge(connection, one, market_id, rows, now)
                 kept = sorted(set(rows["row_id"]) - refused.keys())
                 if kept:
-                    run = _describe_run(run_id, one, good, now)
+                    run = describe_run(run_id, TRIGGER, one, good, now)
                     _write(connection, run, one, market_id, good)
                     resolve_rows(connection, kept, "replayed", now)
         finally:
@@ -191,7 +191,8 @@ def _replay_market(
     return Replay(run_id, tuple(kept), refused)
 
 
-def _read_market(connection: Connection, market_id: int) -> Market:
+def read_market(connection: Connection, market_id: int) -> Market:
+    """Return a stored market as its record."""
     query = select(market).where(market.c.market_id == market_id)
     row = connection.execute(query).mappings().one()
     intervals = tuple(Interval(name) for name in row["intervals"])
@@ -204,7 +205,10 @@ def _judge(
     """Return why rows are refused, and the bar frame of the others."""
     ordered = rows.sort_values(["last_seen_at", "row_id"])
     bars = parse_payloads(list(ordered["payload"])).assign(row_id=list(ordered["row_id"]))
-    refused = _refuse_before_split(connection, market_id, ordered)
+    refused = {
+        row_id: f"{BEFORE_SPLIT}: it came before {at}, when these prices were restated"
+        for row_id, at in read_restated_rows(connection, list(ordered["row_id"])).items()
+    }
     bars = bars[~bars["row_id"].isin(refused.keys())]
     stored = _read_stored(connection, market_id, bars)
     # Of equals the last is kept, so that a stored bar is contradicted, never replaced by its equal.
@@ -218,19 +222,6 @@ def _judge(
     return refused, judged.good.loc[wanted, list(BAR_COLUMNS)].reset_index(drop=True)
 
 
-def _refuse_before_split(
-    connection: Connection, market_id: int, rows: pd.DataFrame
-) -> dict[int, str]:
-    """Refuse what came in the scale of before a split."""
-    query = select(func.max(market_event.c.detected_at)).where(
-        market_event.c.market_id == market_id, market_event.c.kind == "split"
-    )
-    split_at = connection.execute(query).scalar()
-    old = rows[rows["last_seen_at"] < split_at] if split_at else rows.iloc[:0]
-    reason = f"{BEFORE_SPLIT}: its prices are of before the split seen at {split_at}"
-    return {int(row_id): reason for row_id in old["row_id"]}
-
-
 def _read_stored(connection: Connection, market_id: int, bars: pd.DataFrame) -> pd.DataFrame:
     """Return the stored bars that have the key of one of the bars."""
     timed = bars[bars["open_time"].between(EPOCH, LAST_DAY)]
@@ -242,7 +233,8 @@ def _read_stored(connection: Connection, market_id: int, bars: pd.DataFrame) -> 
     return read_frame(connection, query).astype(dict(BAR_DTYPES)).assign(row_id=_STORED)
 
 
-def _describe_run(run_id: UUID, one: Market, good: pd.DataFrame, now: datetime) -> Run:
+def describe_run(run_id: UUID, trigger: str, one: Market, good: pd.DataFrame, now: datetime) -> Run:
+    """Return the run of a command that writes bars of one market without asking its provider."""
     start, end = good["open_time"].min(), good["close_time"].max()
     request = Request(
         symbols=(one.symbol,),
@@ -253,7 +245,7 @@ def _describe_run(run_id: UUID, one: Market, good: pd.DataFrame, now: datetime) 
         window=Window(start.to_pydatetime(), end.to_pydatetime()),
         is_default_routing=False,
     )
-    return Run(run_id, TRIGGER, now, request)
+    return Run(run_id, trigger, now, request)
 
 
 def _write(
@@ -268,9 +260,16 @@ def _write(
     for interval, after in add_inserted(healed, written).items():
         known = before.get(interval, Coverage())
         write_coverage(connection, (market_id, interval), known, after, None, run.run_id)
+    add_written(connection, run, market_id, len(good), written)
+
+
+def add_written(
+    connection: Connection, run: Run, market_id: int, received: int, written: Written
+) -> None:
+    """Write the receipt of bars that no provider was asked for."""
     counts = describe_counts(written.counts, written.derived)
     versions = dict.fromkeys(("first_version", "last_version"), written.version)
-    row: dict[str, Any] = {"received": len(good), **counts, **versions, "outcome": "ok"}
+    row: dict[str, Any] = {"received": received, **counts, **versions, "outcome": "ok"}
     add_market_receipt(connection, run, market_id, row)
     rows = written.counts + written.derived
     add_table_receipt(connection, run, market_aggregate.name, rows, "ok")

@@ -33,7 +33,7 @@ from market_pipeline.ingestion.planning import find_earliest, find_left
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.storage.queries import read_versioned_bars
 
-REPAIRED, MULTIPLIED, TAKEN_BACK = "repaired", "multiplied", "withdrawn"
+REPAIRED, MULTIPLIED = "repaired", "multiplied"
 Coverages = Mapping[Interval, Coverage]
 
 
@@ -62,6 +62,11 @@ class Ending:
     left: int = 0
     bars: pd.DataFrame | None = None
     settled: Mapping[Interval, tuple[Window, ...]] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether runs have nothing left to do about it."""
+        return self.resolution is not None or self.stage == SEAM
 
 
 def judge_repair(
@@ -146,7 +151,7 @@ def _find_leftovers(
 
 def _list_spans(calendar: str, interval: Interval, bars: pd.DataFrame) -> tuple[Window, ...]:
     """Return the spans of bars, each up to where the next one is expected."""
-    opens = bars["open_time"].dt.to_pydatetime()
+    opens = [at.to_pydatetime() for at in bars["open_time"]]
     spans = [Window(at, find_next_open(calendar, interval, to_micros(at))) for at in opens]
     return tuple(merge_windows(spans))
 
@@ -172,8 +177,8 @@ def _find_meeting(calendar: str, interval: Interval, one: Leftover) -> Window:
 def describe_bars(one: Difference) -> str:
     """Return what came back, in a sentence."""
     return (
-        f"{one.bars} stored final bars came back at {one.ratio:.6g} times their price "
-        f"(up to {one.spread:.2%} from it)"
+        f"stored final bars came back at {one.ratio:.6g} times their price, "
+        f"give or take {one.spread:.2%}"
     )
 
 
@@ -181,11 +186,15 @@ def describe_difference(one: Difference, ending: Ending) -> str | None:
     """Return what is still to be done about a difference, in a sentence; None: nothing."""
     if ending.resolution is not None:
         return None
-    since = f"{ending.span[0]:%Y-%m-%d %H:%M} UTC"
-    told = f"the provider restated its history from {since} on ({describe_bars(one)})"
+    start, end = ending.span
+    until = "on" if end is None else f"to {end:%Y-%m-%d %H:%M}"
+    told = (
+        f"the provider restated its history from {start:%Y-%m-%d %H:%M} {until} (UTC): "
+        f"{describe_bars(one)}"
+    )
     if ending.stage == SEAM:
-        return f"{told}: it reaches no further back, and no one factor explains it"
+        return f"{told}; it reaches no further back, and no one factor explains the older bars"
     if ending.stage == REPAIRING:
         what = f"{ending.left} bars are" if ending.left else "bars that did not come again are"
-        return f"{told}: {what} still to be read again, statistics over them wait"
-    return f"{told}: how far it goes is still to be found, statistics over it wait"
+        return f"{told}; {what} still to be read again, statistics over them wait"
+    return f"{told}; how far it goes is still to be found, statistics over it wait"

@@ -24,13 +24,13 @@ from market_pipeline.domain.differences import (
     Edge,
     Trace,
     compare,
-    find_next_open,
     find_span,
     find_window,
     follow,
     keep_prices,
     plan_probe,
     plan_trace,
+    widen,
 )
 from market_pipeline.domain.grids import Micros, find_grid, to_micros
 from market_pipeline.domain.intervals import Interval
@@ -46,7 +46,7 @@ from market_pipeline.domain.settling import (
 from market_pipeline.ingestion.fetching import Page
 from market_pipeline.ingestion.planning import find_earliest, plan_reloads
 from market_pipeline.ingestion.request import Request, Route
-from market_pipeline.storage.history_queries import read_newest_version
+from market_pipeline.storage.events import OpenDifference
 from market_pipeline.storage.queries import read_bars
 
 MOST_TRACES = 200
@@ -62,7 +62,7 @@ class DifferenceWatch:
         route: Provider and market.
         request: The run's.
         coverages: As the run found them. A bar that is settled there is stored and final.
-        difference: What runs before this one have left open.
+        left_open: What runs before this one have left open.
     """
 
     def __init__(
@@ -72,17 +72,19 @@ class DifferenceWatch:
         route: Route,
         request: Request,
         coverages: dict[Interval, Coverage],
-        difference: Difference | None,
+        left_open: OpenDifference,
     ) -> None:
         self.coverages = coverages
-        self.difference = difference
-        self.is_stored = difference is not None
-        self.releases = False
+        self.is_stored, self.releases = left_open.difference is not None, False
         self._engine, self._market_id, self._request = engine, market_id, request
         self._provider, self._market = route
-        self._has_failed = False
-        if difference is not None and difference.stage == REPAIRING and not difference.traces:
-            self.difference = self._adopt(difference)
+        self._has_failed, self._version = False, left_open.version
+        self._doubtful = {
+            interval: span
+            for interval, span in left_open.written_since.items()
+            if intersect_windows(self._find_coverage(interval).settled, [span])
+        }
+        self.difference = self._take_up(left_open.difference)
 
     @property
     def is_tracing(self) -> bool:
@@ -107,11 +109,8 @@ class DifferenceWatch:
                 stored = read_bars(
                     connection, self._market_id, page.ask.interval, window.start, window.end
                 )
-                stored = stored[stored["is_final"]].reset_index(drop=True)
-                page = self._compare(page, stored) if page.received else _doubt(page, len(stored))
-                if self.difference is not None and self.difference.version is None:
-                    version = read_newest_version(connection)
-                    self.difference = replace(self.difference, version=version)
+            stored = stored[stored["is_final"]].reset_index(drop=True)
+            page = self._compare(page, stored) if page.received else _doubt(page, len(stored))
         self._has_failed |= page.ask.purpose == TRACE and page.error is not None
         return page
 
@@ -123,9 +122,9 @@ class DifferenceWatch:
         for _ in range(MOST_TRACES):
             if self.difference is None or self.difference.stage != TRACING or self._has_failed:
                 return
-            ask = self._plan_next()
+            ask = self._plan_next(self.difference)
             if ask is None:
-                self._release()
+                self._release(self.difference)
                 return
             yield ask
 
@@ -152,12 +151,22 @@ class DifferenceWatch:
         is_known = find_inside(list_known_spans(self._find_coverage(ask.interval)), seen.opens)
         is_ours = self._find_ours(stored, seen, ask.interval)
         compared = seen.select(is_known & ~is_ours)
-        self.difference = follow(self.difference, ask.interval, compared, ask.purpose == TRACE)
+        self._follow(ask, compared)
         is_kept = np.ones(len(own), dtype=bool)
         is_kept[seen.places[(seen.differs & is_known) | is_ours]] = False
         kept = [keep_prices(own, seen)[is_kept], good[~is_own]]
         bars = pd.concat([part for part in kept if len(part)] or [own.iloc[:0]], ignore_index=True)
         return replace(page, judged=replace(page.judged, good=bars))
+
+    def _follow(self, ask: Ask, seen: Comparison) -> None:
+        known, calendar = self.difference, self._market.calendar
+        self.difference = follow(known, ask.interval, seen, calendar, ask.purpose == TRACE)
+        if self.difference is None:
+            return
+        if self.difference.version is None:
+            self.difference = replace(self.difference, version=self._version)
+        if known is not None and known.stage != self.difference.stage == TRACING:
+            self.difference = replace(self.difference, doubtful=self._doubtful)
 
     def _find_ours(
         self, stored: pd.DataFrame, seen: Comparison, interval: Interval
@@ -171,65 +180,83 @@ class DifferenceWatch:
         holes = [hole.window for hole in self._find_coverage(interval).holes]
         return np.isin(seen.opens, opens[~find_inside(holes, opens)])
 
-    def _plan_next(self) -> Ask | None:
+    def _plan_next(self, known: Difference) -> Ask | None:
         """Return the next page of a trace, or of an interval that was not looked at yet."""
         for plan in (self._plan_trace, self._plan_probe):
             for interval in self._market.intervals:
-                window = plan(interval)
+                known, window = plan(known, interval)
+                self.difference = known
                 if window is not None:
                     grid = find_grid(self._market.calendar, interval, window)
                     return Ask(interval, window, TRACE, grid.count(window))
         return None
 
-    def _plan_trace(self, interval: Interval) -> Window | None:
-        difference = self._get_difference()
-        trace = difference.traces.get(interval)
+    def _plan_trace(
+        self, known: Difference, interval: Interval
+    ) -> tuple[Difference, Window | None]:
+        trace = known.traces.get(interval)
         if trace is None:
-            return None
+            return known, None
         terms, earliest = self._describe_reach(interval)
-        known = self._list_known(interval)
-        trace, window = plan_trace(trace, known, interval, terms.page, to_micros(earliest))
-        self._note(interval, trace)
-        return window
+        opens = self._list_known(interval)
+        trace, window = plan_trace(trace, opens, interval, terms.page, to_micros(earliest))
+        return replace(known, traces={**known.traces, interval: trace}), window
 
-    def _plan_probe(self, interval: Interval) -> Window | None:
-        difference = self._get_difference()
-        if interval in difference.traces:
-            return None
-        start, end = find_span(difference, self._market.calendar)
+    def _plan_probe(
+        self, known: Difference, interval: Interval
+    ) -> tuple[Difference, Window | None]:
+        if interval in known.traces:
+            return known, None
+        start, end = find_span(known, self._market.calendar)
         terms, earliest = self._describe_reach(interval)
-        span = Window(start, end or LAST_DAY)
-        known = self._list_known(interval)
-        window = plan_probe(known, span, interval, terms.page, to_micros(earliest))
+        span, opens = Window(start, end or LAST_DAY), self._list_known(interval)
+        window = plan_probe(opens, span, interval, terms.page, to_micros(earliest))
         if window is None:
-            self._note(interval, None)
-        return window
+            known = replace(known, traces={**known.traces, interval: None})
+        return known, window
 
-    def _release(self) -> None:
-        """Let what differs be missing, as far as the provider reaches."""
-        for interval, trace in self._get_difference().list_traces():
-            _, earliest = self._describe_reach(interval)
-            window = find_window(trace, self._market.calendar, interval)
-            reached = subtract_windows([window], [Window(EPOCH, earliest)])
-            known = self._find_coverage(interval)
-            freed = intersect_windows(list_known_spans(known), reached)
-            released = tuple(merge_windows([*trace.released, *freed]))
-            self._note(interval, replace(trace, released=released))
-            self.coverages[interval] = release_settled(known, released)
-        self.difference = replace(self._get_difference(), stage=REPAIRING)
+    def _release(self, known: Difference) -> None:
+        """Let what differs, and what is doubtful, be missing as far as the provider reaches."""
+        traces = dict(known.traces)
+        for interval, span in known.doubtful.items():
+            traces[interval] = widen(traces.get(interval), span, self._market.calendar, interval)
+        for interval, trace in traces.items():
+            if trace is not None:
+                traces[interval] = self._release_trace(interval, trace)
+        self.difference = replace(known, stage=REPAIRING, traces=traces, doubtful={})
         self.releases = True
+
+    def _release_trace(self, interval: Interval, trace: Trace) -> Trace:
+        _, earliest = self._describe_reach(interval)
+        window = find_window(trace, self._market.calendar, interval)
+        reached = subtract_windows([window], [Window(EPOCH, earliest)])
+        known = self._find_coverage(interval)
+        freed = intersect_windows(list_known_spans(known), reached)
+        released = tuple(merge_windows([*trace.released, *freed]))
+        self.coverages[interval] = release_settled(known, released)
+        return replace(trace, released=released)
+
+    def _take_up(self, difference: Difference | None) -> Difference | None:
+        if difference is None:
+            return None
+        if difference.stage == TRACING:
+            difference = replace(difference, doubtful=self._doubtful)
+        elif not difference.traces:
+            difference = self._adopt(difference)
+        is_any = difference.list_traces() or difference.doubtful
+        return difference if is_any else replace(difference, stage=WITHDRAWN)
 
     def _adopt(self, difference: Difference) -> Difference:
         """Return a reload that the version before has begun, as it is noted now."""
         traces: dict[Interval, Trace | None] = {}
         for interval, known in self.coverages.items():
-            if known.first_bar_at is None or known.last_bar_at is None:
+            if known.first_bar_at is None or known.watermark is None:
                 continue
-            first, last = to_micros(known.first_bar_at), to_micros(known.last_bar_at)
-            end = find_next_open(self._market.calendar, interval, last)
-            released = (Window(known.first_bar_at, end),)
-            lower, upper = (Edge(at, at, is_found=True) for at in (first, last))
-            traces[interval] = Trace(lower, upper, released)
+            whole = Window(known.first_bar_at, known.watermark)
+            opens = find_grid(self._market.calendar, interval, whole).cut(whole).opens
+            if len(opens):
+                lower, upper = (Edge(int(at), int(at), is_found=True) for at in opens[[0, -1]])
+                traces[interval] = Trace(lower, upper, (whole,))
         return replace(difference, traces=traces)
 
     def _list_known(self, interval: Interval) -> Micros:
@@ -251,13 +278,6 @@ class DifferenceWatch:
     def _describe_reach(self, interval: Interval) -> tuple[HistoryTerms, datetime]:
         terms = self._describe_terms(interval)
         return terms, max(find_earliest(terms, self._request) or EPOCH, EPOCH)
-
-    def _get_difference(self) -> Difference:
-        return self.difference or Difference()
-
-    def _note(self, interval: Interval, trace: Trace | None) -> None:
-        difference = self._get_difference()
-        self.difference = replace(difference, traces={**difference.traces, interval: trace})
 
 
 def _doubt(page: Page, stored: int) -> Page:

@@ -17,7 +17,8 @@ from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.domain.parsing import adopt_parsing, renew_spans
 from market_pipeline.domain.planning import TRACE
 from market_pipeline.domain.ranges import merge_windows
-from market_pipeline.domain.records import Market, build_empty_bar_frame
+from market_pipeline.domain.records import Market, Window, build_empty_bar_frame
+from market_pipeline.domain.sessions import LAST_DAY
 from market_pipeline.domain.settling import (
     Answer,
     release_settled,
@@ -48,7 +49,6 @@ from market_pipeline.ingestion.receipts import (
 )
 from market_pipeline.ingestion.registration import ensure_market, register_markets
 from market_pipeline.ingestion.repairing import (
-    TAKEN_BACK,
     Ending,
     describe_bars,
     describe_difference,
@@ -57,6 +57,11 @@ from market_pipeline.ingestion.repairing import (
 from market_pipeline.ingestion.request import Request
 from market_pipeline.ingestion.strays import suspect_calendar
 from market_pipeline.ingestion.stream import Item, MarketStopped
+from market_pipeline.ingestion.suspecting import (
+    can_be_suspected,
+    find_suspect_span,
+    suspect_splits,
+)
 from market_pipeline.storage.claims import hold_claim, release_claim
 from market_pipeline.storage.coverage import read_coverage, write_coverage
 from market_pipeline.storage.events import (
@@ -107,6 +112,7 @@ class Written:
         counts: Of fetched bars. derived: Of days and weeks built from them.
         version: Theirs; None when nothing changed. inserted: How many are new, by interval.
         last_version: Where a second one was needed.
+        days: The daily bars among them, fetched or built.
     """
 
     counts: WriteCounts = field(default_factory=WriteCounts)
@@ -114,12 +120,29 @@ class Written:
     version: int | None = None
     inserted: Mapping[Interval, int] = field(default_factory=dict)
     last_version: int | None = None
+    days: pd.DataFrame = field(default_factory=build_empty_bar_frame)
 
     def __add__(self, later: "Written") -> "Written":
         """Return both; what was written later replaced stored bars alone."""
         first = self.version if self.version is not None else later.version
         counts, derived = self.counts + later.counts, self.derived + later.derived
-        return Written(counts, derived, first, self.inserted, later.version)
+        return Written(counts, derived, first, self.inserted, later.version, self.days)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a batch came to with what is known of the market's difference.
+
+    Attributes:
+        written: Of bars, multiplied ones included. coverages: As they are with the batch.
+        reason: What is still to be done about the difference; None: nothing.
+        ended_from: The difference is over; from when on bars may have changed by it (UTC).
+    """
+
+    written: Written
+    coverages: Coverages
+    reason: str | None = None
+    ended_from: datetime | None = None
 
 
 def commit_item(engine: Engine, run: Run, item: Item) -> BatchResult:
@@ -148,15 +171,14 @@ def write_batch(engine: Engine, run: Run, batch: BarBatch) -> BatchResult:
         after = _settle(run.request, batch, _release(batch, before))
         absence = find_absence(batch.route[1], before, after)
         written = _write_bars(connection, run, batch, absence)
-        after = add_inserted(after, written)
-        restating = None
+        kept = Kept(written, add_inserted(after, written))
         if batch.difference is not None:
-            written, after, restating = _keep_difference(
-                connection, run, batch, batch.difference, written, after
-            )
+            kept = _keep_difference(connection, run, batch, batch.difference, kept)
+        written, after = kept.written, kept.coverages
+        _suspect_splits(connection, run, batch, kept, before)
         _write_coverages(connection, run, batch, before, after)
         suspicion = suspect_calendar(connection, batch.route[1], batch.market_id, after)
-        result = _judge_batch(run, batch, written, after, restating, suspicion)
+        result = _judge_batch(run, batch, written, after, kept.reason, suspicion)
         row = _describe_batch(batch, written, result, before, after)
         add_market_receipt(connection, run, batch.market_id, row)
         add_requests(connection, run, batch.market_id, batch.pages)
@@ -267,7 +289,9 @@ def write_market_bars(
         return Written(fetched, built)
     _note_version(connection, market_id, pd.concat(frames), stamps)
     stamp_markets(connection, [market_id], version)
-    return Written(fetched, built, version, inserted)
+    days = [frame for frame in frames if frame["interval"].iloc[0] == Interval.DAY.value]
+    daily = pd.concat(days) if days else build_empty_bar_frame()
+    return Written(fetched, built, version, inserted, days=daily)
 
 
 def _release(batch: BarBatch, before: Coverages) -> Coverages:
@@ -282,43 +306,64 @@ def _release(batch: BarBatch, before: Coverages) -> Coverages:
 
 
 def _keep_difference(
-    connection: Connection,
-    run: Run,
-    batch: BarBatch,
-    one: Difference,
-    written: Written,
-    after: Coverages,
-) -> tuple[Written, Coverages, str | None]:
-    """Write what is known of a market's difference, and end it where its span was read again.
-
-    Returns:
-        What was written with what had to be multiplied, the coverage with it, and what is still to
-        be done in one sentence; None: nothing is.
-    """
+    connection: Connection, run: Run, batch: BarBatch, one: Difference, kept: Kept
+) -> Kept:
+    """Write what is known of a market's difference, and end it where its span was read again."""
     market_id = batch.market_id
     if one.stage == WITHDRAWN:
         if not batch.opens_event:
-            resolve_difference(connection, market_id, TAKEN_BACK)
-        return written, after, None
+            resolve_difference(connection, market_id, WITHDRAWN)
+        return replace(kept, ended_from=run.request.window.start)
     ending = Ending(one.stage, find_span(one, batch.route[1].calendar))
     if one.stage == REPAIRING:
-        ending = judge_repair(connection, market_id, batch.route, run.request, one, after)
-    reason = describe_difference(one, ending)
-    span = EventSpan(*ending.span, describe_bars(one))
-    kept = replace(one, stage=ending.stage)
+        ending = judge_repair(connection, market_id, batch.route, run.request, one, kept.coverages)
+    span, known = EventSpan(*ending.span, describe_bars(one)), replace(one, stage=ending.stage)
     if batch.opens_event:
-        open_difference(connection, market_id, kept, span, run.run_id)
+        open_difference(connection, market_id, known, span, run.run_id)
     else:
-        update_difference(connection, market_id, kept, span)
+        update_difference(connection, market_id, known, span)
     if ending.resolution is not None:
         resolve_difference(connection, market_id, ending.resolution)
+    return _write_ending(connection, run, batch, ending, kept)
+
+
+def _write_ending(
+    connection: Connection, run: Run, batch: BarBatch, ending: Ending, kept: Kept
+) -> Kept:
+    """Write the bars that were multiplied, and let what was left over count as settled."""
+    written = kept.written
     if ending.bars is not None:
-        more = write_market_bars(connection, run, batch.route[1], market_id, ending.bars)
-        written = written + more
-    for interval, spans in ending.settled.items():
-        settled = tuple(merge_windows([*after[interval].settled, *spans]))
-        after = {**after, interval: replace(after[interval], settled=settled)}
-    return written, after, reason
+        one, market_id = batch.route[1], batch.market_id
+        written += write_market_bars(connection, run, one, market_id, ending.bars)
+    settled = {
+        interval: replace(
+            kept.coverages[interval],
+            settled=tuple(merge_windows([*kept.coverages[interval].settled, *spans])),
+        )
+        for interval, spans in ending.settled.items()
+    }
+    reason = describe_difference(batch.difference, ending) if batch.difference else None
+    return Kept(
+        written,
+        {**kept.coverages, **settled},
+        reason,
+        ending.span[0] if ending.is_over else None,
+    )
+
+
+def _suspect_splits(
+    connection: Connection, run: Run, batch: BarBatch, kept: Kept, before: Coverages
+) -> None:
+    """Look for splits where bars are new, or where a difference is over."""
+    one = batch.route[1]
+    if kept.ended_from is not None:
+        span = Window(kept.ended_from, LAST_DAY) if can_be_suspected(one) else None
+    elif batch.difference is None and kept.written.version is not None:
+        span = find_suspect_span(batch, kept.written.days, before)
+    else:
+        span = None
+    if span is not None:
+        suspect_splits(connection, one, batch.market_id, span, run.run_id)
 
 
 def _join_good(pages: Iterable[Page]) -> pd.DataFrame:

@@ -60,6 +60,7 @@ TOLERANCES: Mapping[Interval, timedelta] = {
 CHUNK = HOURLY_PAGE + timedelta(hours=3)  # a page, widened to whole hours and their tolerance
 SHORTEST_HOURLY_SPAN = timedelta(days=2)
 PUBLICATION_LAG = timedelta(minutes=35)
+NOISE_RATIO = 1e-9  # Averages over exchanges, sent with all digits of a float64.
 PARSING = 2  # 1 took an hour's close from the point inside it
 COINS_PER_PAGE = 250
 EARLIEST_STAMP_SECONDS = 1_230_768_000.0  # 2009: seconds read as milliseconds land in 1970
@@ -174,9 +175,9 @@ class CoinGeckoProvider:
         del market  # all are served alike
         page = HOURLY_PAGE if interval is Interval.HOUR else DAILY_PAGE
         if self._plan == "pro" or (self._key and not self._plan):
-            return HistoryTerms(page, PUBLICATION_LAG, parsing=PARSING)
+            return HistoryTerms(page, PUBLICATION_LAG, None, NOISE_RATIO, PARSING)
         page = min(page, FREE_REACH)
-        return HistoryTerms(page, PUBLICATION_LAG, FREE_REACH, parsing=PARSING)
+        return HistoryTerms(page, PUBLICATION_LAG, FREE_REACH, NOISE_RATIO, PARSING)
 
     def fetch_bars(
         self, market: Market, interval: Interval, window: Window, now: datetime

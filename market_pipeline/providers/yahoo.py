@@ -47,6 +47,7 @@ NAME = "yahoo"
 BASE_URL = "https://query2.finance.yahoo.com"
 HOURLY_HISTORY = timedelta(days=730)
 HOURLY_REACH = HOURLY_HISTORY - timedelta(days=1)  # planned today, perhaps asked tomorrow
+NOISE_RATIO = 1e-6  # Prices are float32: the last digit may come out otherwise.
 HOURLY_PAGE = timedelta(days=200)
 DAILY_PAGE = timedelta(days=5000)
 MARGIN = timedelta(days=1)
@@ -112,9 +113,9 @@ class YahooProvider:
         """Return pages of some 5,000 bars at most; hours reach back two years."""
         lag = find_publication_lag(market)
         if interval is Interval.DAY:
-            return HistoryTerms(DAILY_PAGE, lag, parsing=PARSING)
+            return HistoryTerms(DAILY_PAGE, lag, None, NOISE_RATIO, PARSING)
         page = HOURLY_PAGE if market.calendar == ALWAYS_OPEN else HOURLY_REACH
-        return HistoryTerms(page, lag, HOURLY_REACH, parsing=PARSING)
+        return HistoryTerms(page, lag, HOURLY_REACH, NOISE_RATIO, PARSING)
 
     def fetch_bars(
         self, market: Market, interval: Interval, window: Window, now: datetime

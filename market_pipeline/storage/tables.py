@@ -163,7 +163,12 @@ market_aggregate = Table(
     _number("volume", "Traded volume, NULL where the provider gives none"),
     Column("volume_kind", Text, nullable=False, comment="base, quote, shares, rolling_24h or none"),
     Column("trades", BigInteger, comment="Number of trades"),
-    Column("source_kind", Text, nullable=False, comment="traded bars, or built from price points"),
+    Column(
+        "source_kind",
+        Text,
+        nullable=False,
+        comment="traded bars, points (built from price points), or rescaled here",
+    ),
     Column(
         "is_final", Boolean, nullable=False, comment="By the provider's own rule; never goes back"
     ),

@@ -48,6 +48,13 @@ _COMMENTS = {
         "missing, tail, retry, verify, trace or reload",
     ),
 }
+_COMMENTS |= {
+    (table, "source_kind"): (
+        "traded bars, or built from price points",
+        "traded bars, points (built from price points), or rescaled here",
+    )
+    for table in ("market_aggregate", "market_aggregate_revision")
+}
 _TABLE_COMMENTS = {
     "market_comparison": (
         "One row per pair of markets, interval, horizon and as_of",
