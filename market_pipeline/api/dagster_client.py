@@ -131,6 +131,15 @@ class DagsterClient:
         ended = told["endTime"]
         return RunState(told["status"], datetime.fromtimestamp(ended, UTC) if ended else None)
 
+    def describe_silence(self, kind: type[ProblemError] = ProblemError) -> ProblemError:
+        """Return the problem that is told when the webserver does not answer."""
+        return _describe_missing(
+            "webserver",
+            f"Dagster's webserver does not answer at {self._base}: start it with `make dev`, "
+            "or let DAGSTER_UI_URL or DAGSTER_GRAPHQL_URL name it. What was started goes on",
+            kind,
+        )
+
     async def close(self) -> None:
         """Give connections back."""
         if self._client is not None:
@@ -148,20 +157,12 @@ class DagsterClient:
             answer = await self._open().post(f"{self._base}/graphql", json=body)
             told = answer.json() if answer.status_code == HTTPStatus.OK else {}
         except httpx.ConnectError:
-            raise self._describe_silence(WebserverMissingError) from None
+            raise self.describe_silence(WebserverMissingError) from None
         except (httpx.HTTPError, ValueError):
             told = {}
         if not isinstance(told, dict) or not told.get("data"):
-            raise self._describe_silence(ProblemError)
+            raise self.describe_silence()
         return told["data"]
-
-    def _describe_silence(self, kind: type[ProblemError]) -> ProblemError:
-        return _describe_missing(
-            "webserver",
-            f"Dagster's webserver does not answer at {self._base}: start it with `make dev`, "
-            "or let DAGSTER_UI_URL or DAGSTER_GRAPHQL_URL name it. What was started goes on",
-            kind,
-        )
 
 
 def _is_daemon_alive(statuses: Sequence[Mapping[str, Any]], now: float) -> bool:

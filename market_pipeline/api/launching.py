@@ -144,8 +144,10 @@ class Launcher:
         try:
             async with asyncio.timeout(LAUNCH_SECONDS):
                 run_id = await self._find_or_launch(wish, claim)
-        except BaseException:
+        except BaseException as error:
             await run_in_threadpool(self._release, claim.launch_id)
+            if isinstance(error, TimeoutError):
+                raise self._services.dagster.describe_silence() from None
             raise
         await run_in_threadpool(self._note, claim.launch_id, run_id)
         self._watches.begin(run_id)

@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.exc import SQLAlchemyError
 
 from market_pipeline.api.dagster_client import RunState
 from market_pipeline.api.problems import ProblemError
 
 POLL_SECONDS = 0.5
 _MAX_PAUSE_SECONDS = 10.0
+_CLOSED = ("Service Unavailable", "the API is ending: ask again when it has been started")
 logger = logging.getLogger("market_pipeline.api")
 ReadState = Callable[[UUID], Awaitable[RunState | None]]
 OnEnd = Callable[[UUID, RunState], object]
@@ -80,18 +82,25 @@ class Watches:
         if watch is None:
             watch = self._watches[run_id] = _Watch()
             watch.task = asyncio.create_task(self._watch(run_id, watch))
-            watch.task.add_done_callback(lambda _: self._watches.pop(run_id, None))
+            watch.task.add_done_callback(lambda _: self._forget(run_id))
         return watch
+
+    def _forget(self, run_id: UUID) -> None:
+        watch = self._watches.pop(run_id)
+        if not watch.next_look.done():
+            # It broke, or was told to end: nobody may wait for a look that never comes.
+            broken = None if watch.task.cancelled() else watch.task.exception()
+            watch.next_look.set_exception(broken or ProblemError(503, *_CLOSED))
 
     async def _watch(self, run_id: UUID, watch: _Watch) -> RunState | None:
         pause = POLL_SECONDS
         while True:
             try:
                 state = await self._read_state(run_id)
-            except ProblemError as problem:
+            except (ProblemError, SQLAlchemyError) as trouble:
                 # The webserver is being restarted; the run goes on, and so does the watch.
                 pause = min(2 * pause, _MAX_PAUSE_SECONDS)
-                watch.next_look.set_exception(problem)
+                watch.next_look.set_exception(trouble)
             else:
                 pause = POLL_SECONDS
                 if state is None or state.has_ended:

@@ -3,16 +3,21 @@
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
-from uuid import UUID
+from types import ModuleType
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, insert
+from sqlalchemy.exc import OperationalError
 
-from market_pipeline.api import dagster_client
+from market_pipeline.api import dagster_client, launching
 from market_pipeline.api.app import build_app
 from market_pipeline.api.child_runs import ChildRuns
+from market_pipeline.api.dagster_client import RunState
+from market_pipeline.api.problems import ProblemError
+from market_pipeline.api.watching import Watches
 from market_pipeline.storage.tables import ingestion_run
 from market_pipeline_tests.api.conftest import make_services
 from market_pipeline_tests.api.slow_webserver import SlowWebserver, serve_slowly
@@ -59,11 +64,14 @@ def test_a_slow_webserver_is_asked_by_one_for_all(engine: Engine) -> None:
     assert slow.looks <= slow.looks_until_end + 1
 
 
+@pytest.mark.parametrize(
+    ("module", "name"), [(dagster_client, "TIMEOUT_SECONDS"), (launching, "LAUNCH_SECONDS")]
+)
 def test_a_silent_webserver_is_no_missing_one(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
 ) -> None:
     """Somebody listens and does not answer in time: 503, and this process starts nothing."""
-    monkeypatch.setattr(dagster_client, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(module, name, 0.2)
     children = ChildRuns(["false"])
     with serve_slowly(delay=1.0) as slow:
         services = replace(make_services(engine, dagster_url=slow.address), children=children)
@@ -71,7 +79,51 @@ def test_a_silent_webserver_is_no_missing_one(
             answer = client.post("/api/ingest")
     services.cache.close()
     assert (answer.status_code, answer.json()["degraded"]) == (503, ["dagster webserver"])
+    assert int(answer.headers["retry-after"]) > 0
     assert asyncio.run(children.count_queued()) == 0
+
+
+def test_a_watch_outlives_trouble() -> None:
+    """Whoever looks while nobody can tell hears so; the watch goes on, and its end is told."""
+    answers: list[Exception | RunState] = [
+        ProblemError(503, "Dagster Unavailable", "silent"),
+        OperationalError("SELECT", {}, Exception("gone")),
+        RunState("SUCCESS", datetime.now(UTC)),
+    ]
+    ended: list[UUID] = []
+
+    async def read(run_id: UUID) -> RunState:
+        del run_id
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def watch() -> RunState | None:
+        watches = Watches(read, lambda run_id, _: ended.append(run_id))
+        run_id = uuid4()
+        with pytest.raises(ProblemError):
+            await watches.look(run_id)
+        with pytest.raises(OperationalError):
+            await watches.look(run_id)
+        return await watches.wait(run_id, 60)
+
+    state = asyncio.run(watch())
+    assert state is not None
+    assert (state.status, len(ended)) == ("SUCCESS", 1)
+
+
+def test_a_watch_that_breaks_leaves_nobody_waiting() -> None:
+    """A fault of ours is told to whoever looks, too."""
+
+    async def read(run_id: UUID) -> RunState:
+        raise ZeroDivisionError(run_id)
+
+    async def watch() -> None:
+        await asyncio.wait_for(Watches(read, lambda *_: None).look(uuid4()), 60)
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(watch())
 
 
 def test_who_asks_how_a_run_stands_asks_the_watcher(engine: Engine) -> None:
