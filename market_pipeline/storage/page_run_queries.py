@@ -125,7 +125,7 @@ def read_run(connection: Connection, run_id: UUID) -> Row | None:
 
 def read_run_receipts(connection: Connection, run_id: UUID, count: int) -> list[Row]:
     """Return a run's receipt by market: absent ones first, then failed ones."""
-    absent = [dict.fromkeys(("provider",)) | one for one in read_absent_markets(connection, run_id)]
+    absent = [{"provider": None, **one} for one in read_absent_markets(connection, run_id)]
     return [*absent, *fetch(connection, _MARKETS, run_id=run_id, count=count)][:count]
 
 

@@ -4,15 +4,22 @@ import html
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event
 
 from market_pipeline.storage.alerts import insert_alert
-from market_pipeline.storage.ledgers import market_coverage
-from market_pipeline.storage.tables import market, market_roi_statistic, market_snapshot
+from market_pipeline.storage.claims import show_life
+from market_pipeline.storage.ledgers import coverage_hole, market_coverage
+from market_pipeline.storage.tables import (
+    ingestion_run,
+    ingestion_run_market,
+    market,
+    market_roi_statistic,
+    market_snapshot,
+)
 from market_pipeline_tests.readers.bar_history import History, make_days
 
 HOSTILE = "<SCRIPT>ALERT(1)</SCRIPT>"
@@ -157,6 +164,80 @@ def test_runs_lead_to_their_receipts(client: TestClient, history: History) -> No
 
     assert f"/runs/{run_id}" in client.get("/runs").text
     assert f"http://127.0.0.1:9/runs/{run_id}" in client.get(f"/runs/{run_id}").text
+
+
+def add_receipt(history: History, key: int, **values: object) -> UUID:
+    """Store the receipt of a run of two weeks that left a hole and came to one market of two."""
+    run_id = uuid4()
+    request = {
+        "symbols": ["BTC-USD", "ETH-USD"], "assets": ["market_aggregates"],
+        "window_start": "2024-03-01T00:00Z", "window_end": "2024-03-15T00:00Z",
+    }  # fmt: skip
+    run = {"trigger": "manual", "provider": "mock", "started_at": datetime.now(UTC)}
+    counts = {"received": 5, "inserted": 5, "updated": 0, "unchanged": 0, "holes_left": 1}
+    part = {"run_id": run_id, "market_id": key, "outcome": "partial", **counts}
+    with history.engine.begin() as connection:
+        told = {"run_id": run_id, "request": request, **run, **values}
+        connection.execute(ingestion_run.insert().values(told))
+        connection.execute(ingestion_run_market.insert().values(part))
+    return run_id
+
+
+def test_a_run_lists_the_holes_that_its_receipt_counts(
+    client: TestClient, history: History
+) -> None:
+    """Those in its window that another run asked for last; not those before it."""
+    key = add_market(history)
+    page = f"/runs/{add_receipt(history, key)}"
+    days = {"in": datetime(2024, 3, 5, tzinfo=UTC), "out": datetime(2024, 2, 5, tzinfo=UTC)}
+    hole = {
+        "market_id": key, "interval": "1d", "reason": "fetch_failed", "tries": 1,
+        "first_seen_at": days["in"], "last_checked_at": days["in"], "run_id": uuid4(),
+    }  # fmt: skip
+    rows = [
+        {**hole, "starts_at": day, "ends_at": day + timedelta(days=1), "detail": f"{name}side"}
+        for name, day in days.items()
+    ]
+    with history.engine.begin() as connection:
+        connection.execute(coverage_hole.insert(), rows)
+    shown = client.get(page).text
+    assert ("inside" in shown, "outside" in shown) == (True, False)
+    with history.engine.begin() as connection:
+        connection.execute(coverage_hole.delete())
+    healed = client.get(page).text
+    assert "The 1 that the run left were filled or explained since." in healed
+    assert "No holes." not in healed
+
+
+def test_a_run_without_an_end_is_shown_by_whether_it_lives(
+    client: TestClient, history: History
+) -> None:
+    """On every page and in every answer, with the market that it did not come to."""
+    run_id = add_receipt(history, add_market(history), outcome="ok")
+    paths = ("/", "/runs", f"/runs/{run_id}")
+    with show_life(history.engine, run_id):
+        assert ["… running" in client.get(path).text for path in paths] == [True, True, True]
+        assert client.get("/api/runs").json()["data"][0]["outcome"] == "running"
+    assert ["✕ interrupted" in client.get(path).text for path in paths] == [True, True, True]
+    told = client.get(f"/api/runs/{run_id}").json()
+    assert told["outcome"] == "interrupted"
+    assert [(row["symbol"], row["outcome"]) for row in told["markets"]] == [
+        ("BTC-USD", "partial"),
+        ("ETH-USD", "missing"),
+    ]
+    assert "1 of 2" not in client.get("/runs").text
+    assert "✕ missing" in client.get(f"/runs/{run_id}").text
+    metrics = client.get("/metrics").text
+    assert 'ingestion_runs{outcome="interrupted",provider="mock",trigger="manual"}' in metrics
+
+
+def test_the_error_of_a_failed_run_is_shown(client: TestClient, history: History) -> None:
+    """On the overview, in the list and on its page."""
+    now = datetime.now(UTC)
+    ended = {"ended_at": now, "outcome": "failed", "error": f"markets: {HOSTILE}"}
+    run_id = add_receipt(history, add_market(history), **ended)
+    for path in ("/", "/runs", f"/runs/{run_id}"):
+        assert html.escape(f"markets: {HOSTILE}") in client.get(path).text
 
 
 def test_a_page_that_only_aged_is_not_sent_again(client: TestClient, history: History) -> None:
