@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 
 import click
 
 from market_pipeline.domain.errors import PipelineError
+from market_pipeline.settings import read_dagster_retention_days
 
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 60.0
@@ -24,10 +26,13 @@ _HOST = "127.0.0.1"
 def dev(port: int) -> None:
     """Run `dagster dev` and `market-pipeline serve` side by side; when one ends, both do."""
     from market_pipeline.api.configuration import read_configuration
+    from market_pipeline.orchestration.tick_logs import prune_tick_logs
 
     api = read_configuration()
     _refuse_taken(port, f"try make dev PORT={port + 1}")
     _refuse_taken(api.port, f"it is API_PORT: try API_PORT={api.port + 1} make dev")
+    if days := read_dagster_retention_days():  # Without the schedule nothing else prunes them.
+        prune_tick_logs(datetime.now(UTC) - timedelta(days=days))
     click.echo(f"Dagster's UI: http://{_HOST}:{port} (Ctrl-C ends all)")
     click.echo(f"Dashboard and API: http://{api.host}:{api.port}")
     environment = {**os.environ, "DAGSTER_UI_URL": f"http://{_HOST}:{port}"}

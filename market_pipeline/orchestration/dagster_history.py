@@ -13,6 +13,7 @@ from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from sqlalchemy import Connection, delete, func, select
 
+from market_pipeline.orchestration.tick_logs import prune_tick_logs
 from market_pipeline.settings import read_dagster_retention_days
 
 _CHECKS = AssetCheckExecutionsTable.c
@@ -29,7 +30,7 @@ def find_cutoff(now: datetime) -> datetime | None:
 
 
 def prune_runs(instance: dg.DagsterInstance, created_before: datetime) -> int:
-    """Remove finished runs with all their events, and return how many went.
+    """Remove finished runs with all their events, what old ticks printed, and count the runs.
 
     Each run is a few small transactions, its events first: stopped at any moment, the next call
     goes on.
@@ -41,6 +42,7 @@ def prune_runs(instance: dg.DagsterInstance, created_before: datetime) -> int:
     doomed = list_prunable_runs(instance, created_before)
     for run_id in doomed:
         _delete_run(instance, run_id)
+    prune_tick_logs(created_before)
     return len(doomed)
 
 

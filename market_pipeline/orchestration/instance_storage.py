@@ -4,6 +4,8 @@ Named in ``dagster.yaml``, because that file has neither defaults for unset vari
 relative to itself.
 """
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
@@ -12,6 +14,7 @@ from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from sqlalchemy import text
 
+from market_pipeline.orchestration.tick_logs import find_logs_dir
 from market_pipeline.settings import find_state_dir
 from market_pipeline.storage.engine import check_database, find_database, open_engine
 from market_pipeline.storage.urls import name_application, set_search_path
@@ -67,7 +70,7 @@ class StateArtifactStorage(LocalArtifactStorage):
     ) -> "StateArtifactStorage":
         """Return the storage in the state folder."""
         del config_value
-        return cls(str(find_state_dir() / "dagster"), inst_data)
+        return cls(str(_make_private(find_state_dir() / "dagster")), inst_data)
 
 
 class StateComputeLogs(LocalComputeLogManager):
@@ -84,4 +87,15 @@ class StateComputeLogs(LocalComputeLogManager):
     ) -> "StateComputeLogs":
         """Return the log manager of the state folder."""
         del config_value
-        return cls(str(find_state_dir() / "dagster" / "logs"), inst_data=inst_data)
+        return cls(str(_make_private(find_logs_dir())), inst_data=inst_data)
+
+
+def _make_private(folder: Path) -> Path:
+    """Make a folder that its owner alone can read, also where it is there already.
+
+    Runs print what providers answer, and Dagster opens its folders to everybody.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(PermissionError):  # Another user's: who made it has closed it.
+        folder.chmod(0o700)
+    return folder

@@ -72,6 +72,8 @@ READY_DEADLINE_SECONDS = 600.0
 JOIN_DEADLINE_SECONDS = READY_DEADLINE_SECONDS + 60
 # A dead server's pid file may say "ready" until the next server has begun.
 MOVED_PATIENCE_SECONDS = 15.0
+# A server that takes connections and says nothing on any of them, not even that it starts.
+SILENT_SECONDS = 60.0
 START_TRIES = 3
 SYSTEM_DIR = Path("/var/lib/market-pipeline")
 SOCKET_PARENT = Path("/tmp")  # noqa: S108 - fixed on purpose; the folder in it is verified
@@ -305,6 +307,9 @@ def _refuse_final_answer(place: _Place, answer: str, waited_seconds: float) -> N
     elif answer == "no socket":
         if waited_seconds > MOVED_PATIENCE_SECONDS:
             _refuse_moved_socket(place)
+    elif "timeout expired" in answer and waited_seconds > SILENT_SECONDS:
+        cure = "it hangs: end process {} with `kill -9`, and it is started again"
+        raise _failure(place, cure.format(embedded_keeper.read_server_pid(place.home)))
     elif not any(words in answer for words in _STARTING):
         raise _failure(place, answer)
 

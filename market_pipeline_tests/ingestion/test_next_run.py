@@ -8,11 +8,15 @@ import pandas as pd
 import pytest
 from sqlalchemy import Engine, text
 
+from market_pipeline.domain.errors import SupersededError
+from market_pipeline.ingestion.batches import BarBatch
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.stream import BarStream
-from market_pipeline.ingestion.write import commit_item
+from market_pipeline.ingestion.write import commit_item, write_batch
 from market_pipeline.providers.mock import MockProvider
+from market_pipeline.storage.tables import market_aggregate
+from market_pipeline.storage.upsert import WriteCounts, upsert_frame
 
 NOON = datetime(2024, 3, 15, 12, tzinfo=UTC)
 LATER = datetime(2024, 3, 15, 13, 20, tzinfo=UTC)
@@ -29,14 +33,21 @@ class Pipeline:
 
     def run(self, now: datetime, faults: str = "", symbol: str = "BTC-USD", days: int = 10) -> UUID:
         """Ingest one market as a run of its own."""
+        stream, run = self.open_stream(now, faults, symbol, days)
+        for item in stream:
+            commit_item(self.engine, run, item)
+        return run.run_id
+
+    def open_stream(
+        self, now: datetime, faults: str = "", symbol: str = "BTC-USD", days: int = 10
+    ) -> tuple[BarStream, Run]:
+        """Return what a run will get, and the run."""
         provider = MockProvider({"MOCK_FAULTS": faults})
         market = provider.find_market(symbol)
         assert market is not None
         request = build_request(datetime.now(UTC), [symbol], "mock", days, now.isoformat())
         run = Run(uuid4(), "manual", now, request)
-        for item in BarStream(self.engine, run.run_id, request, [(provider, market)]):
-            commit_item(self.engine, run, item)
-        return run.run_id
+        return BarStream(self.engine, run.run_id, request, [(provider, market)]), run
 
     def read(self, query: str, **values: object) -> list[dict[str, Any]]:
         """Return a query's rows."""
@@ -157,3 +168,38 @@ def test_duplicates_do_not_lose_the_batch(pipeline: Pipeline) -> None:
     receipt = pipeline.receipt(pipeline.run(NOON, "BTC-USD:duplicate"))
     assert receipt["inserted"] > 200
     assert receipt["outcome"] in ("ok", "partial")
+
+
+STEAL = """UPDATE market_data.fetch_claim
+    SET token = nextval('market_data.fetch_claim_seq'), run_id = gen_random_uuid()"""
+
+
+def test_a_batch_whose_claim_another_run_took_writes_nothing(pipeline: Pipeline) -> None:
+    """What a run fetched before it slept past its claim is not stored over newer bars."""
+    stream, run = pipeline.open_stream(NOON)
+    items = iter(stream)
+    batch = next(items)
+    assert isinstance(batch, BarBatch)
+    with pipeline.engine.begin() as connection:
+        connection.execute(text(STEAL))
+    with pytest.raises(SupersededError, match="was claimed by run"):
+        write_batch(pipeline.engine, run, batch)
+    assert pipeline.bars() == []
+    assert pipeline.read("SELECT * FROM market_data.market_coverage") == []
+    assert pipeline.read("SELECT * FROM market_data.fetch_claim") != []  # the other run's
+
+
+def test_a_stored_final_bar_never_becomes_provisional_again(pipeline: Pipeline) -> None:
+    """Whoever sends it late as provisional, with other values too, changes nothing."""
+    pipeline.run(NOON)
+    before = pipeline.bars()
+    query = """SELECT market_id, interval, open_time, close_time, open, high, low, close, volume,
+        volume_kind, trades, source_kind, is_final FROM market_data.market_aggregate
+        WHERE is_final"""
+    late = pd.DataFrame(pipeline.read(query)).assign(is_final=False, volume=1.0)
+    stamps = {"known_at": LATER, "dataset_version": 9_999, "run_id": uuid4()}
+    with pipeline.engine.begin() as connection:
+        counts = upsert_frame(connection, market_aggregate, late, stamps)
+    assert counts == WriteCounts(unchanged=len(late))
+    assert pipeline.bars() == before
+    assert pipeline.read("SELECT * FROM market_data.market_aggregate_revision") == []

@@ -1,9 +1,11 @@
 """Dagster's own runs: old ones go with all their events, and the UI still shows every asset."""
 
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 import pytest
@@ -16,6 +18,7 @@ from market_pipeline.orchestration.dagster_history import (
     find_newest_runs,
     list_prunable_runs,
 )
+from market_pipeline.orchestration.instance_storage import StateComputeLogs
 from market_pipeline.orchestration.resources import Database
 from market_pipeline_tests.commands import ROOT
 from market_pipeline_tests.databases import read_column
@@ -96,6 +99,37 @@ def test_old_runs_go_with_all_their_events_but_the_newest_of_each_asset_stay(
         newest = project.get_latest_materialization_event(dg.AssetKey(key))
         assert newest is not None
         assert newest.run_id == (runs[2] if key == "prices" else runs[0])
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_runs_print_is_for_its_owner_alone(
+    project: dg.DagsterInstance, tmp_path: Path, exists: bool
+) -> None:
+    """A folder that an older version left open to all is closed as well."""
+    logs = tmp_path / "dagster" / "logs"
+    if exists:
+        logs.mkdir(parents=True, exist_ok=True)
+        logs.chmod(0o755)
+    assert StateComputeLogs.from_config_value(None, {})
+    assert logs.stat().st_mode & 0o777 == 0o700
+    del project
+
+
+def test_what_old_ticks_printed_goes(project: dg.DagsterInstance, tmp_path: Path) -> None:
+    """Dagster keeps a file for each tick that said anything; a run's files go with the run."""
+    logs = tmp_path / "dagster" / "logs"
+    old, new = (logs / "__repository__" / "alert_watch" / f"{number}.err" for number in (1, 2))
+    of_a_run = logs / str(uuid4()) / "compute_logs" / "step.err"
+    for file in (old, new, of_a_run):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    for file in (old, of_a_run):
+        long_ago = (NOW - timedelta(days=100)).timestamp()
+        os.utime(file, (long_ago, long_ago))
+    assert prune_history.execute_in_process(
+        instance=project, resources={"database": Database()}
+    ).success
+    assert [file.exists() for file in (old, new, of_a_run)] == [False, True, True]
 
 
 def test_retention_is_a_setting_and_nought_keeps_everything(

@@ -43,6 +43,7 @@ import psycopg2
 from market_pipeline.storage import embedded, embedded_keeper
 state, linger_seconds, system_dir, account, python, keeper, pg_bin = sys.argv[1:]
 embedded.SYSTEM_DIR = Path(system_dir)
+embedded.SILENT_SECONDS = 5.0
 if account:
     import pwd
     entry = pwd.getpwnam(account)
@@ -597,6 +598,19 @@ def _answers(url: str) -> bool:
     with contextlib.suppress(OperationalError):
         return query(url, "select 1") == [(1,)]
     return False
+
+
+def test_server_that_hangs_is_told_with_its_number(stage: Stage) -> None:
+    """A start does not wait as long as for a recovery: a recovering server answers that it is."""
+    stage.client().read()
+    pid = stage.server_pid()
+    os.kill(pid, signal.SIGSTOP)
+
+    told = stage.client().read()
+
+    os.kill(pid, signal.SIGCONT)
+    assert told.startswith("REFUSED")
+    assert f"it hangs: end process {pid}" in told
 
 
 def test_server_stopped_by_hand_is_started_again(stage: Stage) -> None:
