@@ -13,7 +13,9 @@ from market_pipeline.storage.run_states import ASKED_MARKETS, STATE, read_absent
 from market_pipeline.storage.tables import SCHEMA
 
 _TOTALS = f"""
-    greatest(count(market_id), {ASKED_MARKETS}) AS markets,
+    greatest(count(market_id) + (SELECT count(*)
+        FROM jsonb_object_keys(coalesce(run.request -> 'unserved', '{{}}'))), {ASKED_MARKETS})
+        AS markets,
     count(*) FILTER (WHERE part.outcome = 'ok') AS ok,
     count(*) FILTER (WHERE part.outcome = 'partial') AS partial,
     count(*) FILTER (WHERE part.outcome = 'failed') AS failed,

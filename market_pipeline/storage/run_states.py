@@ -22,8 +22,10 @@ STATE = f"""CASE WHEN run.ended_at IS NOT NULL THEN run.outcome
 _FETCHES = f"""coalesce(run.request -> 'assets' ? 'market_aggregates',
     run.outcome IS DISTINCT FROM 'ok' AND EXISTS (
         SELECT FROM {ingestion_run_market.fullname} part WHERE part.run_id = run.run_id))"""
-# How many markets a run ``run`` was to fetch.
-ASKED_MARKETS = f"""CASE WHEN {_FETCHES} THEN jsonb_array_length(run.request -> 'symbols')
+# A run that ended well came to all its markets; one that was purged since is no longer named.
+_MAY_MISS = f"({_FETCHES} AND (run.ended_at IS NULL OR run.outcome = 'failed'))"
+# How many markets a run ``run`` was to fetch, as far as their lines may be missing.
+ASKED_MARKETS = f"""CASE WHEN {_MAY_MISS} THEN jsonb_array_length(run.request -> 'symbols')
     - jsonb_array_length(coalesce(run.request -> 'deactivated', '[]')) ELSE 0 END"""
 _ABSENT = text(f"""
     SELECT symbol, CASE WHEN unserved IS NULL THEN 'missing' ELSE 'failed' END AS outcome,
@@ -33,7 +35,7 @@ _ABSENT = text(f"""
     CROSS JOIN LATERAL jsonb_array_elements_text(run.request -> 'symbols')
         WITH ORDINALITY AS asked (symbol, place)
     CROSS JOIN LATERAL (SELECT run.request -> 'unserved' ->> symbol AS unserved) told
-    WHERE run.run_id = :run_id AND (unserved IS NOT NULL OR {_FETCHES})
+    WHERE run.run_id = :run_id AND (unserved IS NOT NULL OR {_MAY_MISS})
         AND NOT coalesce(run.request -> 'deactivated' ? symbol, false)
         AND NOT EXISTS (
             SELECT FROM {ingestion_run_market.fullname} part JOIN {market.fullname} named
