@@ -1,13 +1,19 @@
-"""Processes of the tests' own, which do a step when told to and can be suspended or killed."""
+"""Processes of the tests' own, which do a step when told to and can be suspended or killed.
+
+Commands of the project are run by ``system/processes.py``. Both show what the process printed when
+a test waits for it in vain.
+"""
 
 import multiprocessing
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 ANSWER_SECONDS = 60.0
@@ -19,11 +25,19 @@ class Child:
 
     process: BaseProcess
     pipe: Connection
+    log: Path
 
     def hear(self) -> Any:
         """Return the next thing it says."""
-        assert self.pipe.poll(ANSWER_SECONDS), "the child says nothing"
-        return self.pipe.recv()
+        try:
+            assert self.pipe.poll(ANSWER_SECONDS), f"the child says nothing:\n{self.read_log()}"
+            return self.pipe.recv()
+        except EOFError:
+            raise AssertionError(f"the child ended:\n{self.read_log()}") from None
+
+    def read_log(self) -> str:
+        """Return the end of what it printed."""
+        return self.log.read_text(encoding="utf-8", errors="replace")[-3_000:]
 
     def tell(self, word: object = "go") -> None:
         """Say something to it."""
@@ -40,12 +54,22 @@ def start_child(work: Callable[..., None], *arguments: object) -> Iterator[Child
     """Start a fresh interpreter on a function of a module; it is gone when the block ends."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        yield Child(process, ours)
-    finally:
-        process.kill()
-        process.join()
-        ours.close()
+    with tempfile.NamedTemporaryFile(prefix="mp-child-") as log:
+        told = (log.name, work, theirs, *arguments)
+        process = context.Process(target=_work_with_a_log, args=told, daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            yield Child(process, ours, Path(log.name))
+        finally:
+            process.kill()
+            process.join()
+            ours.close()
+
+
+def _work_with_a_log(log: str, work: Callable[..., None], *arguments: object) -> None:
+    """Do the work with everything that is printed in a file, tracebacks included."""
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    work(*arguments)

@@ -7,6 +7,8 @@ from uuid import uuid4
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
 
+BARS = "market_data.market_aggregate"
+
 
 @contextmanager
 def create_database(server_url: str) -> Iterator[str]:
@@ -31,3 +33,16 @@ def read_column(address: str | Engine, query: str) -> list[object]:
     if isinstance(address, str):
         engine.dispose()
     return found
+
+
+@contextmanager
+def hold_up_writers(address: str, table: str = BARS) -> Iterator[None]:
+    """Let whoever writes or reads a table wait until the block ends: a run stays at work.
+
+    What a run holds before its first commit is then there for as long as a test looks for it.
+    """
+    engine = create_engine(address)
+    with engine.begin() as connection:
+        connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+        yield
+    engine.dispose()

@@ -9,8 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,8 +27,9 @@ from market_pipeline.settings import SETTINGS
 from market_pipeline.storage.ledgers import metadata
 from market_pipeline_tests.cache.valkey import Valkey
 from market_pipeline_tests.commands import ROOT, SCRIPTS
-from market_pipeline_tests.databases import read_column
+from market_pipeline_tests.databases import hold_up_writers, read_column
 from market_pipeline_tests.storage.tcp_server import run_tcp_server
+from market_pipeline_tests.system.processes import run_in_background, wait_for
 
 RUNBOOK = (ROOT / "RUNBOOK.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "RUNBOOK.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -61,6 +61,7 @@ MAY_REFUSE = (
     "Rows in quarantine", "No runs are started", "An alert came, or none did",
     "The provider restated its history", "A split is suspected",
 )  # fmt: skip
+START_SECONDS = 120.0
 QUICK = {"INGESTION_MARKETS": "BTC-USD,ETH-USD", "INGESTION_LOOKBACK_DAYS": "3"}
 
 
@@ -260,26 +261,18 @@ def test_the_cache_is_in_trouble(stack: Stack) -> None:
 
 def test_a_run_does_not_end(stack: Stack, database_url: str, tmp_path: Path) -> None:
     """A run is killed while it holds claims; the entry shows them, and the next run goes on."""
-    environment = {**os.environ, "MOCK_FAULTS": "*:429=2"}
     command = [str(SCRIPTS / "market-pipeline"), "ingest"]
     held = "SELECT count(*) FROM market_data.fetch_claim"
-    with subprocess.Popen(
-        command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as run:
-        wait_until(lambda: read_column(database_url, held) != [0])
-        run.kill()
+    with (
+        hold_up_writers(database_url),
+        run_in_background(command, os.environ, tmp_path) as run,
+    ):
+        wait_for(lambda: read_column(database_url, held) != [0], START_SECONDS, "a claim", run)
+        run.process.kill()
     stack.follow("A run does not end", "Check", (0, 1))  # 1: it had committed nothing
     assert read_column(database_url, held) != [0]
     assert ": ok" in stack.follow("A run does not end", "Verify")
     assert read_column(database_url, held) == [0]
-
-
-def wait_until(question: Callable[[], bool], seconds: float = 90.0) -> None:
-    """Ask until the answer is yes."""
-    end = time.monotonic() + seconds
-    while not question():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def execute(address: str, statement: str) -> None:

@@ -3,12 +3,10 @@
 import base64
 import logging
 import os
-import signal
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +21,7 @@ from market_pipeline.alerting.receivers import read_receivers
 from market_pipeline_tests.commands import SCRIPTS
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.receiver import SECRET_PATH, Receiver, serve_receiver
+from market_pipeline_tests.system.processes import run_in_background, wait_for
 
 KEYS = [f"whsec_{base64.b64encode(bytes([n]) * 32).decode()}" for n in (1, 2)]
 SECONDS = 30.0
@@ -199,25 +198,20 @@ def test_two_deliverers_share_the_work(engine: Engine, receiver: Receiver, alarm
 
 
 def test_a_deliverer_killed_after_it_sent_sends_again_under_the_same_id(
-    engine: Engine, receiver: Receiver, alarm: Raise, database_url: str
+    engine: Engine, receiver: Receiver, alarm: Raise, database_url: str, tmp_path: Path
 ) -> None:
     """At least once; the receiver tells them apart by the id."""
     alarm()
-    receiver.delay = 5.0
-    child = subprocess.Popen(
-        [SCRIPTS / "market-pipeline", "alerts", "deliver"],
-        env={**os.environ, "DATABASE_URL": database_url},
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while not receiver.posts and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    receiver.delay = 60.0  # Longer than the deliverer waits, so than it lives.
+    typed = [str(SCRIPTS / "market-pipeline"), "alerts", "deliver"]
+    environment = {**os.environ, "DATABASE_URL": database_url}
+    with run_in_background(typed, environment, tmp_path) as child:
+        wait_for(lambda: receiver.posts, 60, "the first message", child)
+        child.process.kill()
+        child.process.wait()
     receiver.delay = 0.0
-    while not deliver(engine, SECONDS) and time.monotonic() < deadline:
-        time.sleep(0.2)  # The killed session's lock goes with it, within a second.
+    # The killed session's lock goes with it, within a second.
+    wait_for(lambda: deliver(engine, SECONDS), 60, "the second message")
     assert len(receiver.posts) == 2
     assert len(set(receiver.ids)) == 1
 

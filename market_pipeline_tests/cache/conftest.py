@@ -5,14 +5,24 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from market_pipeline.cache import redis_store
 from market_pipeline.cache.fallback import RedisCache
 from market_pipeline.cache.memory import MemoryCache
 from market_pipeline.cache.redis_store import RedisStore
 from market_pipeline_tests.cache.tls import TlsFront
 from market_pipeline_tests.cache.valkey import Valkey
 
-DEADLINE_SECONDS = 20
+DEADLINE_SECONDS = 60
+PRODUCTION_SECONDS = redis_store.TIMEOUT_SECONDS
+# A healthy server on a busy machine may need longer than production waits for it.
+WAIT_SECONDS = 1.0
 Open = Callable[[Valkey | TlsFront], RedisCache]
+
+
+@pytest.fixture(autouse=True)
+def wait_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take only a server that is in trouble for one."""
+    monkeypatch.setattr(redis_store, "TIMEOUT_SECONDS", WAIT_SECONDS)
 
 
 @pytest.fixture(scope="session")

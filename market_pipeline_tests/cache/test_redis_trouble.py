@@ -11,14 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from market_pipeline.cache import redis_store
 from market_pipeline.cache.fallback import RedisCache
 from market_pipeline.cache.memory import MemoryCache
 from market_pipeline.cache.redis_store import MAX_VALUE_BYTES, RedisStore, StoreTroubleError
-from market_pipeline_tests.cache.conftest import Open, wait_until
+from market_pipeline_tests.cache.conftest import (
+    PRODUCTION_SECONDS,
+    WAIT_SECONDS,
+    Open,
+    wait_until,
+)
 from market_pipeline_tests.cache.tls import TlsFront
 from market_pipeline_tests.cache.valkey import Valkey, find_free_port
 
 KEY = "market:mock:BTC-USD:latest"
+# With the library's ten retries it would be more than ten waits for the server.
+FEW_WAITS_SECONDS = 6 * WAIT_SECONDS
 
 
 def time_get(cache: RedisCache) -> float:
@@ -28,15 +36,38 @@ def time_get(cache: RedisCache) -> float:
     return time.perf_counter() - began
 
 
+def count_questions(cache: RedisCache, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Return a list that grows whenever a reader asks the server, and so may have to wait."""
+    asked: list[object] = []
+    ask = cache._store.get_many
+    monkeypatch.setattr(cache._store, "get_many", lambda keys: (asked.append(keys), ask(keys))[1])
+    return asked
+
+
+def count_probes(cache: RedisCache, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Return a list that grows whenever the breaker tries the server."""
+    probed: list[object] = []
+    probe = cache._breaker._probe
+    monkeypatch.setattr(cache._breaker, "_probe", lambda: (probed.append(1), probe()))
+    return probed
+
+
+def test_one_wait_for_the_server_is_short_in_production() -> None:
+    """The tests give it longer: a busy machine is no trouble of the server."""
+    assert PRODUCTION_SECONDS <= 0.2
+
+
 def test_a_killed_server_is_replaced_by_memory_and_comes_back(
-    frail_valkey: Valkey, open_redis: Open
+    frail_valkey: Valkey, open_redis: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory begins empty, keeps what is written meanwhile, and ends when the server is back."""
     cache = open_redis(frail_valkey)
     cache.put(KEY, 1, "in redis")
     frail_valkey.kill()
-    assert time_get(cache) < 0.3
+    asked = count_questions(cache, monkeypatch)
+    assert time_get(cache) < FEW_WAITS_SECONDS
     assert cache.get(KEY) is None
+    assert len(asked) == 1
     assert (cache.store_name, cache.trouble) == ("memory", "connection")
     assert cache.put(KEY, 2, "in memory")
     assert cache.get(KEY).value == "in memory"
@@ -60,15 +91,17 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
     other.close()
 
 
-def test_a_server_that_hangs_costs_one_short_wait(frail_valkey: Valkey, open_redis: Open) -> None:
-    """The first read within 300 ms, all later ones within 100, then as before."""
+def test_a_server_that_hangs_costs_one_short_wait(
+    frail_valkey: Valkey, open_redis: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first read waits once; all later ones ask memory alone, until it is as before."""
     cache = open_redis(frail_valkey)
     cache.put(KEY, 1, "kept")
     frail_valkey.freeze()
-    assert time_get(cache) < 0.3
-    ends = time.monotonic() + 1.0
-    while time.monotonic() < ends:  # probes fail meanwhile, and no reader waits for one
-        assert time_get(cache) < 0.1
+    asked, probed = count_questions(cache, monkeypatch), count_probes(cache, monkeypatch)
+    assert time_get(cache) < FEW_WAITS_SECONDS
+    wait_until(lambda: cache.get(KEY) is None and len(probed) >= 3)
+    assert len(asked) == 1  # probes fail meanwhile, and no reader waits for one
     assert cache.trouble == "timeout"
     frail_valkey.thaw()
     wait_until(lambda: cache.trouble is None)
@@ -79,7 +112,7 @@ def test_a_server_that_was_never_there_costs_one_short_wait() -> None:
     """Opening asks nobody."""
     url = f"redis://127.0.0.1:{find_free_port()}"
     cache = RedisCache(RedisStore(url, 60), MemoryCache(60))
-    assert time_get(cache) < 0.3
+    assert time_get(cache) < FEW_WAITS_SECONDS
     assert cache.put(KEY, 1, "in memory")
     assert cache.get(KEY).value == "in memory"
     cache.close()
@@ -96,7 +129,7 @@ def test_a_host_that_swallows_packets_costs_one_short_wait() -> None:
             one.setblocking(False)
             one.connect_ex(("127.0.0.1", port))
         cache = RedisCache(RedisStore(f"redis://127.0.0.1:{port}", 60), MemoryCache(60))
-        assert time_get(cache) < 0.3
+        assert time_get(cache) < FEW_WAITS_SECONDS
         assert cache.trouble == "timeout"
         cache.close()
         for one in full:
@@ -297,7 +330,9 @@ def _pump(source: socket.socket, target: socket.socket, delay: float) -> None:
         target.close()
 
 
-def test_a_cancelled_or_late_answer_is_never_anothers(valkey: Valkey) -> None:
+def test_a_cancelled_or_late_answer_is_never_anothers(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """200 reads, a third of them cancelled in the middle: key A never gives the value of B."""
     keys = [f"market:mock:M{number}:latest" for number in range(20)]
     direct = RedisStore(valkey.url, 60)
@@ -305,6 +340,8 @@ def test_a_cancelled_or_late_answer_is_never_anothers(valkey: Valkey) -> None:
     for key in keys:
         filler.put(key, 1, key)
     proxy = SlowProxy(valkey.port)
+    # As long as the proxy takes: some answers come too late.
+    monkeypatch.setattr(redis_store, "TIMEOUT_SECONDS", PRODUCTION_SECONDS)
     store = RedisStore(f"redis://127.0.0.1:{proxy.port}", 60)
 
     async def read(number: int) -> tuple[str, object] | None:

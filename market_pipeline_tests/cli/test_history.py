@@ -12,7 +12,7 @@ def test_history_is_planned_filled_and_explained(command: Command) -> None:
     planned = json.loads(command("plan", *span).stdout)
     assert planned["providers"][0]["bars"] > 200
     names = ("coverage", "holes", "never_asked", "backfills", "older_parsings")
-    assert json.loads(command("coverage", "--json").stdout) == dict.fromkeys(names, [])
+    assert json.loads(command("coverage", "--json").stdout) == {name: [] for name in names}
 
     filled = command("backfill", *span)
     assert filled.returncode == 0, filled.stderr

@@ -2,9 +2,7 @@
 
 import json
 import signal
-import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from market_pipeline.storage.claims import find_living, show_life, take_claim
 from market_pipeline_tests.cli.conftest import Command
 from market_pipeline_tests.commands import SCRIPTS
 from market_pipeline_tests.databases import read_column
-from market_pipeline_tests.system.processes import wait_for
+from market_pipeline_tests.system.processes import run_in_background, wait_for
 
 BACKFILL = (
     "backfill",
@@ -42,23 +40,6 @@ INSERTED = """SELECT coalesce(sum(inserted + derived_inserted), 0)::int
 CLAIMS = "SELECT 1 FROM market_data.fetch_claim"
 
 
-@contextmanager
-def start(
-    environment: Mapping[str, str], folder: Path, *arguments: str
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start the command in a process group of its own; at the end it is gone."""
-    child = subprocess.Popen(
-        ["env", "--default-signal=INT", SCRIPTS / "market-pipeline", *arguments],
-        env=dict(environment), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.wait()
-
-
 def count(engine: Engine, query: str) -> int:
     """Return a query's only number, 0 for none."""
     found: list[Any] = read_column(engine, query)
@@ -76,11 +57,12 @@ def test_a_backfill_that_is_stopped_goes_on_where_it_was(
     tmp_path: Path,
 ) -> None:
     """What was committed stays and is not written again; in the end it is as if never stopped."""
-    with start({**project_environment, **SLOW}, tmp_path, *BACKFILL) as child:
-        wait_for(lambda: count(engine, BARS) > 0, SECONDS, "the first batch")
-        child.send_signal(blow)
-        code = child.wait(SECONDS)
-    assert code not in (0, 3)
+    typed = [str(SCRIPTS / "market-pipeline"), *BACKFILL]
+    with run_in_background(typed, {**project_environment, **SLOW}, tmp_path) as child:
+        wait_for(lambda: count(engine, BARS) > 0, SECONDS, "the first batch", child)
+        child.process.send_signal(blow)
+        code = child.process.wait(SECONDS)
+        assert code not in (0, 3), child.read_last_words()
     kept, written = count(engine, BARS), count(engine, INSERTED)
     assert 0 < kept == written
     done = command(*BACKFILL)

@@ -2,11 +2,10 @@
 
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -16,9 +15,10 @@ from sqlalchemy import Engine, text
 from market_pipeline.definitions import build_definitions
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.orchestration import dead_runs
-from market_pipeline_tests.databases import read_column
+from market_pipeline_tests.databases import hold_up_writers, read_column
 from market_pipeline_tests.orchestration.conftest import Materialise
 from market_pipeline_tests.receiver import Receiver, serve_receiver
+from market_pipeline_tests.system.processes import run_in_background, wait_for
 
 SENSORS = (
     "run_failure_alert",
@@ -27,6 +27,7 @@ SENSORS = (
     "alert_watch",
     "dead_run_watch",
 )
+WAIT_SECONDS = 120.0
 Tick = Callable[[str], dg.SensorResult | Any]
 
 
@@ -359,27 +360,28 @@ def test_a_blocking_check_that_fails_is_critical(
 
 
 def test_a_killed_run_is_ended_within_two_looks_and_its_slot_is_free(
-    engine: Engine, instance: dg.DagsterInstance, tick: Tick, database_url: str,
+    engine: Engine, instance: dg.DagsterInstance, tick: Tick, database_url: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """It would stay Started for ever; a run that lives, though it is suspended, is left alone."""
-    monkeypatch.setattr(dead_runs, "SILENT_SECONDS", 0.5)
-    monkeypatch.setenv("MOCK_FAULTS", "*:429=60")
-    child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD],
-        env={**os.environ, "DATABASE_URL": database_url, "DAGSTER_HOME": instance.root_directory},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    run_id = _wait_for_work(instance, engine, child)
-    os.kill(child.pid, signal.SIGSTOP)
-    time.sleep(0.6)
-    for _ in range(3):
-        tick("dead_run_watch")
-    assert _find_status(instance, run_id) == "STARTED"
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    _wait_until(lambda: not _has_lock(engine))
+    monkeypatch.setattr(dead_runs, "SILENT_SECONDS", 0.0)
+    environment = {
+        **os.environ, "DATABASE_URL": database_url, "DAGSTER_HOME": instance.root_directory,
+    }  # fmt: skip
+    with (
+        hold_up_writers(database_url),
+        run_in_background([sys.executable, "-c", _CHILD], environment, tmp_path) as child,
+    ):
+        query = "SELECT 1 FROM market_data.fetch_claim"
+        wait_for(lambda: read_column(engine, query), WAIT_SECONDS, "a claim", child)
+        (run_id,) = (one.run_id for one in instance.get_runs())
+        child.process.send_signal(signal.SIGSTOP)
+        for _ in range(3):
+            tick("dead_run_watch")
+        assert _find_status(instance, run_id) == "STARTED"
+        child.process.kill()
+        child.process.wait()
+    wait_for(lambda: not _has_lock(engine), WAIT_SECONDS, "the end of the session")
     tick("dead_run_watch")
     assert _find_status(instance, run_id) == "STARTED"
     tick("dead_run_watch")
@@ -388,7 +390,6 @@ def test_a_killed_run_is_ended_within_two_looks_and_its_slot_is_free(
     assert str(read_column(engine, error)[0]).startswith("interrupted: ")
     tick("run_failure_alert")
     assert read_open(engine) == {"run_failed:ingest": ["ingest"]}
-    monkeypatch.setenv("MOCK_FAULTS", "")
     assert run(instance, lookback_days=2).success
 
 
@@ -426,24 +427,6 @@ config = {"resources": {"request": {"config": {"lookback_days": 2}}}}
 with dg.DagsterInstance.get() as instance:
     build_definitions().resolve_job_def("ingest").execute_in_process(config, instance=instance)
 """
-
-
-def _wait_for_work(
-    instance: dg.DagsterInstance, engine: Engine, child: "subprocess.Popen[bytes]"
-) -> str:
-    """Wait until the child's run has claimed its markets, and return its id."""
-    query = "SELECT 1 FROM market_data.fetch_claim"
-    _wait_until(lambda: child.poll() is not None or bool(read_column(engine, query)))
-    assert child.poll() is None
-    (one,) = instance.get_runs()
-    return one.run_id
-
-
-def _wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not is_true() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert is_true()
 
 
 def _has_lock(engine: Engine) -> bool:
