@@ -116,11 +116,13 @@ def test_a_receipt_is_true_while_its_run_lives_when_it_is_killed_and_when_that_w
     command: Command, project_environment: dict[str, str], engine: Engine, tmp_path: Path
 ) -> None:
     """Shown: running, then interrupted with the missing market; written by the next run: failed."""
-    with start(project_environment, tmp_path, *BACKFILL) as child:
-        wait_for(lambda: read_column(engine, LINES) == [["BTC-USD", "ok"]], SECONDS, "BTC-USD")
+    typed = [str(SCRIPTS / "market-pipeline"), *BACKFILL]
+    with run_in_background(typed, project_environment, tmp_path) as child:
+        first = [["BTC-USD", "ok"]]
+        wait_for(lambda: read_column(engine, LINES) == first, SECONDS, "BTC-USD", child)
         alive = read_json(command, "runs", "show")
-        child.kill()
-        child.wait(SECONDS)
+        child.process.kill()
+        child.process.wait(SECONDS)
     run_id = alive["run_id"]
     wait_for(
         lambda: read_json(command, "runs", "show", run_id)["outcome"] != "running",
