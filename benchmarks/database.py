@@ -90,7 +90,7 @@ def open_database(server_url: str) -> Iterator[Database]:
     try:
         with admin.connect() as connection:
             connection.execute(text(f"CREATE DATABASE {name} TEMPLATE template0"))
-        engine = open_engine(DatabaseAddress(url, is_embedded=True), "market-pipeline-bench")
+        engine = open_engine(DatabaseAddress(url, is_embedded=True))
         upgrade_schema(engine)
         yield Database(url, engine)
         engine.dispose()

@@ -19,7 +19,11 @@ FORBIDDEN = [
     ("http.py is the providers' one door to the network", "providers/yahoo", "httpx"),
 ]
 # Modules whose ``cancel`` is asyncio's.
-FUTURES = {"market_pipeline.api.watching"}
+FUTURES = {
+    "market_pipeline.api.child_runs",
+    "market_pipeline.api.connections",
+    "market_pipeline.api.watching",
+}
 
 
 @pytest.fixture(scope="module")

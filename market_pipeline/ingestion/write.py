@@ -289,7 +289,8 @@ def write_market_bars(
         return Written(fetched, built)
     _note_version(connection, market_id, pd.concat(frames), stamps)
     stamp_markets(connection, [market_id], version)
-    days = [frame for frame in frames if frame["interval"].iloc[0] == Interval.DAY.value]
+    full = [frame for frame in frames if len(frame)]
+    days = [frame for frame in full if frame["interval"].iloc[0] == Interval.DAY.value]
     daily = pd.concat(days) if days else build_empty_bar_frame()
     return Written(fetched, built, version, inserted, days=daily)
 

@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 
 from market_pipeline.domain import comparisons, roi
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import UTC_DTYPE
 from market_pipeline.domain.roi import compute_roi_statistics
 from market_pipeline.domain.volatility import (
     SNAPSHOT_HORIZON_DAYS,
@@ -82,6 +83,7 @@ def compute_prices(
         calendars: Of every priced market.
         prices: ``market_id``, ``observed_at`` (UTC), ``price``, and what else a row has.
     """
+    prices = prices.astype({"market_id": "int64", "observed_at": UTC_DTYPE})  # none at all, too
     priced = prices.set_index("market_id")
     observed = priced["observed_at"]
     wanted = {one: calendars[one] for one in priced.index}

@@ -117,6 +117,7 @@ def _build_panel(market: Any, row: Any, bars: pd.DataFrame) -> Panel:
 
 def show_gaps(bars: pd.DataFrame, calendar: str) -> pd.DataFrame:
     """Return daily bars with a row that has no prices where the calendar expects one more."""
+    bars = bars.drop_duplicates("open_time")  # A picture is no place to fail of a bar stored twice.
     opens = read_microseconds(bars["open_time"])
     at, place = fill_gaps([calendar], Interval.DAY, opens)
     filled = bars.set_index(place).reindex(range(len(at)))

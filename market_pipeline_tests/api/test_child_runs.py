@@ -14,6 +14,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, select
+from sqlalchemy.exc import ProgrammingError
 
 from market_pipeline.api.app import build_app
 from market_pipeline.api.child_runs import ChildRuns
@@ -23,6 +24,7 @@ from market_pipeline.storage.claims import find_living, show_life, take_claim
 from market_pipeline.storage.tables import market
 from market_pipeline_tests.api.conftest import NOWHERE, make_services, serve_api
 from market_pipeline_tests.conftest import make_database, make_environment
+from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.readers.writing import write_markets_with_prices
 from market_pipeline_tests.system.processes import Background, wait_for
 from market_pipeline_tests.system.project import read_query
@@ -266,7 +268,16 @@ def start_slow_run(client: httpx.Client, engine: Engine) -> dict[str, Any]:
     assert accepted.status_code == 202
     told: dict[str, Any] = accepted.json()
     wait_for(lambda: lives(engine, told["runId"]), RUN_SECONDS, "the run to begin")
+    wait_for(lambda: is_recorded(engine), RUN_SECONDS, "Dagster to know the run")
     return told
+
+
+def is_recorded(engine: Engine) -> bool:
+    """Tell whether Dagster has recorded that a run began; its tables may not be there yet."""
+    try:
+        return bool(read_column(engine, "SELECT 1 FROM dagster.runs WHERE status = 'STARTED'"))
+    except ProgrammingError:
+        return False
 
 
 def lives(engine: Engine, run_id: str) -> bool:

@@ -59,7 +59,7 @@ class Files:
         for item in BarStream(self.engine, run.run_id, request, [(provider, market)]):
             ends.note(item, commit_item(self.engine, run, item))
         with self.engine.begin() as connection:
-            ends.report(connection, run.run_id)
+            ends.report(connection, run)
         return self.receipt(run.run_id)
 
     def receipt(self, run_id: UUID) -> dict[str, Any]:

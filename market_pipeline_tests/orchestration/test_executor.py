@@ -4,7 +4,7 @@ import subprocess
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from market_pipeline.storage.page_run_queries import read_run_totals
 from market_pipeline.storage.queries import read_run_markets
@@ -19,16 +19,21 @@ RECEIPT = """SELECT jsonb_build_array(outcome, ended_at IS NOT NULL, completed_a
     FROM market_data.ingestion_run"""
 TOTALS = """SELECT jsonb_build_array(name, value, labels ->> 'trigger')
     FROM market_data.metric_total WHERE name ~ '^ingestion_(success|partial|failure)'"""
+REFUSE_STATISTICS = (
+    "ALTER TABLE market_data.market_roi_statistic ADD CONSTRAINT refused CHECK (n_returns < 0)"
+)
 BARS = "SELECT count(*) FROM market_data.market_aggregate"
 
 
+@pytest.mark.owner
 @pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
 def test_a_step_that_fails_after_the_bars_makes_the_receipt_failed(
     executor: str, project_environment: dict[str, str], engine: Engine, tmp_path: Any
 ) -> None:
     """The bars stay; who reads the receipt is not told that all went well."""
-    wrong = {"RISK_FREE_RATE": "4", "INGESTION_EXECUTOR": executor}
-    environment = {**project_environment, **QUICK, **wrong}
+    with engine.begin() as connection:
+        connection.execute(text(REFUSE_STATISTICS))
+    environment = {**project_environment, **QUICK, "INGESTION_EXECUTOR": executor}
     failed = run_command(*EXECUTE, environment=environment, folder=tmp_path)
     assert failed.returncode == 1
     assert read_column(engine, RECEIPT) == [["failed", True, True]]

@@ -20,7 +20,7 @@ OF_RUNS = {
 # Of these the columns that say when the provider was asked change, and at a later clock how far
 # time is known to have no bars.
 COVERAGE = "market_coverage"
-STATISTICS = ("market_roi_statistic", "market_comparison", "market_aggregate")
+STATISTICS = ("market_roi_statistic", "market_comparison")
 
 
 @pytest.fixture
