@@ -53,7 +53,7 @@ serve: setup ## Serve the HTTP API and the dashboard on http://127.0.0.1:8000 (A
 	$(BIN)/market-pipeline serve
 
 test: setup ## Run the tests that need Python wheels only
-	$(BIN)/python -m pytest -m "not system" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not system" -n 3 --dist loadfile --durations 10
 
 test-writer: setup ## Run them with no more rights than a writer has (market-pipeline db roles)
 	$(BIN)/python -m pytest -m "not system" -n 2 --dist loadfile --as-writer

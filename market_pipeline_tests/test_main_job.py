@@ -7,6 +7,8 @@ from pathlib import Path
 
 from sqlalchemy import Engine, create_engine, text
 
+from market_pipeline_tests.second_opinion import check_numbers
+
 SCRIPTS = Path(sys.executable).parent
 DEFINITIONS = "market_pipeline.definitions"
 WINDOW_END = "2024-03-15T12:00:00+00:00"
@@ -53,6 +55,7 @@ def test_main_job_fills_every_table_and_twice_changes_nothing(
     receipt = json.loads(second.stdout)
     assert [row["inserted"] + row["updated"] for row in receipt["tables"]] == [0] * 5
     assert {table: read_rows(engine, table) for table in tables} == before
+    assert check_numbers(engine) > 100
     engine.dispose()
 
 

@@ -84,7 +84,8 @@ def compute_snapshot_statistics(
         double holds) both.
     """
     if observed_at is not None:
-        bars = bars[bars["close_time"] <= bars["market_id"].map(observed_at)]
+        limits = observed_at.reindex(bars["market_id"])
+        bars = bars[bars["close_time"].array <= limits.array]
     closed_at = read_microseconds(bars["close_time"])
     frames = []
     for matrix in build_session_matrices(bars, calendars, Interval.DAY):

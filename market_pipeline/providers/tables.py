@@ -33,7 +33,7 @@ SPELLINGS: Mapping[str, Sequence[str]] = {
 _PRICES = ("open", "high", "low", "close")
 _EPOCH_UNITS = ((1e11, "s"), (1e14, "ms"), (1e17, "us"), (float("inf"), "ns"))
 _SLASHED = re.compile(r"^\s*(\d{1,2})([/.-])(\d{1,2})\2(\d{4})(.*)$")
-_ZONE = re.compile(r"(?<=\d)\s*(Z|UTC|[+-]\d{2}:?\d{2})$")
+_ZONE = re.compile(r"(?<=\d)\s*(?:Z|UTC|[+-]\d{2}:?\d{2})$")
 _EARLIEST, _LATEST = pd.Timestamp("1850-01-01", tz="UTC"), pd.Timestamp("2100-01-01", tz="UTC")
 
 

@@ -22,7 +22,7 @@ from market_pipeline_tests.second_opinion import check_numbers
 
 MARKETS = ("BTC-USD", "SPX", "VOD@XLON")
 CLEAN_RUNS = 5
-EXAMPLES = int(os.environ.get("SEEDS", "8"))
+EXAMPLES = int(os.environ.get("SEEDS", "4"))
 BARS = """
     SELECT symbol, interval, open_time, close_time, open, high, low, close, volume, is_final
     FROM market_data.market_aggregate JOIN market_data.market USING (market_id) ORDER BY 1, 2, 3"""
@@ -118,6 +118,7 @@ STEPS = st.builds(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @pytest.mark.owner
+@pytest.mark.timeout(1800)
 def test_every_sequence_ends_in_what_a_good_provider_would_have_given(
     engine: Engine, steps: list[Step]
 ) -> None:
