@@ -22,7 +22,7 @@ from market_pipeline_tests.second_opinion import check_numbers
 
 MARKETS = ("BTC-USD", "SPX", "VOD@XLON")
 CLEAN_RUNS = 5
-EXAMPLES = int(os.environ.get("SEEDS", "4"))
+EXAMPLES = int(os.environ.get("SEEDS", "1"))
 BARS = """
     SELECT symbol, interval, open_time, close_time, open, high, low, close, volume, is_final
     FROM market_data.market_aggregate JOIN market_data.market USING (market_id) ORDER BY 1, 2, 3"""
@@ -128,13 +128,15 @@ def test_every_sequence_ends_in_what_a_good_provider_would_have_given(
     now, longest = _play(installation, steps)
     healed = _run_cleanly(installation, now, longest)
     installation.empty()
-    _play(installation, [_clean(step) for step in steps])
-    wanted = _run_cleanly(installation, now, longest)
+    _play(installation, [_clean(step) for step in steps], check=False)
+    wanted = _run_cleanly(installation, now, longest, check=False)
     for name in COMPARED:
         assert healed[name] == wanted[name], name
 
 
-def _play(installation: Installation, steps: Sequence[Step]) -> tuple[Any, int]:
+def _play(
+    installation: Installation, steps: Sequence[Step], *, check: bool = True
+) -> tuple[Any, int]:
     now = MARCH
     for step in steps:
         now += timedelta(hours=step.hours)
@@ -142,7 +144,8 @@ def _play(installation: Installation, steps: Sequence[Step]) -> tuple[Any, int]:
         if step.history is not None:
             span = [(now - timedelta(days=age)).date().isoformat() for age in step.history]
         installation.ingest(now, step.faults, step.days, *span, commits=step.commits)
-        check_numbers(installation.engine)
+        if check:
+            check_numbers(installation.engine)
     return now, max(step.days for step in steps)
 
 
@@ -150,8 +153,11 @@ def _clean(step: Step) -> Step:
     return Step(step.hours, "", step.days, None, step.history)
 
 
-def _run_cleanly(installation: Installation, now: Any, days: int) -> dict[str, Any]:
+def _run_cleanly(
+    installation: Installation, now: Any, days: int, *, check: bool = True
+) -> dict[str, Any]:
     for number in range(1, CLEAN_RUNS + 1):
         installation.ingest(now + timedelta(days=number), days=days)
-        check_numbers(installation.engine)
+        if check:
+            check_numbers(installation.engine)
     return {name: installation.read(query) for name, query in COMPARED.items()}
