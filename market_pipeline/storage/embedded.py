@@ -473,7 +473,8 @@ def _make_usable(home: Path, account: pwd.struct_passwd) -> bool:
     """Make a home for an account; False (and nothing left behind) if it cannot get in."""
     _make_folder(home, 0o700, account.pw_uid, account.pw_gid)
     for path in (home, *home.rglob("*")):  # a copy that root made belongs to root
-        os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        with contextlib.suppress(FileNotFoundError):  # another process' draft of a lock file
+            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
     command = ["/bin/sh", "-c", 'cd -- "$1" && test -w .', "sh", str(home)]
     if _run_as(account, command).returncode == 0:
         return True

@@ -33,6 +33,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -95,11 +96,26 @@ class Errand(NamedTuple):
 
 def open_lock(path: Path) -> int:
     """Open a lock file, made if missing and given to its folder's owner; return the descriptor."""
+    if os.geteuid() == 0 and not path.exists():
+        _make_lock(path)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     owner = path.parent.stat()
     if os.geteuid() == 0 and os.fstat(descriptor).st_uid != owner.st_uid:
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
     return descriptor
+
+
+def _make_lock(path: Path) -> None:
+    """Make a lock file and its owner in one step: the owner never finds it closed as root's."""
+    owner = path.parent.stat()
+    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        with contextlib.suppress(FileExistsError):  # somebody else made it meanwhile
+            os.link(draft, path)
+    finally:
+        os.close(descriptor)
+        Path(draft).unlink()
 
 
 def try_lock(descriptor: int, kind: int) -> bool:

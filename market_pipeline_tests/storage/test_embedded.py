@@ -695,6 +695,27 @@ def test_root_and_ordinary_user_share_one_server(stage: Stage) -> None:
     assert {path.lstat().st_uid for path in stage.folder.rglob("*")} == {owner}
 
 
+def test_lock_that_root_makes_is_never_seen_as_roots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who comes between making a lock and giving it away would be refused."""
+    owner, lock = NOBODY.pw_uid if IS_ROOT else os.geteuid(), tmp_path / "clients.lock"
+    if IS_ROOT:
+        os.chown(tmp_path, owner, NOBODY.pw_gid)
+    give, was_there = os.fchown, list[bool]()
+
+    def look_and_give(descriptor: int, uid: int, gid: int) -> None:
+        was_there.append(lock.exists())
+        give(descriptor, uid, gid)
+
+    monkeypatch.setattr(os, "fchown", look_and_give)
+    for _ in range(2):
+        os.close(embedded_keeper.open_lock(lock))
+    assert was_there == ([False] if IS_ROOT else [])
+    assert [path.name for path in tmp_path.iterdir()] == [lock.name]
+    assert lock.stat().st_uid == owner
+
+
 def test_ordinary_user_goes_on_with_what_root_began(stage: Stage) -> None:
     """Tables that root made in a user's clone are the user's as well, and the other way round."""
     if IS_ROOT:
