@@ -9,7 +9,7 @@ an installation whose provider never did anything wrong.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from market_pipeline_tests.second_opinion import check_numbers
 
 MARKETS = ("BTC-USD", "SPX", "VOD@XLON")
 CLEAN_RUNS = 5
+Span = tuple[str, str]
 EXAMPLES = int(os.environ.get("SEEDS", "1"))
 BARS = """
     SELECT symbol, interval, open_time, close_time, open, high, low, close, volume, is_final
@@ -124,40 +125,43 @@ def test_every_sequence_ends_in_what_a_good_provider_would_have_given(
 ) -> None:
     """No published number is wrong on the way, and clean runs make everything right."""
     installation = Installation(engine, MARKETS)
-    installation.empty()
-    now, longest = _play(installation, steps)
-    healed = _run_cleanly(installation, now, longest)
-    installation.empty()
-    _play(installation, [_clean(step) for step in steps], check=False)
-    wanted = _run_cleanly(installation, now, longest, check=False)
+    healed = _play(installation, steps)
+    wanted = _play(installation, [_clean(step) for step in steps], check=False)
     for name in COMPARED:
         assert healed[name] == wanted[name], name
 
 
 def _play(
     installation: Installation, steps: Sequence[Step], *, check: bool = True
-) -> tuple[Any, int]:
-    now = MARCH
+) -> dict[str, Any]:
+    """Run the steps on an empty database, then clean runs, and return what is stored."""
+    installation.empty()
+    now, spans = MARCH, list[Span]()
     for step in steps:
         now += timedelta(hours=step.hours)
-        span = [""] * 2
-        if step.history is not None:
-            span = [(now - timedelta(days=age)).date().isoformat() for age in step.history]
-        installation.ingest(now, step.faults, step.days, *span, commits=step.commits)
+        span = _find_span(step, now)
+        spans += [span] if span is not None else []
+        installation.ingest(now, step.faults, step.days, *(span or ()), commits=step.commits)
         if check:
             check_numbers(installation.engine)
-    return now, max(step.days for step in steps)
-
-
-def _clean(step: Step) -> Step:
-    return Step(step.hours, "", step.days, None, step.history)
-
-
-def _run_cleanly(
-    installation: Installation, now: Any, days: int, *, check: bool = True
-) -> dict[str, Any]:
+    # What was cut off is asked for again: a span of history by its own command, the rest by runs.
+    for span in spans:
+        installation.ingest(now, "", 1, *span)
+    days = max(step.days for step in steps) + (now - MARCH).days + CLEAN_RUNS
     for number in range(1, CLEAN_RUNS + 1):
         installation.ingest(now + timedelta(days=number), days=days)
         if check:
             check_numbers(installation.engine)
     return {name: installation.read(query) for name, query in COMPARED.items()}
+
+
+def _find_span(step: Step, now: datetime) -> Span | None:
+    """Return from which to which day a step fills history; None: it does not."""
+    if step.history is None:
+        return None
+    first, last = ((now - timedelta(days=age)).date().isoformat() for age in step.history)
+    return first, last
+
+
+def _clean(step: Step) -> Step:
+    return Step(step.hours, "", step.days, None, step.history)
