@@ -14,6 +14,7 @@ from market_pipeline_tests.test_runbook import fill, parse
 
 README_LINES = 130
 LINE_LENGTH = 110
+GLOSSARY_WORDS = 40
 PAGES = [
     *(ROOT / name for name in ("README.md", "RUNBOOK.md", "CONTRIBUTING.md", "deploy/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -87,3 +88,12 @@ def test_the_page_about_benchmarks_names_every_target() -> None:
     """No figure that has to reach a target is left out."""
     page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
     assert [name for name in TARGETS if f"`{name}`" not in page] == []
+
+
+def test_the_glossary_is_short() -> None:
+    """At most forty words of our own, each with a meaning, and none twice."""
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    glossary = contributing.partition("## Glossary")[2]
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", glossary, re.MULTILINE)[1:]
+    assert 0 < len(rows) <= GLOSSARY_WORDS
+    assert len({word for word, _ in rows}) == len(rows)
