@@ -13,7 +13,7 @@ from benchmarks.bars import MARKETS
 from benchmarks.bench import Bench, Measurement
 from benchmarks.database import Database
 from benchmarks.figures import Figure
-from market_pipeline.storage.latest_queries import (
+from market_pipeline.storage.latest.values import (
     build_latest_query,
     read_active_markets,
     read_latest_rows,

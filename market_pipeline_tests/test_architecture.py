@@ -13,9 +13,17 @@ from market_pipeline_tests.commands import ROOT, run_command
 # The contract, a module, and an import that the module must not have.
 FORBIDDEN = [
     ("Each room knows only the floors below it", "ingestion/request", "market_pipeline.cli.main"),
-    ("Each room knows only the floors below it", "storage/urls", "market_pipeline.providers.base"),
+    (
+        "Each room knows only the floors below it",
+        "storage/tables",
+        "market_pipeline.providers.base",
+    ),
     ("The domain knows no clock, network, database or Dagster", "domain/symbols", "sqlalchemy"),
-    ("Dagster stays in orchestration, the front door and the command", "storage/urls", "dagster"),
+    (
+        "Dagster stays in orchestration, the front door and the command",
+        "storage/tables",
+        "dagster",
+    ),
     ("http.py is the providers' one door to the network", "providers/yahoo", "httpx"),
 ]
 # Modules whose ``cancel`` is asyncio's.

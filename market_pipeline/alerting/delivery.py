@@ -20,7 +20,7 @@ from market_pipeline.alerting.messages import Told, build_body
 from market_pipeline.alerting.raising import Finding
 from market_pipeline.alerting.receivers import Sent, read_receivers
 from market_pipeline.settings import SEVERITIES, read_choice
-from market_pipeline.storage import alerts
+from market_pipeline.storage.alerts import outbox
 
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(minutes=15)
@@ -83,7 +83,7 @@ def deliver(engine: Engine, seconds: float) -> int:
             _address(connection, list(receivers), datetime.now(UTC))
     while receivers and time.monotonic() < end:
         with engine.begin() as connection:
-            due = alerts.take_due(connection, receivers, datetime.now(UTC))
+            due = outbox.take_due(connection, receivers, datetime.now(UTC))
             if due is None:
                 break
             sent = receivers[due.receiver].send(str(due.message_id), due.body)
@@ -101,8 +101,8 @@ def read_outbox(connection: Connection, now: datetime) -> Outbox:
         SettingError: ALERT_WEBHOOK_URL is wrong.
     """
     names = [receiver.name for receiver in read_receivers()]
-    gone = sorted(alerts.find_gone(connection).intersection(names))
-    state = alerts.read_outbox_state(connection, names, now)
+    gone = sorted(outbox.find_gone(connection).intersection(names))
+    state = outbox.read_outbox_state(connection, names, now)
     return Outbox(
         names, gone, state.pending, state.oldest_pending, state.last_sent, state.given_up, now
     )
@@ -111,17 +111,17 @@ def read_outbox(connection: Connection, now: datetime) -> Outbox:
 def note(connection: Connection, due: Row[Any], sent: Sent, now: datetime) -> None:
     """Note what became of a try, and when the next one is."""
     if sent.is_ok:
-        alerts.note_try(connection, due, sent_at=now, given_up_at=None, error=None)
+        outbox.note_try(connection, due, sent_at=now, given_up_at=None, error=None)
     elif sent.is_gone:
         logger.error("%s wants no more alerts (410): it is sent none", due.receiver)
-        alerts.note_try(connection, due, given_up_at=now, error=alerts.GONE)
+        outbox.note_try(connection, due, given_up_at=now, error=outbox.GONE)
     elif now - due.created_at > GIVEN_UP_AFTER:
         logger.error("an alert to %s was given up: %s", due.receiver, sent.error)
-        alerts.note_try(connection, due, given_up_at=now, error=sent.error)
+        outbox.note_try(connection, due, given_up_at=now, error=sent.error)
     else:
         logger.warning("an alert to %s could not be delivered yet: %s", due.receiver, sent.error)
         pause = max(min(FIRST_PAUSE * 2 ** min(due.tries, 10), LONGEST_PAUSE), sent.wait)
-        alerts.note_try(connection, due, next_try_at=now + pause, error=sent.error)
+        outbox.note_try(connection, due, next_try_at=now + pause, error=sent.error)
 
 
 def _address(connection: Connection, names: Sequence[str], now: datetime) -> None:
@@ -129,16 +129,16 @@ def _address(connection: Connection, names: Sequence[str], now: datetime) -> Non
 
     Nothing that is older than three days is sent, so a first receiver is not flooded.
     """
-    alerts.give_up_old(connection, names, now - GIVEN_UP_AFTER, now)
+    outbox.give_up_old(connection, names, now - GIVEN_UP_AFTER, now)
     least = SEVERITIES.index(read_choice("ALERT_MIN_SEVERITY", SEVERITIES))
-    messages = alerts.take_unaddressed(connection, names, now - BROKEN_AFTER, _BATCH)
-    gone = alerts.find_gone(connection) if messages else set()
+    messages = outbox.take_unaddressed(connection, names, now - BROKEN_AFTER, _BATCH)
+    gone = outbox.find_gone(connection) if messages else set()
     for message in messages:
         if SEVERITIES.index(message.body["data"]["severity"]) < least:
             continue
         for name in names:
-            lost = {"given_up_at": now, "error": alerts.GONE} if name in gone else {}
-            alerts.address(connection, message, name, **lost)
+            lost = {"given_up_at": now, "error": outbox.GONE} if name in gone else {}
+            outbox.address(connection, message, name, **lost)
 
 
 def send_test(engine: Engine) -> dict[str, Sent]:
@@ -188,6 +188,6 @@ def _record_test(
     now = datetime.now(UTC)
     values = {"fingerprint": f"test:{message_id}", "kind": told.kind, "severity": told.severity}
     times = {"raised_at": now, "seen_at": now, "cleared_at": now, "resolved_at": now, "times": 1}
-    alert_id = alerts.insert_alert(connection, values | times | {"message": told.message})
+    alert_id = outbox.insert_alert(connection, values | times | {"message": told.message})
     row = {"alert_id": alert_id, "body": body, "created_at": now, "next_try_at": now, "tries": 1}
-    alerts.insert_delivery(connection, message_id, receiver, **row, sent_at=now)
+    outbox.insert_delivery(connection, message_id, receiver, **row, sent_at=now)

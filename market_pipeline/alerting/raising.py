@@ -17,7 +17,8 @@ from market_pipeline.alerting.kinds import CUSTOM, KINDS, Kind
 from market_pipeline.alerting.messages import Told, bound_context, build_body, clean, list_members
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.settings import SEVERITIES, read_whole_number
-from market_pipeline.storage import alerts, database
+from market_pipeline.storage.alerts import outbox
+from market_pipeline.storage.server import database
 
 REMINDER = timedelta(days=1)
 _SILENCE = timedelta(days=7)
@@ -101,7 +102,7 @@ def report(connection: Connection, findings: Sequence[Finding], now: datetime) -
         now: The wall clock (UTC).
     """
     by_fingerprint = {one.fingerprint: one for one in findings}
-    known = alerts.find_open(connection, by_fingerprint)
+    known = outbox.find_open(connection, by_fingerprint)
     for fingerprint in sorted(by_fingerprint):
         _apply(connection, by_fingerprint[fingerprint], known.get(fingerprint), now)
 
@@ -109,10 +110,10 @@ def report(connection: Connection, findings: Sequence[Finding], now: datetime) -
 def settle(connection: Connection, now: datetime) -> int:
     """End the alerts whose cause has been gone for the cool-down, and return their number."""
     events = [kind.name for kind in KINDS.values() if kind.is_event]
-    alerts.clear_silent(connection, events, now - _SILENCE, now)
-    settled = alerts.find_settled(connection, now - read_cooldown())
+    outbox.clear_silent(connection, events, now - _SILENCE, now)
+    settled = outbox.find_settled(connection, now - read_cooldown())
     for row in settled:
-        alerts.change_alert(connection, row.alert_id, resolved_at=now)
+        outbox.change_alert(connection, row.alert_id, resolved_at=now)
         if row.noticed_at is not None:
             _post(connection, "resolved", row.alert_id, now)
     return len(settled)
@@ -120,11 +121,11 @@ def settle(connection: Connection, now: datetime) -> int:
 
 def acknowledge(connection: Connection, alert_id: UUID, now: datetime) -> bool:
     """Take an open alert on: no more reminders, and an event ends; False when there is none."""
-    row = alerts.find_alert(connection, alert_id)
+    row = outbox.find_alert(connection, alert_id)
     if row is None or row.resolved_at is not None:
         return False
     ends = {"cleared_at": row.cleared_at or now} if KINDS[row.kind].is_event else {}
-    alerts.change_alert(connection, alert_id, acknowledged_at=now, **ends)
+    outbox.change_alert(connection, alert_id, acknowledged_at=now, **ends)
     return True
 
 
@@ -132,9 +133,9 @@ def clear_member(
     connection: Connection, kinds: Collection[Kind], member: str, now: datetime
 ) -> None:
     """Take the cause of the open alerts of some kinds that are about a member for gone."""
-    for row in alerts.find_open_kinds(connection, [kind.name for kind in kinds]):
+    for row in outbox.find_open_kinds(connection, [kind.name for kind in kinds]):
         if member in row.members:
-            alerts.change_alert(connection, row.alert_id, cleared_at=now)
+            outbox.change_alert(connection, row.alert_id, cleared_at=now)
 
 
 def forget_inactive(
@@ -150,9 +151,9 @@ def forget_inactive(
         now: The wall clock (UTC).
         wanted: The symbols that runs are asked for; None: that cannot be told.
     """
-    inactive = alerts.read_inactive_names(connection)
+    inactive = outbox.read_inactive_names(connection)
     kinds = [kind.name for kind in KINDS.values() if kind.lists_markets]
-    for row in alerts.find_open_kinds(connection, kinds):
+    for row in outbox.find_open_kinds(connection, kinds):
         members = {
             name: why
             for name, why in row.members.items()
@@ -182,7 +183,7 @@ def _apply(connection: Connection, found: Finding, row: Row[Any] | None, now: da
     members = _merge(found, row)
     if not members:
         if row is not None and row.cleared_at is None:
-            alerts.change_alert(connection, row.alert_id, cleared_at=now)
+            outbox.change_alert(connection, row.alert_id, cleared_at=now)
         return
     if row is None:
         _open(connection, found, members, now)
@@ -210,11 +211,11 @@ def _open(
         "times": 1,
         "noticed_at": now,
     }
-    alert_id = alerts.insert_alert(connection, values)
+    alert_id = outbox.insert_alert(connection, values)
     if alert_id is not None:
         _post(connection, "raised", alert_id, now)
         return
-    row = alerts.find_open(connection, [found.fingerprint]).get(found.fingerprint)
+    row = outbox.find_open(connection, [found.fingerprint]).get(found.fingerprint)
     if row is not None:  # Another transaction has opened it meanwhile.
         _repeat(connection, found, row, _merge(found, row), now)
 
@@ -227,7 +228,7 @@ def _repeat(
     event = _choose_event(row, severity, members, now)
     if event is not None:
         values["noticed_at"] = now
-    alerts.change_alert(connection, row.alert_id, times=row.times + 1, **values)
+    outbox.change_alert(connection, row.alert_id, times=row.times + 1, **values)
     if event is not None:
         _post(connection, event, row.alert_id, now)
 
@@ -257,9 +258,9 @@ def _describe(found: Finding, members: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _post(connection: Connection, event: str, alert_id: UUID, now: datetime) -> None:
-    row = alerts.find_alert(connection, alert_id)
+    row = outbox.find_alert(connection, alert_id)
     assert row is not None  # noqa: S101 - written in this transaction
-    alerts.post(connection, alert_id, build_body(event, tell(row), now), now)
+    outbox.post(connection, alert_id, build_body(event, tell(row), now), now)
 
 
 def tell(row: Row[Any]) -> Told:

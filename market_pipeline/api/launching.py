@@ -1,8 +1,8 @@
 """From a request to its run: exactly one for all who ask the same while it runs.
 
 Nothing is kept in memory but the watch on runs, and runs that wait where there is no webserver of
-Dagster: whoever dies, the rows of ``storage.idempotency`` and what the run has written tell the
-next process where things stand.
+Dagster: whoever dies, the rows of ``storage.runs.idempotency`` and what the run has written tell
+the next process where things stand.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from market_pipeline.api.problems import ProblemError
 from market_pipeline.api.run_starting import RunStarter
 from market_pipeline.api.services import Services
 from market_pipeline.api.watching import Watches
-from market_pipeline.storage.idempotency import (
+from market_pipeline.storage.runs.idempotency import (
     Claim,
     claim_launch,
     note_run,

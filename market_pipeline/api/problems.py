@@ -29,7 +29,7 @@ from market_pipeline.domain.errors import (
     StorageError,
     UnknownMarketError,
 )
-from market_pipeline.storage.failures import summarise_failure
+from market_pipeline.storage.server.failures import summarise_failure
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 5

@@ -51,7 +51,7 @@ def test() -> None:
 @AS_JSON
 def list_alerts(with_resolved: bool, limit: int, as_json: bool) -> None:
     """List open alerts, the newest first."""
-    from market_pipeline.storage.alerts import read_alerts
+    from market_pipeline.storage.alerts.outbox import read_alerts
 
     with open_database() as engine, engine.connect() as connection:
         rows = [_describe(row) for row in read_alerts(connection, limit, with_resolved)]

@@ -57,7 +57,7 @@ class _Command(click.Group):
 
 def _is_database_failure(error: Exception) -> bool:
     """Tell whether an error is the database's; a command that did not use it loads no driver."""
-    failures = sys.modules.get("market_pipeline.storage.failures")
+    failures = sys.modules.get("market_pipeline.storage.server.failures")
     return failures is not None and isinstance(error, failures.DatabaseFailedError)
 
 

@@ -44,10 +44,10 @@ def markets() -> None:
 @AS_JSON
 def list_markets(as_json: bool) -> None:
     """List stored markets, and those of INGESTION_MARKETS that no run has stored yet."""
-    from market_pipeline.storage import market_admin
+    from market_pipeline.storage.markets import admin
 
     with open_database() as engine, engine.connect() as connection:
-        rows = market_admin.list_markets(connection)
+        rows = admin.list_markets(connection)
     wanted = read_ingestion_defaults().symbols
     stored = {row["symbol"] for row in rows}
     told = [{**row, "ingested": row["active"] and row["symbol"] in wanted} for row in rows]
@@ -97,7 +97,7 @@ def _find_settings(symbol: str, provider: str) -> list[tuple[str, str]]:
 @click.argument("name", metavar="MARKET")
 def deactivate(name: str) -> None:
     """Ingest MARKET no longer; what is stored stays readable. `markets add` takes it back."""
-    from market_pipeline.storage.market_admin import set_active
+    from market_pipeline.storage.markets.admin import set_active
 
     with open_database() as engine:
         with engine.connect() as connection:
@@ -115,7 +115,7 @@ def purge(name: str, yes: bool, as_json: bool) -> None:
 
     In small transactions, so that nobody waits for it. Interrupted, it is done by calling it again.
     """
-    from market_pipeline.storage.market_admin import count_rows, purge_market
+    from market_pipeline.storage.markets.admin import count_rows, purge_market
 
     with open_database() as engine:
         with engine.connect() as connection:

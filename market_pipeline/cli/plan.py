@@ -128,7 +128,7 @@ def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_jso
     """
     from market_pipeline.cli.database import open_database
     from market_pipeline.readers.questions import find_market_ids
-    from market_pipeline.storage.coverage_queries import (
+    from market_pipeline.storage.coverage.listings import (
         list_coverage,
         list_holes,
         list_never_asked,
@@ -180,7 +180,7 @@ def _price_backfills(connection: "Connection", of: Sequence[int] | None) -> list
     import os
     from datetime import UTC, datetime
 
-    from market_pipeline.storage.coverage import read_never_asked
+    from market_pipeline.storage.coverage.ledger import read_never_asked
 
     gaps = read_never_asked(connection, of)
     if not gaps:

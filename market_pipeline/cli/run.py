@@ -18,7 +18,7 @@ from market_pipeline.observability.logs import LineHandler, RunHandler, escape_c
 from market_pipeline.observability.redaction import redact
 from market_pipeline.orchestration.causes import describe_error, find_cause
 from market_pipeline.settings import read_log_level
-from market_pipeline.storage.failures import explain_failure, find_failure
+from market_pipeline.storage.server.failures import explain_failure, find_failure
 
 
 @dataclass(frozen=True, slots=True)

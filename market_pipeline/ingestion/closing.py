@@ -26,8 +26,8 @@ from market_pipeline.observability.run_metrics import (
     UNKNOWN,
 )
 from market_pipeline.providers.registry import list_provider_names
-from market_pipeline.storage.claims import build_is_living
-from market_pipeline.storage.metric_totals import add_totals
+from market_pipeline.storage.alerts.metric_totals import add_totals
+from market_pipeline.storage.runs.claims import build_is_living
 from market_pipeline.storage.tables import SCHEMA
 
 _OUTCOMES = {"ok": SUCCESS, "partial": PARTIAL, "failed": FAILURE}

@@ -21,19 +21,19 @@ from market_pipeline.ingestion.quarantine import add_written, describe_run, read
 from market_pipeline.ingestion.receipts import begin_receipt
 from market_pipeline.ingestion.suspecting import tell_suspicions
 from market_pipeline.ingestion.write import Written, write_market_bars
-from market_pipeline.storage.claims import (
-    hold_claim,
-    release_run_claims,
-    show_life,
-    wait_for_claim,
-)
-from market_pipeline.storage.events import (
+from market_pipeline.storage.bars.events import (
     SUSPECTED_SPLIT,
     is_seam,
     read_event,
     resolve_event,
 )
 from market_pipeline.storage.queries import read_bars
+from market_pipeline.storage.runs.claims import (
+    hold_claim,
+    release_run_claims,
+    show_life,
+    wait_for_claim,
+)
 
 TRIGGER = "confirm"
 DISMISSED, CONFIRMED = "dismissed", "confirmed"

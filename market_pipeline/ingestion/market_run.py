@@ -24,10 +24,10 @@ from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.tracing import DifferenceWatch
 from market_pipeline.observability.logs import get_logger
 from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
-from market_pipeline.storage.budget import count_verifications_left, note_verifications
-from market_pipeline.storage.claims import renew_claim, wait_for_claim
-from market_pipeline.storage.coverage import read_coverage
-from market_pipeline.storage.events import read_difference
+from market_pipeline.storage.bars.events import read_difference
+from market_pipeline.storage.coverage.ledger import read_coverage
+from market_pipeline.storage.runs.budget import count_verifications_left, note_verifications
+from market_pipeline.storage.runs.claims import renew_claim, wait_for_claim
 
 logger = get_logger(__name__)
 CLAIM_TIME = timedelta(minutes=2)

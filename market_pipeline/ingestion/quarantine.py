@@ -1,7 +1,7 @@
 """Replaying quarantined bars: judged again by today's rules, and written if they are good now.
 
-Here: the verdict on each row and its transaction. Not here: the table (``storage.quarantine``), the
-rules (``domain.judging``).
+Here: the verdict on each row and its transaction. Not here: the table
+(``storage.bars.quarantine``), the rules (``domain.judging``).
 
 A row is good when it breaks no rule and does not contradict a bar that is stored: what the provider
 said later, and what was accepted, is worth more than a row that was once refused. Of several good
@@ -37,16 +37,16 @@ from market_pipeline.ingestion.receipts import (
 from market_pipeline.ingestion.request import Request
 from market_pipeline.ingestion.write import Coverages, Written, add_inserted, write_market_bars
 from market_pipeline.observability.logs import get_logger
-from market_pipeline.storage.claims import (
+from market_pipeline.storage.bars.events import read_restated_rows
+from market_pipeline.storage.bars.quarantine import parse_payloads, read_quarantine, resolve_rows
+from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
+from market_pipeline.storage.queries import read_frame
+from market_pipeline.storage.runs.claims import (
     hold_claim,
     release_run_claims,
     show_life,
     wait_for_claim,
 )
-from market_pipeline.storage.coverage import read_coverage, write_coverage
-from market_pipeline.storage.events import read_restated_rows
-from market_pipeline.storage.quarantine import parse_payloads, read_quarantine, resolve_rows
-from market_pipeline.storage.queries import read_frame
 from market_pipeline.storage.tables import market, market_aggregate
 
 logger = get_logger(__name__)

@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from market_pipeline.ingestion.fetching import Page
 from market_pipeline.ingestion.request import Request
+from market_pipeline.storage.bulk.upsert import WriteCounts
 from market_pipeline.storage.ledgers import ingestion_request
 from market_pipeline.storage.tables import (
     ingestion_run,
@@ -19,7 +20,6 @@ from market_pipeline.storage.tables import (
     ingestion_run_table,
     market_aggregate,
 )
-from market_pipeline.storage.upsert import WriteCounts
 
 _RANK = {"ok": 0, "partial": 1, "failed": 2}
 _CHANGES = ("inserted", "updated", "unchanged")

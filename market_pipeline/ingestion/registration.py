@@ -19,10 +19,10 @@ from sqlalchemy import (
 from market_pipeline.domain.errors import NothingIngestedError
 from market_pipeline.domain.records import Market
 from market_pipeline.ingestion.request import Route
+from market_pipeline.storage.bulk.upsert import WriteCounts, lock_merges
+from market_pipeline.storage.latest.market_versions import stamp_everything
 from market_pipeline.storage.queries import has_bars
-from market_pipeline.storage.stamps import stamp_everything
 from market_pipeline.storage.tables import market
-from market_pipeline.storage.upsert import WriteCounts, lock_merges
 
 _COLUMNS = (
     "provider", "provider_market_id", "symbol", "name", "base", "quote", "venue", "calendar",

@@ -1,7 +1,7 @@
 """Reading a stored market again: what it would cost and change, and doing it.
 
 Here: the plan, the sample, the marks and the loop. Not here: the dump that is taken before
-(``storage.market_dump``), and the transaction of a batch (``write``).
+(``storage.markets.dump``), and the transaction of a batch (``write``).
 
 What is to be read again is marked in the ledger first, as if an older parser had read it: nothing
 is compared with it, no statistic mixes it with what has been read again, and a reload that was
@@ -38,16 +38,16 @@ from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.stream import make_gate
 from market_pipeline.ingestion.write import BatchResult, write_batch
 from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
-from market_pipeline.storage.claims import (
+from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
+from market_pipeline.storage.markets.admin import read_facts
+from market_pipeline.storage.queries import read_bars
+from market_pipeline.storage.runs.claims import (
     hold_claim,
     release_run_claims,
     renew_claim,
     show_life,
     wait_for_claim,
 )
-from market_pipeline.storage.coverage import read_coverage, write_coverage
-from market_pipeline.storage.market_admin import read_facts
-from market_pipeline.storage.queries import read_bars
 
 TRIGGER = "reload"
 SAMPLE_BARS = 200

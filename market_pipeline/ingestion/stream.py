@@ -19,8 +19,8 @@ from market_pipeline.ingestion.market_run import MarketRun
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.observability.logs import log_context
 from market_pipeline.providers.gate import use_gate
-from market_pipeline.storage.budget import DatabaseGate, read_budget_limits
-from market_pipeline.storage.claims import release_run_claims, show_life
+from market_pipeline.storage.runs.budget import DatabaseGate, read_budget_limits
+from market_pipeline.storage.runs.claims import release_run_claims, show_life
 
 WORKERS = 4
 # Shorter than a claim holds: a market whose provider has no budget left is given up for now.

@@ -46,7 +46,7 @@ from market_pipeline.domain.settling import (
 from market_pipeline.ingestion.fetching import Page
 from market_pipeline.ingestion.planning import find_earliest, plan_reloads
 from market_pipeline.ingestion.request import Request, Route
-from market_pipeline.storage.events import OpenDifference
+from market_pipeline.storage.bars.events import OpenDifference
 from market_pipeline.storage.queries import read_bars
 
 MOST_TRACES = 200

@@ -62,25 +62,25 @@ from market_pipeline.ingestion.suspecting import (
     find_suspect_span,
     suspect_splits,
 )
-from market_pipeline.storage.claims import hold_claim, release_claim
-from market_pipeline.storage.coverage import read_coverage, write_coverage
-from market_pipeline.storage.events import (
+from market_pipeline.storage.bars.events import (
     EventSpan,
     open_difference,
     resolve_difference,
     update_difference,
 )
-from market_pipeline.storage.ledgers import dataset_version
-from market_pipeline.storage.quarantine import record_rejected
-from market_pipeline.storage.staging import stage_frame
-from market_pipeline.storage.stamps import stamp_markets
-from market_pipeline.storage.tables import market, market_aggregate
-from market_pipeline.storage.upsert import (
+from market_pipeline.storage.bars.quarantine import record_rejected
+from market_pipeline.storage.bulk.staging import stage_frame
+from market_pipeline.storage.bulk.upsert import (
     WriteCounts,
     merge_staged,
     take_dataset_version,
     upsert_frame,
 )
+from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
+from market_pipeline.storage.latest.market_versions import stamp_markets
+from market_pipeline.storage.ledgers import dataset_version
+from market_pipeline.storage.runs.claims import hold_claim, release_claim
+from market_pipeline.storage.tables import market, market_aggregate
 
 Coverages = dict[Interval, Coverage]
 

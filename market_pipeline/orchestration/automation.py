@@ -9,7 +9,7 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 
 from market_pipeline.orchestration.resources import Database
 from market_pipeline.settings import read_cron_expression, read_flag
-from market_pipeline.storage.retention import prune
+from market_pipeline.storage.runs.retention import prune
 
 SCHEDULE = "ingest_schedule"
 _PRUNE_CRON = "40 3 * * *"

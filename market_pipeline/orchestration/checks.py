@@ -26,7 +26,7 @@ from market_pipeline.orchestration.resources import (
     Providers,
     keep_routes,
 )
-from market_pipeline.storage.run_evidence import RunEvidence, read_run_evidence
+from market_pipeline.storage.runs.evidence import RunEvidence, read_run_evidence
 
 Line = dict[str, Any]
 _SHORT = ("outcome", "reason")

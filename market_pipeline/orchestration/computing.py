@@ -28,9 +28,7 @@ from market_pipeline.domain.withholding import Flaw, withhold
 from market_pipeline.readers.comparing import Pairs, compare_spans
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.settings import StatisticsSettings
-from market_pipeline.storage.computed_inputs import read_fingerprints
-from market_pipeline.storage.coverage import read_flaws
-from market_pipeline.storage.final_bars import (
+from market_pipeline.storage.bars.final_bars import (
     Span,
     Summary,
     plan_market_spans,
@@ -38,6 +36,8 @@ from market_pipeline.storage.final_bars import (
     read_spans,
     summarise_spans,
 )
+from market_pipeline.storage.coverage.ledger import read_flaws
+from market_pipeline.storage.statistics.computed_inputs import read_fingerprints
 from market_pipeline.storage.tables import market_comparison, market_roi_statistic
 
 _FORMULAS = 1

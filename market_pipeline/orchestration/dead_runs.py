@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from market_pipeline.ingestion.closing import INTERRUPTED
 from market_pipeline.orchestration.executor import close_receipt
-from market_pipeline.storage.claims import find_living
+from market_pipeline.storage.runs.claims import find_living
 
 ALIVE_TAG = "market_pipeline/shows_life"
 SILENT_SECONDS = 45.0

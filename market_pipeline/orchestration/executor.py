@@ -23,8 +23,8 @@ from market_pipeline.ingestion.receipts import Asked, describe_request, open_rec
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.orchestration.causes import Cause, find_cause
 from market_pipeline.settings import EXECUTORS, read_choice, read_variable, split_list
-from market_pipeline.storage.claims import show_life
-from market_pipeline.storage.database import open_database
+from market_pipeline.storage.runs.claims import show_life
+from market_pipeline.storage.server.database import open_database
 
 ASSETS = (
     "markets", "market_aggregates", "market_snapshots", "market_comparisons",

@@ -23,8 +23,8 @@ from market_pipeline.orchestration.pictures import (
     draw_drawdowns,
     draw_prices,
 )
-from market_pipeline.storage.coverage import read_coverage
-from market_pipeline.storage.evidence import has_new_final_days
+from market_pipeline.storage.coverage.ledger import read_coverage
+from market_pipeline.storage.runs.write_facts import has_new_final_days
 
 
 @dataclass(frozen=True, slots=True)

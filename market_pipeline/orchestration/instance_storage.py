@@ -16,9 +16,9 @@ from sqlalchemy import text
 
 from market_pipeline.orchestration.tick_logs import find_logs_dir
 from market_pipeline.settings import find_state_dir
-from market_pipeline.storage.engine import check_database, find_database, open_engine
-from market_pipeline.storage.urls import name_application, set_search_path
-from market_pipeline.storage.watchdog import DAGSTER
+from market_pipeline.storage.server.engine import check_database, find_database, open_engine
+from market_pipeline.storage.server.urls import name_application, set_search_path
+from market_pipeline.storage.server.watchdog import DAGSTER
 
 DAGSTER_SCHEMA = "dagster"
 

@@ -48,10 +48,10 @@ from market_pipeline.orchestration.resources import (
     describe_run,
     find_routes,
 )
-from market_pipeline.storage.computed_inputs import write_fingerprints
+from market_pipeline.storage.bulk.upsert import WriteCounts
+from market_pipeline.storage.statistics.computed_inputs import write_fingerprints
 from market_pipeline.storage.tables import SCHEMA, market_aggregate
 from market_pipeline.storage.tables import metadata as tables
-from market_pipeline.storage.upsert import WriteCounts
 
 
 @dataclass(frozen=True, slots=True)

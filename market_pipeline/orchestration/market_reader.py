@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.ingestion.registration import register_markets
 from market_pipeline.ingestion.request import Request, Route
-from market_pipeline.storage.final_bars import plan_market_spans, read_spans
+from market_pipeline.storage.bars.final_bars import plan_market_spans, read_spans
 from market_pipeline.storage.queries import read_markets
 
 

@@ -20,9 +20,9 @@ from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import begin_run, end_run
 from market_pipeline.orchestration.dead_runs import mark_as_watched
 from market_pipeline.providers.registry import Routing, route_served
-from market_pipeline.storage.claims import show_life
-from market_pipeline.storage.engine import check_database, find_database, open_engine
-from market_pipeline.storage.schema import ensure_schema
+from market_pipeline.storage.runs.claims import show_life
+from market_pipeline.storage.server.engine import check_database, find_database, open_engine
+from market_pipeline.storage.server.schema import ensure_schema
 
 
 class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]

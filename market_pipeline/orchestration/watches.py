@@ -29,9 +29,9 @@ from market_pipeline.orchestration.causes import Cause, find_cause
 from market_pipeline.orchestration.dead_runs import Look, end_dead_runs
 from market_pipeline.orchestration.executor import close_dead_receipts, close_receipt
 from market_pipeline.orchestration.resources import Providers
-from market_pipeline.storage.alerts import has_alert_of_run
-from market_pipeline.storage.database import open_database
+from market_pipeline.storage.alerts.outbox import has_alert_of_run
 from market_pipeline.storage.queries import read_run_outcome
+from market_pipeline.storage.server.database import open_database
 
 _DELIVERY_SECONDS = 40.0
 _CHECK_ERROR = "DagsterAssetCheckFailedError"

@@ -1,7 +1,7 @@
 """The turnstile that every call to a provider's server passes.
 
 Here: what a gate does, which gate is in force, and a gate that counts. Not here: the budget behind
-it, which is a table that all processes share (``storage/budget.py``).
+it, which is a table that all processes share (``storage/runs/budget.py``).
 
 The gate in force belongs to a context, as ``contextvars`` has it: a new thread starts with the open
 gate, whatever its maker uses, and puts its own in force.

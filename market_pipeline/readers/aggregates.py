@@ -32,7 +32,7 @@ from market_pipeline.readers.questions import (
     parse_past_moment,
     parse_window,
 )
-from market_pipeline.storage.history_queries import (
+from market_pipeline.storage.bars.history import (
     BarSpan,
     Columns,
     read_bars,

@@ -16,8 +16,8 @@ from market_pipeline.domain.comparisons import compute_comparisons
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.withholding import Flaw, withhold
 from market_pipeline.settings import StatisticsSettings
-from market_pipeline.storage.coverage import read_flaws
-from market_pipeline.storage.final_bars import Span, plan_pair_spans, read_spans
+from market_pipeline.storage.bars.final_bars import Span, plan_pair_spans, read_spans
+from market_pipeline.storage.coverage.ledger import read_flaws
 
 PAIR_KEYS = ("base_market_id", "quote_market_id")
 Pairs = npt.NDArray[np.int64]

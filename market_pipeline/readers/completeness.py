@@ -38,8 +38,8 @@ from market_pipeline.domain.sessions import (
 )
 from market_pipeline.domain.withholding import MIXED_PARSING, NEVER_ASKED, UNEXPLAINED_HOLE
 from market_pipeline.providers.registry import load_provider
-from market_pipeline.storage.coverage import read_coverage, read_flaws
-from market_pipeline.storage.trading_sessions import read_schedule
+from market_pipeline.storage.coverage.ledger import read_coverage, read_flaws
+from market_pipeline.storage.markets.trading_sessions import read_schedule
 
 Requirement: TypeAlias = Literal["complete", "explained"] | None
 _MOST_TOLD = 20

@@ -3,7 +3,7 @@
 ``read_latest`` gives a frame to analysts. ``fetch_latest`` gives plain JSON to whoever serves it:
 the body as it is stored, where it came from, how old it is, and its versions. A cache is one of
 ``readers.serving.open_serving_cache``; values it does not have are filled in. Not here: which entry
-may be served (``cache.guard``), the SQL (``storage.latest_queries``).
+may be served (``cache.guard``), the SQL (``storage.latest.values``).
 """
 
 import time
@@ -20,12 +20,12 @@ from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.questions import find_named_markets
-from market_pipeline.storage.latest_queries import (
+from market_pipeline.storage.latest.market_versions import read_stamps
+from market_pipeline.storage.latest.values import (
     LatestRow,
     read_active_markets,
     read_latest_rows,
 )
-from market_pipeline.storage.stamps import read_stamps
 
 Source: TypeAlias = Literal["cache", "database"]
 Pair: TypeAlias = tuple[str, str]

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from sqlalchemy import Connection, Engine
 
 from market_pipeline.settings import load_dotenv
-from market_pipeline.storage import database
+from market_pipeline.storage.server import database
 
 
 @contextmanager

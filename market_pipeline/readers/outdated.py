@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.outdated import RowWindows, find_outdated, locate_windows
 from market_pipeline.domain.records import Market
-from market_pipeline.storage.final_bars import Span, read_newer_bars
+from market_pipeline.storage.bars.final_bars import Span, read_newer_bars
 
 Flags = npt.NDArray[np.bool_]
 

@@ -18,7 +18,7 @@ from market_pipeline.domain.records import Market
 from market_pipeline.readers.comparing import PAIR_KEYS, compare_pairs
 from market_pipeline.readers.outdated import flag_outdated
 from market_pipeline.settings import read_statistics_settings
-from market_pipeline.storage.statistics_queries import StatisticSpan, read_comparison_rows
+from market_pipeline.storage.statistics.series import StatisticSpan, read_comparison_rows
 
 MAX_COMPUTED_PAIRS = 1_225
 """All pairs of fifty markets: more are not computed for one answer."""

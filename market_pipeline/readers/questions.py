@@ -12,7 +12,7 @@ from market_pipeline.domain.errors import HistoryRequestError, UnknownMarketErro
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.symbols import parse_symbols
-from market_pipeline.storage.history_queries import (
+from market_pipeline.storage.bars.history import (
     StoredMarket,
     read_every_market,
     read_markets_called,

@@ -13,7 +13,7 @@ from market_pipeline.cache.opening import open_cache
 from market_pipeline.cache.protocol import Cache
 from market_pipeline.readers.latest import make_fill
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.storage.latest_queries import read_latest_rows
+from market_pipeline.storage.latest.values import read_latest_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ from market_pipeline.readers.questions import (
     parse_window,
     read_all_markets,
 )
-from market_pipeline.storage.history_queries import read_newest_version
-from market_pipeline.storage.statistics_queries import StatisticSpan, read_roi_rows
+from market_pipeline.storage.bars.history import read_newest_version
+from market_pipeline.storage.statistics.series import StatisticSpan, read_roi_rows
 
 Names = str | Sequence[str] | None
 Moment = datetime | str | None

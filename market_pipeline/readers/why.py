@@ -24,13 +24,13 @@ from market_pipeline.domain.roi import MEASURES, compute_roi_statistics
 from market_pipeline.domain.sufficiency import parse_min_returns
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.questions import check_version, find_markets, shorten_list
-from market_pipeline.storage import trace_queries
-from market_pipeline.storage.history_queries import (
+from market_pipeline.storage.bars.history import (
     BarSpan,
     read_bars_at_version,
     read_newest_version,
 )
-from market_pipeline.storage.trace_queries import Row
+from market_pipeline.storage.statistics import traces
+from market_pipeline.storage.statistics.traces import Row
 
 _RATES = re.compile(r"rf=(?P<rf>[^;]+);mar=(?P<mar>[^;]+)")
 
@@ -153,9 +153,9 @@ def explain_statistic(
 
 
 def _read_row(connection: Connection, market_id: int, market: Market, horizon: str) -> Row:
-    row = trace_queries.read_newest_statistic(connection, market_id, horizon)
+    row = traces.read_newest_statistic(connection, market_id, horizon)
     if row is None:
-        known = trace_queries.read_horizons(connection, market_id)
+        known = traces.read_horizons(connection, market_id)
         raise HistoryRequestError(
             f"{market.symbol} of {market.provider} has no statistics over {horizon!r}: "
             f"there is {shorten_list(known)}"
@@ -245,7 +245,7 @@ def _trace(connection: Connection, row: Row, bars: pd.DataFrame) -> dict[str, An
     series = (row["market_id"], row["interval"])
     counts = {UUID(str(run_id)): int(n) for run_id, n in bars["run_id"].value_counts().items()}
     runs, span = list(counts), (first, last)
-    receipts = {one["run_id"]: one for one in trace_queries.read_receipts(connection, runs)}
+    receipts = {one["run_id"]: one for one in traces.read_receipts(connection, runs)}
     ordered = [*receipts, *(run_id for run_id in runs if run_id not in receipts)]
     absent = {"trigger": None, "started_at": None, "outcome": None}
     return {
@@ -253,14 +253,14 @@ def _trace(connection: Connection, row: Row, bars: pd.DataFrame) -> dict[str, An
             "count": len(bars),
             "first_open_time": first,
             "last_open_time": last,
-            "provisional": trace_queries.count_provisional_bars(connection, *series, first),
+            "provisional": traces.count_provisional_bars(connection, *series, first),
         },
-        "revisions": tuple(trace_queries.read_revisions(connection, *series, *span)),
+        "revisions": tuple(traces.read_revisions(connection, *series, *span)),
         "runs": tuple(
             {"run_id": one, "bars": counts[one], **absent, **receipts.get(one, {})}
             for one in ordered
         ),
-        "requests": tuple(trace_queries.read_requests(connection, runs, *series, *span)),
+        "requests": tuple(traces.read_requests(connection, runs, *series, *span)),
     }
 
 

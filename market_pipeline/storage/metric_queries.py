@@ -8,8 +8,8 @@ from sqlalchemy import Connection, text
 
 from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.observability.metrics import MAX_SERIES, Sample, gauge
-from market_pipeline.storage.run_evidence import EXPLAINED
-from market_pipeline.storage.run_states import STATE
+from market_pipeline.storage.runs.evidence import EXPLAINED
+from market_pipeline.storage.runs.states import STATE
 from market_pipeline.storage.tables import SCHEMA
 
 _SERIES = ("provider", "symbol", "interval")

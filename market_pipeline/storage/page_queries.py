@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from market_pipeline.storage.newest import NEWEST, find_method_in_use
+from market_pipeline.storage.statistics.newest import NEWEST, find_method_in_use
 from market_pipeline.storage.tables import SCHEMA
 
 Row = Mapping[str, Any]

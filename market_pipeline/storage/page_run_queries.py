@@ -8,8 +8,8 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from market_pipeline.storage.page_queries import Row, fetch
-from market_pipeline.storage.run_evidence import EXPLAINED
-from market_pipeline.storage.run_states import ASKED_MARKETS, STATE, read_absent_markets
+from market_pipeline.storage.runs.evidence import EXPLAINED
+from market_pipeline.storage.runs.states import ASKED_MARKETS, STATE, read_absent_markets
 from market_pipeline.storage.tables import SCHEMA
 
 _TOTALS = f"""

@@ -20,8 +20,16 @@ from sqlalchemy import (
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import BAR_COLUMNS
-from market_pipeline.storage.copy_out import FLAG, INTEGER, NUMBER, TIME, WORD, Column, read_copied
-from market_pipeline.storage.run_states import STATE, read_absent_markets
+from market_pipeline.storage.bulk.copy_out import (
+    FLAG,
+    INTEGER,
+    NUMBER,
+    TIME,
+    WORD,
+    Column,
+    read_copied,
+)
+from market_pipeline.storage.runs.states import STATE, read_absent_markets
 from market_pipeline.storage.tables import (
     ingestion_run,
     ingestion_run_market,

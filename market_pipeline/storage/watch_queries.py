@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select, text
 
 from market_pipeline.domain.coverage import ASKED_OFTEN
-from market_pipeline.storage.run_evidence import COVERAGE, EXPLAINED
+from market_pipeline.storage.runs.evidence import COVERAGE, EXPLAINED
 from market_pipeline.storage.tables import SCHEMA, ingestion_run, market
 
 _HOLES = text(f"""

@@ -10,9 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event
 
-from market_pipeline.storage.alerts import insert_alert
-from market_pipeline.storage.claims import show_life
+from market_pipeline.storage.alerts.outbox import insert_alert
 from market_pipeline.storage.ledgers import coverage_hole, market_coverage
+from market_pipeline.storage.runs.claims import show_life
 from market_pipeline.storage.tables import (
     ingestion_run,
     ingestion_run_market,

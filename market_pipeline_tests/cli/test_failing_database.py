@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
-from market_pipeline.storage.engine import DatabaseAddress, open_engine
-from market_pipeline.storage.schema import upgrade_schema
+from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
+from market_pipeline.storage.server.schema import upgrade_schema
 from market_pipeline_tests.cli.conftest import Command
 from market_pipeline_tests.conftest import make_environment
 from market_pipeline_tests.databases import read_column
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(170)
 # The same command with deadlines that a test can wait for.
 IMPATIENT = """
 import sys
-from market_pipeline.storage import watchdog
+from market_pipeline.storage.server import watchdog
 watchdog.SECONDS.update(command=float(sys.argv.pop(1)), bulk=6.0)
 from market_pipeline.cli.main import main
 main()

@@ -22,7 +22,7 @@ from market_pipeline.ingestion.run_alerts import MarketEnds
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.file import FileProvider
-from market_pipeline.storage.claims import release_run_claims, show_life, wait_for_claim
+from market_pipeline.storage.runs.claims import release_run_claims, show_life, wait_for_claim
 
 START, NOW = datetime(2023, 8, 1, tzinfo=UTC), datetime(2024, 3, 4, 12, tzinfo=UTC)
 SATURDAY = "2024-02-10"

@@ -25,7 +25,7 @@ from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.base import Provider
 from market_pipeline.providers.file import FileProvider
 from market_pipeline.providers.mock import MockProvider
-from market_pipeline.storage.coverage import read_flaws
+from market_pipeline.storage.coverage.ledger import read_flaws
 from market_pipeline_tests.commands import ROOT
 from market_pipeline_tests.ingestion.test_next_run import NOON, REQUESTS, Pipeline
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event, text
 from market_pipeline.domain.errors import SettingError, UnknownMarketError
 from market_pipeline.readers import fetch_latest, open_serving_cache, read_latest
 from market_pipeline.readers.serving import ServingCache
-from market_pipeline.storage.latest_queries import build_latest_query
+from market_pipeline.storage.latest.values import build_latest_query
 from market_pipeline_tests.readers.writing import (
     find_market_id,
     write_markets_with_prices,

@@ -20,7 +20,7 @@ from market_pipeline.readers.pairs import read_pairs
 from market_pipeline.readers.questions import read_all_markets
 from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage import page_queries
-from market_pipeline.storage.statistics_queries import StatisticSpan
+from market_pipeline.storage.statistics.series import StatisticSpan
 
 router = APIRouter(include_in_schema=False)
 MAX_SIDE = 25

@@ -22,7 +22,7 @@ from market_pipeline.readers.questions import build_unknown_error
 from market_pipeline.readers.why import pick_value
 from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage import page_queries
-from market_pipeline.storage.coverage import read_coverage, read_flaws
+from market_pipeline.storage.coverage.ledger import read_coverage, read_flaws
 
 router = APIRouter(include_in_schema=False)
 MAX_ROWS = 50

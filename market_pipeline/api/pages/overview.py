@@ -18,8 +18,8 @@ from market_pipeline.api.services import Services, get_services
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.settings import SEVERITIES
-from market_pipeline.storage.alerts import read_alerts
-from market_pipeline.storage.history_queries import read_newest_version
+from market_pipeline.storage.alerts.outbox import read_alerts
+from market_pipeline.storage.bars.history import read_newest_version
 from market_pipeline.storage.page_queries import read_overview, read_sparks
 from market_pipeline.storage.page_run_queries import read_run_totals
 

@@ -46,8 +46,8 @@ from market_pipeline.readers.questions import (
 )
 from market_pipeline.readers.statistics import read_comparisons, read_roi_statistics
 from market_pipeline.readers.why import Explanation, explain_statistic
-from market_pipeline.storage.history_queries import BarSpan
-from market_pipeline.storage.stamps import read_stamp
+from market_pipeline.storage.bars.history import BarSpan
+from market_pipeline.storage.latest.market_versions import read_stamp
 
 router = APIRouter(prefix="/api/markets/{symbol}", tags=["read"])
 _SPANS = {

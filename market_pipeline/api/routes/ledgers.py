@@ -17,8 +17,8 @@ from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.questions import find_market_ids
 from market_pipeline.settings import split_list
 from market_pipeline.storage import queries
-from market_pipeline.storage.coverage_queries import list_coverage, list_holes, list_never_asked
-from market_pipeline.storage.history_queries import read_newest_version
+from market_pipeline.storage.bars.history import read_newest_version
+from market_pipeline.storage.coverage.listings import list_coverage, list_holes, list_never_asked
 
 router = APIRouter(prefix="/api", tags=["read"])
 _TABLE = {200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 406, 503)}

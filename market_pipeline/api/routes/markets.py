@@ -18,8 +18,8 @@ from market_pipeline.api.questions import Format, Provider, ServicesNeeded, Symb
 from market_pipeline.readers.latest import fetch_latest
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.storage.latest.market_versions import EVERYTHING, read_stamp
 from market_pipeline.storage.queries import read_market_list
-from market_pipeline.storage.stamps import EVERYTHING, read_stamp
 
 router = APIRouter(prefix="/api", tags=["read"])
 

@@ -1,0 +1,275 @@
+"""Final bars as they are, as they were known at a time, and as a dataset version holds them.
+
+A bar's history is a chain: each value is in force from its ``known_at`` (and ``dataset_version``)
+until the next one's. The last is in ``market_aggregate``, those before it are revisions. Every
+query is bounded to ranges of the primary keys, and reads one snapshot in one statement.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, TypeAlias
+
+import numpy as np
+from psycopg2.extensions import AsIs
+from sqlalchemy import Connection, Text, bindparam, func, select
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import Market, Window
+from market_pipeline.storage.bulk.copy_out import (
+    FLAG,
+    IDENTITY,
+    INTEGER,
+    KNOWN_NUMBER,
+    NUMBER,
+    TIME,
+    WORD,
+    WORDS,
+    Column,
+    read_columns,
+)
+from market_pipeline.storage.ledgers import dataset_version
+from market_pipeline.storage.tables import market, market_aggregate, market_aggregate_revision
+
+Columns: TypeAlias = Mapping[str, Any]
+"""Arrays of equal length by name."""
+COLUMNS: Mapping[str, Column] = {
+    "market_id": INTEGER,
+    "open_time": TIME,
+    "close_time": TIME,
+    **dict.fromkeys(("open", "high", "low", "close"), KNOWN_NUMBER),
+    "volume": NUMBER,
+    "volume_kind": WORDS,
+    "source_kind": WORD,
+    "known_at": TIME,
+    "dataset_version": INTEGER,
+    "run_id": IDENTITY,
+}
+# One market has one kind of volume, and need not be named in every row.
+_OF_ONE = {name: one for name, one in COLUMNS.items() if name != "market_id"} | {
+    "volume_kind": WORD
+}
+_IN_SPAN = (
+    'market_id %(of_markets)s AND "interval" = %(interval)s '
+    "AND open_time >= %(start)s AND open_time < %(end)s AND is_final"
+)
+_IS_REVISED = f"""EXISTS (SELECT FROM {market_aggregate_revision} earlier
+    WHERE earlier.market_id = bar.market_id AND earlier."interval" = bar."interval"
+    AND earlier.open_time = bar.open_time"""
+_WITH_LAGS = """JOIN unnest(%(lag_markets)s::bigint[], %(lags)s::interval[])
+    AS terms (market_id, lag) USING (market_id)"""
+# Built once: every request asks them.
+_NEWEST_VERSION = select(func.max(dataset_version.c.version))
+_MARKETS_CALLED = (
+    select(market)
+    .where(market.c.symbol == func.any(bindparam("symbols", type_=ARRAY(Text))))
+    .order_by(market.c.is_active.desc(), market.c.listed_from.desc(), market.c.market_id)
+)
+_WAS_ASSUMED = replace(FLAG, send="known_at > %(as_of)s")
+
+
+@dataclass(frozen=True, slots=True)
+class BarSpan:
+    """Which bars are read: of these markets and interval, by open_time in the window.
+
+    With a ``limit`` at least the first that many by open_time, whatever the market; all of them
+    where the window cannot hold more, so that the server need not sort.
+    """
+
+    market_ids: tuple[int, ...]
+    interval: Interval
+    window: Window
+    limit: int | None = None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the queries call ``of_markets``, ``interval``, ``start`` and ``end``.
+
+        One market is an equality: its rows come in the index's order, and nothing is sorted.
+        """
+        ids = [str(int(one)) for one in self.market_ids]
+        among = f"= {ids[0]}" if len(ids) == 1 else f"= ANY ('{{{','.join(ids)}}}')"
+        return {
+            "of_markets": AsIs(among),
+            "interval": self.interval.value,
+            "start": self.window.start,
+            "end": self.window.end,
+        }
+
+    @property
+    def holds_at_most(self) -> int:
+        """How many bars there can be."""
+        bars = (self.window.end - self.window.start) // self.interval.duration + 1
+        return len(self.market_ids) * max(bars, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMarket:
+    """A market and its key."""
+
+    market_id: int
+    is_primary: bool
+    record: Market
+
+
+def read_bars(connection: Connection, span: BarSpan) -> Columns:
+    """Return the final bars of now, in no order; the columns are ``COLUMNS``, text NaN if NULL."""
+    return _read(connection, span, {}, build_query)
+
+
+def build_query(
+    selected: str, of_current: str = "", of_replaced: str | None = None, joined: str = ""
+) -> str:
+    """Return the query for final bars: the current ones, and with a condition the replaced ones."""
+    parts = {market_aggregate: of_current, market_aggregate_revision: of_replaced}
+    return " UNION ALL ".join(
+        f"SELECT {selected} FROM {table} bar {joined} WHERE {_IN_SPAN} {condition}"  # noqa: S608 - names of our own tables
+        for table, condition in parts.items()
+        if condition is not None
+    )
+
+
+def read_bars_as_of(connection: Connection, span: BarSpan, as_of: datetime) -> Columns:
+    """Return the final bars known at a time (UTC)."""
+    return _read(connection, span, {"as_of": as_of}, build_query_as_of)
+
+
+def build_query_as_of(selected: str) -> str:
+    """Return the query of :func:`read_bars_as_of`."""
+    return build_query(
+        selected,
+        "AND known_at <= %(as_of)s",
+        "AND known_at <= %(as_of)s AND known_until > %(as_of)s",
+    )
+
+
+def read_bars_at_version(connection: Connection, span: BarSpan, version: int) -> Columns:
+    """Return the final bars as a dataset version holds them."""
+    return _read(connection, span, {"version": version}, build_query_at_version)
+
+
+def build_query_at_version(selected: str) -> str:
+    """Return the query of :func:`read_bars_at_version`."""
+    return build_query(
+        selected,
+        "AND dataset_version <= %(version)s",
+        "AND dataset_version <= %(version)s AND replaced_by_version > %(version)s",
+    )
+
+
+def read_bars_assumed(
+    connection: Connection, span: BarSpan, as_of: datetime, lags: Mapping[int, timedelta]
+) -> Columns:
+    """Return the final bars known at a time, if each bar had been loaded when it was due.
+
+    Args:
+        connection: Any.
+        span: Which bars.
+        as_of: The time (UTC).
+        lags: For each market, from a bar's close until its final values are out.
+
+    Returns:
+        As of :func:`read_bars`, with ``is_assumed``: true where a bar was not yet known then, but
+        due, and so has its first-loaded values.
+    """
+    parameters = {"as_of": as_of, "lag_markets": list(lags), "lags": list(lags.values())}
+    more = {"is_assumed": _WAS_ASSUMED}
+    return _read(connection, span, parameters, build_query_assumed, more)
+
+
+def build_query_assumed(selected: str) -> str:
+    """Return the query of :func:`read_bars_assumed`."""
+    is_known = "known_at <= %(as_of)s"
+    is_first = f"close_time + lag <= %(as_of)s AND NOT {_IS_REVISED}"
+    return build_query(
+        selected,
+        f"AND ({is_known} OR {is_first}))",
+        f"AND known_until > %(as_of)s AND ({is_known} OR {is_first} "
+        "AND earlier.replaced_by_version < bar.replaced_by_version))",
+        _WITH_LAGS,
+    )
+
+
+def _read(
+    connection: Connection,
+    span: BarSpan,
+    parameters: Mapping[str, object],
+    build: Callable[[str], str],
+    more: Mapping[str, Column] | None = None,
+) -> Columns:
+    columns = {**(_OF_ONE if len(span.market_ids) == 1 else COLUMNS), **(more or {})}
+    # By position: what is selected is an expression, and its columns may be of two tables.
+    limited = _limit(build, span, list(columns).index("open_time") + 1)
+    found = read_columns(connection, limited, columns, {**span.parameters, **parameters})
+    if "market_id" not in found:
+        found["market_id"] = np.full(len(found["open_time"]), span.market_ids[0])
+    return found
+
+
+def _limit(build: Callable[[str], str], span: BarSpan, place: int) -> Callable[[str], str]:
+    """Return what builds the query with the span's limit, ordered by the column at a place."""
+    if span.limit is None or span.holds_at_most <= span.limit:
+        return build
+    return lambda selected: f"{build(selected)} ORDER BY {place} LIMIT {int(span.limit or 0)}"
+
+
+def read_first_known_at(connection: Connection, span: BarSpan) -> datetime | None:
+    """Return when the first of the bars became known (UTC); None when there is none to this day."""
+    query = build_query("min(known_at) AS known_at", "", "")
+    answer = connection.exec_driver_sql(
+        f"SELECT min(known_at) FROM ({query}) AS first",  # noqa: S608 - names of our own tables
+        span.parameters,
+    )
+    found: datetime | None = answer.scalar_one()
+    return found
+
+
+def read_newest_version(connection: Connection) -> int:
+    """Return the newest dataset version, 0 when nothing was ever written."""
+    return int(connection.execute(_NEWEST_VERSION).scalar() or 0)
+
+
+def read_version_time(connection: Connection, version: int) -> datetime | None:
+    """Return when a dataset version, or the last one before it, was written (UTC); None: none."""
+    written = dataset_version.c
+    query = select(written.known_at).where(written.version <= version)
+    newest = query.order_by(written.version.desc()).limit(1)
+    found: datetime | None = connection.execute(newest).scalar()
+    return found
+
+
+def read_markets_called(connection: Connection, symbols: Sequence[str]) -> list[StoredMarket]:
+    """Return all markets of some symbols, whoever provides them; active and younger ones first."""
+    rows = connection.execute(_MARKETS_CALLED, {"symbols": list(symbols)}).mappings()
+    return [_build_market(row) for row in rows]
+
+
+def read_every_market(connection: Connection) -> list[StoredMarket]:
+    """Return all markets, also those no longer ingested."""
+    return [_build_market(row) for row in connection.execute(select(market)).mappings()]
+
+
+def _build_market(row: Mapping[Any, Any]) -> StoredMarket:
+    names = [
+        name for name in Market.__dataclass_fields__ if name in market.c and name != "intervals"
+    ]
+    intervals = tuple(Interval(text) for text in row["intervals"])
+    record = Market(**{name: row[name] for name in names}, intervals=intervals)
+    return StoredMarket(row["market_id"], row["is_primary"], record)
+
+
+def read_renamed(connection: Connection, symbols: Sequence[str]) -> list[tuple[Market, list[str]]]:
+    """Return the active markets that once had one of the symbols, and all they were called."""
+    query = select(market).where(
+        market.c.is_active,
+        market.c.former_symbols.op("&&")(bindparam("symbols", list(symbols), ARRAY(Text))),
+    )
+    rows = connection.execute(query.order_by(market.c.market_id)).mappings()
+    return [(_build_market(row).record, row["former_symbols"]) for row in rows]
+
+
+def read_primary_symbols(connection: Connection) -> list[str]:
+    """Return the symbols that name a market without its provider, in alphabetical order."""
+    query = select(market.c.symbol).where(market.c.is_primary).order_by(market.c.symbol)
+    return list(connection.execute(query).scalars())

@@ -1,0 +1,130 @@
+"""Listings of the coverage ledger, for people."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, select, text
+
+from market_pipeline.domain.coverage import Coverage, measure_round
+from market_pipeline.domain.grids import find_grid
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.storage.coverage.ledger import read_coverage, read_never_asked
+from market_pipeline.storage.server.watchdog import allow
+from market_pipeline.storage.tables import SCHEMA, market
+
+_COVERAGE = text(f"""
+    SELECT market_id, symbol, provider, interval, first_bar_at, last_bar_at, watermark AS final_to,
+        bars, (SELECT count(*) FROM {SCHEMA}.coverage_hole hole
+            WHERE hole.market_id = known.market_id AND hole.interval = known.interval) AS holes,
+        refreshed_at
+    FROM {SCHEMA}.market_coverage known JOIN {SCHEMA}.market USING (market_id)
+    WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
+    ORDER BY symbol, provider, interval
+""")  # noqa: S608 - a constant
+_HOLES = text(f"""
+    SELECT symbol, provider, interval, starts_at, ends_at, reason, tries, next_check_at, detail
+    FROM {SCHEMA}.coverage_hole JOIN {SCHEMA}.market USING (market_id)
+    WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
+    ORDER BY symbol, provider, interval, starts_at
+""")  # noqa: S608 - a constant
+_VERIFY = text(f"""
+    SELECT symbol, provider, interval,
+        known.bars AS bars_in_ledger, count(open_time) AS bars_stored,
+        known.first_bar_at AS first_in_ledger, min(open_time) AS first_stored,
+        known.last_bar_at AS last_in_ledger, max(open_time) AS last_stored
+    FROM {SCHEMA}.market_coverage known
+    JOIN {SCHEMA}.market USING (market_id)
+    LEFT JOIN {SCHEMA}.market_aggregate bar USING (market_id, interval)
+    WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
+    GROUP BY symbol, provider, interval, known.bars, known.first_bar_at, known.last_bar_at
+    HAVING known.bars <> count(open_time) OR known.first_bar_at IS DISTINCT FROM min(open_time)
+        OR known.last_bar_at IS DISTINCT FROM max(open_time)
+    ORDER BY symbol, provider, interval
+""")  # noqa: S608 - a constant
+
+_OLDER = text(f"""
+    SELECT symbol, provider, interval, CAST(older.key AS integer) AS read_by_version,
+        known.parsing AS newest_version, min(CAST(span->>0 AS timestamptz)) AS starts_at,
+        max(CAST(span->>1 AS timestamptz)) AS ends_at
+    FROM {SCHEMA}.market_coverage known JOIN {SCHEMA}.market USING (market_id),
+        jsonb_each(older_parsings) older, jsonb_array_elements(older.value) span
+    WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
+    GROUP BY symbol, provider, interval, older.key, known.parsing
+    ORDER BY symbol, provider, interval, older.key
+""")  # noqa: S608 - a constant
+
+
+def list_older(connection: Connection, market_ids: Sequence[int] | None) -> list[dict[str, Any]]:
+    """Return where bars are stored that another version of the provider's parser has read."""
+    return _list(connection, _OLDER, market_ids)
+
+
+def list_coverage(connection: Connection, market_ids: Sequence[int] | None) -> list[dict[str, Any]]:
+    """Return one row for each market and interval; None: of all markets.
+
+    Beside what is stored: how many spans were ``never_asked`` for; ``verified``, the share of
+    settled history that this turn has read again; ``verified_at``, when its last page was read
+    (UTC); ``turn_days``, how long a turn takes at its pace. NULL before the first page.
+    """
+    rows = _list(connection, _COVERAGE, market_ids)
+    known = read_coverage(connection, sorted({row["market_id"] for row in rows}))
+    never = Counter({k: len(v) for k, v in read_never_asked(connection, market_ids).items()})
+    keys = [(row.pop("market_id"), Interval(row["interval"])) for row in rows]
+    return [
+        {**row, "never_asked": never[key], **_describe_turn(known[key])}
+        for key, row in zip(keys, rows, strict=True)
+    ]
+
+
+def list_never_asked(
+    connection: Connection, market_ids: Sequence[int] | None
+) -> list[dict[str, Any]]:
+    """Return every span between settled ones that nobody asked for, and the bars expected in it."""
+    found = read_never_asked(connection, market_ids)
+    if not found:
+        return []
+    columns = (market.c.market_id, market.c.symbol, market.c.provider, market.c.calendar)
+    query = select(*columns).where(market.c.market_id.in_({key[0] for key in found}))
+    names = {row.market_id: row for row in connection.execute(query)}
+    return [
+        {
+            "symbol": names[key[0]].symbol,
+            "provider": names[key[0]].provider,
+            "interval": key[1].value,
+            "starts_at": span.start,
+            "ends_at": span.end,
+            "bars": find_grid(names[key[0]].calendar, key[1], span).count(span),
+        }
+        for key, spans in found.items()
+        for span in spans
+    ]
+
+
+def list_holes(connection: Connection, market_ids: Sequence[int] | None) -> list[dict[str, Any]]:
+    """Return every hole with its reason, and when it is asked for again."""
+    return _list(connection, _HOLES, market_ids)
+
+
+@allow("bulk")
+def verify_bars(connection: Connection, market_ids: Sequence[int] | None) -> list[dict[str, Any]]:
+    """Return where the ledger and the stored bars disagree; scans the bars."""
+    return _list(connection, _VERIFY, market_ids)
+
+
+def _describe_turn(known: Coverage) -> dict[str, Any]:
+    progress = measure_round(known)
+    if progress is None or known.round is None or progress.days is None:
+        return dict.fromkeys(("verified", "verified_at", "turn_days"))
+    return {
+        "verified": round(progress.share, 4),
+        "verified_at": known.round.read_at,
+        "turn_days": round(progress.days, 1),
+    }
+
+
+def _list(
+    connection: Connection, query: Any, market_ids: Sequence[int] | None
+) -> list[dict[str, Any]]:
+    wanted = {"market_ids": None if market_ids is None else list(market_ids)}
+    return [dict(row) for row in connection.execute(query, wanted).mappings()]

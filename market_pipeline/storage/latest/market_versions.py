@@ -1,0 +1,89 @@
+"""Stamps: for each market the version of its last change of any kind, told to listeners at commit.
+
+A dataset version names bars alone; a stamp also counts snapshots, statistics and the list of
+markets. Both are drawn from one sequence under the merge lock, so stamps follow commit order: who
+reads a stamp and values in one snapshot knows exactly which values they are. Not here: who listens
+(``listener``), what is cached by it (``cache``).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from sqlalchemy import Connection
+
+from market_pipeline.storage.bulk.upsert import take_dataset_version
+from market_pipeline.storage.tables import SCHEMA
+
+CHANNEL = "market_data_changed"
+EVERYTHING = "*"
+_STAMP = f"""
+    INSERT INTO {SCHEMA}.market_stamp (scope, version)
+    SELECT DISTINCT provider || ':' || symbol, %(version)s FROM {SCHEMA}.market
+    WHERE market_id = ANY(%(market_ids)s)
+    ON CONFLICT (scope) DO UPDATE SET version = excluded.version
+"""  # noqa: S608 - names of our own tables
+_STAMP_ALL = f"""
+    INSERT INTO {SCHEMA}.market_stamp (scope, version) VALUES ('{EVERYTHING}', %(version)s)
+    ON CONFLICT (scope) DO UPDATE SET version = excluded.version
+"""  # noqa: S608 - names of our own tables
+_NOTIFY = "SELECT pg_notify(%(channel)s, %(version)s::text)"
+_READ = f"SELECT scope, version FROM {SCHEMA}.market_stamp WHERE scope = ANY(%(scopes)s)"  # noqa: S608 - names of our own tables
+_READ_BOTH = f"""SELECT
+    (SELECT coalesce(max(version), 0) FROM {SCHEMA}.market_stamp WHERE scope = ANY(%(scopes)s))
+        AS stamp,
+    (SELECT coalesce(max(version), 0) FROM {SCHEMA}.dataset_version) AS newest"""  # noqa: S608 - names of our own tables
+
+
+def stamp_markets(
+    connection: Connection, market_ids: Iterable[int], version: int | None = None
+) -> int:
+    """Note that values of markets change with this transaction, and tell listeners at its commit.
+
+    Args:
+        connection: In a transaction; other writers wait until it ends.
+        market_ids: Whose values.
+        version: Of ``take_dataset_version`` in this transaction; None takes the next one.
+
+    Returns:
+        The version.
+    """
+    taken = take_dataset_version(connection) if version is None else version
+    ids = sorted({int(one) for one in market_ids})
+    connection.exec_driver_sql(_STAMP, {"version": taken, "market_ids": ids})
+    _notify(connection, taken)
+    return taken
+
+
+def stamp_everything(connection: Connection) -> int:
+    """Note that the list of markets changes: whatever was read before counts as old."""
+    version = take_dataset_version(connection)
+    connection.exec_driver_sql(_STAMP_ALL, {"version": version})
+    _notify(connection, version)
+    return version
+
+
+def read_stamps(connection: Connection, scopes: Sequence[str]) -> Mapping[str, int]:
+    """Return the version that values of each scope have in this snapshot; 0: never changed.
+
+    Args:
+        connection: Whose snapshot the values are read in as well.
+        scopes: ``provider:symbol``, or ``*`` for the list of markets.
+    """
+    wanted = [*scopes, EVERYTHING]
+    rows = connection.exec_driver_sql(_READ, {"scopes": wanted})
+    return choose_versions({row.scope: row.version for row in rows}, scopes)
+
+
+def read_stamp(connection: Connection, scope: str) -> tuple[int, int]:
+    """Return a scope's version as ``read_stamps`` does, and the newest dataset version with it."""
+    row = connection.exec_driver_sql(_READ_BOTH, {"scopes": [scope, EVERYTHING]}).one()
+    return int(row.stamp), int(row.newest)
+
+
+def choose_versions(stamps: Mapping[str, int], scopes: Iterable[str]) -> dict[str, int]:
+    """Return each scope's version: its own, or that of the list of markets if newer."""
+    floor = stamps.get(EVERYTHING, 0)
+    return {scope: max(floor, stamps.get(scope, 0)) for scope in scopes}
+
+
+def _notify(connection: Connection, version: int) -> None:
+    connection.exec_driver_sql(_NOTIFY, {"channel": CHANNEL, "version": version})
