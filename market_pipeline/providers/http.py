@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from ssl import SSLCertVerificationError, SSLContext
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +26,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 import httpx
 
+from market_pipeline.domain.budgets import parse_retry_after
 from market_pipeline.domain.errors import (
     PermanentProviderError,
     SettingError,
@@ -330,27 +330,6 @@ def parse_base_url(name: str, text: str) -> str:
     if not (is_valid and is_plain and text.isprintable() and " " not in text):
         raise SettingError(f"{name} is not an address: expected https://host or https://host/path")
     return text.rstrip("/")
-
-
-def parse_retry_after(text: str | None, utc_now: datetime) -> float | None:
-    """Return the seconds a ``Retry-After`` header asks for; None where it says nothing usable.
-
-    Seconds and HTTP dates are both in use; a negative number or a date in the past says nothing.
-    """
-    if text is None:
-        return None
-    try:
-        seconds = float(text) if text.strip().isdigit() else _seconds_until(text, utc_now)
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-    return seconds if seconds >= 0 else None
-
-
-def _seconds_until(text: str, utc_now: datetime) -> float:
-    moment = parsedate_to_datetime(text)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - utc_now).total_seconds()
 
 
 _running = threading.local()
