@@ -1,4 +1,4 @@
-"""The one door to the network: requests leave and answers enter through here, and nowhere else.
+"""The providers' door to the network: all their requests leave and answers enter here.
 
 Here: a client with a total deadline, bounded retries that honour ``Retry-After``, the decision
 which failures are worth another try, and the gate (``gate.py``) that each try passes first.
