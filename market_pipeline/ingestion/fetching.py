@@ -10,7 +10,7 @@ from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.errors import ProviderError
 from market_pipeline.domain.judging import JudgedBars, judge_bars
 from market_pipeline.domain.parsing import leave_older
-from market_pipeline.domain.planning import Ask
+from market_pipeline.domain.planning import FetchRequest
 from market_pipeline.domain.records import Market, build_empty_bar_frame
 from market_pipeline.domain.sessions import read_sessions_around
 from market_pipeline.observability.logs import get_logger
@@ -31,7 +31,7 @@ class Page:
         error: What came instead of bars. status: The HTTP status of that, where there was one.
     """
 
-    ask: Ask
+    ask: FetchRequest
     judged: JudgedBars
     received: int
     now: datetime
@@ -41,7 +41,7 @@ class Page:
     status: int | None = None
 
 
-def fetch_page(provider: Provider, market: Market, ask: Ask, now: datetime) -> Page:
+def fetch_page(provider: Provider, market: Market, ask: FetchRequest, now: datetime) -> Page:
     """Ask and judge; an error of the provider becomes part of the page.
 
     Args:

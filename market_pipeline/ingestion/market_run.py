@@ -15,7 +15,7 @@ from market_pipeline.domain.budgets import BudgetLimit
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.parsing import adopt_parsing
-from market_pipeline.domain.planning import RETRY, VERIFY, Ask
+from market_pipeline.domain.planning import RETRY, VERIFY, FetchRequest
 from market_pipeline.ingestion.batches import BarBatch, Progress
 from market_pipeline.ingestion.fetching import Page, fetch_page, leave_older_bars
 from market_pipeline.ingestion.planning import plan_market
@@ -72,13 +72,13 @@ class MarketRun:
                 waiting = []
         yield replace(_pack(claimed, waiting, watch), is_last=True)
 
-    def _list_asks(self, watch: DifferenceWatch) -> Iterator[Ask]:
+    def _list_asks(self, watch: DifferenceWatch) -> Iterator[FetchRequest]:
         """Yield what is needed, then what a difference asks for; later ones follow from answers."""
         yield from self._choose_asks(watch)
         yield from watch.iterate_trace()
         yield from watch.iterate_reload()
 
-    def _choose_asks(self, watch: DifferenceWatch) -> tuple[Ask, ...]:
+    def _choose_asks(self, watch: DifferenceWatch) -> tuple[FetchRequest, ...]:
         """Return what is needed, then old holes and verification while the budget has a share."""
         plan = plan_market(self.route, watch.coverages, self.request, watch.difference)
         spare = (*plan.retries, *plan.verifications)

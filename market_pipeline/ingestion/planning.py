@@ -9,7 +9,7 @@ from market_pipeline.domain.differences import Difference
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.parsing import adopt_parsing
 from market_pipeline.domain.planning import (
-    Ask,
+    FetchRequest,
     plan_interval,
     plan_reload,
     plan_retries,
@@ -35,13 +35,13 @@ class MarketPlan:
     """
 
     market: Market
-    asks: tuple[Ask, ...]
-    retries: tuple[Ask, ...]
-    verifications: tuple[Ask, ...]
+    asks: tuple[FetchRequest, ...]
+    retries: tuple[FetchRequest, ...]
+    verifications: tuple[FetchRequest, ...]
     cut: str | None = None
 
     @property
-    def needed(self) -> tuple[Ask, ...]:
+    def needed(self) -> tuple[FetchRequest, ...]:
         """What brings bars that are missing."""
         return (*self.asks, *self.retries)
 
@@ -56,9 +56,9 @@ def plan_market(
 ) -> MarketPlan:
     """Return what a request still needs of a market; what its difference released comes last."""
     provider, market = route
-    asks: list[Ask] = []
-    retries: list[Ask] = []
-    verifications: list[Ask] = []
+    asks: list[FetchRequest] = []
+    retries: list[FetchRequest] = []
+    verifications: list[FetchRequest] = []
     for interval in market.intervals:
         terms = provider.describe_history(market, interval)
         calendar, earliest = market.calendar, find_earliest(terms, request)
@@ -104,10 +104,10 @@ def _wake(known: Coverage, request: Request) -> Coverage:
 
 def plan_reloads(
     route: Route, coverages: Coverages, request: Request, difference: Difference | None
-) -> tuple[Ask, ...]:
+) -> tuple[FetchRequest, ...]:
     """Return the requests that read again what a difference released, whatever the look-back."""
     provider, market = route
-    asks: list[Ask] = []
+    asks: list[FetchRequest] = []
     for interval in market.intervals:
         known = coverages.get(interval, _UNKNOWN)
         terms = provider.describe_history(market, interval)

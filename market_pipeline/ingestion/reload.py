@@ -20,7 +20,7 @@ from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.grids import find_grid, from_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.parsing import TO_READ_AGAIN, adopt_parsing, list_spans, retire_spans
-from market_pipeline.domain.planning import RELOAD, Ask
+from market_pipeline.domain.planning import RELOAD, FetchRequest
 from market_pipeline.domain.ranges import intersect_windows, pack_windows, subtract_windows
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.sessions import EPOCH
@@ -70,7 +70,7 @@ class Part:
     stored: tuple[Window, ...]
     reachable: tuple[Window, ...]
     lost: tuple[Window, ...]
-    asks: tuple[Ask, ...]
+    asks: tuple[FetchRequest, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class ReloadPlan:
     facts: Mapping[str, tuple[str, str]]
 
     @property
-    def asks(self) -> tuple[Ask, ...]:
+    def asks(self) -> tuple[FetchRequest, ...]:
         """All requests."""
         return tuple(ask for part in self.parts for ask in part.asks)
 
@@ -158,7 +158,7 @@ def _plan_part(
 
 def _build_asks(
     interval: Interval, calendar: str, windows: Sequence[Window], page: Any
-) -> tuple[Ask, ...]:
+) -> tuple[FetchRequest, ...]:
     if not windows:
         return ()
     grid = find_grid(calendar, interval, Window(windows[0].start, windows[-1].end))
@@ -168,7 +168,9 @@ def _build_asks(
         if grid.count(part)
     ]
     pages = pack_windows(parts, page)
-    return tuple(Ask(interval, one, RELOAD, grid.count(one)) for one in pages if grid.count(one))
+    return tuple(
+        FetchRequest(interval, one, RELOAD, grid.count(one)) for one in pages if grid.count(one)
+    )
 
 
 def sample_changes(engine: Engine, plan: ReloadPlan, now: datetime) -> list[dict[str, Any]]:
@@ -188,12 +190,12 @@ def sample_changes(engine: Engine, plan: ReloadPlan, now: datetime) -> list[dict
         return [_compare(connection, plan.market_id, page) for page in pages]
 
 
-def _cut_sample(part: Part, calendar: str) -> Ask:
+def _cut_sample(part: Part, calendar: str) -> FetchRequest:
     last = part.asks[-1]
     grid = find_grid(calendar, part.interval, last.window)
     start = max(last.window.start, grid.step_back(last.window.end, SAMPLE_BARS))
     window = Window(start, last.window.end)
-    return Ask(part.interval, window, RELOAD, grid.count(window))
+    return FetchRequest(part.interval, window, RELOAD, grid.count(window))
 
 
 def _compare(connection: Connection, market_id: int, page: Page) -> dict[str, Any]:
@@ -236,7 +238,7 @@ def reload_market(engine: Engine, run: Run, route: Route, market_id: int) -> Ite
             release_run_claims(engine, run.run_id)
 
 
-def _mark(engine: Engine, run: Run, claimed: BarBatch) -> tuple[Ask, ...]:
+def _mark(engine: Engine, run: Run, claimed: BarBatch) -> tuple[FetchRequest, ...]:
     """Mark what is to be read again, and return the requests for it."""
     with engine.begin() as connection:
         hold_claim(connection, claimed.market_id, claimed.token)
@@ -262,7 +264,7 @@ def _retire(route: Route, part: Part, coverage: Coverage, *, is_whole: bool) -> 
 
 
 def _iterate_batches(
-    engine: Engine, run: Run, claimed: BarBatch, asks: Sequence[Ask]
+    engine: Engine, run: Run, claimed: BarBatch, asks: Sequence[FetchRequest]
 ) -> Iterator[BarBatch]:
     progress, waiting = claimed.progress, list[Page]()
     for ask in asks:
@@ -276,7 +278,7 @@ def _iterate_batches(
     yield replace(claimed, pages=tuple(waiting), progress=progress.copy(), is_last=True)
 
 
-def _fetch(run: Run, claimed: BarBatch, ask: Ask) -> Page:
+def _fetch(run: Run, claimed: BarBatch, ask: FetchRequest) -> Page:
     gate = CountingGate(current_gate())
     with use_gate(gate):
         page = fetch_page(*claimed.route, ask, run.request.now)

@@ -34,7 +34,7 @@ from market_pipeline.domain.differences import (
 )
 from market_pipeline.domain.grids import Micros, find_grid, to_micros
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.planning import TRACE, Ask
+from market_pipeline.domain.planning import TRACE, FetchRequest
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
 from market_pipeline.domain.records import HistoryTerms, Window
 from market_pipeline.domain.sessions import EPOCH, LAST_DAY
@@ -114,7 +114,7 @@ class DifferenceWatch:
         self._has_failed |= page.ask.purpose == TRACE and page.error is not None
         return page
 
-    def iterate_trace(self) -> Iterator[Ask]:
+    def iterate_trace(self) -> Iterator[FetchRequest]:
         """Yield requests until the difference has ended on all sides; reviews change what comes.
 
         At the end what differs is released: from then on it is missing, and read again.
@@ -128,13 +128,13 @@ class DifferenceWatch:
                 return
             yield ask
 
-    def iterate_reload(self) -> Iterator[Ask]:
+    def iterate_reload(self) -> Iterator[FetchRequest]:
         """Yield the requests for what this run has released."""
         if self.releases:
             route = (self._provider, self._market)
             yield from plan_reloads(route, self.coverages, self._request, self.difference)
 
-    def _may_meet_stored(self, ask: Ask) -> bool:
+    def _may_meet_stored(self, ask: FetchRequest) -> bool:
         known = self.coverages.get(ask.interval, Coverage())
         part = find_grid(self._market.calendar, ask.interval, ask.window).cut(ask.window)
         if find_inside(list_known_spans(known), part.opens).any():
@@ -158,7 +158,7 @@ class DifferenceWatch:
         bars = pd.concat([part for part in kept if len(part)] or [own.iloc[:0]], ignore_index=True)
         return replace(page, judged=replace(page.judged, good=bars))
 
-    def _follow(self, ask: Ask, seen: Comparison) -> None:
+    def _follow(self, ask: FetchRequest, seen: Comparison) -> None:
         known, calendar = self.difference, self._market.calendar
         self.difference = follow(known, ask.interval, seen, calendar, ask.purpose == TRACE)
         if self.difference is None:
@@ -180,7 +180,7 @@ class DifferenceWatch:
         holes = [hole.window for hole in self._find_coverage(interval).holes]
         return np.isin(seen.opens, opens[~find_inside(holes, opens)])
 
-    def _plan_next(self, known: Difference) -> Ask | None:
+    def _plan_next(self, known: Difference) -> FetchRequest | None:
         """Return the next page of a trace, or of an interval that was not looked at yet."""
         for plan in (self._plan_trace, self._plan_probe):
             for interval in self._market.intervals:
@@ -188,7 +188,7 @@ class DifferenceWatch:
                 self.difference = known
                 if window is not None:
                     grid = find_grid(self._market.calendar, interval, window)
-                    return Ask(interval, window, TRACE, grid.count(window))
+                    return FetchRequest(interval, window, TRACE, grid.count(window))
         return None
 
     def _plan_trace(

@@ -26,7 +26,7 @@ from market_pipeline.domain.planning import (
     OVERLAP_BARS,
     RETRY,
     TAIL,
-    Ask,
+    FetchRequest,
     plan_interval,
     plan_verification,
 )
@@ -83,7 +83,7 @@ def build_bars(part: Grid, now: datetime) -> pd.DataFrame:
 
 def answer(
     coverage: Coverage,
-    ask: Ask,
+    ask: FetchRequest,
     calendar: str,
     now: datetime = NOW,
     missing: "np.ndarray[tuple[int], np.dtype[np.bool_]] | None" = None,
@@ -101,7 +101,7 @@ def answer(
 def plan(
     coverage: Coverage, calendar: str, interval: Interval, now: datetime = NOW,
     wanted: Window = MONTH, terms: HistoryTerms = TERMS,
-) -> list[Ask]:  # fmt: skip
+) -> list[FetchRequest]:  # fmt: skip
     """Return what is asked for."""
     return plan_interval(
         interval, calendar, Window(wanted.start, now), now, coverage, terms, asked_at=now

@@ -30,7 +30,7 @@ from market_pipeline.domain.planning import (
     MOST_RETRIES,
     OVERLAP_BARS,
     RETRY,
-    Ask,
+    FetchRequest,
     plan_interval,
     plan_retries,
 )
@@ -51,9 +51,11 @@ EXAMPLES = 20
 SPANS = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 40)), min_size=1, max_size=5)
 
 
-def ask_for(calendar: str, interval: Interval, window: Window) -> Ask:
+def ask_for(calendar: str, interval: Interval, window: Window) -> FetchRequest:
     """Return a request for a window."""
-    return Ask(interval, window, MISSING, find_grid(calendar, interval, window).count(window))
+    return FetchRequest(
+        interval, window, MISSING, find_grid(calendar, interval, window).count(window)
+    )
 
 
 def load(calendar: str, interval: Interval, spans: list[tuple[int, int]]) -> Coverage:

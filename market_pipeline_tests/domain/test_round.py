@@ -6,7 +6,7 @@ import pytest
 
 from market_pipeline.domain.coverage import Coverage, measure_round
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
-from market_pipeline.domain.planning import TAIL, VERIFY, Ask, plan_verification
+from market_pipeline.domain.planning import TAIL, VERIFY, FetchRequest, plan_verification
 from market_pipeline.domain.ranges import merge_windows
 from market_pipeline.domain.records import HistoryTerms, Window
 from market_pipeline.domain.settling import skip_turn
@@ -20,11 +20,13 @@ YEARS = Window(NOW - 600 * DAY, NOW)
 
 def load(window: Window = YEARS) -> Coverage:
     """Return what is known after one clean answer."""
-    ask = Ask(Interval.DAY, window, VERIFY, 0)
+    ask = FetchRequest(Interval.DAY, window, VERIFY, 0)
     return answer(Coverage(), ask, ALWAYS_OPEN, now=NOW)
 
 
-def plan_turn(coverage: Coverage, now: datetime, earliest: datetime | None = None) -> list[Ask]:
+def plan_turn(
+    coverage: Coverage, now: datetime, earliest: datetime | None = None
+) -> list[FetchRequest]:
     """Return the turn's page, if it is due."""
     asks = plan_verification(Interval.DAY, ALWAYS_OPEN, now, coverage, TERMS, earliest)
     return [ask for ask in asks if ask.is_turn]
@@ -42,7 +44,7 @@ def test_history_loaded_late_is_read_again_page_by_page() -> None:
         pages.append(ask.window)
         coverage = answer(coverage, ask, ALWAYS_OPEN, now=now)
         assert plan_turn(coverage, now + timedelta(hours=23)) == []
-        tail = Ask(Interval.DAY, Window(NOW, now), TAIL, 1)
+        tail = FetchRequest(Interval.DAY, Window(NOW, now), TAIL, 1)
         coverage = answer(coverage, tail, ALWAYS_OPEN, now=now)
     assert merge_windows(pages) == [YEARS]
 
@@ -56,7 +58,7 @@ def test_after_the_last_page_a_new_turn_begins() -> None:
         (ask,) = plan_turn(coverage, now)
         starts.append(ask.window.start)
         coverage = answer(coverage, ask, ALWAYS_OPEN, now=now)
-        tail = Ask(Interval.DAY, Window(NOW, now), TAIL, 1)
+        tail = FetchRequest(Interval.DAY, Window(NOW, now), TAIL, 1)
         coverage = answer(coverage, tail, ALWAYS_OPEN, now=now)
     assert starts == [NOW - 50 * DAY] * 3
 
