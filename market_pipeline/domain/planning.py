@@ -125,14 +125,14 @@ def plan_retries(
     )
     outside = [part for hole in due for part in subtract_windows([hole.window], [wanted])]
     left = clip_windows(outside, Window(earliest or BEGINNING, asked_at))
-    asks: list[FetchRequest] = []
-    while left and len(asks) < MOST_RETRIES:
+    requests: list[FetchRequest] = []
+    while left and len(requests) < MOST_RETRIES:
         page, left = _take_page(left, terms.page)
         grid = find_grid(calendar, interval, page)
         if grid.count(page):
             page = _begin_with_bar(page, grid)
-            asks.append(FetchRequest(interval, page, RETRY, grid.count(page)))
-    return asks
+            requests.append(FetchRequest(interval, page, RETRY, grid.count(page)))
+    return requests
 
 
 def _take_page(parts: Sequence[Window], longest: timedelta) -> tuple[Window, list[Window]]:
@@ -175,15 +175,15 @@ def plan_verification(
     earliest: datetime | None = None,
 ) -> list[FetchRequest]:
     """Return one request for each age that is due, of settled bars only, and the turn's page."""
-    asks: list[FetchRequest] = []
+    requests: list[FetchRequest] = []
     for age in VERIFIED_AGES_DAYS:
         old_enough = Window(earliest or BEGINNING, now - timedelta(days=age))
         settled = intersect_windows(coverage.current, [old_enough])
         due = subtract_windows(settled, coverage.verified.get(age, ()))
         # A day's worth at least: verification must not cost a call every few minutes.
         spans = [span for span in due if span.end - span.start >= VERIFICATION_STEP]
-        asks += _verify_first(interval, calendar, spans, terms.page)
-    return asks + _plan_turn(interval, calendar, now, coverage, terms.page, earliest)
+        requests += _verify_first(interval, calendar, spans, terms.page)
+    return requests + _plan_turn(interval, calendar, now, coverage, terms.page, earliest)
 
 
 def _plan_turn(
@@ -203,9 +203,9 @@ def _plan_turn(
         return []
     known = clip_windows(coverage.current, Window(earliest or BEGINNING, turn.read_at))
     left = clip_windows(known, Window(turn.reached, turn.began_at))
-    asks = _verify_first(interval, calendar, left, longest)
-    asks = asks or _verify_first(interval, calendar, known, longest)
-    return [replace(ask, is_turn=True) for ask in asks]
+    requests = _verify_first(interval, calendar, left, longest)
+    requests = requests or _verify_first(interval, calendar, known, longest)
+    return [replace(request, is_turn=True) for request in requests]
 
 
 def plan_reload(
@@ -228,14 +228,14 @@ def plan_reload(
         terms: The provider's.
         asked_at: The wall clock (UTC), by which holes are due.
     """
-    asks: list[FetchRequest] = []
+    requests: list[FetchRequest] = []
     for span in left:
         grid = find_grid(calendar, interval, span)
         end = min(span.end, grid.find_begun_end(now))
         parts = _find_missing(Window(span.start, end), grid, asked_at, coverage)
         pages = pack_windows([_begin_with_bar(part, grid) for part in parts], terms.page)
-        asks += [FetchRequest(interval, page, RELOAD, grid.count(page)) for page in pages]
-    return asks
+        requests += [FetchRequest(interval, page, RELOAD, grid.count(page)) for page in pages]
+    return requests
 
 
 def _verify_first(

@@ -46,13 +46,13 @@ class Progress:
         """Take a page in, and the calls it took."""
         self.calls += calls
         self.throttled += throttled
-        self.requested += page.ask.bars
+        self.requested += page.request.bars
         self.received += page.received
-        is_needed = page.ask.purpose != VERIFY  # what is read again for safety may fail
+        is_needed = page.request.purpose != VERIFY  # what is read again for safety may fail
         self.asked += is_needed
-        self.retries += page.ask.purpose == RETRY
+        self.retries += page.request.purpose == RETRY
         if is_needed and page.error is not None:
-            self.failures.append(f"{page.ask.interval}: {page.error}")
+            self.failures.append(f"{page.request.interval}: {page.error}")
         for rule in page.judged.rejected["rule"] if len(page.judged.rejected) else ():
             self.quarantined[rule] = self.quarantined.get(rule, 0) + 1
 

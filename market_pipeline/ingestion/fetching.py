@@ -25,13 +25,13 @@ class Page:
     """What came back for one request.
 
     Attributes:
-        ask: The request. judged: Its bars, good and rejected. received: How many came.
+        request: What was asked for. judged: Its bars, good and rejected. received: How many came.
         now: The run's clock (UTC).
         asked_at: When it was sent (UTC, wall clock). seconds: How long the answer took.
         error: What came instead of bars. status: The HTTP status of that, where there was one.
     """
 
-    ask: FetchRequest
+    request: FetchRequest
     judged: JudgedBars
     received: int
     now: datetime
@@ -41,30 +41,30 @@ class Page:
     status: int | None = None
 
 
-def fetch_page(provider: Provider, market: Market, ask: FetchRequest, now: datetime) -> Page:
+def fetch_page(provider: Provider, market: Market, request: FetchRequest, now: datetime) -> Page:
     """Ask and judge; an error of the provider becomes part of the page.
 
     Args:
         provider: The market's.
         market: Whose bars.
-        ask: Which.
+        request: Which.
         now: The run's clock (UTC).
     """
     asked_at, began = datetime.now(UTC), time.perf_counter()
     bars, error, status = build_empty_bar_frame(), None, None
-    about = {"provider": provider.name, "market": market.symbol, "interval": ask.interval.value}
+    about = {"provider": provider.name, "market": market.symbol, "interval": request.interval.value}
     try:
-        with span("fetch", **about, purpose=ask.purpose) as told:
-            bars = provider.fetch_bars(market, ask.interval, ask.window, now)
+        with span("fetch", **about, purpose=request.purpose) as told:
+            bars = provider.fetch_bars(market, request.interval, request.window, now)
             told.tell(bars=len(bars))
     except ProviderError as failure:
         error, status = str(failure), failure.status
-        logger.warning("the provider failed", interval=ask.interval.value, error=str(failure))
+        logger.warning("the provider failed", interval=request.interval.value, error=str(failure))
     seconds = time.perf_counter() - began
     # Whatever its provider says: half a bar is not final.
     bars = bars.assign(is_final=bars["is_final"] & (bars["close_time"] <= pd.Timestamp(now)))
     judged = judge_page(bars, market, now)
-    return Page(ask, judged, len(bars), now, asked_at, seconds, error, status)
+    return Page(request, judged, len(bars), now, asked_at, seconds, error, status)
 
 
 def leave_older_bars(page: Page, known: Coverage | None) -> Page:

@@ -72,36 +72,36 @@ class MarketRun:
                 waiting = []
         yield replace(_pack(claimed, waiting, watch), is_last=True)
 
-    def _list_asks(self, watch: DifferenceWatch) -> Iterator[FetchRequest]:
+    def _list_requests(self, watch: DifferenceWatch) -> Iterator[FetchRequest]:
         """Yield what is needed, then what a difference asks for; later ones follow from answers."""
-        yield from self._choose_asks(watch)
+        yield from self._choose_requests(watch)
         yield from watch.iterate_trace()
         yield from watch.iterate_reload()
 
-    def _choose_asks(self, watch: DifferenceWatch) -> tuple[FetchRequest, ...]:
+    def _choose_requests(self, watch: DifferenceWatch) -> tuple[FetchRequest, ...]:
         """Return what is needed, then old holes and verification while the budget has a share."""
         plan = plan_market(self.route, watch.coverages, self.request, watch.difference)
         spare = (*plan.retries, *plan.verifications)
         if not spare:
-            return plan.asks
+            return plan.requests
         left = count_verifications_left(self.engine, self.route[0].name, self.limit)
-        return (*plan.asks, *spare[:left])
+        return (*plan.requests, *spare[:left])
 
     def _iterate_pages(self, claimed: BarBatch, watch: DifferenceWatch) -> Iterator[Page]:
         provider, market = self.route
-        for ask in self._list_asks(watch):
+        for request in self._list_requests(watch):
             failures = len(claimed.progress.failures)
             if failures >= MOST_FAILURES:
                 return
-            if failures and ask.purpose == VERIFY:
+            if failures and request.purpose == VERIFY:
                 continue
             renew_claim(self.engine, claimed.market_id, claimed.token, CLAIM_TIME)
             gate = CountingGate(current_gate())
             with use_gate(gate):
-                page = fetch_page(provider, market, ask, self.request.now)
-            page = leave_older_bars(watch.review(page), watch.coverages.get(ask.interval))
+                page = fetch_page(provider, market, request, self.request.now)
+            page = leave_older_bars(watch.review(page), watch.coverages.get(request.interval))
             claimed.progress.count_page(page, gate.calls, gate.throttled)
-            if ask.purpose in (RETRY, VERIFY) and not self.limit.is_open:
+            if request.purpose in (RETRY, VERIFY) and not self.limit.is_open:
                 note_verifications(self.engine, provider.name, gate.calls)
             yield page
 

@@ -403,8 +403,8 @@ def _settle(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
     for interval in before.keys() & terms.keys():
         after[interval] = adopt_parsing(before[interval], terms[interval].parsing)
     for page in batch.pages:
-        interval, lag = page.ask.interval, terms[page.ask.interval].publication_lag
-        if page.ask.purpose == TRACE and page.error is not None:
+        interval, lag = page.request.interval, terms[page.request.interval].publication_lag
+        if page.request.purpose == TRACE and page.error is not None:
             continue  # It was asked for to compare what is stored: nothing is missing.
         known = after.get(interval, Coverage(parsing=terms[interval].parsing))
         after[interval] = _settle_page(known, page, one.calendar, lag, request.asked_at)
@@ -424,17 +424,17 @@ def add_inserted(coverages: Coverages, written: Written) -> Coverages:
 def _settle_page(
     known: Coverage, page: Page, calendar: str, lag: timedelta, asked_at: datetime
 ) -> Coverage:
-    ask = page.ask
+    request = page.request
     if page.error is not None:
-        failed = settle_failure(known, ask.window, asked_at, page.error, page.status)
-        return skip_turn(failed, ask.window, page.now) if ask.is_turn else failed
+        failed = settle_failure(known, request.window, asked_at, page.error, page.status)
+        return skip_turn(failed, request.window, page.now) if request.is_turn else failed
     rejected = page.judged.rejected
-    refused = rejected.loc[rejected["interval"] == ask.interval.value, "open_time"]
+    refused = rejected.loc[rejected["interval"] == request.interval.value, "open_time"]
     good = page.judged.good
-    bars = good[good["interval"] == ask.interval.value]
-    answer = Answer(ask.window, bars, refused, page.now, asked_at, ask.is_turn)
-    known = renew_spans(known, ask.interval, calendar, ask.window, bars)
-    return settle_answer(known, ask.interval, calendar, lag, answer)
+    bars = good[good["interval"] == request.interval.value]
+    answer = Answer(request.window, bars, refused, page.now, asked_at, request.is_turn)
+    known = renew_spans(known, request.interval, calendar, request.window, bars)
+    return settle_answer(known, request.interval, calendar, lag, answer)
 
 
 def _write_coverages(
@@ -445,7 +445,7 @@ def _write_coverages(
         answered = [
             page.asked_at
             for page in batch.pages
-            if page.ask.interval is interval and page.error is None
+            if page.request.interval is interval and page.error is None
         ]
         if coverage == known and not answered:
             continue
