@@ -23,7 +23,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.judging import NOT_A_SESSION, find_strays
 from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, Market, Window
 from market_pipeline.domain.sessions import EPOCH, LAST_DAY, read_sessions_around
-from market_pipeline.domain.settling import Answer, settle_answer
+from market_pipeline.domain.settling import FetchResult, settle_answer
 from market_pipeline.ingestion.derived import find_absence
 from market_pipeline.ingestion.fetching import judge_page
 from market_pipeline.ingestion.receipts import (
@@ -296,6 +296,8 @@ def _settle(
     for at in range(len(bars)):
         bar = bars.iloc[at : at + 1]
         opens = bar["open_time"].iloc[0].to_pydatetime()
-        answer = Answer(Window(opens, opens + timedelta(microseconds=1)), bar, nothing, now, now)
+        answer = FetchResult(
+            Window(opens, opens + timedelta(microseconds=1)), bar, nothing, now, now
+        )
         coverage = settle_answer(coverage, interval, calendar, timedelta(0), answer)
     return replace(coverage, **kept)

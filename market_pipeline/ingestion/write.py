@@ -20,7 +20,7 @@ from market_pipeline.domain.ranges import merge_windows
 from market_pipeline.domain.records import Market, Window, build_empty_bar_frame
 from market_pipeline.domain.sessions import LAST_DAY
 from market_pipeline.domain.settling import (
-    Answer,
+    FetchResult,
     release_settled,
     settle_answer,
     settle_failure,
@@ -432,7 +432,7 @@ def _settle_page(
     refused = rejected.loc[rejected["interval"] == request.interval.value, "open_time"]
     good = page.judged.good
     bars = good[good["interval"] == request.interval.value]
-    answer = Answer(request.window, bars, refused, page.now, asked_at, request.is_turn)
+    answer = FetchResult(request.window, bars, refused, page.now, asked_at, request.is_turn)
     known = renew_spans(known, request.interval, calendar, request.window, bars)
     return settle_answer(known, request.interval, calendar, lag, answer)
 

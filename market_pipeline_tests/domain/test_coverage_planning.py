@@ -32,7 +32,7 @@ from market_pipeline.domain.planning import (
 )
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
 from market_pipeline.domain.records import HistoryTerms, Window
-from market_pipeline.domain.settling import Answer, find_known, settle_answer, settle_failure
+from market_pipeline.domain.settling import FetchResult, find_known, settle_answer, settle_failure
 
 NOW = datetime(2024, 3, 15, 15, 20, tzinfo=UTC)
 MONTH = Window(NOW - timedelta(days=30), NOW)
@@ -94,7 +94,7 @@ def answer(
     if missing is not None:
         bars = bars[~missing[: len(bars)]]
     none = pd.Series([], dtype="datetime64[us, UTC]")
-    settled = Answer(request.window, bars, none, now, now, request.is_turn)
+    settled = FetchResult(request.window, bars, none, now, now, request.is_turn)
     return settle_answer(coverage, request.interval, calendar, timedelta(0), settled)
 
 
