@@ -98,7 +98,7 @@ class Clocks:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """A whole HTTP answer: body decompressed and known to be complete."""
 
     status: int
@@ -149,7 +149,7 @@ class HttpClient:
             )
         return parse_json(self.provider, answer.body)
 
-    def fetch(self, path: str, params: Params | None = None) -> Answer:
+    def fetch(self, path: str, params: Params | None = None) -> HttpResponse:
         """Return the answer to a GET, after as many tries as the limits allow.
 
         Args:
@@ -211,7 +211,7 @@ class HttpClient:
         self._spare_retries -= 1
         self.clocks.sleep(wait)
 
-    def _try_once(self, path: str, params: Params, end: float) -> Answer:
+    def _try_once(self, path: str, params: Params, end: float) -> HttpResponse:
         now = self.clocks.monotonic()
         seconds = min(self.limits.request_seconds, end - now)
         try:
@@ -222,7 +222,7 @@ class HttpClient:
             raise kind(self.provider, self._hide(_describe(path, error))) from error
         return self._judge(path, answer)
 
-    def _send(self, path: str, params: Params, seconds: float) -> Answer:
+    def _send(self, path: str, params: Params, seconds: float) -> HttpResponse:
         request = self._open().build_request(
             "GET",
             self.base_url.rstrip("/") + path,
@@ -236,7 +236,7 @@ class HttpClient:
         finally:
             response.close()
 
-    def _read(self, path: str, response: httpx.Response) -> Answer:
+    def _read(self, path: str, response: httpx.Response) -> HttpResponse:
         is_ok = response.status_code == 200
         cap = self.limits.max_bytes if is_ok else MAX_ERROR_BODY_BYTES
         headers = {name.lower(): value for name, value in response.headers.items()}
@@ -244,12 +244,12 @@ class HttpClient:
             body = read_body(response.iter_raw(), headers, cap)
         except BodyError as error:
             if not is_ok:  # the status says enough
-                return Answer(response.status_code, headers, b"")
+                return HttpResponse(response.status_code, headers, b"")
             kind = PermanentProviderError if error.is_permanent else _RetryableError
             raise kind(self.provider, f"{path} answered {error}", response.status_code) from None
-        return Answer(response.status_code, headers, body)
+        return HttpResponse(response.status_code, headers, body)
 
-    def _judge(self, path: str, answer: Answer) -> Answer:
+    def _judge(self, path: str, answer: HttpResponse) -> HttpResponse:
         status = answer.status
         message = f"{path} answered HTTP {status}{self._hide(_quote_error(answer))}"
         if status in TRANSIENT_STATUSES or status >= 500:
@@ -307,7 +307,7 @@ def _describe(path: str, error: Exception) -> str:
     return f"{path} failed: {type(error).__name__}: {clean_text(str(error))}"
 
 
-def _quote_error(answer: Answer) -> str:
+def _quote_error(answer: HttpResponse) -> str:
     if "html" in answer.content_type:
         return ""
     said = read_error_message(answer.body)
