@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from market_pipeline.domain.differences import Difference
 from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.domain.planning import RETRY, VERIFY
-from market_pipeline.ingestion.fetching import Page
+from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.request import Route
 
 
@@ -42,7 +42,7 @@ class Progress:
         """Return it as of now: the writer reads it while the worker goes on counting."""
         return replace(self, failures=list(self.failures), quarantined=dict(self.quarantined))
 
-    def count_page(self, page: Page, calls: int, throttled: int) -> None:
+    def count_page(self, page: BarPage, calls: int, throttled: int) -> None:
         """Take a page in, and the calls it took."""
         self.calls += calls
         self.throttled += throttled
@@ -73,7 +73,7 @@ class BarBatch:
     route: Route
     market_id: int
     token: int
-    pages: tuple[Page, ...]
+    pages: tuple[BarPage, ...]
     progress: Progress
     is_last: bool = False
     difference: Difference | None = None

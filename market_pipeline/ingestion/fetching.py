@@ -21,7 +21,7 @@ logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class BarPage:
     """What came back for one request.
 
     Attributes:
@@ -41,7 +41,7 @@ class Page:
     status: int | None = None
 
 
-def fetch_page(provider: Provider, market: Market, request: FetchRequest, now: datetime) -> Page:
+def fetch_page(provider: Provider, market: Market, request: FetchRequest, now: datetime) -> BarPage:
     """Ask and judge; an error of the provider becomes part of the page.
 
     Args:
@@ -64,10 +64,10 @@ def fetch_page(provider: Provider, market: Market, request: FetchRequest, now: d
     # Whatever its provider says: half a bar is not final.
     bars = bars.assign(is_final=bars["is_final"] & (bars["close_time"] <= pd.Timestamp(now)))
     judged = judge_page(bars, market, now)
-    return Page(request, judged, len(bars), now, asked_at, seconds, error, status)
+    return BarPage(request, judged, len(bars), now, asked_at, seconds, error, status)
 
 
-def leave_older_bars(page: Page, known: Coverage | None) -> Page:
+def leave_older_bars(page: BarPage, known: Coverage | None) -> BarPage:
     """Return the page without bars that an older parser stored: no comparison, no overwriting."""
     good = leave_older(page.judged.good, known or Coverage())
     if good is page.judged.good:

@@ -17,7 +17,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.parsing import adopt_parsing
 from market_pipeline.domain.planning import RETRY, VERIFY, FetchRequest
 from market_pipeline.ingestion.batches import BarBatch, Progress
-from market_pipeline.ingestion.fetching import Page, fetch_page, leave_older_bars
+from market_pipeline.ingestion.fetching import BarPage, fetch_page, leave_older_bars
 from market_pipeline.ingestion.planning import plan_market
 from market_pipeline.ingestion.registration import ensure_market
 from market_pipeline.ingestion.request import Request, Route
@@ -63,7 +63,7 @@ class MarketRun:
 
     def _iterate_batches(self, claimed: BarBatch) -> Iterator[BarBatch]:
         watch = self._open_watch(claimed.market_id)
-        waiting: list[Page] = []
+        waiting: list[BarPage] = []
         for page in self._iterate_pages(claimed, watch):
             waiting.append(page)
             # What is known of a difference is kept with every page that tells more of it.
@@ -87,7 +87,7 @@ class MarketRun:
         left = count_verifications_left(self.engine, self.route[0].name, self.limit)
         return (*plan.requests, *spare[:left])
 
-    def _iterate_pages(self, claimed: BarBatch, watch: DifferenceWatch) -> Iterator[Page]:
+    def _iterate_pages(self, claimed: BarBatch, watch: DifferenceWatch) -> Iterator[BarPage]:
         provider, market = self.route
         for request in self._list_requests(watch):
             failures = len(claimed.progress.failures)
@@ -127,7 +127,7 @@ class MarketRun:
         return coverage
 
 
-def _pack(claimed: BarBatch, pages: Sequence[Page], watch: DifferenceWatch) -> BarBatch:
+def _pack(claimed: BarBatch, pages: Sequence[BarPage], watch: DifferenceWatch) -> BarBatch:
     batch = replace(
         claimed,
         pages=tuple(pages),
@@ -139,5 +139,5 @@ def _pack(claimed: BarBatch, pages: Sequence[Page], watch: DifferenceWatch) -> B
     return batch
 
 
-def _is_full(pages: list[Page]) -> bool:
+def _is_full(pages: list[BarPage]) -> bool:
     return sum(page.received for page in pages) >= BATCH_BARS

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, cast, func, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from market_pipeline.ingestion.fetching import Page
+from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.request import Request
 from market_pipeline.storage.ledgers import ingestion_request
 from market_pipeline.storage.tables import (
@@ -97,7 +97,9 @@ def add_market_receipt(
     )
 
 
-def add_requests(connection: Connection, run: Run, market_id: int, pages: Sequence[Page]) -> None:
+def add_requests(
+    connection: Connection, run: Run, market_id: int, pages: Sequence[BarPage]
+) -> None:
     """Note each request, so that a bar can be traced to it."""
     rows = [
         {

@@ -25,7 +25,7 @@ from market_pipeline.domain.ranges import intersect_windows, pack_windows, subtr
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.sessions import EPOCH
 from market_pipeline.ingestion.batches import BarBatch, Progress
-from market_pipeline.ingestion.fetching import Page, fetch_page
+from market_pipeline.ingestion.fetching import BarPage, fetch_page
 from market_pipeline.ingestion.market_run import (
     BATCH_BARS,
     CLAIM_PATIENCE,
@@ -198,7 +198,7 @@ def _cut_sample(part: Part, calendar: str) -> FetchRequest:
     return FetchRequest(part.interval, window, RELOAD, grid.count(window))
 
 
-def _compare(connection: Connection, market_id: int, page: Page) -> dict[str, Any]:
+def _compare(connection: Connection, market_id: int, page: BarPage) -> dict[str, Any]:
     interval, window = page.request.interval, page.request.window
     stored = read_bars(connection, market_id, interval, window.start, window.end)
     stored = stored[stored["is_final"]]
@@ -266,7 +266,7 @@ def _retire(route: Route, part: Part, coverage: Coverage, *, is_whole: bool) -> 
 def _iterate_batches(
     engine: Engine, run: Run, claimed: BarBatch, requests: Sequence[FetchRequest]
 ) -> Iterator[BarBatch]:
-    progress, waiting = claimed.progress, list[Page]()
+    progress, waiting = claimed.progress, list[BarPage]()
     for request in requests:
         if len(progress.failures) >= MOST_FAILURES:
             break
@@ -278,7 +278,7 @@ def _iterate_batches(
     yield replace(claimed, pages=tuple(waiting), progress=progress.copy(), is_last=True)
 
 
-def _fetch(run: Run, claimed: BarBatch, request: FetchRequest) -> Page:
+def _fetch(run: Run, claimed: BarBatch, request: FetchRequest) -> BarPage:
     gate = CountingGate(current_gate())
     with use_gate(gate):
         page = fetch_page(*claimed.route, request, run.request.now)

@@ -43,7 +43,7 @@ from market_pipeline.domain.settling import (
     list_known_spans,
     release_settled,
 )
-from market_pipeline.ingestion.fetching import Page
+from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.planning import find_earliest, plan_reloads
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.storage.events import OpenDifference
@@ -97,7 +97,7 @@ class DifferenceWatch:
         if self.difference is not None and self.difference.stage == WITHDRAWN:
             self.difference, self.is_stored = None, False
 
-    def review(self, page: Page) -> Page:
+    def review(self, page: BarPage) -> BarPage:
         """Return a page without what may not be stored.
 
         An empty answer about stored bars becomes a failure: the provider had them before. Final
@@ -146,7 +146,7 @@ class DifferenceWatch:
         )
         return trace is not None and bool(intersect_windows(trace.released, [request.window]))
 
-    def _compare(self, page: Page, stored: pd.DataFrame) -> Page:
+    def _compare(self, page: BarPage, stored: pd.DataFrame) -> BarPage:
         request, good = page.request, page.judged.good
         is_own = (good["interval"] == request.interval.value).to_numpy()
         own = good[is_own].reset_index(drop=True)
@@ -284,7 +284,7 @@ class DifferenceWatch:
         return terms, max(find_earliest(terms, self._request) or EPOCH, EPOCH)
 
 
-def _doubt(page: Page, stored: int) -> Page:
+def _doubt(page: BarPage, stored: int) -> BarPage:
     """Turn an empty answer about a span that has bars into a failure: it had them before."""
     if not stored:
         return page

@@ -35,7 +35,7 @@ from market_pipeline.ingestion.derived import (
     rebuild_days,
     rebuild_weeks,
 )
-from market_pipeline.ingestion.fetching import Page
+from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.planning import describe_cut, find_earliest
 from market_pipeline.ingestion.receipts import (
     Run,
@@ -367,7 +367,7 @@ def _suspect_splits(
         suspect_splits(connection, one, batch.market_id, span, run.run_id)
 
 
-def _join_good(pages: Iterable[Page]) -> pd.DataFrame:
+def _join_good(pages: Iterable[BarPage]) -> pd.DataFrame:
     frames = [page.judged.good for page in pages if len(page.judged.good)]
     return pd.concat(frames, ignore_index=True) if frames else build_empty_bar_frame()
 
@@ -422,7 +422,7 @@ def add_inserted(coverages: Coverages, written: Written) -> Coverages:
 
 
 def _settle_page(
-    known: Coverage, page: Page, calendar: str, lag: timedelta, asked_at: datetime
+    known: Coverage, page: BarPage, calendar: str, lag: timedelta, asked_at: datetime
 ) -> Coverage:
     request = page.request
     if page.error is not None:
