@@ -21,7 +21,7 @@ from market_pipeline.ingestion.snapshots import SnapshotBatch
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
 from market_pipeline.observability.logs import log_context
-from market_pipeline.observability.tracing import Told, span
+from market_pipeline.observability.tracing import SpanHandle, span
 from market_pipeline.orchestration.computing import Computed
 from market_pipeline.orchestration.gallery import Occasion, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.market_reader import MarketReader
@@ -201,7 +201,7 @@ def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStrea
     return Written(total, sort_worst_first(told), summarise_receipt(told))
 
 
-def tell_counts(told: Told, counts: WriteCounts) -> None:
+def tell_counts(told: SpanHandle, counts: WriteCounts) -> None:
     """Tell a trace what the database did."""
     told.tell(inserted=counts.inserted, updated=counts.updated, unchanged=counts.unchanged)
 
