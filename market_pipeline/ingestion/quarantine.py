@@ -35,7 +35,12 @@ from market_pipeline.ingestion.receipts import (
     end_receipt,
 )
 from market_pipeline.ingestion.request import Request
-from market_pipeline.ingestion.write import Coverages, Written, add_inserted, write_market_bars
+from market_pipeline.ingestion.write import (
+    BarWriteResult,
+    Coverages,
+    add_inserted,
+    write_market_bars,
+)
 from market_pipeline.observability.logs import get_logger
 from market_pipeline.storage.claims import (
     hold_claim,
@@ -264,7 +269,7 @@ def _write(
 
 
 def add_written(
-    connection: Connection, run: Run, market_id: int, received: int, written: Written
+    connection: Connection, run: Run, market_id: int, received: int, written: BarWriteResult
 ) -> None:
     """Write the receipt of bars that no provider was asked for."""
     counts = describe_counts(written.counts, written.derived)

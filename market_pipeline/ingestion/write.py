@@ -105,7 +105,7 @@ class BatchResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class BarWriteResult:
     """What became of bars.
 
     Attributes:
@@ -122,11 +122,11 @@ class Written:
     last_version: int | None = None
     days: pd.DataFrame = field(default_factory=build_empty_bar_frame)
 
-    def __add__(self, later: "Written") -> "Written":
+    def __add__(self, later: "BarWriteResult") -> "BarWriteResult":
         """Return both; what was written later replaced stored bars alone."""
         first = self.version if self.version is not None else later.version
         counts, derived = self.counts + later.counts, self.derived + later.derived
-        return Written(counts, derived, first, self.inserted, later.version, self.days)
+        return BarWriteResult(counts, derived, first, self.inserted, later.version, self.days)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Kept:
         ended_from: The difference is over; from when on bars may have changed by it (UTC).
     """
 
-    written: Written
+    written: BarWriteResult
     coverages: Coverages
     reason: str | None = None
     ended_from: datetime | None = None
@@ -234,7 +234,9 @@ def write_markets(engine: Engine, run: Run, markets: Sequence[Market]) -> WriteC
     return counts
 
 
-def _write_bars(connection: Connection, run: Run, batch: BarBatch, absence: Absence) -> Written:
+def _write_bars(
+    connection: Connection, run: Run, batch: BarBatch, absence: Absence
+) -> BarWriteResult:
     bars = _join_good(batch.pages)
     for page in batch.pages:
         if len(page.judged.rejected):
@@ -242,7 +244,7 @@ def _write_bars(connection: Connection, run: Run, batch: BarBatch, absence: Abse
             rejected = page.judged.rejected
             record_rejected(connection, run.run_id, batch.market_id, rejected, now)
     if bars.empty and not absence.new:
-        return Written()
+        return BarWriteResult()
     return write_market_bars(connection, run, batch.route[1], batch.market_id, bars, absence)
 
 
@@ -253,7 +255,7 @@ def write_market_bars(
     market_id: int,
     bars: pd.DataFrame,
     absence: Absence = NOTHING_ABSENT,
-) -> Written:
+) -> BarWriteResult:
     """Write bars of one market, the days and weeks they touch, and where the changes are.
 
     Args:
@@ -286,13 +288,13 @@ def write_market_bars(
             frames.append(derived.assign(market_id=market_id))
             built += upsert_frame(connection, market_aggregate, frames[-1], stamps)
     if not (fetched + built).written:
-        return Written(fetched, built)
+        return BarWriteResult(fetched, built)
     _note_version(connection, market_id, pd.concat(frames), stamps)
     stamp_markets(connection, [market_id], version)
     full = [frame for frame in frames if len(frame)]
     days = [frame for frame in full if frame["interval"].iloc[0] == Interval.DAY.value]
     daily = pd.concat(days) if days else build_empty_bar_frame()
-    return Written(fetched, built, version, inserted, days=daily)
+    return BarWriteResult(fetched, built, version, inserted, days=daily)
 
 
 def _release(batch: BarBatch, before: Coverages) -> Coverages:
@@ -413,7 +415,7 @@ def _settle(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
     return after
 
 
-def add_inserted(coverages: Coverages, written: Written) -> Coverages:
+def add_inserted(coverages: Coverages, written: BarWriteResult) -> Coverages:
     """Return coverages that have counted the new bars in."""
     return {
         interval: replace(coverage, bars=coverage.bars + written.inserted.get(interval, 0))
@@ -457,7 +459,7 @@ def _write_coverages(
 def _judge_batch(
     run: Run,
     batch: BarBatch,
-    written: Written,
+    written: BarWriteResult,
     after: Coverages,
     restating: str | None,
     suspicion: str | None,
@@ -499,7 +501,11 @@ def _judge_batch(
 
 
 def _describe_batch(
-    batch: BarBatch, written: Written, result: BatchResult, before: Coverages, after: Coverages
+    batch: BarBatch,
+    written: BarWriteResult,
+    result: BatchResult,
+    before: Coverages,
+    after: Coverages,
 ) -> dict[str, Any]:
     progress = batch.progress
     spikes = [find_spikes(page.judged.good) for page in batch.pages if len(page.judged.good)]
