@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection, Engine, Row
 
 from market_pipeline.alerting.kinds import TEST
-from market_pipeline.alerting.messages import Told, build_body
+from market_pipeline.alerting.messages import AlertView, build_body
 from market_pipeline.alerting.raising import Finding
 from market_pipeline.alerting.receivers import Sent, read_receivers
 from market_pipeline.settings import SEVERITIES, read_choice
@@ -174,17 +174,17 @@ def send_at_once(finding: Finding) -> None:
             logger.error("an alert to %s is lost: %s", receiver.name, sent.error)
 
 
-def _tell(finding: Finding, now: datetime) -> Told:
+def _tell(finding: Finding, now: datetime) -> AlertView:
     """Return a finding as it is told before it has a row."""
     severity = finding.severity or finding.kind.severity
-    return Told(
+    return AlertView(
         uuid4(), finding.kind.name, severity, finding.message, finding.members, finding.context,
         finding.run_id, now, 1,
     )  # fmt: skip
 
 
 def _record_test(
-    connection: Connection, told: Told, message_id: UUID, receiver: str, body: dict[str, Any]
+    connection: Connection, told: AlertView, message_id: UUID, receiver: str, body: dict[str, Any]
 ) -> None:
     now = datetime.now(UTC)
     values = {"fingerprint": f"test:{message_id}", "kind": told.kind, "severity": told.severity}

@@ -25,7 +25,7 @@ _EDGE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class AlertView:
     """An alert as it is told.
 
     Attributes:
@@ -48,7 +48,7 @@ class Told:
     cleared_at: datetime | None = None
 
 
-def build_body(event: str, alert: Told, now: datetime) -> dict[str, Any]:
+def build_body(event: str, alert: AlertView, now: datetime) -> dict[str, Any]:
     """Return a message as Standard Webhooks shape it: type, timestamp, data; and text for chats.
 
     Args:

@@ -14,7 +14,13 @@ from uuid import UUID
 from sqlalchemy import Connection, Row
 
 from market_pipeline.alerting.kinds import CUSTOM, KINDS, Kind
-from market_pipeline.alerting.messages import Told, bound_context, build_body, clean, list_members
+from market_pipeline.alerting.messages import (
+    AlertView,
+    bound_context,
+    build_body,
+    clean,
+    list_members,
+)
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.settings import SEVERITIES, read_whole_number
 from market_pipeline.storage.alerts import outbox
@@ -263,9 +269,9 @@ def _post(connection: Connection, event: str, alert_id: UUID, now: datetime) -> 
     outbox.post(connection, alert_id, build_body(event, tell(row), now), now)
 
 
-def tell(row: Row[Any]) -> Told:
+def tell(row: Row[Any]) -> AlertView:
     """Return a stored alert as it is told."""
-    return Told(
+    return AlertView(
         row.alert_id, row.kind, row.severity, row.message, row.members, row.context, row.run_id,
         row.raised_at, row.times, row.cleared_at,
     )  # fmt: skip

@@ -94,14 +94,14 @@ class IngestPending(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RunResponse:
     """What is answered: the HTTP status and the body."""
 
     status: int
     body: dict[str, Any]
 
 
-def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) -> Answer:
+def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) -> RunResponse:
     """Return what is answered about a run that ended.
 
     Args:
@@ -126,7 +126,7 @@ def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) ->
         "link": link,
         "receipt": receipt,
     }
-    return Answer(502 if body["status"] == "failed" else 200, body)
+    return RunResponse(502 if body["status"] == "failed" else 200, body)
 
 
 def _read_receipt(connection: Connection, run_id: UUID) -> dict[str, Any]:

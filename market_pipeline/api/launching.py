@@ -15,7 +15,7 @@ from uuid import UUID
 from fastapi.concurrency import run_in_threadpool
 
 from market_pipeline.api.dagster_client import JOB, RunState, WebserverMissingError
-from market_pipeline.api.ingest_answers import Answer, read_answer
+from market_pipeline.api.ingest_answers import RunResponse, read_answer
 from market_pipeline.api.problems import ProblemError
 from market_pipeline.api.run_starting import RunStarter
 from market_pipeline.api.services import Services
@@ -62,7 +62,7 @@ class Started:
     """
 
     run_id: UUID
-    answer: Answer | None = None
+    answer: RunResponse | None = None
     is_replay: bool = False
 
 
@@ -95,7 +95,7 @@ class Launcher:
             if claim.run_id is None:
                 await asyncio.sleep(_POLL_SECONDS)
             elif claim.answer_status is not None:
-                answer = Answer(claim.answer_status, claim.answer)
+                answer = RunResponse(claim.answer_status, claim.answer)
                 return Started(claim.run_id, answer, is_replay=True)
             elif wish.key or await self._is_in_flight(claim.run_id, came_at):
                 return Started(claim.run_id)
@@ -112,12 +112,12 @@ class Launcher:
         """
         return self._watches.find_last(run_id) or await self._runs.read_state(run_id)
 
-    async def finish(self, run_id: UUID, seconds: float) -> Answer | None:
+    async def finish(self, run_id: UUID, seconds: float) -> RunResponse | None:
         """Wait for a run and return its answer; None when it has not ended in time."""
         state = await self._watches.wait(run_id, seconds)
         return None if state is None else await self.read(run_id, state)
 
-    async def read(self, run_id: UUID, state: RunState) -> Answer:
+    async def read(self, run_id: UUID, state: RunState) -> RunResponse:
         """Return the answer of a run that ended."""
         services = self._services
         link = services.dagster.link_run(run_id)

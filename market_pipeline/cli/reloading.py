@@ -55,16 +55,16 @@ def preview_reload(
     if as_json:
         print_json(told)
         return
-    _show_preview(told, name, has_asks=bool(plan.asks))
+    _show_preview(told, name, has_requests=bool(plan.requests))
 
 
-def _show_preview(told: dict[str, Any], name: str, *, has_asks: bool) -> None:
+def _show_preview(told: dict[str, Any], name: str, *, has_requests: bool) -> None:
     print_rows("Would be read again", told["requests"])
     print_rows("Cost", [told["cost"]])
     print_rows("Stays as it is: the provider has no more of it", told["out of reach"])
     print_rows("What the provider says of the market", told["facts"])
     print_rows("A sample: the newest of these bars, as they come now", told["sample"])
-    if not has_asks:
+    if not has_requests:
         click.echo("Nothing can be read again: the provider reaches back to none of it.")
         return
     click.echo(f"Nothing was changed. To do it: market-pipeline markets reload {name} --yes")
@@ -74,14 +74,14 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
     """Dump a market, read it again, compute its statistics, and return the exit code."""
     route, request = _find_route(name, asked_at)
     plan = _plan(engine, route, market_id, request)
-    if not plan.asks:
+    if not plan.requests:
         click.echo("Nothing can be read again: the provider reaches back to none of it.", err=True)
         return EXIT_FAILED
     file = _name_dump(name, asked_at)
     size = dump_market(engine, market_id, file)
     click.echo(f"Dumped the market to {file} ({size / 1e6:,.1f} MB)", err=True)
     run = Run(uuid4(), TRIGGER, asked_at, _cover(request, plan))
-    with show_progress(run.run_id, sum(ask.bars for ask in plan.asks)):
+    with show_progress(run.run_id, sum(fetch.bars for fetch in plan.requests)):
         _reload(engine, run, route, market_id)
     causes = _compute_statistics(route)
     outcome = show_run(run.run_id, as_json, has_failed=bool(causes))
@@ -128,7 +128,7 @@ def _plan(engine: Engine, route: Route, market_id: int, request: Request) -> Rel
 def _estimate(plan: ReloadPlan) -> ProviderEstimate:
     provider, market = plan.route
     limit = read_budget_limits([provider])[provider.name]
-    return ProviderEstimate(provider.name, (MarketPlan(market, plan.asks, (), ()),), limit)
+    return ProviderEstimate(provider.name, (MarketPlan(market, plan.requests, (), ()),), limit)
 
 
 def _list_lost(plan: ReloadPlan) -> list[dict[str, Any]]:
@@ -141,8 +141,8 @@ def _list_lost(plan: ReloadPlan) -> list[dict[str, Any]]:
 
 def _cover(request: Request, plan: ReloadPlan) -> Request:
     """Return the request with the span that is read: the receipt tells holes within it."""
-    start = min(ask.window.start for ask in plan.asks)
-    end = max(ask.window.end for ask in plan.asks)
+    start = min(fetch.window.start for fetch in plan.requests)
+    end = max(fetch.window.end for fetch in plan.requests)
     return replace(request, window=replace(request.window, start=start, end=end))
 
 

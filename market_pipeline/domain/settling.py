@@ -43,7 +43,7 @@ _NOT_FOUND = 404
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class FetchResult:
     """What came back for one request.
 
     Attributes:
@@ -68,7 +68,7 @@ def settle_answer(
     interval: Interval,
     calendar: str,
     publication_lag: timedelta,
-    answer: Answer,
+    answer: FetchResult,
 ) -> Coverage:
     """Return the coverage after an answer; ``bars`` is left to whoever counts them.
 
@@ -138,7 +138,7 @@ def skip_turn(coverage: Coverage, window: Window, now: datetime) -> Coverage:
     return replace(coverage, round=replace(turn, skipped=(*turn.skipped, window)))
 
 
-def _go_on(coverage: Coverage, answer: Answer) -> Round:
+def _go_on(coverage: Coverage, answer: FetchResult) -> Round:
     """Return how far the turn has come; the first one begins with the first answer."""
     if answer.is_turn:
         return _turn_to(coverage, answer.window, answer.now)
@@ -228,7 +228,7 @@ def _span(edges: npt.NDArray[np.int64], first: int, last: int) -> Window:
 def _describe_holes(
     coverage: Coverage,
     interval: Interval,
-    answer: Answer,
+    answer: FetchResult,
     part: Grid,
     edges: npt.NDArray[np.int64],
     is_missing: npt.NDArray[np.bool_],
@@ -247,7 +247,7 @@ def _describe_holes(
 
 
 def _make_hole(
-    coverage: Coverage, window: Window, reason: str, answer: Answer, is_oldest: bool
+    coverage: Coverage, window: Window, reason: str, answer: FetchResult, is_oldest: bool
 ) -> Hole:
     waiting = _find_waiting(coverage.holes, window, reason, answer.asked_at)
     if waiting is not None:
@@ -316,7 +316,7 @@ def _replace_holes(
 
 
 def _advance_verified(
-    coverage: Coverage, answer: Answer, span: Window
+    coverage: Coverage, answer: FetchResult, span: Window
 ) -> dict[int, tuple[Window, ...]]:
     """Add what has now been read at each age; what is loaded late has been read at all of them."""
     verified = {}

@@ -20,7 +20,7 @@ from market_pipeline.domain.sessions import EPOCH
 from market_pipeline.ingestion.quarantine import add_written, describe_run, read_market
 from market_pipeline.ingestion.receipts import begin_receipt
 from market_pipeline.ingestion.suspecting import tell_suspicions
-from market_pipeline.ingestion.write import Written, write_market_bars
+from market_pipeline.ingestion.write import BarWriteResult, write_market_bars
 from market_pipeline.storage.bars.events import (
     SUSPECTED_SPLIT,
     is_seam,
@@ -117,7 +117,7 @@ def _confirm(connection: Connection, event_id: int, run_id: UUID, now: datetime)
     run = describe_run(run_id, TRIGGER, one, bars, now)
     begin_receipt(connection, run)
     rows = multiply_bars(bars, ratio, volume_ratio)
-    written: Written = write_market_bars(connection, run, one, market_id, rows)
+    written: BarWriteResult = write_market_bars(connection, run, one, market_id, rows)
     add_written(connection, run, market_id, 0, written)
     resolve_event(connection, event_id, CONFIRMED)
     told = _describe(event, len(bars), run_id)

@@ -15,9 +15,9 @@ from market_pipeline.domain.budgets import BudgetLimit
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.parsing import adopt_parsing
-from market_pipeline.domain.planning import RETRY, VERIFY, Ask
+from market_pipeline.domain.planning import RETRY, VERIFY, FetchRequest
 from market_pipeline.ingestion.batches import BarBatch, Progress
-from market_pipeline.ingestion.fetching import Page, fetch_page, leave_older_bars
+from market_pipeline.ingestion.fetching import BarPage, fetch_page, leave_older_bars
 from market_pipeline.ingestion.planning import plan_market
 from market_pipeline.ingestion.registration import ensure_market
 from market_pipeline.ingestion.request import Request, Route
@@ -63,7 +63,7 @@ class MarketRun:
 
     def _iterate_batches(self, claimed: BarBatch) -> Iterator[BarBatch]:
         watch = self._open_watch(claimed.market_id)
-        waiting: list[Page] = []
+        waiting: list[BarPage] = []
         for page in self._iterate_pages(claimed, watch):
             waiting.append(page)
             # What is known of a difference is kept with every page that tells more of it.
@@ -72,36 +72,36 @@ class MarketRun:
                 waiting = []
         yield replace(_pack(claimed, waiting, watch), is_last=True)
 
-    def _list_asks(self, watch: DifferenceWatch) -> Iterator[Ask]:
+    def _list_requests(self, watch: DifferenceWatch) -> Iterator[FetchRequest]:
         """Yield what is needed, then what a difference asks for; later ones follow from answers."""
-        yield from self._choose_asks(watch)
+        yield from self._choose_requests(watch)
         yield from watch.iterate_trace()
         yield from watch.iterate_reload()
 
-    def _choose_asks(self, watch: DifferenceWatch) -> tuple[Ask, ...]:
+    def _choose_requests(self, watch: DifferenceWatch) -> tuple[FetchRequest, ...]:
         """Return what is needed, then old holes and verification while the budget has a share."""
         plan = plan_market(self.route, watch.coverages, self.request, watch.difference)
         spare = (*plan.retries, *plan.verifications)
         if not spare:
-            return plan.asks
+            return plan.requests
         left = count_verifications_left(self.engine, self.route[0].name, self.limit)
-        return (*plan.asks, *spare[:left])
+        return (*plan.requests, *spare[:left])
 
-    def _iterate_pages(self, claimed: BarBatch, watch: DifferenceWatch) -> Iterator[Page]:
+    def _iterate_pages(self, claimed: BarBatch, watch: DifferenceWatch) -> Iterator[BarPage]:
         provider, market = self.route
-        for ask in self._list_asks(watch):
+        for request in self._list_requests(watch):
             failures = len(claimed.progress.failures)
             if failures >= MOST_FAILURES:
                 return
-            if failures and ask.purpose == VERIFY:
+            if failures and request.purpose == VERIFY:
                 continue
             renew_claim(self.engine, claimed.market_id, claimed.token, CLAIM_TIME)
             gate = CountingGate(current_gate())
             with use_gate(gate):
-                page = fetch_page(provider, market, ask, self.request.now)
-            page = leave_older_bars(watch.review(page), watch.coverages.get(ask.interval))
+                page = fetch_page(provider, market, request, self.request.now)
+            page = leave_older_bars(watch.review(page), watch.coverages.get(request.interval))
             claimed.progress.count_page(page, gate.calls, gate.throttled)
-            if ask.purpose in (RETRY, VERIFY) and not self.limit.is_open:
+            if request.purpose in (RETRY, VERIFY) and not self.limit.is_open:
                 note_verifications(self.engine, provider.name, gate.calls)
             yield page
 
@@ -127,7 +127,7 @@ class MarketRun:
         return coverage
 
 
-def _pack(claimed: BarBatch, pages: Sequence[Page], watch: DifferenceWatch) -> BarBatch:
+def _pack(claimed: BarBatch, pages: Sequence[BarPage], watch: DifferenceWatch) -> BarBatch:
     batch = replace(
         claimed,
         pages=tuple(pages),
@@ -139,5 +139,5 @@ def _pack(claimed: BarBatch, pages: Sequence[Page], watch: DifferenceWatch) -> B
     return batch
 
 
-def _is_full(pages: list[Page]) -> bool:
+def _is_full(pages: list[BarPage]) -> bool:
     return sum(page.received for page in pages) >= BATCH_BARS

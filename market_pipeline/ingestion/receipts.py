@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, cast, func, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from market_pipeline.ingestion.fetching import Page
+from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.request import Request
 from market_pipeline.storage.bulk.upsert import WriteCounts
 from market_pipeline.storage.ledgers import ingestion_request
@@ -97,16 +97,18 @@ def add_market_receipt(
     )
 
 
-def add_requests(connection: Connection, run: Run, market_id: int, pages: Sequence[Page]) -> None:
+def add_requests(
+    connection: Connection, run: Run, market_id: int, pages: Sequence[BarPage]
+) -> None:
     """Note each request, so that a bar can be traced to it."""
     rows = [
         {
             "run_id": run.run_id,
             "market_id": market_id,
-            "interval": page.ask.interval.value,
-            "starts_at": page.ask.window.start,
-            "ends_at": page.ask.window.end,
-            "purpose": page.ask.purpose,
+            "interval": page.request.interval.value,
+            "starts_at": page.request.window.start,
+            "ends_at": page.request.window.end,
+            "purpose": page.request.purpose,
             "asked_at": page.asked_at,
             "seconds": page.seconds,
             "received": page.received,

@@ -50,7 +50,7 @@ def find_suspect_span(
     days = days[days["is_final"]].sort_values("open_time")
     if days.empty:
         return None
-    is_filled = any(page.ask.purpose in (MISSING, RETRY) for page in batch.pages)
+    is_filled = any(page.request.purpose in (MISSING, RETRY) for page in batch.pages)
     has_neighbours = is_filled and any(known.bars for known in before.values())
     if not has_neighbours and not may_have_split(days):
         return None

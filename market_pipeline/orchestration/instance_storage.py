@@ -8,12 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
-from dagster._core.storage.root import LocalArtifactStorage
-from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 from sqlalchemy import text
 
+from market_pipeline.orchestration.dagster_internals import (
+    ConfigurableClassData,
+    LocalArtifactStorage,
+    LocalComputeLogManager,
+)
 from market_pipeline.orchestration.tick_logs import find_logs_dir
 from market_pipeline.settings import find_state_dir
 from market_pipeline.storage.server.engine import check_database, find_database, open_engine

@@ -21,14 +21,14 @@ from market_pipeline.ingestion.snapshots import SnapshotBatch
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
 from market_pipeline.observability.logs import log_context
-from market_pipeline.observability.tracing import Told, span
+from market_pipeline.observability.tracing import SpanHandle, span
 from market_pipeline.orchestration.computing import Computed
 from market_pipeline.orchestration.gallery import Occasion, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.report import (
     MAX_LINES,
     Line,
-    Written,
+    MaterializationSummary,
     build_market_lines,
     build_numbers,
     build_picture,
@@ -96,7 +96,9 @@ class PostgresIOManager(dg.ConfigurableIOManager):
             self._readers[run.run_id] = MarketReader(self.database.engine, run.request, routes)
         return self._readers[run.run_id]
 
-    def _write(self, context: dg.OutputContext, run: Run, table: Table, output: object) -> Written:
+    def _write(
+        self, context: dg.OutputContext, run: Run, table: Table, output: object
+    ) -> MaterializationSummary:
         engine = self.database.engine
         if isinstance(output, BarStream):
             return _drain(context, engine, run, output)
@@ -104,7 +106,9 @@ class PostgresIOManager(dg.ConfigurableIOManager):
             with span("upsert", table=table.name) as told:
                 counts = write_markets(engine, run, output)
                 tell_counts(told, counts)
-            return Written(counts, build_market_lines(output), {"markets": len(output)})
+            return MaterializationSummary(
+                counts, build_market_lines(output), {"markets": len(output)}
+            )
         if isinstance(output, Snapshots):
             failures = output.batch.failures
             _warn(context, failures)
@@ -120,7 +124,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
 
     def _write_computed(
         self, context: dg.OutputContext, run: Run, table: Table, output: Computed
-    ) -> Written:
+    ) -> MaterializationSummary:
         """Write what was computed, and in the same transaction what it was computed from."""
         if output.note:
             context.log.info("%s: %s", table.name, output.note)
@@ -138,7 +142,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         rows: pd.DataFrame,
         short: int = 0,
         tell: Callable[[Connection], None] | None = None,
-    ) -> Written:
+    ) -> MaterializationSummary:
         outcome = "partial" if short else "ok"
         with span("upsert", table=table.name) as trace:
             counts = write_rows(self.database.engine, run, table, rows, outcome, tell)
@@ -147,10 +151,12 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         lines = build_row_lines(
             rows, dict(zip(markets["market_id"], markets["symbol"], strict=True))
         )
-        return Written(counts, lines, {"markets": len(markets), "markets_short": short}, rows)
+        return MaterializationSummary(
+            counts, lines, {"markets": len(markets), "markets_short": short}, rows
+        )
 
     def _illustrate(
-        self, context: dg.OutputContext, run: Run, table: Table, written: Written
+        self, context: dg.OutputContext, run: Run, table: Table, written: MaterializationSummary
     ) -> None:
         occasion = Occasion(run.run_id, self._read_for(run), written.rows)
         png = draw_picture(table.name, occasion)
@@ -168,7 +174,9 @@ def find_table(key: dg.AssetKey) -> Table:
     return tables.tables[f"{SCHEMA}.{key.path[-1].removesuffix('s')}"]
 
 
-def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStream) -> Written:
+def _drain(
+    context: dg.OutputContext, engine: Engine, run: Run, stream: BarStream
+) -> MaterializationSummary:
     """Commit a stream batch by batch.
 
     Raises:
@@ -198,10 +206,10 @@ def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStrea
         raise NothingIngestedError(f"no market gave a usable bar. {reasons}")
     total = sum((rows for pair in totals.values() for rows in pair), WriteCounts())
     told += [build_unserved_line(symbol, reason) for symbol, reason in unserved.items()]
-    return Written(total, sort_worst_first(told), summarise_receipt(told))
+    return MaterializationSummary(total, sort_worst_first(told), summarise_receipt(told))
 
 
-def tell_counts(told: Told, counts: WriteCounts) -> None:
+def tell_counts(told: SpanHandle, counts: WriteCounts) -> None:
     """Tell a trace what the database did."""
     told.tell(inserted=counts.inserted, updated=counts.updated, unchanged=counts.unchanged)
 

@@ -26,7 +26,7 @@ Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Written:
+class MaterializationSummary:
     """What an asset's output came to.
 
     Attributes:
@@ -47,7 +47,7 @@ class Written:
         return self.counts.written > 0 or self.numbers.get("markets_short", 0) > 0
 
 
-def build_numbers(written: Written) -> dict[str, int]:
+def build_numbers(written: MaterializationSummary) -> dict[str, int]:
     """Return what the UI plots from one materialisation to the next."""
     counts = {
         "rows_inserted": written.counts.inserted,

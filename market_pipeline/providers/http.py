@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from ssl import SSLCertVerificationError, SSLContext
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +27,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 import httpx
 
+from market_pipeline.domain.budgets import parse_retry_after
 from market_pipeline.domain.errors import (
     PermanentProviderError,
     SettingError,
@@ -99,7 +99,7 @@ class Clocks:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """A whole HTTP answer: body decompressed and known to be complete."""
 
     status: int
@@ -150,7 +150,7 @@ class HttpClient:
             )
         return parse_json(self.provider, answer.body)
 
-    def fetch(self, path: str, params: Params | None = None) -> Answer:
+    def fetch(self, path: str, params: Params | None = None) -> HttpResponse:
         """Return the answer to a GET, after as many tries as the limits allow.
 
         Args:
@@ -212,7 +212,7 @@ class HttpClient:
         self._spare_retries -= 1
         self.clocks.sleep(wait)
 
-    def _try_once(self, path: str, params: Params, end: float) -> Answer:
+    def _try_once(self, path: str, params: Params, end: float) -> HttpResponse:
         now = self.clocks.monotonic()
         seconds = min(self.limits.request_seconds, end - now)
         try:
@@ -223,7 +223,7 @@ class HttpClient:
             raise kind(self.provider, self._hide(_describe(path, error))) from error
         return self._judge(path, answer)
 
-    def _send(self, path: str, params: Params, seconds: float) -> Answer:
+    def _send(self, path: str, params: Params, seconds: float) -> HttpResponse:
         request = self._open().build_request(
             "GET",
             self.base_url.rstrip("/") + path,
@@ -237,7 +237,7 @@ class HttpClient:
         finally:
             response.close()
 
-    def _read(self, path: str, response: httpx.Response) -> Answer:
+    def _read(self, path: str, response: httpx.Response) -> HttpResponse:
         is_ok = response.status_code == 200
         cap = self.limits.max_bytes if is_ok else MAX_ERROR_BODY_BYTES
         headers = {name.lower(): value for name, value in response.headers.items()}
@@ -245,12 +245,12 @@ class HttpClient:
             body = read_body(response.iter_raw(), headers, cap)
         except BodyError as error:
             if not is_ok:  # the status says enough
-                return Answer(response.status_code, headers, b"")
+                return HttpResponse(response.status_code, headers, b"")
             kind = PermanentProviderError if error.is_permanent else _RetryableError
             raise kind(self.provider, f"{path} answered {error}", response.status_code) from None
-        return Answer(response.status_code, headers, body)
+        return HttpResponse(response.status_code, headers, body)
 
-    def _judge(self, path: str, answer: Answer) -> Answer:
+    def _judge(self, path: str, answer: HttpResponse) -> HttpResponse:
         status = answer.status
         message = f"{path} answered HTTP {status}{self._hide(_quote_error(answer))}"
         if status in TRANSIENT_STATUSES or status >= 500:
@@ -308,7 +308,7 @@ def _describe(path: str, error: Exception) -> str:
     return f"{path} failed: {type(error).__name__}: {clean_text(str(error))}"
 
 
-def _quote_error(answer: Answer) -> str:
+def _quote_error(answer: HttpResponse) -> str:
     if "html" in answer.content_type:
         return ""
     said = read_error_message(answer.body)
@@ -331,27 +331,6 @@ def parse_base_url(name: str, text: str) -> str:
     if not (is_valid and is_plain and text.isprintable() and " " not in text):
         raise SettingError(f"{name} is not an address: expected https://host or https://host/path")
     return text.rstrip("/")
-
-
-def parse_retry_after(text: str | None, utc_now: datetime) -> float | None:
-    """Return the seconds a ``Retry-After`` header asks for; None where it says nothing usable.
-
-    Seconds and HTTP dates are both in use; a negative number or a date in the past says nothing.
-    """
-    if text is None:
-        return None
-    try:
-        seconds = float(text) if text.strip().isdigit() else _seconds_until(text, utc_now)
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-    return seconds if seconds >= 0 else None
-
-
-def _seconds_until(text: str, utc_now: datetime) -> float:
-    moment = parsedate_to_datetime(text)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - utc_now).total_seconds()
 
 
 _running = threading.local()

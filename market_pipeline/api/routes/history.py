@@ -37,7 +37,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.readers.aggregates import demand_bars
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.readers.paging import MAX_CURSOR_CHARACTERS, Question, read_page
+from market_pipeline.readers.paging import MAX_CURSOR_CHARACTERS, BarQuery, read_page
 from market_pipeline.readers.questions import (
     check_version,
     parse_moment,
@@ -94,7 +94,7 @@ def list_aggregates(
     moment = None if as_of is None else parse_past_moment("as_of", as_of)
     if moment is not None and version is not None:
         raise HistoryRequestError("as_of and version exclude each other: give one of them")
-    question = Question(interval, window, limit, moment, version)
+    question = BarQuery(interval, window, limit, moment, version)
     with open_snapshot(services.engine) as connection:
         key, market = find_market(connection, symbol, provider)
         origin, newest = _find_origin(connection, market, chosen, version)

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from market_pipeline.api.credentials import holds_bearer
-from market_pipeline.api.ingest_answers import Answer, IngestAnswer, IngestPending
+from market_pipeline.api.ingest_answers import IngestAnswer, IngestPending, RunResponse
 from market_pipeline.api.launching import Launcher, Wish
 from market_pipeline.api.problems import ProblemError, describe_problems
 from market_pipeline.api.services import Services, get_services
@@ -140,7 +140,7 @@ async def _serve(services: Services, launcher: Launcher, wish: Wish, seconds: fl
     return _tell_answer(answer, started.is_replay)
 
 
-def _tell_answer(answer: Answer, is_replay: bool) -> Response:
+def _tell_answer(answer: RunResponse, is_replay: bool) -> Response:
     replayed = {"Idempotency-Replayed": "true"} if is_replay else {}
     return JSONResponse(answer.body, answer.status, {**_NO_STORE, **replayed})
 
