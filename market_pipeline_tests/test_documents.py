@@ -1,5 +1,6 @@
 """The documents: short enough, complete, linked to what exists, and true about the code's names."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from market_pipeline_tests.test_runbook import fill, parse
 README_LINES = 130
 LINE_LENGTH = 110
 GLOSSARY_WORDS = 40
+LEAST_BEHAVIOURS = 20
 PAGES = [
     *(ROOT / name for name in ("README.md", "RUNBOOK.md", "CONTRIBUTING.md", "deploy/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -97,3 +99,40 @@ def test_the_glossary_is_short() -> None:
     rows = re.findall(r"^\| (.+) \| (.+) \|$", glossary, re.MULTILINE)[1:]
     assert 0 < len(rows) <= GLOSSARY_WORDS
     assert len({word for word, _ in rows}) == len(rows)
+
+
+def list_behaviours() -> list[tuple[str, str, str]]:
+    """Return question, file and function of the table in docs/architecture.md."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| (.+\?) \| `(.+\.py)` \| `(.+)` \|$", page, re.MULTILINE)
+
+
+def list_functions(file: Path) -> set[str]:
+    """Return the functions of a module, those of classes as ``Class.function``."""
+    names = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        owner = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+        for inner in node.body if isinstance(node, ast.ClassDef) else [node]:
+            if isinstance(inner, ast.FunctionDef):
+                names.add(f"{owner}{inner.name}")
+    return names
+
+
+def test_the_architecture_page_names_functions_that_exist() -> None:
+    """One file and one function for each of at least twenty behaviours."""
+    behaviours = list_behaviours()
+    assert len(behaviours) >= LEAST_BEHAVIOURS
+    missing = [
+        f"{path}: {name}"
+        for _, path, name in behaviours
+        if name not in list_functions(ROOT / "market_pipeline" / path)
+    ]
+    assert missing == []
+
+
+def test_the_architecture_page_names_files_that_exist() -> None:
+    """Every module that the walks pass."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)`", page)) - {"http.py"}
+    assert paths
+    assert [path for path in paths if not (ROOT / "market_pipeline" / path).exists()] == []
