@@ -1,4 +1,4 @@
-"""Keeping the market table: which markets there are, and which is a symbol's primary."""
+"""The market table: which markets there are, and which is the primary one of a symbol."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
