@@ -37,30 +37,30 @@ INTERRUPTED = (
 )
 _MAX_ERROR = 2_000
 
-_CLOSE = text(f"""
-    UPDATE {SCHEMA}.ingestion_run SET ended_at = clock_timestamp(),
+_CLOSE = text("""
+    UPDATE market_data.ingestion_run SET ended_at = clock_timestamp(),
         completed_at = coalesce(completed_at, clock_timestamp()), error = :error,
         outcome = CASE WHEN :error IS NULL THEN coalesce(outcome, 'ok') ELSE 'failed' END
     WHERE run_id = :run_id AND ended_at IS NULL
     RETURNING trigger, provider, outcome, extract(epoch FROM ended_at - started_at)::float8 seconds
-""")  # noqa: S608 - a constant
+""")
 _DEAD = text(f"""
-    SELECT run_id FROM {SCHEMA}.ingestion_run run
+    SELECT run_id FROM market_data.ingestion_run run
     WHERE ended_at IS NULL AND NOT {build_is_living("run.run_id")} ORDER BY started_at
 """)  # noqa: S608 - constants
-_TABLES = text(f"""
-    SELECT table_name, inserted, updated, unchanged FROM {SCHEMA}.ingestion_run_table
+_TABLES = text("""
+    SELECT table_name, inserted, updated, unchanged FROM market_data.ingestion_run_table
     WHERE run_id = :run_id
-""")  # noqa: S608 - a constant
+""")
 _MARKETS = text(f"""
     SELECT provider, sum(received) received, sum(revised) revised, sum(quarantined) quarantined,
         sum(calls) calls, sum(throttled_calls) throttled
-    FROM {SCHEMA}.ingestion_run_market JOIN {SCHEMA}.market USING (market_id)
+    FROM market_data.ingestion_run_market JOIN {SCHEMA}.market USING (market_id)
     WHERE run_id = :run_id GROUP BY provider
 """)  # noqa: S608 - a constant
 _REQUESTS = text(f"""
     SELECT provider, array_agg(seconds) seconds, count(error) errors
-    FROM {SCHEMA}.ingestion_request JOIN {SCHEMA}.market USING (market_id)
+    FROM market_data.ingestion_request JOIN {SCHEMA}.market USING (market_id)
     WHERE run_id = :run_id GROUP BY provider
 """)  # noqa: S608 - a constant
 

@@ -1,7 +1,5 @@
 """The state of the database as gauges: one cheap question each, whatever the tables' size."""
 
-# ruff: noqa: S608 - the names of our own tables
-
 from collections.abc import Iterator
 
 from sqlalchemy import Connection, text
@@ -10,7 +8,6 @@ from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.observability.metrics import MAX_SERIES, Sample, gauge
 from market_pipeline.storage.runs.evidence import EXPLAINED
 from market_pipeline.storage.runs.states import STATE
-from market_pipeline.storage.tables import SCHEMA
 
 _SERIES = ("provider", "symbol", "interval")
 RUNS = gauge("ingestion_runs", "Receipts that are kept", ("trigger", "provider", "outcome"))
@@ -37,36 +34,36 @@ OLDEST = gauge(
 GIVEN_UP = gauge("alert_deliveries_given_up", "Messages given up, of those that are kept")
 
 # Where no process ever had a receiver, nothing waits for one.
-_WAITS = f"""sent_at IS NULL AND given_up_at IS NULL AND EXISTS (
-    SELECT FROM {SCHEMA}.alert_delivery addressed WHERE addressed.receiver <> '')"""
+_WAITS = """sent_at IS NULL AND given_up_at IS NULL AND EXISTS (
+    SELECT FROM market_data.alert_delivery addressed WHERE addressed.receiver <> '')"""
 _QUESTIONS = (
     (RUNS, f"""SELECT trigger, provider, {STATE}, count(*)
-        FROM {SCHEMA}.ingestion_run run GROUP BY 1, 2, 3 ORDER BY 4 DESC"""),
-    (LAST_SUCCESS, f"""SELECT provider, coalesce(extract(epoch FROM max(started_at)
+        FROM market_data.ingestion_run run GROUP BY 1, 2, 3 ORDER BY 4 DESC"""),
+    (LAST_SUCCESS, """SELECT provider, coalesce(extract(epoch FROM max(started_at)
             FILTER (WHERE outcome = 'ok' AND ended_at IS NOT NULL)), 0)
-        FROM {SCHEMA}.ingestion_run GROUP BY 1
+        FROM market_data.ingestion_run GROUP BY 1
         HAVING max(started_at) > now() - interval '7 days' ORDER BY 2 DESC"""),
-    (BARS, f"""SELECT provider, symbol, interval, bars FROM {SCHEMA}.market_coverage
-        JOIN {SCHEMA}.market USING (market_id) WHERE is_active ORDER BY market_id, interval"""),
-    (WATERMARK, f"""SELECT provider, symbol, interval, extract(epoch FROM watermark)
-        FROM {SCHEMA}.market_coverage JOIN {SCHEMA}.market USING (market_id)
+    (BARS, """SELECT provider, symbol, interval, bars FROM market_data.market_coverage
+        JOIN market_data.market USING (market_id) WHERE is_active ORDER BY market_id, interval"""),
+    (WATERMARK, """SELECT provider, symbol, interval, extract(epoch FROM watermark)
+        FROM market_data.market_coverage JOIN market_data.market USING (market_id)
         WHERE is_active AND watermark IS NOT NULL ORDER BY market_id, interval"""),
-    (HOLES, f"""SELECT provider, count(starts_at) FROM {SCHEMA}.market
-        LEFT JOIN {SCHEMA}.coverage_hole hole
+    (HOLES, f"""SELECT provider, count(starts_at) FROM market_data.market
+        LEFT JOIN market_data.coverage_hole hole
             ON hole.market_id = market.market_id AND NOT {EXPLAINED}
         WHERE is_active GROUP BY 1 ORDER BY 1"""),
-    (QUARANTINE, f"""SELECT provider, count(*) FROM {SCHEMA}.quarantined_row
-        JOIN {SCHEMA}.market USING (market_id)
+    (QUARANTINE, f"""SELECT provider, count(*) FROM market_data.quarantined_row
+        JOIN market_data.market USING (market_id)
         WHERE status = 'open' AND rule <> '{NOT_A_SESSION}' GROUP BY 1 ORDER BY 1"""),
-    (OPEN, f"""SELECT severities.severity, count(alert_id)
+    (OPEN, """SELECT severities.severity, count(alert_id)
         FROM unnest(ARRAY['info', 'warning', 'error', 'critical']) AS severities (severity)
-        LEFT JOIN {SCHEMA}.alert ON alert.severity = severities.severity
+        LEFT JOIN market_data.alert ON alert.severity = severities.severity
             AND resolved_at IS NULL AND cleared_at IS NULL GROUP BY 1"""),
-    (PENDING, f"""SELECT count(*) FROM {SCHEMA}.alert_delivery
+    (PENDING, f"""SELECT count(*) FROM market_data.alert_delivery
         WHERE {_WAITS}"""),
     (OLDEST, f"""SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0)
-        FROM {SCHEMA}.alert_delivery WHERE {_WAITS}"""),
-    (GIVEN_UP, f"""SELECT count(*) FROM {SCHEMA}.alert_delivery WHERE given_up_at IS NOT NULL"""),
+        FROM market_data.alert_delivery WHERE {_WAITS}"""),
+    (GIVEN_UP, """SELECT count(*) FROM market_data.alert_delivery WHERE given_up_at IS NOT NULL"""),
 )  # fmt: skip
 
 

@@ -12,103 +12,102 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from market_pipeline.storage.statistics.newest import NEWEST, find_method_in_use
-from market_pipeline.storage.tables import SCHEMA
 
 Row = Mapping[str, Any]
 _RECENT_RUNS = 50
 
 _OVERVIEW = f"""
     WITH recent AS (
-        SELECT run_id, started_at FROM {SCHEMA}.ingestion_run
+        SELECT run_id, started_at FROM market_data.ingestion_run
         ORDER BY started_at DESC LIMIT {_RECENT_RUNS}
     ), receipt AS (
         SELECT DISTINCT ON (market_id) market_id, run_id, started_at, outcome, reason
-        FROM recent JOIN {SCHEMA}.ingestion_run_market USING (run_id)
+        FROM recent JOIN market_data.ingestion_run_market USING (run_id)
         ORDER BY market_id, started_at DESC
     ), hole AS (
-        SELECT market_id, count(*) AS holes FROM {SCHEMA}.coverage_hole GROUP BY market_id
+        SELECT market_id, count(*) AS holes FROM market_data.coverage_hole GROUP BY market_id
     )
     SELECT m.market_id, m.provider, m.symbol, m.name, m.quote, m.calendar, m.is_primary,
         s.price, s.observed_at, s.change_24h_ratio, d.close, d.close_time,
         coalesce(holes, 0) AS holes,
         receipt.run_id, receipt.started_at AS run_started_at, receipt.outcome, receipt.reason
-    FROM {SCHEMA}.market m
+    FROM market_data.market m
     LEFT JOIN LATERAL (
-        SELECT price, observed_at, change_24h_ratio FROM {SCHEMA}.market_snapshot
+        SELECT price, observed_at, change_24h_ratio FROM market_data.market_snapshot
         WHERE market_id = m.market_id ORDER BY observed_at DESC LIMIT 1
     ) s ON true
     LEFT JOIN LATERAL (
-        SELECT close, close_time FROM {SCHEMA}.market_aggregate
+        SELECT close, close_time FROM market_data.market_aggregate
         WHERE market_id = m.market_id AND "interval" = '1d' AND is_final
         ORDER BY open_time DESC LIMIT 1
     ) d ON true
     LEFT JOIN hole USING (market_id)
     LEFT JOIN receipt USING (market_id)
     WHERE m.is_active ORDER BY m.symbol, m.provider
-"""  # noqa: S608 - names of our own tables
-_SPARKS = f"""
+"""
+_SPARKS = """
     SELECT wanted.market_id, array_agg(bar.close ORDER BY bar.open_time) AS closes,
         array_agg(bar.open_time ORDER BY bar.open_time) AS opens
     FROM unnest(%(market_ids)s::bigint[]) AS wanted (market_id)
     CROSS JOIN LATERAL (
-        SELECT open_time, close FROM {SCHEMA}.market_aggregate
+        SELECT open_time, close FROM market_data.market_aggregate
         WHERE market_id = wanted.market_id AND "interval" = '1d' AND is_final
         ORDER BY open_time DESC LIMIT %(count)s
     ) bar GROUP BY wanted.market_id
-"""  # noqa: S608 - names of our own tables
-_MARKET = f"""
-    SELECT * FROM {SCHEMA}.market
+"""
+_MARKET = """
+    SELECT * FROM market_data.market
     WHERE symbol = %(symbol)s AND (provider = %(provider)s OR %(provider)s IS NULL AND is_primary)
     ORDER BY is_active DESC, listed_from DESC LIMIT 1
-"""  # noqa: S608 - names of our own tables
-_BARS = f"""
+"""
+_BARS = """
     SELECT open_time, close_time, open, high, low, close, volume, volume_kind, source_kind,
         is_final, known_at, dataset_version
-    FROM {SCHEMA}.market_aggregate WHERE market_id = %(market_id)s AND "interval" = %(interval)s
+    FROM market_data.market_aggregate WHERE market_id = %(market_id)s AND "interval" = %(interval)s
     ORDER BY open_time DESC LIMIT %(count)s
-"""  # noqa: S608 - names of our own tables
-_SNAPSHOT = f"""
-    SELECT * FROM {SCHEMA}.market_snapshot WHERE market_id = %(market_id)s
+"""
+_SNAPSHOT = """
+    SELECT * FROM market_data.market_snapshot WHERE market_id = %(market_id)s
     ORDER BY observed_at DESC LIMIT 1
-"""  # noqa: S608 - names of our own tables
+"""
 _STATISTICS = f"""
-    SELECT DISTINCT ON (horizon) * FROM {SCHEMA}.market_roi_statistic
+    SELECT DISTINCT ON (horizon) * FROM market_data.market_roi_statistic
     WHERE market_id = %(market_id)s AND "interval" = '1d'
     ORDER BY horizon, {NEWEST}
-"""  # noqa: S608 - names of our own tables
-_REVISIONS = f"""
+"""
+_REVISIONS = """
     SELECT old."interval", old.open_time, old.close AS old_close, old.volume AS old_volume,
         coalesce(now.close, later.close) AS close, coalesce(now.volume, later.volume) AS volume,
         old.known_at, old.known_until, old.replaced_by_version, old.replaced_by_run
-    FROM {SCHEMA}.market_aggregate_revision old
-    LEFT JOIN {SCHEMA}.market_aggregate now ON now.market_id = old.market_id
+    FROM market_data.market_aggregate_revision old
+    LEFT JOIN market_data.market_aggregate now ON now.market_id = old.market_id
         AND now."interval" = old."interval" AND now.open_time = old.open_time
         AND now.dataset_version = old.replaced_by_version
-    LEFT JOIN {SCHEMA}.market_aggregate_revision later ON later.market_id = old.market_id
+    LEFT JOIN market_data.market_aggregate_revision later ON later.market_id = old.market_id
         AND later."interval" = old."interval" AND later.open_time = old.open_time
         AND later.dataset_version = old.replaced_by_version
     WHERE old.market_id = %(market_id)s
     ORDER BY old.replaced_by_version DESC, old."interval", old.open_time LIMIT %(count)s
-"""  # noqa: S608 - names of our own tables
-_COMPARED = f"""
+"""
+_COMPARED = """
     SELECT m.market_id, m.provider, m.symbol, m.calendar, m.quote, m.is_primary
-    FROM {SCHEMA}.market m
+    FROM market_data.market m
     WHERE m.is_active ORDER BY m.symbol, m.provider
-"""  # noqa: S608 - names of our own tables
-_HORIZONS = f"SELECT DISTINCT horizon FROM {SCHEMA}.market_comparison"  # noqa: S608 - our own table
-_RATIO = f"""
+"""
+_HORIZONS = "SELECT DISTINCT horizon FROM market_data.market_comparison"
+_RATIO = """
     SELECT open_time, base.close AS base_close, quote.close AS quote_close
-    FROM {SCHEMA}.market_aggregate base JOIN {SCHEMA}.market_aggregate quote
+    FROM market_data.market_aggregate base JOIN market_data.market_aggregate quote
         USING ("interval", open_time)
     WHERE base.market_id = %(base)s AND quote.market_id = %(quote)s AND "interval" = '1d'
         AND base.is_final AND quote.is_final AND open_time >= %(start)s
     ORDER BY open_time
-"""  # noqa: S608 - names of our own tables
-_QUARANTINED = f"""
+"""
+_QUARANTINED = """
     SELECT row_id, "interval", open_time, rule, detail, times_seen, first_seen_at, last_seen_at,
-        status FROM {SCHEMA}.quarantined_row WHERE market_id = %(market_id)s
+        status FROM market_data.quarantined_row WHERE market_id = %(market_id)s
     ORDER BY last_seen_at DESC, row_id DESC LIMIT %(count)s
-"""  # noqa: S608 - names of our own tables
+"""
 
 
 def read_overview(connection: Connection) -> list[Row]:

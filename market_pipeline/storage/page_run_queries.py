@@ -10,7 +10,6 @@ from sqlalchemy import Connection
 from market_pipeline.storage.page_queries import Row, fetch
 from market_pipeline.storage.runs.evidence import EXPLAINED
 from market_pipeline.storage.runs.states import ASKED_MARKETS, STATE, read_absent_markets
-from market_pipeline.storage.tables import SCHEMA
 
 _TOTALS = f"""
     greatest(count(market_id) + (SELECT count(*)
@@ -33,85 +32,87 @@ _TOTALS = f"""
     coalesce(sum(calls), 0)::bigint AS calls,
     min(first_version) AS first_version,
     max(last_version) AS last_version,
-    (SELECT coalesce(sum(inserted + updated), 0)::bigint FROM {SCHEMA}.ingestion_run_table written
+    (SELECT coalesce(sum(inserted + updated), 0)::bigint
+        FROM market_data.ingestion_run_table written
         WHERE written.run_id = run.run_id) AS rows_written
-"""  # noqa: S608 - names of our own tables
+"""
 _RUNS = f"""
     SELECT run.run_id, run.trigger, run.provider, run.started_at, run.completed_at, run.ended_at,
         {STATE} AS outcome, run.error, run.request, {_TOTALS}
-    FROM {SCHEMA}.ingestion_run run LEFT JOIN {SCHEMA}.ingestion_run_market part USING (run_id)
+    FROM market_data.ingestion_run run
+    LEFT JOIN market_data.ingestion_run_market part USING (run_id)
     WHERE run.run_id IN (%s)
     GROUP BY run.run_id ORDER BY run.started_at DESC
-"""  # noqa: S608 - names of our own tables
-_NEWEST = f"SELECT run_id FROM {SCHEMA}.ingestion_run ORDER BY started_at DESC LIMIT %(count)s"  # noqa: S608
+"""
+_NEWEST = "SELECT run_id FROM market_data.ingestion_run ORDER BY started_at DESC LIMIT %(count)s"
 _RECENT = _RUNS % _NEWEST
 _RUN = _RUNS % "%(run_id)s::uuid"
-_MARKETS = f"""
-    SELECT symbol, provider, part.* FROM {SCHEMA}.ingestion_run_market part
-    JOIN {SCHEMA}.market USING (market_id) WHERE run_id = %(run_id)s
+_MARKETS = """
+    SELECT symbol, provider, part.* FROM market_data.ingestion_run_market part
+    JOIN market_data.market USING (market_id) WHERE run_id = %(run_id)s
     ORDER BY array_position(ARRAY['failed', 'partial', 'ok'], part.outcome), symbol, provider
     LIMIT %(count)s
-"""  # noqa: S608 - names of our own tables
-_TABLES = f"""
-    SELECT table_name, inserted, updated, unchanged FROM {SCHEMA}.ingestion_run_table
+"""
+_TABLES = """
+    SELECT table_name, inserted, updated, unchanged FROM market_data.ingestion_run_table
     WHERE run_id = %(run_id)s ORDER BY table_name
-"""  # noqa: S608 - names of our own tables
-_HOLES = f"""
-    SELECT symbol, provider, hole.* FROM {SCHEMA}.coverage_hole hole
-    JOIN {SCHEMA}.market USING (market_id)
+"""
+_HOLES = """
+    SELECT symbol, provider, hole.* FROM market_data.coverage_hole hole
+    JOIN market_data.market USING (market_id)
     ORDER BY last_checked_at DESC, symbol, starts_at LIMIT %(count)s
-"""  # noqa: S608 - names of our own tables
+"""
 # What holes_left of a receipt counts, as it stands now.
 _RUN_HOLES = f"""
     WITH run AS (SELECT (request ->> 'window_start')::timestamptz AS starts_at,
             (request ->> 'window_end')::timestamptz AS ends_at
-        FROM {SCHEMA}.ingestion_run WHERE run_id = %(run_id)s),
-    hole AS (SELECT * FROM {SCHEMA}.coverage_hole WHERE NOT {EXPLAINED} AND market_id IN (
-        SELECT market_id FROM {SCHEMA}.ingestion_run_market WHERE run_id = %(run_id)s))
-    SELECT symbol, provider, hole.* FROM hole JOIN {SCHEMA}.market USING (market_id)
+        FROM market_data.ingestion_run WHERE run_id = %(run_id)s),
+    hole AS (SELECT * FROM market_data.coverage_hole WHERE NOT {EXPLAINED} AND market_id IN (
+        SELECT market_id FROM market_data.ingestion_run_market WHERE run_id = %(run_id)s))
+    SELECT symbol, provider, hole.* FROM hole JOIN market_data.market USING (market_id)
     JOIN run ON hole.starts_at < run.ends_at AND run.starts_at < hole.ends_at
     ORDER BY symbol, provider, hole.starts_at LIMIT %(count)s
-"""  # noqa: S608 - names of our own tables
-_QUARANTINE = f"""
+"""
+_QUARANTINE = """
     SELECT symbol, provider, row_id, "interval", open_time, rule, detail, times_seen,
         first_seen_at, last_seen_at, status, kept.run_id
-    FROM {SCHEMA}.quarantined_row kept JOIN {SCHEMA}.market USING (market_id)
+    FROM market_data.quarantined_row kept JOIN market_data.market USING (market_id)
     WHERE CASE WHEN %(run_id)s::uuid IS NULL THEN status = 'open' ELSE run_id = %(run_id)s END
     ORDER BY last_seen_at DESC, row_id DESC LIMIT %(count)s
-"""  # noqa: S608 - names of our own tables
-_VERSIONS = f"""
+"""
+_VERSIONS = """
     WITH batch AS (
-        SELECT * FROM {SCHEMA}.dataset_version
+        SELECT * FROM market_data.dataset_version
         WHERE version BETWEEN %(first)s AND %(last)s AND run_id = %(run_id)s
         ORDER BY version, "interval" LIMIT %(count)s
     )
     SELECT version, symbol, provider, batch."interval", first_open_time, last_open_time, known_at,
-        (SELECT count(*) FROM {SCHEMA}.market_aggregate bar WHERE bar.market_id = batch.market_id
+        (SELECT count(*) FROM market_data.market_aggregate bar WHERE bar.market_id = batch.market_id
             AND bar."interval" = batch."interval" AND bar.dataset_version = batch.version
             AND bar.open_time BETWEEN first_open_time AND last_open_time) AS current,
-        (SELECT count(*) FROM {SCHEMA}.market_aggregate_revision old
+        (SELECT count(*) FROM market_data.market_aggregate_revision old
             WHERE old.market_id = batch.market_id AND old."interval" = batch."interval"
             AND old.replaced_by_version = batch.version
             AND old.open_time BETWEEN first_open_time AND last_open_time) AS revised
-    FROM batch JOIN {SCHEMA}.market USING (market_id) ORDER BY version, batch."interval"
-"""  # noqa: S608 - names of our own tables
-_RESTATED = f"""
+    FROM batch JOIN market_data.market USING (market_id) ORDER BY version, batch."interval"
+"""
+_RESTATED = """
     SELECT symbol, provider, old."interval", old.open_time, old.replaced_by_version AS version,
         old.close AS old_close, coalesce(now.close, later.close) AS close
-    FROM {SCHEMA}.dataset_version batch
-    JOIN {SCHEMA}.market USING (market_id)
-    JOIN {SCHEMA}.market_aggregate_revision old ON old.market_id = batch.market_id
+    FROM market_data.dataset_version batch
+    JOIN market_data.market USING (market_id)
+    JOIN market_data.market_aggregate_revision old ON old.market_id = batch.market_id
         AND old."interval" = batch."interval" AND old.replaced_by_version = batch.version
         AND old.open_time BETWEEN first_open_time AND last_open_time
-    LEFT JOIN {SCHEMA}.market_aggregate now ON now.market_id = old.market_id
+    LEFT JOIN market_data.market_aggregate now ON now.market_id = old.market_id
         AND now."interval" = old."interval" AND now.open_time = old.open_time
         AND now.dataset_version = old.replaced_by_version
-    LEFT JOIN {SCHEMA}.market_aggregate_revision later ON later.market_id = old.market_id
+    LEFT JOIN market_data.market_aggregate_revision later ON later.market_id = old.market_id
         AND later."interval" = old."interval" AND later.open_time = old.open_time
         AND later.dataset_version = old.replaced_by_version
     WHERE batch.version BETWEEN %(first)s AND %(last)s AND batch.run_id = %(run_id)s
     ORDER BY symbol, provider, old."interval", old.open_time LIMIT %(count)s
-"""  # noqa: S608 - names of our own tables
+"""
 
 
 def read_run_totals(connection: Connection, count: int) -> list[Row]:

@@ -114,7 +114,7 @@ def _build_bar_query(selected: str) -> str:
     return f"""SELECT {selected} FROM {market_aggregate.fullname}
         WHERE market_id = %(market_id)s AND "interval" = %(interval)s
             AND open_time >= %(start)s AND open_time < %(end)s
-        ORDER BY market_aggregate.open_time"""  # noqa: S608 - our own
+        ORDER BY market_aggregate.open_time"""
 
 
 def read_last_run_id(connection: Connection) -> UUID | None:

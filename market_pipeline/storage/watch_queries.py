@@ -8,14 +8,14 @@ from sqlalchemy import Connection, Row, func, select, text
 
 from market_pipeline.domain.coverage import ASKED_OFTEN
 from market_pipeline.storage.runs.evidence import COVERAGE, EXPLAINED
-from market_pipeline.storage.tables import SCHEMA, ingestion_run, market
+from market_pipeline.storage.tables import ingestion_run, market
 
 _HOLES = text(f"""
     SELECT provider || ':' || symbol AS name, count(*) AS holes, min(reason) AS reason
-    FROM {SCHEMA}.coverage_hole JOIN {SCHEMA}.market USING (market_id)
+    FROM market_data.coverage_hole JOIN market_data.market USING (market_id)
     WHERE is_active AND NOT {EXPLAINED} AND (tries >= {ASKED_OFTEN} OR first_seen_at < :before)
     GROUP BY 1 ORDER BY 1
-""")  # noqa: S608 - constants
+""")
 
 
 def read_last_start(connection: Connection) -> datetime | None:

@@ -9,24 +9,23 @@ from sqlalchemy import Connection, select, text
 
 from market_pipeline.observability.metrics import Labels, Metric, Sample, bound_labels
 from market_pipeline.storage.ledgers import metric_total
-from market_pipeline.storage.tables import SCHEMA
 
 # Ordered, so that two writers of the same series wait for each other and do not lock each other up.
-_ADD = text(f"""
-    INSERT INTO {SCHEMA}.metric_total AS old (name, labels, value, count, buckets, updated_at)
+_ADD = text("""
+    INSERT INTO market_data.metric_total AS old (name, labels, value, count, buckets, updated_at)
     SELECT name, labels, value, count, buckets, clock_timestamp()
     FROM jsonb_to_recordset(CAST(:rows AS jsonb))
         AS new (name text, labels jsonb, value double precision, count bigint, buckets jsonb)
     ORDER BY name, labels
     ON CONFLICT (name, labels) DO UPDATE SET
         value = old.value + EXCLUDED.value, count = old.count + EXCLUDED.count,
-        buckets = (SELECT coalesce(jsonb_object_agg(bound, amount), '{{}}') FROM (
+        buckets = (SELECT coalesce(jsonb_object_agg(bound, amount), '{}') FROM (
             SELECT bound, sum(amount::bigint) AS amount FROM (
                 SELECT * FROM jsonb_each_text(old.buckets) AS a (bound, amount)
                 UNION ALL SELECT * FROM jsonb_each_text(EXCLUDED.buckets) AS b (bound, amount)
             ) both_sides GROUP BY bound) summed),
         updated_at = clock_timestamp()
-""")  # noqa: S608 - a constant
+""")
 
 
 def add_totals(connection: Connection, samples: Sequence[Sample]) -> None:

@@ -76,7 +76,7 @@ def _build_query() -> str:
             AND old.dataset_version <= %(older)s AND old.replaced_by_version > %(older)s
         WHERE old.market_id IS NULL OR {" OR ".join(is_other.values())}
         ORDER BY symbol, provider, bar.interval, bar.open_time LIMIT %(limit)s
-    """  # noqa: S608 - names of our own tables
+    """
 
 
 def _select_written(table: str) -> str:
@@ -95,4 +95,4 @@ def _select_written(table: str) -> str:
         FROM batch JOIN {table} bar ON bar.market_id = batch.market_id
             AND bar.interval = batch.interval AND bar.dataset_version = batch.version
             AND bar.open_time BETWEEN batch.first_open_time AND batch.last_open_time
-        WHERE bar.is_final"""  # noqa: S608 - names of our own tables
+        WHERE bar.is_final"""

@@ -33,7 +33,7 @@ _LAST = f"""
             AND (wanted.closed_by IS NULL OR bar.close_time <= wanted.closed_by)
         ORDER BY open_time DESC LIMIT 1
     ) last
-"""  # noqa: S608 - names of our own tables
+"""
 # From the earlier of both ends back: mostly the first bar that is looked at has its partner.
 _LAST_JOINED = f"""
     SELECT pair.base, pair.quote, joined.open_time
@@ -48,7 +48,7 @@ _LAST_JOINED = f"""
                 OR greatest(one.close_time, two.close_time) <= %(closed_by)s::timestamptz)
         ORDER BY open_time DESC LIMIT 1
     ) joined
-"""  # noqa: S608 - names of our own tables
+"""
 _SPANS = f"""
     FROM unnest(%(market_ids)s::bigint[], %(firsts)s::timestamptz[], %(lasts)s::timestamptz[])
         AS span (market_id, first, last)

@@ -124,7 +124,7 @@ def build_query(
     """Return the query for final bars: the current ones, and with a condition the replaced ones."""
     parts = {market_aggregate: of_current, market_aggregate_revision: of_replaced}
     return " UNION ALL ".join(
-        f"SELECT {selected} FROM {table} bar {joined} WHERE {_IN_SPAN} {condition}"  # noqa: S608 - names of our own tables
+        f"SELECT {selected} FROM {table} bar {joined} WHERE {_IN_SPAN} {condition}"
         for table, condition in parts.items()
         if condition is not None
     )
@@ -218,7 +218,7 @@ def read_first_known_at(connection: Connection, span: BarSpan) -> datetime | Non
     """Return when the first of the bars became known (UTC); None when there is none to this day."""
     query = build_query("min(known_at) AS known_at", "", "")
     answer = connection.exec_driver_sql(
-        f"SELECT min(known_at) FROM ({query}) AS first",  # noqa: S608 - names of our own tables
+        f"SELECT min(known_at) FROM ({query}) AS first",
         span.parameters,
     )
     found: datetime | None = answer.scalar_one()

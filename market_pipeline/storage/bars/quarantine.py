@@ -20,14 +20,14 @@ from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.domain.records import BAR_DTYPES, UTC_DTYPE, build_bar_frame
 from market_pipeline.storage.ledgers import quarantined_row
 from market_pipeline.storage.queries import read_frame
-from market_pipeline.storage.tables import SCHEMA, market
+from market_pipeline.storage.tables import market
 
 STATUSES = ("open", "replayed", "discarded")
 _FIRST, _LAST = np.datetime64("0001-01-01", "us"), np.datetime64("9999-12-31", "us")
 _NO_INTERVAL = "none"
 # A row that was replayed and comes again as broken is open again; a discarded one stays discarded.
-_RECORD = text(f"""
-    INSERT INTO {SCHEMA}.quarantined_row AS known (market_id, interval, open_time, rule, detail,
+_RECORD = text("""
+    INSERT INTO market_data.quarantined_row AS known (market_id, interval, open_time, rule, detail,
         payload, payload_hash, run_id, first_seen_at, last_seen_at, times_seen)
     SELECT :market_id, interval, open_time, rule, max(detail), (array_agg(payload))[1],
         payload_hash, :run_id, :now, :now, count(*)
@@ -41,7 +41,7 @@ _RECORD = text(f"""
         status = CASE known.status WHEN 'replayed' THEN 'open' ELSE known.status END,
         resolved_at = CASE known.status WHEN 'replayed' THEN NULL ELSE known.resolved_at END
     RETURNING xmax = 0
-""")  # noqa: S608 - a constant
+""")
 
 
 def record_rejected(

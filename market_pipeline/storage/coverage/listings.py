@@ -11,48 +11,48 @@ from market_pipeline.domain.grids import find_grid
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.storage.coverage.ledger import read_coverage, read_never_asked
 from market_pipeline.storage.server.watchdog import allow
-from market_pipeline.storage.tables import SCHEMA, market
+from market_pipeline.storage.tables import market
 
-_COVERAGE = text(f"""
+_COVERAGE = text("""
     SELECT market_id, symbol, provider, interval, first_bar_at, last_bar_at, watermark AS final_to,
-        bars, (SELECT count(*) FROM {SCHEMA}.coverage_hole hole
+        bars, (SELECT count(*) FROM market_data.coverage_hole hole
             WHERE hole.market_id = known.market_id AND hole.interval = known.interval) AS holes,
         refreshed_at
-    FROM {SCHEMA}.market_coverage known JOIN {SCHEMA}.market USING (market_id)
+    FROM market_data.market_coverage known JOIN market_data.market USING (market_id)
     WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
     ORDER BY symbol, provider, interval
-""")  # noqa: S608 - a constant
-_HOLES = text(f"""
+""")
+_HOLES = text("""
     SELECT symbol, provider, interval, starts_at, ends_at, reason, tries, next_check_at, detail
-    FROM {SCHEMA}.coverage_hole JOIN {SCHEMA}.market USING (market_id)
+    FROM market_data.coverage_hole JOIN market_data.market USING (market_id)
     WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
     ORDER BY symbol, provider, interval, starts_at
-""")  # noqa: S608 - a constant
-_VERIFY = text(f"""
+""")
+_VERIFY = text("""
     SELECT symbol, provider, interval,
         known.bars AS bars_in_ledger, count(open_time) AS bars_stored,
         known.first_bar_at AS first_in_ledger, min(open_time) AS first_stored,
         known.last_bar_at AS last_in_ledger, max(open_time) AS last_stored
-    FROM {SCHEMA}.market_coverage known
-    JOIN {SCHEMA}.market USING (market_id)
-    LEFT JOIN {SCHEMA}.market_aggregate bar USING (market_id, interval)
+    FROM market_data.market_coverage known
+    JOIN market_data.market USING (market_id)
+    LEFT JOIN market_data.market_aggregate bar USING (market_id, interval)
     WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
     GROUP BY symbol, provider, interval, known.bars, known.first_bar_at, known.last_bar_at
     HAVING known.bars <> count(open_time) OR known.first_bar_at IS DISTINCT FROM min(open_time)
         OR known.last_bar_at IS DISTINCT FROM max(open_time)
     ORDER BY symbol, provider, interval
-""")  # noqa: S608 - a constant
+""")
 
-_OLDER = text(f"""
+_OLDER = text("""
     SELECT symbol, provider, interval, CAST(older.key AS integer) AS read_by_version,
         known.parsing AS newest_version, min(CAST(span->>0 AS timestamptz)) AS starts_at,
         max(CAST(span->>1 AS timestamptz)) AS ends_at
-    FROM {SCHEMA}.market_coverage known JOIN {SCHEMA}.market USING (market_id),
+    FROM market_data.market_coverage known JOIN market_data.market USING (market_id),
         jsonb_each(older_parsings) older, jsonb_array_elements(older.value) span
     WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
     GROUP BY symbol, provider, interval, older.key, known.parsing
     ORDER BY symbol, provider, interval, older.key
-""")  # noqa: S608 - a constant
+""")
 
 
 def list_older(connection: Connection, market_ids: Sequence[int] | None) -> list[dict[str, Any]]:

@@ -11,26 +11,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from sqlalchemy import Connection
 
 from market_pipeline.storage.bulk.upsert import take_dataset_version
-from market_pipeline.storage.tables import SCHEMA
 
 CHANNEL = "market_data_changed"
 EVERYTHING = "*"
-_STAMP = f"""
-    INSERT INTO {SCHEMA}.market_stamp (scope, version)
-    SELECT DISTINCT provider || ':' || symbol, %(version)s FROM {SCHEMA}.market
+_STAMP = """
+    INSERT INTO market_data.market_stamp (scope, version)
+    SELECT DISTINCT provider || ':' || symbol, %(version)s FROM market_data.market
     WHERE market_id = ANY(%(market_ids)s)
     ON CONFLICT (scope) DO UPDATE SET version = excluded.version
-"""  # noqa: S608 - names of our own tables
+"""
 _STAMP_ALL = f"""
-    INSERT INTO {SCHEMA}.market_stamp (scope, version) VALUES ('{EVERYTHING}', %(version)s)
+    INSERT INTO market_data.market_stamp (scope, version) VALUES ('{EVERYTHING}', %(version)s)
     ON CONFLICT (scope) DO UPDATE SET version = excluded.version
-"""  # noqa: S608 - names of our own tables
+"""
 _NOTIFY = "SELECT pg_notify(%(channel)s, %(version)s::text)"
-_READ = f"SELECT scope, version FROM {SCHEMA}.market_stamp WHERE scope = ANY(%(scopes)s)"  # noqa: S608 - names of our own tables
-_READ_BOTH = f"""SELECT
-    (SELECT coalesce(max(version), 0) FROM {SCHEMA}.market_stamp WHERE scope = ANY(%(scopes)s))
+_READ = "SELECT scope, version FROM market_data.market_stamp WHERE scope = ANY(%(scopes)s)"
+_READ_BOTH = """SELECT
+    (SELECT coalesce(max(version), 0) FROM market_data.market_stamp WHERE scope = ANY(%(scopes)s))
         AS stamp,
-    (SELECT coalesce(max(version), 0) FROM {SCHEMA}.dataset_version) AS newest"""  # noqa: S608 - names of our own tables
+    (SELECT coalesce(max(version), 0) FROM market_data.dataset_version) AS newest"""
 
 
 def stamp_markets(

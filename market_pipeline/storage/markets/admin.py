@@ -16,17 +16,17 @@ from market_pipeline.storage.latest.market_versions import stamp_everything
 from market_pipeline.storage.ledgers import fetch_claim, metadata
 from market_pipeline.storage.runs.claims import renew_claim, show_life, take_claim
 from market_pipeline.storage.server.watchdog import allow
-from market_pipeline.storage.tables import SCHEMA, market
+from market_pipeline.storage.tables import market
 
 PURGE_ROWS = 5_000
 _CLAIM_TTL = timedelta(minutes=10)
-_LIST = text(f"""
+_LIST = text("""
     SELECT symbol, provider, provider_market_id AS id, is_active AS active,
         is_primary AS primary, calendar, coalesce(sum(bars), 0)::bigint AS bars,
         min(first_bar_at) AS first_bar_at, max(watermark) AS final_to
-    FROM {SCHEMA}.market LEFT JOIN {SCHEMA}.market_coverage USING (market_id)
+    FROM market_data.market LEFT JOIN market_data.market_coverage USING (market_id)
     GROUP BY market_id ORDER BY symbol, provider, listed_from
-""")  # noqa: S608 - a constant
+""")
 
 
 def list_markets(connection: Connection) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ def count_rows(connection: Connection, market_id: int) -> dict[str, int]:
     """Return how many rows each table holds of a market, for tables that hold any."""
     counts = {
         table.name: connection.execute(
-            text(f"SELECT count(*) FROM {table.fullname} WHERE {condition}"),  # noqa: S608 - ours
+            text(f"SELECT count(*) FROM {table.fullname} WHERE {condition}"),
             {"market_id": market_id},
         ).scalar_one()
         for table, condition in list_children()
@@ -111,7 +111,7 @@ def list_children() -> list[tuple[Table, str]]:
 @allow("bulk")
 def _delete_rows(engine: Engine, table: Table, condition: str, market_id: int, token: int) -> int:
     statement = text(
-        f"DELETE FROM {table.fullname} WHERE ctid = ANY(ARRAY("  # noqa: S608 - ours
+        f"DELETE FROM {table.fullname} WHERE ctid = ANY(ARRAY("
         f"SELECT ctid FROM {table.fullname} WHERE {condition} LIMIT {PURGE_ROWS}))"
     )
     removed = 0

@@ -21,19 +21,18 @@ from market_pipeline.domain.coverage import (
 )
 from market_pipeline.storage.coverage.listings import list_never_asked
 from market_pipeline.storage.runs.states import read_absent_markets
-from market_pipeline.storage.tables import SCHEMA
 
 MAX_EXAMPLES = 20
-_RECEIPT = text(f"""
+_RECEIPT = text("""
     SELECT receipt.*, symbol, provider
-    FROM {SCHEMA}.ingestion_run_market receipt JOIN {SCHEMA}.market USING (market_id)
+    FROM market_data.ingestion_run_market receipt JOIN market_data.market USING (market_id)
     WHERE receipt.run_id = :run_id ORDER BY symbol, provider
-""")  # noqa: S608 - a constant
-_LAST = text(f"""
-    SELECT run_id FROM {SCHEMA}.ingestion_run run
-    WHERE EXISTS (SELECT FROM {SCHEMA}.ingestion_run_market part WHERE part.run_id = run.run_id)
+""")
+_LAST = text("""
+    SELECT run_id FROM market_data.ingestion_run run
+    WHERE EXISTS (SELECT FROM market_data.ingestion_run_market part WHERE part.run_id = run.run_id)
     ORDER BY started_at DESC LIMIT 1
-""")  # noqa: S608 - a constant
+""")
 # As Hole.is_explained says.
 EXPLAINED = (
     f"(reason IN ('{NO_TRADES}', '{BEFORE_FIRST}', '{AFTER_LAST}') "
@@ -42,23 +41,24 @@ EXPLAINED = (
 # A bar that is known not to exist cannot be late: the last explained hole says up to where.
 COVERAGE = text(f"""
     SELECT market_id, interval, watermark, explained.starts_at, explained.ends_at
-    FROM {SCHEMA}.market_coverage known LEFT JOIN LATERAL (
-        SELECT starts_at, ends_at FROM {SCHEMA}.coverage_hole hole
+    FROM market_data.market_coverage known LEFT JOIN LATERAL (
+        SELECT starts_at, ends_at FROM market_data.coverage_hole hole
         WHERE hole.market_id = known.market_id AND hole.interval = known.interval AND {EXPLAINED}
         ORDER BY starts_at DESC LIMIT 1) explained ON true
     WHERE market_id = ANY(:market_ids)
-""")  # noqa: S608 - constants
+""")
 _HOLES = text(f"""
     SELECT symbol, provider, interval, starts_at, ends_at, reason, tries, count(*) OVER () AS found
-    FROM {SCHEMA}.coverage_hole JOIN {SCHEMA}.market USING (market_id)
+    FROM market_data.coverage_hole JOIN market_data.market USING (market_id)
     WHERE market_id = ANY(:market_ids) AND NOT {EXPLAINED}
     ORDER BY starts_at DESC, market_id, interval LIMIT {MAX_EXAMPLES}
-""")  # noqa: S608 - constants
+""")
 _BARS = text(f"""
     WITH spans AS (
         SELECT market_id, interval,
             unnest(range_agg(tstzrange(first_open_time, last_open_time, '[]'))) AS span
-        FROM {SCHEMA}.ingestion_run_market receipt JOIN {SCHEMA}.dataset_version USING (market_id)
+        FROM market_data.ingestion_run_market receipt
+        JOIN market_data.dataset_version USING (market_id)
         WHERE receipt.run_id = :run_id AND dataset_version.run_id = :run_id
             AND version BETWEEN first_version AND last_version
         GROUP BY market_id, interval),
@@ -66,14 +66,14 @@ _BARS = text(f"""
         SELECT market_id, interval, open_time, count(*) AS copies,
             bool_or((low > 0 AND low <= open AND low <= close AND high >= open AND high >= close
                 AND high < 'Infinity') IS NOT TRUE) AS is_disordered
-        FROM spans JOIN {SCHEMA}.market_aggregate USING (market_id, interval)
+        FROM spans JOIN market_data.market_aggregate USING (market_id, interval)
         WHERE open_time BETWEEN lower(span) AND upper(span)
         GROUP BY market_id, interval, open_time HAVING bool_or(run_id = :run_id))
     SELECT count(*), count(*) FILTER (WHERE copies > 1), count(*) FILTER (WHERE is_disordered),
         (array_agg(to_jsonb(written)) FILTER (WHERE copies > 1))[1:{MAX_EXAMPLES}],
         (array_agg(to_jsonb(written)) FILTER (WHERE is_disordered))[1:{MAX_EXAMPLES}]
     FROM written
-""")  # noqa: S608 - constants
+""")
 
 
 @dataclass(frozen=True, slots=True)

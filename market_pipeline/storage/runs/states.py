@@ -43,7 +43,7 @@ _ABSENT = text(f"""
             WHERE part.run_id = run.run_id AND (named.symbol = asked.symbol
                 OR asked.symbol = ANY(named.former_symbols)))
     ORDER BY place
-""")  # noqa: S608 - names of our own tables
+""")
 
 
 def read_absent_markets(connection: Connection, run_id: UUID) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ def read_revisions(
         WHERE old.market_id = %(market_id)s AND old.interval = %(interval)s
             AND old.open_time BETWEEN %(first)s AND %(last)s
         ORDER BY old.open_time, old.replaced_by_version
-    """  # noqa: S608 - names of our own tables
+    """
     parameters = {"market_id": market_id, "interval": interval, "first": first, "last": last}
     return _list_rows(connection.exec_driver_sql(query, parameters))
 
