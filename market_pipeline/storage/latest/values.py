@@ -7,17 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, TextClause, text
 
 from market_pipeline.storage.latest.market_versions import EVERYTHING
-from market_pipeline.storage.statistics.newest import NEWEST, find_method_in_use
+from market_pipeline.storage.rows import Row, fetch
+from market_pipeline.storage.statistics.series import NEWEST, find_method_in_use
 
-_SNAPSHOT = """
+
+def _select_snapshot(market_id: str) -> str:
+    # A market's newest snapshot.
+    return f"""
     SELECT observed_at, price, change_24h_ratio, volume_24h, market_cap, realised_volatility, roi,
         bars_as_of, reason, fetched_at
-    FROM market_data.market_snapshot WHERE market_id = chosen.market_id
+    FROM market_data.market_snapshot WHERE market_id = {market_id}
     ORDER BY observed_at DESC LIMIT 1
-"""
+    """
+
+
+_NEWEST_SNAPSHOT = text(_select_snapshot(":market_id"))
+_SNAPSHOT = _select_snapshot("chosen.market_id")
+# The newest final bar of each interval of a chosen market.
 _BARS = """
     SELECT bar.* FROM (VALUES ('1h'), ('1d'), ('1w')) lengths ("interval"), LATERAL (
         SELECT bar."interval", open_time, close_time, open, high, low, close, volume, volume_kind,
@@ -41,6 +50,7 @@ _HORIZONS = """
         FROM horizons WHERE horizons.horizon IS NOT NULL
     ) SELECT horizon FROM horizons WHERE horizon IS NOT NULL
 """
+# The newest daily statistics of a chosen market, the shortest horizon first.
 _ROI = f"""
     SELECT statistic.* FROM ({_HORIZONS}) horizons, LATERAL (
         SELECT statistic.horizon, "interval", as_of, method, roi, annualised_return,
@@ -53,9 +63,11 @@ _ROI = f"""
         ORDER BY {NEWEST} LIMIT 1
     ) statistic ORDER BY length(statistic.horizon), statistic.horizon
 """
-_LATEST = f"""
+# The newest values of markets as JSON, each with the stamp that they belong to.
+_LATEST = text(f"""
     WITH wanted AS (
-        SELECT * FROM unnest(%(providers)s::text[], %(symbols)s::text[]) wanted (provider, symbol)
+        SELECT * FROM unnest(CAST(:providers AS text[]), CAST(:symbols AS text[]))
+            wanted (provider, symbol)
     ), chosen AS (
         SELECT DISTINCT ON (provider, symbol) market.* FROM market_data.market
         JOIN wanted USING (provider, symbol)
@@ -74,7 +86,7 @@ _LATEST = f"""
             (SELECT coalesce(json_agg(newest), '[]') FROM ({_ROI}) newest) AS roi
         ) latest) AS body
     FROM chosen ORDER BY symbol, provider
-"""
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +110,17 @@ def read_latest_rows(connection: Connection, markets: Sequence[tuple[str, str]])
 
     A pair that is not stored has no row.
     """
-    rows = connection.exec_driver_sql(*build_latest_query(markets))
+    rows = connection.execute(*build_latest_query(markets))
     return [LatestRow(row.provider, row.symbol, row.version, row.body.encode()) for row in rows]
 
 
-def build_latest_query(markets: Sequence[tuple[str, str]]) -> tuple[str, dict[str, Any]]:
+def build_latest_query(markets: Sequence[tuple[str, str]]) -> tuple[TextClause, dict[str, Any]]:
     """Return the statement and its parameters."""
     providers, symbols = ([pair[at] for pair in markets] for at in (0, 1))
     return _LATEST, {"providers": providers, "symbols": symbols, "method": find_method_in_use()}
 
 
-def read_active_markets(connection: Connection) -> list[tuple[str, str]]:
-    """Return (provider, symbol) of all active markets, by symbol and provider."""
-    query = (
-        "SELECT provider, symbol FROM market_data.market WHERE is_active ORDER BY symbol, provider"
-    )
-    return [(row.provider, row.symbol) for row in connection.exec_driver_sql(query)]
+def read_snapshot(connection: Connection, market_id: int) -> Row | None:
+    """Return a market's newest snapshot."""
+    rows = fetch(connection, _NEWEST_SNAPSHOT, market_id=market_id)
+    return rows[0] if rows else None

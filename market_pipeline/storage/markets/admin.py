@@ -1,14 +1,13 @@
-"""What an operator does to a market as a whole: list, switch off and on, remove for good.
+"""What an operator does to a market as a whole: switch it off and on, remove it for good.
 
-Not here: registering what a run ingests (``ingestion.registration``).
+Not here: registering what a run ingests (``registration``).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Engine, Table, select, text, update
+from sqlalchemy import Connection, Engine, Table, text, update
 
 from market_pipeline.domain.errors import ClaimTimeoutError
 from market_pipeline.storage.bulk.upsert import lock_merges
@@ -20,18 +19,6 @@ from market_pipeline.storage.tables import market
 
 PURGE_ROWS = 5_000
 _CLAIM_TTL = timedelta(minutes=10)
-_LIST = text("""
-    SELECT symbol, provider, provider_market_id AS id, is_active AS active,
-        is_primary AS primary, calendar, coalesce(sum(bars), 0)::bigint AS bars,
-        min(first_bar_at) AS first_bar_at, max(watermark) AS final_to
-    FROM market_data.market LEFT JOIN market_data.market_coverage USING (market_id)
-    GROUP BY market_id ORDER BY symbol, provider, listed_from
-""")
-
-
-def list_markets(connection: Connection) -> list[dict[str, Any]]:
-    """Return one row for each market; ``bars`` and times are the coverage ledger's (UTC)."""
-    return [dict(row) for row in connection.execute(_LIST).mappings()]
 
 
 def set_active(engine: Engine, market_ids: Sequence[int], is_active: bool) -> int:
@@ -47,12 +34,6 @@ def set_active(engine: Engine, market_ids: Sequence[int], is_active: bool) -> in
         if changed:
             stamp_everything(connection)
         return changed
-
-
-def read_facts(connection: Connection, market_id: int) -> Mapping[str, Any]:
-    """Return a market's row."""
-    row = connection.execute(select(market).where(market.c.market_id == market_id))
-    return dict(row.mappings().one())
 
 
 def count_rows(connection: Connection, market_id: int) -> dict[str, int]:

@@ -11,7 +11,7 @@ _COLUMNS = {"session_date": TIME, "open_time": TIME, "close_time": TIME}
 
 _KEPT = """SELECT session_date::timestamp AT TIME ZONE 'UTC' AS session_date, open_time, close_time
     FROM market_data.trading_session
-    WHERE calendar = %(calendar)s AND source = %(source)s
+    WHERE calendar = :calendar AND source = :source
     ORDER BY session_date"""
 
 
