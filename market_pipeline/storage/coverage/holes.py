@@ -1,4 +1,4 @@
-"""Holes: missing spans of a market and interval; which are explained, and which do not heal.
+"""Holes: missing spans of a market and interval, explained or not, and those that stay.
 
 Not here: when a hole opens and closes (``ledger``).
 """

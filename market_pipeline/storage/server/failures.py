@@ -1,4 +1,4 @@
-"""What went wrong in the database, in one sentence: the cause and the cure.
+"""Failures of the database in one sentence: the cause and what to do.
 
 An engine of ours (``server.engine``) raises an operational error as :class:`DatabaseFailedError`,
 which is SQLAlchemy's own ``OperationalError`` with these words instead of a statement and a link.
