@@ -139,9 +139,7 @@ def test_the_architecture_page_names_files_that_exist() -> None:
     assert [path for path in paths if not (ROOT / "market_pipeline" / path).exists()] == []
 
 
-@pytest.mark.parametrize(
-    "file", sorted((ROOT / "market_pipeline").rglob("*.py")), ids=lambda file: name_page(file)
-)
+@pytest.mark.parametrize("file", sorted((ROOT / "market_pipeline").rglob("*.py")), ids=name_page)
 def test_a_module_says_what_it_is(file: Path) -> None:
     """Its docstring begins with a thing or an action, not with the question that it answers."""
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
