@@ -85,7 +85,7 @@ def read_run_holes(connection: Connection, run_id: UUID, count: int) -> list[Row
 
 
 def read_lasting_holes(connection: Connection, before: datetime) -> list[Row]:
-    """Return ``name``, ``holes`` and a ``reason`` of active markets with holes that do not heal.
+    """Return ``name``, ``holes`` and a ``reason`` of active markets with holes that stay.
 
     Args:
         connection: Any.

@@ -162,7 +162,7 @@ class Watchdog:
 
     def _explain(self, call: _Call, now: float) -> str:
         if now < self._ends_until:
-            return "PostgreSQL had not answered yet when this process was told to end"
+            return "PostgreSQL had not answered when this process was stopped"
         return f"PostgreSQL did not answer for {call.seconds:g} s"
 
     def _wake(self) -> None:
