@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 from market_pipeline.api.child_runs import ChildRuns
 from market_pipeline.api.dagster_client import DagsterClient, RunState, WebserverMissingError
 from market_pipeline.api.problems import ProblemError
-from market_pipeline.storage.queries import read_run_end
 from market_pipeline.storage.runs.claims import find_living
+from market_pipeline.storage.runs.receipts import read_run_end
 
 MAX_QUEUED_RUNS = 25
 _QUEUE_RETRY_SECONDS = 30

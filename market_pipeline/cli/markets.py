@@ -44,10 +44,10 @@ def markets() -> None:
 @AS_JSON
 def list_markets(as_json: bool) -> None:
     """List stored markets, and those of INGESTION_MARKETS that no run has stored yet."""
-    from market_pipeline.storage.markets import admin
+    from market_pipeline.storage.markets.listings import list_markets
 
     with open_database() as engine, engine.connect() as connection:
-        rows = admin.list_markets(connection)
+        rows = list_markets(connection)
     wanted = read_ingestion_defaults().symbols
     stored = {row["symbol"] for row in rows}
     told = [{**row, "ingested": row["active"] and row["symbol"] in wanted} for row in rows]
@@ -69,9 +69,9 @@ def add(symbol: str, provider: str | None) -> None:
     A market that was deactivated is ingested again. No provider is asked: its catalogue decides.
     """
     from market_pipeline.domain.symbols import parse_symbols
-    from market_pipeline.ingestion.registration import activate_market
     from market_pipeline.providers.registry import route_markets
     from market_pipeline.settings import parse_provider_names
+    from market_pipeline.storage.markets.registration import activate_market
 
     defaults = read_ingestion_defaults()
     names = parse_provider_names(provider) if provider else defaults.providers

@@ -128,9 +128,9 @@ def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_jso
     """
     from market_pipeline.cli.database import open_database
     from market_pipeline.readers.questions import find_market_ids
+    from market_pipeline.storage.coverage.holes import list_holes
     from market_pipeline.storage.coverage.listings import (
         list_coverage,
-        list_holes,
         list_never_asked,
         list_older,
         verify_bars,
@@ -207,7 +207,7 @@ def _estimate(given: Mapping[str, Any]) -> "tuple[Sequence[ProviderEstimate], Ma
     from market_pipeline.cli.checking import route_request
     from market_pipeline.cli.database import open_database
     from market_pipeline.ingestion.estimate import estimate_request
-    from market_pipeline.ingestion.registration import keep_active
+    from market_pipeline.ingestion.request import keep_active
 
     request, routing = route_request(given)
     with open_database() as engine, engine.connect() as connection:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from market_pipeline.cli.database import open_database
-from market_pipeline.storage.queries import count_received
+from market_pipeline.storage.runs.receipts import count_received
 
 PERIOD_SECONDS = 0.3
 

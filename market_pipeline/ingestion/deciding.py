@@ -17,7 +17,7 @@ from market_pipeline.domain.differences import multiply_bars
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.sessions import EPOCH
-from market_pipeline.ingestion.quarantine import add_written, describe_run, read_market
+from market_pipeline.ingestion.quarantine import add_written, describe_run
 from market_pipeline.ingestion.receipts import begin_receipt
 from market_pipeline.ingestion.suspecting import tell_suspicions
 from market_pipeline.ingestion.write import BarWriteResult, write_market_bars
@@ -27,7 +27,8 @@ from market_pipeline.storage.bars.events import (
     read_event,
     resolve_event,
 )
-from market_pipeline.storage.queries import read_bars
+from market_pipeline.storage.bars.stored import read_bars
+from market_pipeline.storage.markets.lookup import read_market
 from market_pipeline.storage.runs.claims import (
     hold_claim,
     release_run_claims,
@@ -113,7 +114,7 @@ def _confirm(connection: Connection, event_id: int, run_id: UUID, now: datetime)
     market_id, ratio = event["market_id"], event["ratio"]
     bars = _read_earlier(connection, event)
     volume_ratio = 1 / ratio if (bars["volume_kind"] == _SHARES).all() else None
-    one = read_market(connection, market_id)
+    one = read_market(connection, market_id).record
     run = describe_run(run_id, TRIGGER, one, bars, now)
     begin_receipt(connection, run)
     rows = multiply_bars(bars, ratio, volume_ratio)

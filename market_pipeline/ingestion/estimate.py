@@ -19,9 +19,8 @@ from market_pipeline.ingestion.planning import MarketPlan, plan_market
 from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.providers.registry import load_provider
 from market_pipeline.storage.bars.events import read_differences
-from market_pipeline.storage.bars.history import read_every_market
 from market_pipeline.storage.coverage.ledger import read_coverage
-from market_pipeline.storage.queries import read_markets
+from market_pipeline.storage.markets.lookup import read_every_market, read_markets
 from market_pipeline.storage.runs.budget import read_budget_limits
 
 

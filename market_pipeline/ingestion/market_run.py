@@ -19,13 +19,13 @@ from market_pipeline.domain.planning import RETRY, VERIFY, FetchRequest
 from market_pipeline.ingestion.batches import BarBatch, Progress
 from market_pipeline.ingestion.fetching import BarPage, fetch_page, leave_older_bars
 from market_pipeline.ingestion.planning import plan_market
-from market_pipeline.ingestion.registration import ensure_market
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.tracing import DifferenceWatch
 from market_pipeline.observability.logs import get_logger
 from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
 from market_pipeline.storage.bars.events import read_difference
 from market_pipeline.storage.coverage.ledger import read_coverage
+from market_pipeline.storage.markets.registration import ensure_market
 from market_pipeline.storage.runs.budget import count_verifications_left, note_verifications
 from market_pipeline.storage.runs.claims import renew_claim, wait_for_claim
 

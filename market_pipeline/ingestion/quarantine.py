@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pandas as pd
-from sqlalchemy import Connection, Engine, select, tuple_
+from sqlalchemy import Connection, Engine
 
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.errors import ClaimTimeoutError, PipelineError, SupersededError
@@ -44,15 +44,16 @@ from market_pipeline.ingestion.write import (
 from market_pipeline.observability.logs import get_logger
 from market_pipeline.storage.bars.events import read_restated_rows
 from market_pipeline.storage.bars.quarantine import parse_payloads, read_quarantine, resolve_rows
+from market_pipeline.storage.bars.stored import read_bars_of_keys
 from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
-from market_pipeline.storage.queries import read_frame
+from market_pipeline.storage.markets.lookup import read_market
 from market_pipeline.storage.runs.claims import (
     hold_claim,
     release_run_claims,
     show_life,
     wait_for_claim,
 )
-from market_pipeline.storage.tables import market, market_aggregate
+from market_pipeline.storage.tables import market_aggregate
 
 logger = get_logger(__name__)
 TRIGGER = "replay"
@@ -60,10 +61,6 @@ BEFORE_SPLIT = "before_split"
 CLAIM_TIME = timedelta(minutes=2)
 CLAIM_PATIENCE = timedelta(minutes=1)
 _STORED = 0  # No row of the quarantine has this id.
-_MARKET_COLUMNS = (
-    "provider", "symbol", "provider_market_id", "name", "base", "quote", "venue", "calendar",
-    "price_basis",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +181,7 @@ def _replay_market(
         try:
             with engine.begin() as connection:
                 hold_claim(connection, market_id, token)
-                one = read_market(connection, market_id)
+                one = read_market(connection, market_id).record
                 refused, good = _judge(connection, one, market_id, rows, now)
                 kept = sorted(set(rows["row_id"]) - refused.keys())
                 if kept:
@@ -194,14 +191,6 @@ def _replay_market(
         finally:
             release_run_claims(engine, run_id)
     return Replay(run_id, tuple(kept), refused)
-
-
-def read_market(connection: Connection, market_id: int) -> Market:
-    """Return a stored market as its record."""
-    query = select(market).where(market.c.market_id == market_id)
-    row = connection.execute(query).mappings().one()
-    intervals = tuple(Interval(name) for name in row["intervals"])
-    return Market(**{name: row[name] for name in _MARKET_COLUMNS}, intervals=intervals)
 
 
 def _judge(
@@ -231,11 +220,8 @@ def _read_stored(connection: Connection, market_id: int, bars: pd.DataFrame) -> 
     """Return the stored bars that have the key of one of the bars."""
     timed = bars[bars["open_time"].between(EPOCH, LAST_DAY)]
     keys = list(zip(timed["interval"], timed["open_time"].dt.to_pydatetime(), strict=True))
-    columns = market_aggregate.c
-    query = select(*(columns[name] for name in BAR_COLUMNS)).where(
-        columns.market_id == market_id, tuple_(columns.interval, columns.open_time).in_(keys)
-    )
-    return read_frame(connection, query).astype(dict(BAR_DTYPES)).assign(row_id=_STORED)
+    stored = read_bars_of_keys(connection, market_id, keys)
+    return stored.astype(dict(BAR_DTYPES)).assign(row_id=_STORED)
 
 
 def describe_run(run_id: UUID, trigger: str, one: Market, good: pd.DataFrame, now: datetime) -> Run:

@@ -33,14 +33,14 @@ from market_pipeline.ingestion.market_run import (
     MOST_FAILURES,
 )
 from market_pipeline.ingestion.receipts import Run, begin_receipt
-from market_pipeline.ingestion.registration import register_markets
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.stream import make_gate
 from market_pipeline.ingestion.write import BatchResult, write_batch
 from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
+from market_pipeline.storage.bars.stored import read_bars
 from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
-from market_pipeline.storage.markets.admin import read_facts
-from market_pipeline.storage.queries import read_bars
+from market_pipeline.storage.markets.lookup import read_market
+from market_pipeline.storage.markets.registration import register_markets
 from market_pipeline.storage.runs.claims import (
     hold_claim,
     release_run_claims,
@@ -126,14 +126,14 @@ def plan_market_reload(
 def _find_changed_facts(
     connection: Connection, route: Route, market_id: int
 ) -> dict[str, tuple[str, str]]:
-    stored = read_facts(connection, market_id)
-    if not stored["is_active"]:
+    stored = read_market(connection, market_id)
+    if not stored.is_active:
         raise PipelineError(
             f"{route[1].provider}:{route[1].symbol} is deactivated: `market-pipeline markets add` "
             "takes it back first"
         )
-    told = {name: str(getattr(route[1], name)) for name in FACTS}
-    return {name: (stored[name], told[name]) for name in FACTS if stored[name] != told[name]}
+    facts = {name: (getattr(stored.record, name), getattr(route[1], name)) for name in FACTS}
+    return {name: pair for name, pair in facts.items() if pair[0] != pair[1]}
 
 
 def _plan_part(

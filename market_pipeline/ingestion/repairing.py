@@ -31,7 +31,7 @@ from market_pipeline.domain.records import Window
 from market_pipeline.domain.settling import find_inside
 from market_pipeline.ingestion.planning import find_earliest, find_left
 from market_pipeline.ingestion.request import Request, Route
-from market_pipeline.storage.queries import read_versioned_bars
+from market_pipeline.storage.bars.stored import read_versioned_bars
 
 REPAIRED, MULTIPLIED = "repaired", "multiplied"
 Coverages = Mapping[Interval, Coverage]

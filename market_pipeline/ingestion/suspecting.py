@@ -26,7 +26,7 @@ from market_pipeline.storage.bars.events import (
     read_suspicions,
     resolve_event,
 )
-from market_pipeline.storage.queries import read_bars
+from market_pipeline.storage.bars.stored import read_bars
 
 UNADJUSTED = "unadjusted"
 # As many days as a median needs, and more than a calendar is ever closed.

@@ -47,7 +47,7 @@ from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.planning import find_earliest, plan_reloads
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.storage.bars.events import OpenDifference
-from market_pipeline.storage.queries import read_bars
+from market_pipeline.storage.bars.stored import read_bars
 
 MOST_TRACES = 200
 """The most pages of a run: a provider that says something else each time would have no end."""

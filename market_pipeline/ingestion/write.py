@@ -47,7 +47,6 @@ from market_pipeline.ingestion.receipts import (
     describe_stop,
     shorten_reason,
 )
-from market_pipeline.ingestion.registration import ensure_market, register_markets
 from market_pipeline.ingestion.repairing import (
     Ending,
     describe_bars,
@@ -79,6 +78,7 @@ from market_pipeline.storage.bulk.upsert import (
 from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
 from market_pipeline.storage.latest.market_versions import stamp_markets
 from market_pipeline.storage.ledgers import dataset_version
+from market_pipeline.storage.markets.registration import ensure_market, register_markets
 from market_pipeline.storage.runs.claims import hold_claim, release_claim
 from market_pipeline.storage.tables import market, market_aggregate
 

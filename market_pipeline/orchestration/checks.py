@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 import dagster as dg
-import pandas as pd
 
 from market_pipeline.domain.withholding import NEVER_ASKED
 from market_pipeline.ingestion.freshness import find_delays, index_coverage
@@ -52,10 +51,10 @@ class Verdict:
 def judge_completeness(case: Case) -> Verdict:
     """Every market of the run gave all its bars; a short one makes the outcome partial."""
     receipt = case.evidence.receipt
-    short = receipt[receipt["outcome"] != "ok"]
     lines = [
         {**_name(row), "outcome": row["outcome"], "reason": str(row["reason"])}
-        for row in _list_rows(short)
+        for row in receipt
+        if row["outcome"] != "ok"
     ]
     absent = case.evidence.absent
     lines += [
@@ -75,8 +74,8 @@ def judge_freshness(case: Case) -> Verdict:
 
     A bar that the provider is known not to have is not waited for.
     """
-    ids = {(row["provider"], row["symbol"]): row["market_id"] for row in _list(case)}
-    known = index_coverage(_list_rows(case.evidence.coverage))
+    ids = {(row["provider"], row["symbol"]): row["market_id"] for row in case.evidence.receipt}
+    known = index_coverage(case.evidence.coverage)
     request = case.request
     late = [
         {
@@ -102,7 +101,7 @@ def judge_holes(case: Case) -> Verdict:
     Time between settled spans that nobody asked for is missing too: `market-pipeline coverage` says
     what fills it.
     """
-    holes, never = _list_rows(case.evidence.holes), case.evidence.never_asked
+    holes, never = case.evidence.holes, case.evidence.never_asked
     lines = [_describe_span(row, row["reason"], row["tries"]) for row in holes]
     lines += [_describe_span(row, NEVER_ASKED, 0) for row in never]
     found = holes[0]["found"] if holes else 0
@@ -135,7 +134,7 @@ def judge_order(case: Case) -> Verdict:
 
 
 def _locate(case: Case, examples: Sequence[Mapping[str, Any]], *columns: str) -> list[Line]:
-    names = {row["market_id"]: _name(row) for row in _list(case)}
+    names = {row["market_id"]: _name(row) for row in case.evidence.receipt}
     return [
         {
             **names[one["market_id"]],
@@ -149,13 +148,15 @@ def _locate(case: Case, examples: Sequence[Mapping[str, Any]], *columns: str) ->
 
 def judge_spikes(case: Case) -> Verdict:
     """No bar jumps beyond ten robust standard deviations and 15 %; those that do are stored."""
-    lines = [{**_name(row), "spikes": row["spikes"]} for row in _list(case) if row["spikes"]]
+    lines = [
+        {**_name(row), "spikes": row["spikes"]} for row in case.evidence.receipt if row["spikes"]
+    ]
     return Verdict({"spikes": sum(line["spikes"] for line in lines)}, lines)
 
 
 def judge_quarantine(case: Case) -> Verdict:
     """Of no market's bars more than 1 % are impossible; they are in the quarantine, not stored."""
-    rows = _list(case)
+    rows = case.evidence.receipt
     lines = [
         {**_name(row), "received": row["received"], "quarantined": row["quarantined"]}
         for row in rows
@@ -226,14 +227,6 @@ def _build_result(
         severity=severity.ERROR if key.name in BLOCKING else severity.WARN,
         metadata=metadata,
     )
-
-
-def _list(case: Case) -> list[dict[Any, Any]]:
-    return _list_rows(case.evidence.receipt)
-
-
-def _list_rows(frame: pd.DataFrame) -> list[dict[Any, Any]]:
-    return frame.to_dict("records")
 
 
 def _name(row: Mapping[Any, Any]) -> Line:

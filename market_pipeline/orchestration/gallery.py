@@ -24,7 +24,7 @@ from market_pipeline.orchestration.pictures import (
     draw_prices,
 )
 from market_pipeline.storage.coverage.ledger import read_coverage
-from market_pipeline.storage.runs.write_facts import has_new_final_days
+from market_pipeline.storage.runs.evidence import has_new_final_days
 
 
 @dataclass(frozen=True, slots=True)

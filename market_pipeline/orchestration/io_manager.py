@@ -3,7 +3,7 @@
 Not here: the transactions (``ingestion.write``), what the UI is told (``report``).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -49,6 +49,7 @@ from market_pipeline.orchestration.resources import (
     find_routes,
 )
 from market_pipeline.storage.bulk.upsert import WriteCounts
+from market_pipeline.storage.markets.registration import register_markets
 from market_pipeline.storage.statistics.computed_inputs import write_fingerprints
 from market_pipeline.storage.tables import SCHEMA, market_aggregate
 from market_pipeline.storage.tables import metadata as tables
@@ -93,6 +94,8 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     def _read_for(self, run: Run) -> MarketReader:
         if run.run_id not in self._readers:
             routes = find_routes(self.providers, self.database, run)
+            # So that any asset can be materialised first.
+            _register(self.database.engine, run, routes)
             self._readers[run.run_id] = MarketReader(self.database.engine, run.request, routes)
         return self._readers[run.run_id]
 
@@ -172,6 +175,13 @@ class PostgresIOManager(dg.ConfigurableIOManager):
 def find_table(key: dg.AssetKey) -> Table:
     """Return the table of an asset: assets are named like their tables, in the plural."""
     return tables.tables[f"{SCHEMA}.{key.path[-1].removesuffix('s')}"]
+
+
+def _register(engine: Engine, run: Run, routes: Sequence[Route]) -> None:
+    """Store those of a run's markets that no run has stored yet."""
+    listed = [market for _, market in routes]
+    with engine.begin() as connection:
+        register_markets(connection, listed, run.request.is_default_routing)
 
 
 def _drain(

@@ -18,7 +18,7 @@ from market_pipeline.ingestion.batches import BarBatch, Progress
 from market_pipeline.ingestion.stream import MarketStopped
 from market_pipeline.ingestion.write import BatchResult
 from market_pipeline.storage.bulk.upsert import WriteCounts
-from market_pipeline.storage.runs.write_facts import count_rows, read_relation_name
+from market_pipeline.storage.runs.evidence import count_rows, read_relation_name
 
 MAX_LINES = 20
 _OUTCOMES = ("failed", "partial", "ok")

@@ -21,8 +21,7 @@ from market_pipeline.alerting.raising import Finding, clear_member, report
 from market_pipeline.alerting.receivers import call_heartbeat
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.triggers import find_trigger
-from market_pipeline.ingestion.registration import keep_active
-from market_pipeline.ingestion.request import Route, build_request
+from market_pipeline.ingestion.request import Route, build_request, keep_active
 from market_pipeline.ingestion.watching import watch
 from market_pipeline.orchestration.automation import find_last_ticks, is_schedule_on
 from market_pipeline.orchestration.causes import Cause, find_cause
@@ -30,7 +29,7 @@ from market_pipeline.orchestration.dead_runs import Look, end_dead_runs
 from market_pipeline.orchestration.executor import close_dead_receipts, close_receipt
 from market_pipeline.orchestration.resources import Providers
 from market_pipeline.storage.alerts.outbox import has_alert_of_run
-from market_pipeline.storage.queries import read_run_outcome
+from market_pipeline.storage.runs.receipts import read_run_outcome
 from market_pipeline.storage.server.database import open_database
 
 _DELIVERY_SECONDS = 40.0

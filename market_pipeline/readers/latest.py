@@ -23,9 +23,9 @@ from market_pipeline.readers.questions import find_named_markets
 from market_pipeline.storage.latest.market_versions import read_stamps
 from market_pipeline.storage.latest.values import (
     LatestRow,
-    read_active_markets,
     read_latest_rows,
 )
+from market_pipeline.storage.markets.lookup import read_active_markets
 
 Source: TypeAlias = Literal["cache", "database"]
 Pair: TypeAlias = tuple[str, str]
@@ -142,7 +142,8 @@ def _read(connection: Connection, names: Sequence[str] | None, cache: Cache | No
 def _find_meant(connection: Connection, names: Sequence[str] | None) -> dict[str, list[Pair]]:
     """Return the markets that each name means."""
     if names is None:
-        return {_ALL: read_active_markets(connection)}
+        active = read_active_markets(connection)
+        return {_ALL: [(row["provider"], row["symbol"]) for row in active]}
     return {
         name: [(one.record.provider, one.record.symbol)]
         for name, one in find_named_markets(connection, names).items()

@@ -29,7 +29,7 @@ from market_pipeline.orchestration.computing import (
 )
 from market_pipeline.settings import StatisticsSettings
 from market_pipeline.storage.bars.history import BarSpan, read_bars_at_version
-from market_pipeline.storage.queries import read_frame
+from market_pipeline.storage.rows import read_frame
 from market_pipeline.storage.statistics.computed_inputs import write_fingerprints
 from market_pipeline.storage.tables import (
     market,

@@ -159,7 +159,7 @@ def test_every_part_is_found_by_index(stored: Engine) -> None:
     with stored.connect() as connection:
         connection.execute(text("SET LOCAL enable_seqscan = off"))
         query, parameters = build_latest_query([("mock", "BTC-USD")])
-        plan = connection.exec_driver_sql(f"EXPLAIN (FORMAT json) {query}", parameters).scalar_one()
+        plan = connection.execute(text(f"EXPLAIN (FORMAT json) {query}"), parameters).scalar_one()
     nodes = list(walk(plan[0]["Plan"]))
     for table in ("market_aggregate", "market_snapshot", "market_roi_statistic"):
         kinds = {node["Node Type"] for node in nodes if node.get("Relation Name") == table}

@@ -20,8 +20,9 @@ from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.settings import SEVERITIES
 from market_pipeline.storage.alerts.outbox import read_alerts
 from market_pipeline.storage.bars.history import read_newest_version
-from market_pipeline.storage.page_queries import read_overview, read_sparks
-from market_pipeline.storage.page_run_queries import read_run_totals
+from market_pipeline.storage.bars.stored import read_sparks
+from market_pipeline.storage.markets.listings import read_overview
+from market_pipeline.storage.runs.receipts import read_run_totals
 
 router = APIRouter(include_in_schema=False)
 PAGE_ROWS = 100

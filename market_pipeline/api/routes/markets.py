@@ -19,7 +19,7 @@ from market_pipeline.readers.latest import fetch_latest
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.storage.latest.market_versions import EVERYTHING, read_stamp
-from market_pipeline.storage.queries import read_market_list
+from market_pipeline.storage.markets.listings import read_market_list
 
 router = APIRouter(prefix="/api", tags=["read"])
 

@@ -20,8 +20,7 @@ from market_pipeline.api.services import Services, get_services
 from market_pipeline.observability import run_metrics
 from market_pipeline.observability.metrics import Metric, Sample, collect, gauge
 from market_pipeline.settings import read_ingestion_defaults
-from market_pipeline.storage.alerts.metric_totals import read_totals
-from market_pipeline.storage.metric_queries import LAST_SUCCESS, read_gauges
+from market_pipeline.storage.alerts.metrics import LAST_SUCCESS, read_gauges, read_totals
 
 router = APIRouter(tags=["metrics"])
 DATABASE_UP = gauge("database_up", "Whether the database answers")

@@ -13,24 +13,24 @@ from sqlalchemy import Connection, Row, delete, or_, select, text, tuple_, updat
 from sqlalchemy.dialects.postgresql import insert
 
 from market_pipeline.storage.ledgers import alert, alert_delivery
-from market_pipeline.storage.tables import SCHEMA, market
+from market_pipeline.storage.tables import market
 
 NOT_ADDRESSED = ""
 GONE = "gone"
 _WAITING = (alert_delivery.c.sent_at.is_(None), alert_delivery.c.given_up_at.is_(None))
-_LAST_WORDS = text(f"""
-    SELECT DISTINCT ON (receiver) receiver, error FROM {SCHEMA}.alert_delivery
+_LAST_WORDS = text("""
+    SELECT DISTINCT ON (receiver) receiver, error FROM market_data.alert_delivery
     WHERE coalesce(sent_at, given_up_at) IS NOT NULL
     ORDER BY receiver, coalesce(sent_at, given_up_at) DESC
-""")  # noqa: S608 - a constant
+""")
 # What waits for other receivers is other processes' work and trouble.
 _STATE = text(f"""
     SELECT count(*) FILTER (WHERE sent_at IS NULL AND given_up_at IS NULL) AS pending,
         min(created_at) FILTER (WHERE sent_at IS NULL AND given_up_at IS NULL) AS oldest_pending,
         max(sent_at) AS last_sent,
         count(*) FILTER (WHERE given_up_at > :since AND receiver <> '{NOT_ADDRESSED}') AS given_up
-    FROM {SCHEMA}.alert_delivery WHERE receiver = '{NOT_ADDRESSED}' OR receiver = ANY(:receivers)
-""")  # noqa: S608 - constants
+    FROM market_data.alert_delivery WHERE receiver = '{NOT_ADDRESSED}' OR receiver = ANY(:receivers)
+""")
 
 
 def find_open(connection: Connection, fingerprints: Collection[str]) -> dict[str, Row[Any]]:

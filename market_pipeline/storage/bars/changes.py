@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
-from market_pipeline.storage.ledgers import dataset_version
-from market_pipeline.storage.tables import market, market_aggregate, market_aggregate_revision
+from market_pipeline.storage.rows import fetch
 
 _VALUES = (
     "close_time", "open", "high", "low", "close", "volume", "volume_kind", "trades", "source_kind",
@@ -48,35 +47,36 @@ def read_changed_bars(
         "market_ids": None if market_ids is None else list(market_ids),
         "limit": limit,
     }
-    rows = [dict(row) for row in connection.exec_driver_sql(_build_query(), parameters).mappings()]
-    total = max([row.pop("total") for row in rows], default=0)
-    return Changes(total, tuple(rows))
+    rows = fetch(connection, text(_build_query()), **parameters)
+    total = rows[0]["total"] if rows else 0
+    return Changes(total, tuple({k: v for k, v in row.items() if k != "total"} for row in rows))
 
 
 def _build_query() -> str:
     is_other = {name: f"old.{name} IS DISTINCT FROM bar.{name}" for name in _VALUES}
     names = ", ".join(f"CASE WHEN {test} THEN '{name}' END" for name, test in is_other.items())
+    # The final bars that differ between two versions, with their old and new values.
     return f"""
         WITH batch AS (
-            SELECT * FROM {dataset_version} WHERE version > %(older)s AND version <= %(newer)s
-            AND (%(market_ids)s::bigint[] IS NULL OR market_id = ANY(%(market_ids)s::bigint[]))
+            SELECT * FROM market_data.dataset_version WHERE version > :older AND version <= :newer
+            AND (CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids))
         ), bar AS (
-            {_select_written(market_aggregate.fullname)}
+            {_select_written("market_data.market_aggregate")}
             UNION ALL
-            {_select_written(market_aggregate_revision.fullname)}
-                AND bar.replaced_by_version > %(newer)s
+            {_select_written("market_data.market_aggregate_revision")}
+                AND bar.replaced_by_version > :newer
         )
         SELECT symbol, provider, bar.interval, bar.open_time,
             CASE WHEN old.market_id IS NULL THEN 'new' ELSE concat_ws(', ', {names}) END AS changed,
             old.close AS old_close, bar.close, old.volume AS old_volume, bar.volume,
             bar.dataset_version AS version, bar.known_at, bar.run_id, count(*) OVER () AS total
-        FROM bar JOIN {market} USING (market_id)
-        LEFT JOIN {market_aggregate_revision} old ON old.market_id = bar.market_id
+        FROM bar JOIN market_data.market USING (market_id)
+        LEFT JOIN market_data.market_aggregate_revision old ON old.market_id = bar.market_id
             AND old.interval = bar.interval AND old.open_time = bar.open_time
-            AND old.dataset_version <= %(older)s AND old.replaced_by_version > %(older)s
+            AND old.dataset_version <= :older AND old.replaced_by_version > :older
         WHERE old.market_id IS NULL OR {" OR ".join(is_other.values())}
-        ORDER BY symbol, provider, bar.interval, bar.open_time LIMIT %(limit)s
-    """  # noqa: S608 - names of our own tables
+        ORDER BY symbol, provider, bar.interval, bar.open_time LIMIT :limit
+    """
 
 
 def _select_written(table: str) -> str:
@@ -95,4 +95,4 @@ def _select_written(table: str) -> str:
         FROM batch JOIN {table} bar ON bar.market_id = batch.market_id
             AND bar.interval = batch.interval AND bar.dataset_version = batch.version
             AND bar.open_time BETWEEN batch.first_open_time AND batch.last_open_time
-        WHERE bar.is_final"""  # noqa: S608 - names of our own tables
+        WHERE bar.is_final"""

@@ -25,7 +25,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.splits import Jump
 from market_pipeline.storage.ledgers import dataset_version, market_event
-from market_pipeline.storage.tables import SCHEMA, market
+from market_pipeline.storage.tables import market
 
 DIFFERENCE, SUSPECTED_SPLIT, SPLIT = "difference", "suspected_split", "split"
 _IS_OPEN = market_event.c.resolved_at.is_(None)
@@ -46,8 +46,8 @@ _ALL = (
 
 
 _RESTATED = text(f"""
-    SELECT row_id, max(detected_at) AS at FROM {SCHEMA}.quarantined_row one
-    JOIN {SCHEMA}.market_event event USING (market_id)
+    SELECT row_id, max(detected_at) AS at FROM market_data.quarantined_row one
+    JOIN market_data.market_event event USING (market_id)
     WHERE row_id = ANY(:row_ids) AND one.last_seen_at < event.detected_at
         AND CASE kind WHEN '{SUSPECTED_SPLIT}'
             THEN resolution = 'confirmed' AND coalesce(open_time < starts_at, true)
@@ -55,7 +55,7 @@ _RESTATED = text(f"""
                 AND coalesce(open_time >= starts_at, true)
                 AND coalesce(open_time < ends_at, true) END
     GROUP BY row_id
-""")  # noqa: S608 - constants
+""")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,54 +11,57 @@ from datetime import datetime
 from typing import Any
 
 import pandas as pd
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.returns import find_reach
+from market_pipeline.storage.bars.stored import FINAL_COLUMNS
 from market_pipeline.storage.bulk.copy_out import INTEGER, TIME, read_copied
-from market_pipeline.storage.queries import FINAL_COLUMNS
-from market_pipeline.storage.tables import market_aggregate
 
-_BARS = market_aggregate.fullname
 _NEWER_COLUMNS = {
     "market_id": INTEGER, "open_time": TIME, "close_time": TIME, "dataset_version": INTEGER,
 }  # fmt: skip
-_LAST = f"""
+# The last final bar of each market that closes by its time.
+_LAST = text("""
     SELECT wanted.market_id, last.open_time
-    FROM unnest(%(market_ids)s::bigint[], %(closed_by)s::timestamptz[])
+    FROM unnest(CAST(:market_ids AS bigint[]), CAST(:closed_by AS timestamptz[]))
         AS wanted (market_id, closed_by)
     CROSS JOIN LATERAL (
-        SELECT open_time FROM {_BARS} bar
-        WHERE bar.market_id = wanted.market_id AND bar."interval" = %(interval)s AND bar.is_final
+        SELECT open_time FROM market_data.market_aggregate bar
+        WHERE bar.market_id = wanted.market_id AND bar."interval" = :interval AND bar.is_final
             AND (wanted.closed_by IS NULL OR bar.close_time <= wanted.closed_by)
         ORDER BY open_time DESC LIMIT 1
     ) last
-"""  # noqa: S608 - names of our own tables
+""")
+# The last open_time at which both markets of a pair have a final bar.
 # From the earlier of both ends back: mostly the first bar that is looked at has its partner.
-_LAST_JOINED = f"""
+_LAST_JOINED = text("""
     SELECT pair.base, pair.quote, joined.open_time
-    FROM unnest(%(bases)s::bigint[], %(quotes)s::bigint[], %(ends)s::timestamptz[])
+    FROM unnest(CAST(:bases AS bigint[]), CAST(:quotes AS bigint[]), CAST(:ends AS timestamptz[]))
         AS pair (base, quote, "end")
     CROSS JOIN LATERAL (
-        SELECT one.open_time FROM {_BARS} one JOIN {_BARS} two USING ("interval", open_time)
+        SELECT one.open_time FROM market_data.market_aggregate one
+        JOIN market_data.market_aggregate two USING ("interval", open_time)
         WHERE one.market_id = pair.base AND two.market_id = pair.quote
-            AND "interval" = %(interval)s AND one.is_final AND two.is_final
+            AND "interval" = :interval AND one.is_final AND two.is_final
             AND open_time <= pair."end"
-            AND (%(closed_by)s::timestamptz IS NULL
-                OR greatest(one.close_time, two.close_time) <= %(closed_by)s::timestamptz)
+            AND (CAST(:closed_by AS timestamptz) IS NULL
+                OR greatest(one.close_time, two.close_time) <= CAST(:closed_by AS timestamptz))
         ORDER BY open_time DESC LIMIT 1
     ) joined
-"""  # noqa: S608 - names of our own tables
-_SPANS = f"""
-    FROM unnest(%(market_ids)s::bigint[], %(firsts)s::timestamptz[], %(lasts)s::timestamptz[])
-        AS span (market_id, first, last)
-    JOIN {_BARS} bar USING (market_id)
-    WHERE "interval" = %(interval)s AND is_final AND open_time BETWEEN first AND last
+""")
+# The final bars of spans, each of one market.
+_SPANS = """
+    FROM unnest(CAST(:market_ids AS bigint[]), CAST(:firsts AS timestamptz[]),
+            CAST(:lasts AS timestamptz[])) AS span (market_id, first, last)
+    JOIN market_data.market_aggregate bar USING (market_id)
+    WHERE "interval" = :interval AND is_final AND open_time BETWEEN first AND last
 """
-_SUMMARY = f"""
+# What tells whether the bars of spans changed, by market.
+_SUMMARY = text(f"""
     SELECT market_id, count(*) AS bars, max(dataset_version) AS version, max(close_time) AS closed
     {_SPANS} GROUP BY market_id
-"""
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def summarise_spans(
     connection: Connection, interval: Interval, spans: Sequence[Span]
 ) -> dict[int, Summary]:
     """Return what tells whether the final bars of spans changed, by market."""
-    found = connection.exec_driver_sql(_SUMMARY, _spell(interval, spans))
+    found = connection.execute(_SUMMARY, _spell(interval, spans))
     return {row.market_id: Summary(row.bars, row.version, row.closed) for row in found}
 
 
@@ -167,7 +170,7 @@ def _build_spans_query(selected: str) -> str:
 
 
 def _build_newer_query(selected: str) -> str:
-    newer = f"{_SPANS} AND dataset_version > %(version)s"
+    newer = f"{_SPANS} AND dataset_version > :version"
     return f"SELECT {selected} {newer} ORDER BY bar.market_id, bar.open_time"
 
 
@@ -182,7 +185,7 @@ def _read_last_opens(
         "closed_by": [closed_by.get(one) for one in market_ids],
         "interval": interval.value,
     }
-    found = connection.exec_driver_sql(_LAST, values)
+    found = connection.execute(_LAST, values)
     return {row.market_id: row.open_time for row in found}
 
 
@@ -205,7 +208,7 @@ def _read_last_joined(
         "interval": interval.value,
         "closed_by": closed_by,
     }
-    found = connection.exec_driver_sql(_LAST_JOINED, values)
+    found = connection.execute(_LAST_JOINED, values)
     return {(row.base, row.quote): row.open_time for row in found}
 
 

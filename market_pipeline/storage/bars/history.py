@@ -5,18 +5,17 @@ until the next one's. The last is in ``market_aggregate``, those before it are r
 query is bounded to ranges of the primary keys, and reads one snapshot in one statement.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 import numpy as np
 from psycopg2.extensions import AsIs
-from sqlalchemy import Connection, Text, bindparam, func, select
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Connection, func, select, text
 
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import Market, Window
+from market_pipeline.domain.records import Window
 from market_pipeline.storage.bulk.copy_out import (
     FLAG,
     IDENTITY,
@@ -30,7 +29,7 @@ from market_pipeline.storage.bulk.copy_out import (
     read_columns,
 )
 from market_pipeline.storage.ledgers import dataset_version
-from market_pipeline.storage.tables import market, market_aggregate, market_aggregate_revision
+from market_pipeline.storage.tables import market_aggregate, market_aggregate_revision
 
 Columns: TypeAlias = Mapping[str, Any]
 """Arrays of equal length by name."""
@@ -51,22 +50,17 @@ _OF_ONE = {name: one for name, one in COLUMNS.items() if name != "market_id"} | 
     "volume_kind": WORD
 }
 _IN_SPAN = (
-    'market_id %(of_markets)s AND "interval" = %(interval)s '
-    "AND open_time >= %(start)s AND open_time < %(end)s AND is_final"
+    'market_id :of_markets AND "interval" = :interval '
+    "AND open_time >= :start AND open_time < :end AND is_final"
 )
 _IS_REVISED = f"""EXISTS (SELECT FROM {market_aggregate_revision} earlier
     WHERE earlier.market_id = bar.market_id AND earlier."interval" = bar."interval"
     AND earlier.open_time = bar.open_time"""
-_WITH_LAGS = """JOIN unnest(%(lag_markets)s::bigint[], %(lags)s::interval[])
+_WITH_LAGS = """JOIN unnest(CAST(:lag_markets AS bigint[]), CAST(:lags AS interval[]))
     AS terms (market_id, lag) USING (market_id)"""
-# Built once: every request asks them.
+# Built once: every request asks it.
 _NEWEST_VERSION = select(func.max(dataset_version.c.version))
-_MARKETS_CALLED = (
-    select(market)
-    .where(market.c.symbol == func.any(bindparam("symbols", type_=ARRAY(Text))))
-    .order_by(market.c.is_active.desc(), market.c.listed_from.desc(), market.c.market_id)
-)
-_WAS_ASSUMED = replace(FLAG, send="known_at > %(as_of)s")
+_WAS_ASSUMED = replace(FLAG, send="known_at > :as_of")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +98,6 @@ class BarSpan:
         return len(self.market_ids) * max(bars, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMarket:
-    """A market and its key."""
-
-    market_id: int
-    is_primary: bool
-    record: Market
-
-
 def read_bars(connection: Connection, span: BarSpan) -> Columns:
     """Return the final bars of now, in no order; the columns are ``COLUMNS``, text NaN if NULL."""
     return _read(connection, span, {}, build_query)
@@ -124,7 +109,7 @@ def build_query(
     """Return the query for final bars: the current ones, and with a condition the replaced ones."""
     parts = {market_aggregate: of_current, market_aggregate_revision: of_replaced}
     return " UNION ALL ".join(
-        f"SELECT {selected} FROM {table} bar {joined} WHERE {_IN_SPAN} {condition}"  # noqa: S608 - names of our own tables
+        f"SELECT {selected} FROM {table} bar {joined} WHERE {_IN_SPAN} {condition}"
         for table, condition in parts.items()
         if condition is not None
     )
@@ -139,8 +124,8 @@ def build_query_as_of(selected: str) -> str:
     """Return the query of :func:`read_bars_as_of`."""
     return build_query(
         selected,
-        "AND known_at <= %(as_of)s",
-        "AND known_at <= %(as_of)s AND known_until > %(as_of)s",
+        "AND known_at <= :as_of",
+        "AND known_at <= :as_of AND known_until > :as_of",
     )
 
 
@@ -153,8 +138,8 @@ def build_query_at_version(selected: str) -> str:
     """Return the query of :func:`read_bars_at_version`."""
     return build_query(
         selected,
-        "AND dataset_version <= %(version)s",
-        "AND dataset_version <= %(version)s AND replaced_by_version > %(version)s",
+        "AND dataset_version <= :version",
+        "AND dataset_version <= :version AND replaced_by_version > :version",
     )
 
 
@@ -180,12 +165,12 @@ def read_bars_assumed(
 
 def build_query_assumed(selected: str) -> str:
     """Return the query of :func:`read_bars_assumed`."""
-    is_known = "known_at <= %(as_of)s"
-    is_first = f"close_time + lag <= %(as_of)s AND NOT {_IS_REVISED}"
+    is_known = "known_at <= :as_of"
+    is_first = f"close_time + lag <= :as_of AND NOT {_IS_REVISED}"
     return build_query(
         selected,
         f"AND ({is_known} OR {is_first}))",
-        f"AND known_until > %(as_of)s AND ({is_known} OR {is_first} "
+        f"AND known_until > :as_of AND ({is_known} OR {is_first} "
         "AND earlier.replaced_by_version < bar.replaced_by_version))",
         _WITH_LAGS,
     )
@@ -217,11 +202,8 @@ def _limit(build: Callable[[str], str], span: BarSpan, place: int) -> Callable[[
 def read_first_known_at(connection: Connection, span: BarSpan) -> datetime | None:
     """Return when the first of the bars became known (UTC); None when there is none to this day."""
     query = build_query("min(known_at) AS known_at", "", "")
-    answer = connection.exec_driver_sql(
-        f"SELECT min(known_at) FROM ({query}) AS first",  # noqa: S608 - names of our own tables
-        span.parameters,
-    )
-    found: datetime | None = answer.scalar_one()
+    first = text(f"SELECT min(known_at) FROM ({query}) AS first")
+    found: datetime | None = connection.execute(first, span.parameters).scalar_one()
     return found
 
 
@@ -237,39 +219,3 @@ def read_version_time(connection: Connection, version: int) -> datetime | None:
     newest = query.order_by(written.version.desc()).limit(1)
     found: datetime | None = connection.execute(newest).scalar()
     return found
-
-
-def read_markets_called(connection: Connection, symbols: Sequence[str]) -> list[StoredMarket]:
-    """Return all markets of some symbols, whoever provides them; active and younger ones first."""
-    rows = connection.execute(_MARKETS_CALLED, {"symbols": list(symbols)}).mappings()
-    return [_build_market(row) for row in rows]
-
-
-def read_every_market(connection: Connection) -> list[StoredMarket]:
-    """Return all markets, also those no longer ingested."""
-    return [_build_market(row) for row in connection.execute(select(market)).mappings()]
-
-
-def _build_market(row: Mapping[Any, Any]) -> StoredMarket:
-    names = [
-        name for name in Market.__dataclass_fields__ if name in market.c and name != "intervals"
-    ]
-    intervals = tuple(Interval(text) for text in row["intervals"])
-    record = Market(**{name: row[name] for name in names}, intervals=intervals)
-    return StoredMarket(row["market_id"], row["is_primary"], record)
-
-
-def read_renamed(connection: Connection, symbols: Sequence[str]) -> list[tuple[Market, list[str]]]:
-    """Return the active markets that once had one of the symbols, and all they were called."""
-    query = select(market).where(
-        market.c.is_active,
-        market.c.former_symbols.op("&&")(bindparam("symbols", list(symbols), ARRAY(Text))),
-    )
-    rows = connection.execute(query.order_by(market.c.market_id)).mappings()
-    return [(_build_market(row).record, row["former_symbols"]) for row in rows]
-
-
-def read_primary_symbols(connection: Connection) -> list[str]:
-    """Return the symbols that name a market without its provider, in alphabetical order."""
-    query = select(market.c.symbol).where(market.c.is_primary).order_by(market.c.symbol)
-    return list(connection.execute(query).scalars())

@@ -13,21 +13,21 @@ from uuid import UUID
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import Connection, select, text, update
+from sqlalchemy import Connection, Select, select, text, update
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.domain.records import BAR_DTYPES, UTC_DTYPE, build_bar_frame
 from market_pipeline.storage.ledgers import quarantined_row
-from market_pipeline.storage.queries import read_frame
-from market_pipeline.storage.tables import SCHEMA, market
+from market_pipeline.storage.rows import Row, fetch, read_frame
+from market_pipeline.storage.tables import market
 
 STATUSES = ("open", "replayed", "discarded")
 _FIRST, _LAST = np.datetime64("0001-01-01", "us"), np.datetime64("9999-12-31", "us")
 _NO_INTERVAL = "none"
 # A row that was replayed and comes again as broken is open again; a discarded one stays discarded.
-_RECORD = text(f"""
-    INSERT INTO {SCHEMA}.quarantined_row AS known (market_id, interval, open_time, rule, detail,
+_RECORD = text("""
+    INSERT INTO market_data.quarantined_row AS known (market_id, interval, open_time, rule, detail,
         payload, payload_hash, run_id, first_seen_at, last_seen_at, times_seen)
     SELECT :market_id, interval, open_time, rule, max(detail), (array_agg(payload))[1],
         payload_hash, :run_id, :now, :now, count(*)
@@ -41,7 +41,7 @@ _RECORD = text(f"""
         status = CASE known.status WHEN 'replayed' THEN 'open' ELSE known.status END,
         resolved_at = CASE known.status WHEN 'replayed' THEN NULL ELSE known.resolved_at END
     RETURNING xmax = 0
-""")  # noqa: S608 - a constant
+""")
 
 
 def record_rejected(
@@ -172,19 +172,35 @@ def read_quarantine(
         The table's columns, with ``symbol`` and ``provider`` after ``row_id``.
     """
     rows = quarantined_row.c
-    names = [column for column in rows if column.name not in {"row_id", "payload_hash"}]
-    query = select(rows.row_id, market.c.symbol, market.c.provider, *names).join(
-        market, market.c.market_id == rows.market_id
-    )
+    query = _select(limit, (rows.status, status), (rows.rule, rule), (market.c.calendar, calendar))
     if row_ids is not None:
         query = query.where(rows.row_id.in_(list(row_ids)))
     if market_ids is not None:
         query = query.where(rows.market_id.in_(list(market_ids)))
-    wanted = ((rows.status, status), (rows.rule, rule), (market.c.calendar, calendar))
-    for column, value in wanted:
-        query = query if value is None else query.where(column == value)
-    ordered = query.order_by(rows.last_seen_at.desc(), rows.row_id.desc()).limit(limit)
-    return read_frame(connection, ordered)
+    return read_frame(connection, query)
+
+
+def list_quarantine(
+    connection: Connection,
+    limit: int,
+    *,
+    market_id: int | None = None,
+    run_id: UUID | None = None,
+    status: str | None = None,
+) -> list[Row]:
+    """Return the same row by row: of a market, that a run received first, of a status."""
+    rows = quarantined_row.c
+    equal = ((rows.market_id, market_id), (rows.run_id, run_id), (rows.status, status))
+    return fetch(connection, _select(limit, *equal))
+
+
+def _select(limit: int | None, *equal: tuple[Any, object]) -> "Select[Any]":
+    rows = quarantined_row.c
+    names = [column for column in rows if column.name not in {"row_id", "payload_hash"}]
+    query = select(rows.row_id, market.c.symbol, market.c.provider, *names)
+    query = query.join(market, market.c.market_id == rows.market_id)
+    query = query.where(*(column == value for column, value in equal if value is not None))
+    return query.order_by(rows.last_seen_at.desc(), rows.row_id.desc()).limit(limit)
 
 
 def read_strays(

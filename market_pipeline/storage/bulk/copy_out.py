@@ -16,7 +16,8 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
+from sqlalchemy.dialects.postgresql import psycopg2
 
 from market_pipeline.domain.errors import StorageError
 from market_pipeline.storage.bulk.copy_binary import EPOCH_MICROSECONDS
@@ -25,6 +26,7 @@ from market_pipeline.storage.server.failures import open_cursor
 _HEADER_BYTES = 19
 _TRAILER_BYTES = 2
 _TEXT_BYTES = 32
+_DIALECT = psycopg2.dialect()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ def read_columns(
 
     Args:
         connection: The query runs in its transaction.
-        build_query: Makes the query from its list of selected expressions; ``%(name)s`` stands for
-            a parameter.
+        build_query: Makes the query from its list of selected expressions; ``:name`` stands for a
+            parameter.
         columns: By name; the name is also the expression.
         parameters: What the query refers to.
 
@@ -90,9 +92,15 @@ def _copy(
     stream = io.BytesIO()
     selected = ", ".join(column.send.format(f'"{name}"') for name, column in sent.items())
     with open_cursor(connection) as cursor:
-        query = cursor.mogrify(build_query(selected), dict(parameters)).decode()
+        query = cursor.mogrify(_compile(build_query(selected)), dict(parameters)).decode()
         cursor.copy_expert(f"COPY ({query}) TO STDOUT (FORMAT binary)", stream)
     return stream.getbuffer()
+
+
+@lru_cache(maxsize=256)
+def _compile(query: str) -> str:
+    """Return a query as the driver takes it, which has its own way to name parameters."""
+    return str(text(query).compile(dialect=_DIALECT))
 
 
 def _lay_out(stream: memoryview, columns: Sequence[Column]) -> npt.NDArray[Any] | None:

@@ -98,7 +98,7 @@ def _stage_inline(table: Table, columns: tuple[str, ...], rows: pd.DataFrame) ->
     types = dict(zip(columns, find_types(table, columns), strict=True))
     arrays = ", ".join(f"%({name})s::{kind}[]" for name, kind in types.items())
     quoted = ", ".join(f'"{name}"' for name in columns)
-    relation = f"incoming AS (SELECT * FROM unnest({arrays}) AS rows ({quoted})), "  # noqa: S608 - names of our own tables
+    relation = f"incoming AS (SELECT * FROM unnest({arrays}) AS rows ({quoted})), "
     parameters = {name: encode_array(rows[name], kind) for name, kind in types.items()}
     return Staged(table, columns, len(rows), relation=relation, parameters=parameters)
 

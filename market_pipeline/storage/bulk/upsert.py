@@ -116,7 +116,7 @@ def build_merge(staged: Staged, stamps: list[str]) -> str:
             WHERE NOT is_stored AND {is_whole} RETURNING 1)
         SELECT (SELECT count(*) FROM added), (SELECT count(*) FROM changed),
             (SELECT count(*) FROM revised)
-    """  # noqa: S608 - names of our own tables
+    """
 
 
 def _match(staged: Staged, rows: str) -> str:
@@ -144,7 +144,7 @@ def _build_delta(staged: Staged, key: str, values: list[str]) -> str:
         FROM incoming LEFT JOIN {_name(table)} stored ON {_match(staged, "incoming")}
         WHERE stored."{key}" IS NULL
             OR ({" OR ".join(differs or ["false"])}) AND {table.info.get("guard", "true")}
-    """  # noqa: S608 - names of our own tables
+    """
 
 
 def _build_revisions(table: Table, same_key: str) -> str:
@@ -158,7 +158,7 @@ def _build_revisions(table: Table, same_key: str) -> str:
             SELECT {", ".join([*(f'stored."{name}"' for name in kept), *replacing])}
             FROM delta JOIN {_name(table)} stored ON {same_key}
             WHERE delta.is_stored AND stored.is_final RETURNING 1),
-    """  # noqa: S608 - names of our own tables
+    """
 
 
 def _stamp(table: Table, name: str) -> str:

@@ -25,27 +25,26 @@ from market_pipeline.domain.withholding import (
 from market_pipeline.storage.bars import events
 from market_pipeline.storage.bars.events import read_open_events
 from market_pipeline.storage.ledgers import coverage_hole
-from market_pipeline.storage.tables import SCHEMA
 
 Key = tuple[int, Interval]
 _NO_END = datetime(2200, 1, 1, tzinfo=UTC)
-_READ = text(f"""
+_READ = text("""
     SELECT market_id, interval, watermark, first_bar_at, last_bar_at, bars, verified, round,
         parsing, older_parsings, refreshed_at,
         ARRAY(SELECT lower(span) FROM unnest(settled) span ORDER BY span) AS starts,
         ARRAY(SELECT upper(span) FROM unnest(settled) span ORDER BY span) AS ends
-    FROM {SCHEMA}.market_coverage WHERE market_id = ANY(:markets)
-""")  # noqa: S608 - a constant
-_IN_PIECES = text(f"""
+    FROM market_data.market_coverage WHERE market_id = ANY(:markets)
+""")
+_IN_PIECES = text("""
     SELECT market_id, interval, calendar
-    FROM {SCHEMA}.market_coverage JOIN {SCHEMA}.market USING (market_id)
+    FROM market_data.market_coverage JOIN market_data.market USING (market_id)
     WHERE (CAST(:markets AS bigint[]) IS NULL OR market_id = ANY(:markets))
         AND (SELECT count(*) FROM unnest(settled)) > 1
     ORDER BY market_id, interval
-""")  # noqa: S608 - a constant
+""")
 _ROUND_TIMES = ("began_at", "reached", "read_at")
-_WRITE = text(f"""
-    INSERT INTO {SCHEMA}.market_coverage AS known (market_id, interval, settled, watermark,
+_WRITE = text("""
+    INSERT INTO market_data.market_coverage AS known (market_id, interval, settled, watermark,
         first_bar_at, last_bar_at, bars, verified, round, parsing, older_parsings, refreshed_at,
         refreshed_by)
     VALUES (:market_id, :interval, CAST(:settled AS tstzmultirange), :watermark,
@@ -58,20 +57,20 @@ _WRITE = text(f"""
         older_parsings = excluded.older_parsings,
         refreshed_at = coalesce(excluded.refreshed_at, known.refreshed_at),
         refreshed_by = coalesce(excluded.refreshed_by, known.refreshed_by)
-""")  # noqa: S608 - a constant
+""")
 
-_HAS_OLDER = text(f"""
-    SELECT DISTINCT market_id FROM {SCHEMA}.market_coverage
-    WHERE market_id = ANY(:markets) AND older_parsings <> '{{}}'
-""")  # noqa: S608 - a constant
-_FIRST_CLOSES = text(f"""
-    SELECT (SELECT close_time FROM {SCHEMA}.market_aggregate
+_HAS_OLDER = text("""
+    SELECT DISTINCT market_id FROM market_data.market_coverage
+    WHERE market_id = ANY(:markets) AND older_parsings <> '{}'
+""")
+_FIRST_CLOSES = text("""
+    SELECT (SELECT close_time FROM market_data.market_aggregate
         WHERE market_id = :market AND interval = :interval AND is_final
             AND open_time >= starts_at AND open_time < ends_at
         ORDER BY open_time LIMIT 1)
     FROM unnest(CAST(:starts AS timestamptz[]), CAST(:ends AS timestamptz[]))
         WITH ORDINALITY AS span (starts_at, ends_at, place) ORDER BY place
-""")  # noqa: S608 - a constant
+""")
 
 
 def read_coverage(connection: Connection, market_ids: Sequence[int]) -> dict[Key, Coverage]:

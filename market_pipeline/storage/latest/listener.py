@@ -18,13 +18,12 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from market_pipeline.storage.latest.market_versions import CHANNEL, EVERYTHING
-from market_pipeline.storage.tables import SCHEMA
 
 APPLICATION_NAME = "market-pipeline watch"
 LEASE_SECONDS = 0.9
 _ASK_EVERY_SECONDS = 0.3
 _RECONNECT_SECONDS = 0.3
-_CHANGED = f"SELECT scope, version FROM {SCHEMA}.market_stamp WHERE version > %s"  # noqa: S608 - our own table
+_CHANGED = "SELECT scope, version FROM market_data.market_stamp WHERE version > %s"
 logger = logging.getLogger("market_pipeline.storage")
 
 

@@ -8,29 +8,35 @@ reads a stamp and values in one snapshot knows exactly which values they are. No
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from market_pipeline.storage.bulk.upsert import take_dataset_version
-from market_pipeline.storage.tables import SCHEMA
 
 CHANNEL = "market_data_changed"
 EVERYTHING = "*"
-_STAMP = f"""
-    INSERT INTO {SCHEMA}.market_stamp (scope, version)
-    SELECT DISTINCT provider || ':' || symbol, %(version)s FROM {SCHEMA}.market
-    WHERE market_id = ANY(%(market_ids)s)
+# Notes the version of the last change of some markets.
+_STAMP = text("""
+    INSERT INTO market_data.market_stamp (scope, version)
+    SELECT DISTINCT provider || ':' || symbol, :version FROM market_data.market
+    WHERE market_id = ANY(:market_ids)
     ON CONFLICT (scope) DO UPDATE SET version = excluded.version
-"""  # noqa: S608 - names of our own tables
-_STAMP_ALL = f"""
-    INSERT INTO {SCHEMA}.market_stamp (scope, version) VALUES ('{EVERYTHING}', %(version)s)
+""")
+# Notes that the list of markets changes.
+_STAMP_ALL = text(f"""
+    INSERT INTO market_data.market_stamp (scope, version) VALUES ('{EVERYTHING}', :version)
     ON CONFLICT (scope) DO UPDATE SET version = excluded.version
-"""  # noqa: S608 - names of our own tables
-_NOTIFY = "SELECT pg_notify(%(channel)s, %(version)s::text)"
-_READ = f"SELECT scope, version FROM {SCHEMA}.market_stamp WHERE scope = ANY(%(scopes)s)"  # noqa: S608 - names of our own tables
-_READ_BOTH = f"""SELECT
-    (SELECT coalesce(max(version), 0) FROM {SCHEMA}.market_stamp WHERE scope = ANY(%(scopes)s))
-        AS stamp,
-    (SELECT coalesce(max(version), 0) FROM {SCHEMA}.dataset_version) AS newest"""  # noqa: S608 - names of our own tables
+""")
+# Tells listeners, at the commit.
+_NOTIFY = text("SELECT pg_notify(:channel, CAST(:version AS text))")
+# The versions of some scopes.
+_READ = text("SELECT scope, version FROM market_data.market_stamp WHERE scope = ANY(:scopes)")
+# The newest version of some scopes, and the newest dataset version.
+_READ_BOTH = text("""
+    SELECT
+        (SELECT coalesce(max(version), 0) FROM market_data.market_stamp WHERE scope = ANY(:scopes))
+            AS stamp,
+        (SELECT coalesce(max(version), 0) FROM market_data.dataset_version) AS newest
+""")
 
 
 def stamp_markets(
@@ -48,7 +54,7 @@ def stamp_markets(
     """
     taken = take_dataset_version(connection) if version is None else version
     ids = sorted({int(one) for one in market_ids})
-    connection.exec_driver_sql(_STAMP, {"version": taken, "market_ids": ids})
+    connection.execute(_STAMP, {"version": taken, "market_ids": ids})
     _notify(connection, taken)
     return taken
 
@@ -56,7 +62,7 @@ def stamp_markets(
 def stamp_everything(connection: Connection) -> int:
     """Note that the list of markets changes: whatever was read before counts as old."""
     version = take_dataset_version(connection)
-    connection.exec_driver_sql(_STAMP_ALL, {"version": version})
+    connection.execute(_STAMP_ALL, {"version": version})
     _notify(connection, version)
     return version
 
@@ -69,13 +75,13 @@ def read_stamps(connection: Connection, scopes: Sequence[str]) -> Mapping[str, i
         scopes: ``provider:symbol``, or ``*`` for the list of markets.
     """
     wanted = [*scopes, EVERYTHING]
-    rows = connection.exec_driver_sql(_READ, {"scopes": wanted})
+    rows = connection.execute(_READ, {"scopes": wanted})
     return choose_versions({row.scope: row.version for row in rows}, scopes)
 
 
 def read_stamp(connection: Connection, scope: str) -> tuple[int, int]:
     """Return a scope's version as ``read_stamps`` does, and the newest dataset version with it."""
-    row = connection.exec_driver_sql(_READ_BOTH, {"scopes": [scope, EVERYTHING]}).one()
+    row = connection.execute(_READ_BOTH, {"scopes": [scope, EVERYTHING]}).one()
     return int(row.stamp), int(row.newest)
 
 
@@ -86,4 +92,4 @@ def choose_versions(stamps: Mapping[str, int], scopes: Iterable[str]) -> dict[st
 
 
 def _notify(connection: Connection, version: int) -> None:
-    connection.exec_driver_sql(_NOTIFY, {"channel": CHANNEL, "version": version})
+    connection.execute(_NOTIFY, {"channel": CHANNEL, "version": version})

@@ -1,14 +1,13 @@
-"""What an operator does to a market as a whole: list, switch off and on, remove for good.
+"""What an operator does to a market as a whole: switch it off and on, remove it for good.
 
-Not here: registering what a run ingests (``ingestion.registration``).
+Not here: registering what a run ingests (``registration``).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Engine, Table, select, text, update
+from sqlalchemy import Connection, Engine, Table, text, update
 
 from market_pipeline.domain.errors import ClaimTimeoutError
 from market_pipeline.storage.bulk.upsert import lock_merges
@@ -16,22 +15,10 @@ from market_pipeline.storage.latest.market_versions import stamp_everything
 from market_pipeline.storage.ledgers import fetch_claim, metadata
 from market_pipeline.storage.runs.claims import renew_claim, show_life, take_claim
 from market_pipeline.storage.server.watchdog import allow
-from market_pipeline.storage.tables import SCHEMA, market
+from market_pipeline.storage.tables import market
 
 PURGE_ROWS = 5_000
 _CLAIM_TTL = timedelta(minutes=10)
-_LIST = text(f"""
-    SELECT symbol, provider, provider_market_id AS id, is_active AS active,
-        is_primary AS primary, calendar, coalesce(sum(bars), 0)::bigint AS bars,
-        min(first_bar_at) AS first_bar_at, max(watermark) AS final_to
-    FROM {SCHEMA}.market LEFT JOIN {SCHEMA}.market_coverage USING (market_id)
-    GROUP BY market_id ORDER BY symbol, provider, listed_from
-""")  # noqa: S608 - a constant
-
-
-def list_markets(connection: Connection) -> list[dict[str, Any]]:
-    """Return one row for each market; ``bars`` and times are the coverage ledger's (UTC)."""
-    return [dict(row) for row in connection.execute(_LIST).mappings()]
 
 
 def set_active(engine: Engine, market_ids: Sequence[int], is_active: bool) -> int:
@@ -49,17 +36,11 @@ def set_active(engine: Engine, market_ids: Sequence[int], is_active: bool) -> in
         return changed
 
 
-def read_facts(connection: Connection, market_id: int) -> Mapping[str, Any]:
-    """Return a market's row."""
-    row = connection.execute(select(market).where(market.c.market_id == market_id))
-    return dict(row.mappings().one())
-
-
 def count_rows(connection: Connection, market_id: int) -> dict[str, int]:
     """Return how many rows each table holds of a market, for tables that hold any."""
     counts = {
         table.name: connection.execute(
-            text(f"SELECT count(*) FROM {table.fullname} WHERE {condition}"),  # noqa: S608 - ours
+            text(f"SELECT count(*) FROM {table.fullname} WHERE {condition}"),
             {"market_id": market_id},
         ).scalar_one()
         for table, condition in list_children()
@@ -111,7 +92,7 @@ def list_children() -> list[tuple[Table, str]]:
 @allow("bulk")
 def _delete_rows(engine: Engine, table: Table, condition: str, market_id: int, token: int) -> int:
     statement = text(
-        f"DELETE FROM {table.fullname} WHERE ctid = ANY(ARRAY("  # noqa: S608 - ours
+        f"DELETE FROM {table.fullname} WHERE ctid = ANY(ARRAY("
         f"SELECT ctid FROM {table.fullname} WHERE {condition} LIMIT {PURGE_ROWS}))"
     )
     removed = 0

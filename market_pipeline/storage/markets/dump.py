@@ -60,7 +60,7 @@ def _copy(
     target.write(f"COPY {table.fullname} ({columns}) FROM stdin;\n".encode())
     cursor: Any = connection.connection.cursor()
     cursor.copy_expert(
-        f"COPY (SELECT {columns} FROM {table.fullname} WHERE {chosen}) TO STDOUT",  # noqa: S608 - ours
+        f"COPY (SELECT {columns} FROM {table.fullname} WHERE {chosen}) TO STDOUT",
         target,
     )
     target.write(b"\\.\n")

@@ -6,21 +6,20 @@ from sqlalchemy import Connection, delete
 from market_pipeline.storage.bulk.copy_out import TIME, read_copied
 from market_pipeline.storage.bulk.upsert import lock_merges, upsert_frame
 from market_pipeline.storage.ledgers import trading_session
-from market_pipeline.storage.tables import SCHEMA
 
 _COLUMNS = {"session_date": TIME, "open_time": TIME, "close_time": TIME}
 
-_KEPT = f"""SELECT session_date::timestamp AT TIME ZONE 'UTC' AS session_date, open_time, close_time
-    FROM {SCHEMA}.trading_session
-    WHERE calendar = %(calendar)s AND source = %(source)s
-    ORDER BY session_date"""  # noqa: S608 - names of our own
+_KEPT = """SELECT session_date::timestamp AT TIME ZONE 'UTC' AS session_date, open_time, close_time
+    FROM market_data.trading_session
+    WHERE calendar = :calendar AND source = :source
+    ORDER BY session_date"""
 
 
 def read_schedule(connection: Connection, calendar: str, source: str) -> pd.DataFrame:
     """Return a calendar's sessions as ``domain.sessions`` has them, none if of another source."""
     return read_copied(
         connection,
-        lambda selected: f"SELECT {selected} FROM ({_KEPT}) AS kept",  # noqa: S608 - our own names
+        lambda selected: f"SELECT {selected} FROM ({_KEPT}) AS kept",
         _COLUMNS,
         {"calendar": calendar, "source": source},
     )

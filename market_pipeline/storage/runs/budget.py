@@ -28,7 +28,6 @@ from market_pipeline.domain.budgets import (
 from market_pipeline.domain.errors import TransientProviderError
 from market_pipeline.settings import read_provider_call_limits
 from market_pipeline.storage.ledgers import provider_budget
-from market_pipeline.storage.tables import SCHEMA
 
 PATIENCE = timedelta(minutes=5)
 MINUTE = timedelta(minutes=1)
@@ -37,14 +36,14 @@ LONGEST_BLOCK_SECONDS = 24 * 3600.0
 _SLEEP_MARGIN = timedelta(milliseconds=2)
 _COLUMNS = ", ".join(field.name for field in fields(Account))
 # A process that is suspended under the lock loses its connection, and the others go on.
-_LOCK = text(f"""
+_LOCK = text("""
     SET LOCAL idle_in_transaction_session_timeout = '5s';
-    SELECT FROM {SCHEMA}.provider_budget WHERE provider = :provider FOR UPDATE
+    SELECT FROM market_data.provider_budget WHERE provider = :provider FOR UPDATE
 """)
 _READ = text(f"""
     SELECT {_COLUMNS}, clock.now FROM (SELECT clock_timestamp() AS now) clock
-    LEFT JOIN {SCHEMA}.provider_budget ON provider = :provider
-""")  # noqa: S608 - names of our own table
+    LEFT JOIN market_data.provider_budget ON provider = :provider
+""")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from sqlalchemy.exc import DBAPIError
 from market_pipeline.domain.errors import ClaimTimeoutError, SupersededError
 from market_pipeline.storage.ledgers import fetch_claim
 from market_pipeline.storage.server.watchdog import allow
-from market_pipeline.storage.tables import SCHEMA
 
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 1.0
@@ -39,33 +38,33 @@ def build_is_living(run_id: str) -> str:
     return f"""hashtext(CAST({run_id} AS text))::oid IN (
         SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND granted
             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            AND classid = {_ALIVE} AND objsubid = 2)"""  # noqa: S608 - constants
+            AND classid = {_ALIVE} AND objsubid = 2)"""
 
 
 _LIVING = text(f"""
     SELECT run_id FROM unnest(CAST(:run_ids AS text[])) AS run_id
     WHERE {build_is_living("run_id")}
-""")  # noqa: S608 - a constant
+""")
 # Two runs of one hash: the claim of the dead one runs out by time.
 # Skips a locked row: its writer is about to commit, and may sleep in the middle of that.
 _TAKE = text(f"""
     WITH free AS (
-        SELECT market_id FROM {SCHEMA}.fetch_claim WHERE market_id = :market_id
+        SELECT market_id FROM market_data.fetch_claim WHERE market_id = :market_id
             AND (run_id = :run_id OR expires_at <= clock_timestamp()
                 OR NOT {build_is_living("fetch_claim.run_id")})
         FOR UPDATE SKIP LOCKED),
     taken AS (
-        UPDATE {SCHEMA}.fetch_claim held SET token = nextval('{SCHEMA}.fetch_claim_seq'),
+        UPDATE market_data.fetch_claim held SET token = nextval('market_data.fetch_claim_seq'),
             run_id = :run_id, claimed_at = clock_timestamp(), expires_at = clock_timestamp() + :ttl
         FROM free WHERE held.market_id = free.market_id RETURNING token),
     made AS (
-        INSERT INTO {SCHEMA}.fetch_claim (market_id, token, run_id, claimed_at, expires_at)
-        SELECT :market_id, nextval('{SCHEMA}.fetch_claim_seq'), :run_id, clock_timestamp(),
+        INSERT INTO market_data.fetch_claim (market_id, token, run_id, claimed_at, expires_at)
+        SELECT :market_id, nextval('market_data.fetch_claim_seq'), :run_id, clock_timestamp(),
             clock_timestamp() + :ttl
-        WHERE NOT EXISTS (SELECT FROM {SCHEMA}.fetch_claim WHERE market_id = :market_id)
+        WHERE NOT EXISTS (SELECT FROM market_data.fetch_claim WHERE market_id = :market_id)
         ON CONFLICT DO NOTHING RETURNING token)
     SELECT token FROM taken UNION ALL SELECT token FROM made
-""")  # noqa: S608 - names of our own tables
+""")
 
 
 @contextmanager

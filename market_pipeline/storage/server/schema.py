@@ -104,7 +104,7 @@ def read_revision(engine: Engine) -> str | None:
         table = connection.execute(text(f"SELECT to_regclass('{SCHEMA}.alembic_version')")).scalar()
         if table is None:
             return None
-        query = text(f"SELECT version_num FROM {SCHEMA}.alembic_version")  # noqa: S608 - a constant
+        query = text(f"SELECT version_num FROM {SCHEMA}.alembic_version")
         return connection.execute(query).scalar()
 
 

@@ -25,12 +25,12 @@ RUN = "8c2d6a3e-6a0f-4f0e-9d3d-0d6f0d1f2a3b"
 
 def read(engine: Engine, *words: str | None) -> pd.DataFrame:
     """Return a row for each word, numbered, every second one with number and run."""
-    named = ", ".join(f"(%(word{at})s::text)" for at in range(len(words))) or "(NULL)"
+    named = ", ".join(f"(CAST(:word{at} AS text))" for at in range(len(words))) or "(NULL)"
 
     def build(selected: str) -> str:
         return f"""SELECT {selected} FROM (SELECT row_number() OVER () AS n, word, word AS same,
-            CASE WHEN row_number() OVER () %% 2 = 1 THEN 0.5::float8 END AS x,
-            CASE WHEN row_number() OVER () %% 2 = 1 THEN '{RUN}'::uuid END AS run,
+            CASE WHEN row_number() OVER () % 2 = 1 THEN 0.5::float8 END AS x,
+            CASE WHEN row_number() OVER () % 2 = 1 THEN '{RUN}'::uuid END AS run,
             timestamptz '2024-02-29 23:59:59.999999Z' AS at
             FROM (VALUES {named}) given (word)) row ORDER BY n LIMIT {len(words)}"""  # noqa: S608 - our own words
 

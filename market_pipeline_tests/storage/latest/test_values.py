@@ -9,9 +9,9 @@ from sqlalchemy import Engine, text
 
 from market_pipeline.storage.latest.values import (
     build_latest_query,
-    read_active_markets,
     read_latest_rows,
 )
+from market_pipeline.storage.markets.lookup import read_active_markets
 
 MARKETS, BARS = 10_000, 40
 FILL = f"""
@@ -37,10 +37,10 @@ def test_the_newest_bar_of_ten_thousand_markets_is_found_by_index(engine: Engine
             connection.execute(text(statement))
         connection.execute(text("ANALYZE market_data.market, market_data.market_aggregate"))
     with engine.connect() as connection:
-        pairs = read_active_markets(connection)
+        pairs = [(row["provider"], row["symbol"]) for row in read_active_markets(connection)]
         assert len(pairs) == MARKETS
         query, parameters = build_latest_query(pairs)
-        told = connection.exec_driver_sql(f"EXPLAIN (FORMAT json) {query}", parameters)
+        told = connection.execute(text(f"EXPLAIN (FORMAT json) {query}"), parameters)
         nodes = list(walk(told.scalar_one()[0]["Plan"]))
         rows = read_latest_rows(connection, pairs)
     bars = [node for node in nodes if node.get("Relation Name") == "market_aggregate"]

@@ -5,7 +5,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine, text
 
-from market_pipeline.storage.runs import write_facts
+from market_pipeline.storage.runs import evidence
 from market_pipeline.storage.tables import market_aggregate
 
 FILL = text(
@@ -41,21 +41,21 @@ def fill(engine: Engine, days: int, is_final: bool = True) -> tuple[int, object]
 def test_a_table_is_counted(engine: Engine) -> None:
     """Up to a million rows the count is exact, also before any ANALYZE."""
     with engine.connect() as connection:
-        assert write_facts.count_rows(connection, market_aggregate).rows == 0
+        assert evidence.count_rows(connection, market_aggregate).rows == 0
     fill(engine, 1_234)
     with engine.connect() as connection:
-        counted = write_facts.count_rows(connection, market_aggregate)
-    assert counted == write_facts.RowCount(1_234, is_exact=True)
+        counted = evidence.count_rows(connection, market_aggregate)
+    assert counted == evidence.RowCount(1_234, is_exact=True)
 
 
 @pytest.mark.owner
 def test_a_large_table_is_estimated(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the limit nothing is counted; the estimate is near, and says that it is one."""
-    monkeypatch.setattr(write_facts, "COUNTED_ROWS", 100)
+    monkeypatch.setattr(evidence, "COUNTED_ROWS", 100)
     fill(engine, 5_000)
     with engine.begin() as connection:
         connection.execute(text("ANALYZE market_data.market_aggregate"))
-        estimated = write_facts.count_rows(connection, market_aggregate)
+        estimated = evidence.count_rows(connection, market_aggregate)
     assert not estimated.is_exact
     assert estimated.rows == pytest.approx(5_000, rel=0.05)
 
@@ -63,7 +63,7 @@ def test_a_large_table_is_estimated(engine: Engine, monkeypatch: pytest.MonkeyPa
 def test_the_relation_is_named_in_full(engine: Engine) -> None:
     """Database, schema and table, as another tool would have to name it."""
     with engine.connect() as connection:
-        name = write_facts.read_relation_name(connection, market_aggregate)
+        name = evidence.read_relation_name(connection, market_aggregate)
     assert name == f"{engine.url.database}.market_data.market_aggregate"
 
 
@@ -72,6 +72,6 @@ def test_only_final_days_of_the_run_are_news(engine: Engine, is_final: bool) -> 
     """Provisional days, other runs and other markets do not count."""
     market_id, run_id = fill(engine, 3, is_final)
     with engine.connect() as connection:
-        assert write_facts.has_new_final_days(connection, [market_id], run_id) is is_final
-        assert not write_facts.has_new_final_days(connection, [market_id], uuid4())
-        assert not write_facts.has_new_final_days(connection, [market_id + 1], run_id)
+        assert evidence.has_new_final_days(connection, [market_id], run_id) is is_final
+        assert not evidence.has_new_final_days(connection, [market_id], uuid4())
+        assert not evidence.has_new_final_days(connection, [market_id + 1], run_id)

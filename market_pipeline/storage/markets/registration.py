@@ -1,4 +1,7 @@
-"""Keeping the market table: which markets there are, and which is a symbol's primary."""
+"""Registering markets: which there are, what is kept of them, which is a symbol's primary.
+
+Not here: which of them a run fetches (``ingestion.request``).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,12 +19,10 @@ from sqlalchemy import (
     update,
 )
 
-from market_pipeline.domain.errors import NothingIngestedError
 from market_pipeline.domain.records import Market
-from market_pipeline.ingestion.request import Route
+from market_pipeline.storage.bars.stored import has_bars
 from market_pipeline.storage.bulk.upsert import WriteCounts, lock_merges
 from market_pipeline.storage.latest.market_versions import stamp_everything
-from market_pipeline.storage.queries import has_bars
 from market_pipeline.storage.tables import market
 
 _COLUMNS = (
@@ -45,7 +46,7 @@ def activate_market(engine: Engine, one: Market, claim_primary: bool) -> None:
     """Register a market, or take a deactivated one back."""
     with engine.begin() as connection:
         lock_merges(connection)
-        if (one.provider, one.provider_market_id) in _read_inactive(connection, [one]):
+        if (one.provider, one.provider_market_id) in find_inactive(connection, [one]):
             newest = select(func.max(market.c.listed_from)).where(*_is_same(one))
             this = (*_is_same(one), market.c.listed_from == newest.scalar_subquery())
             connection.execute(update(market).where(*this).values(is_active=True))
@@ -53,24 +54,7 @@ def activate_market(engine: Engine, one: Market, claim_primary: bool) -> None:
         register_markets(connection, [one], claim_primary)
 
 
-def keep_active(connection: Connection, routes: Sequence[Route]) -> list[Route]:
-    """Return the routes whose markets nobody has deactivated, with the stored facts of theirs.
-
-    Raises:
-        NothingIngestedError: All of them are.
-    """
-    inactive = _read_inactive(connection, [one for _, one in routes])
-    kept = [route for route in routes if _key(route[1]) not in inactive]
-    if routes and not kept:
-        raise NothingIngestedError(
-            f"{', '.join(sorted(name for _, name in inactive))[:200]}: deactivated, and no other "
-            "market was asked for: `market-pipeline markets add SYMBOL` takes one back"
-        )
-    markets = _keep_facts(connection, [one for _, one in kept])
-    return list(zip((provider for provider, _ in kept), markets, strict=True))
-
-
-def _keep_facts(connection: Connection, markets: Sequence[Market]) -> list[Market]:
+def keep_facts(connection: Connection, markets: Sequence[Market]) -> list[Market]:
     """Return markets with the stored facts where they have bars, and a note where those differ."""
     known = _read_known(connection, markets)
     return [_keep_stored(connection, one, known.get(_key(one), {})) for one in markets]
@@ -102,7 +86,7 @@ def _is_same(one: Market) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _read_inactive(connection: Connection, markets: Sequence[Market]) -> set[tuple[str, str]]:
+def find_inactive(connection: Connection, markets: Sequence[Market]) -> set[tuple[str, str]]:
     """Return the provider and provider's id of those that are stored, and nowhere active."""
     key = (market.c.provider, market.c.provider_market_id)
     query = (
@@ -135,7 +119,7 @@ def register_markets(
         replace_facts: Change also what stored bars were read by: the caller reads them again.
     """
     if not replace_facts:
-        markets = _keep_facts(connection, markets)
+        markets = keep_facts(connection, markets)
     if not _find_work(connection, markets, claim_primary):
         return WriteCounts(unchanged=len(markets))
     lock_merges(connection)
