@@ -1,8 +1,9 @@
-"""Delivery: the outbox is emptied, at least once each, without anybody waiting for a receiver.
+"""Delivery: sends the messages in the outbox, each at least once.
 
-A message is addressed when it is delivered, not when it is raised: a run needs no receiver's
-address. It waits for a process that has a receiver; a receiver that no process has any more gives
-its messages to the others. A process that dies in between sends again under the same id.
+Runs do not wait for a receiver. A message gets its address when it is delivered, not when it is
+raised, so a run needs no receiver's address. A message waits for a process that has a receiver. If
+no process has a receiver any more, its messages go to the others. If a process dies while sending,
+the message is sent again under the same id.
 """
 
 import logging
@@ -52,7 +53,7 @@ class Outbox:
 
     @property
     def trouble(self) -> str | None:
-        """Return what is wrong with alerting itself; None: nothing, or nobody is to be told."""
+        """Return the trouble of alerting itself; None: no trouble, or no receiver."""
         if not self.receivers:
             return None
         if self.gone:
@@ -109,7 +110,7 @@ def read_outbox(connection: Connection, now: datetime) -> Outbox:
 
 
 def note(connection: Connection, due: Row[Any], sent: Sent, now: datetime) -> None:
-    """Note what became of a try, and when the next one is."""
+    """Record the result of an attempt, and the time of the next one."""
     if sent.is_ok:
         outbox.note_try(connection, due, sent_at=now, given_up_at=None, error=None)
     elif sent.is_gone:

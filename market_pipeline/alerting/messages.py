@@ -1,4 +1,4 @@
-"""What a receiver is sent: one message, bounded in size, in which foreign text is inert."""
+"""The message to a receiver: bounded in size, with foreign text made inert."""
 
 import json
 import re

@@ -1,7 +1,7 @@
-"""Receivers: what ALERT_WEBHOOK_URL names, checked, and how each is sent a message.
+"""Receivers: parses ALERT_WEBHOOK_URL and sends messages to each address in it.
 
-``https://`` is sent JSON by Standard Webhooks; every other scheme is Apprise's. An address is a
-secret: a receiver is called by its scheme and a hash, in rows, logs and answers alike.
+An ``https://`` address gets JSON by Standard Webhooks. Apprise sends to every other scheme. An
+address is a secret: rows, logs and answers name a receiver by its scheme and a hash.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What the environment says about the API, checked as a whole before anything is opened."""
+"""The API's settings, checked as a whole before anything is opened."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Who may come in: bearer tokens and the cookie of a browser that signed in, compared at length.
+"""Credentials: bearer tokens and the cookie of a signed-in browser, compared in constant time.
 
 Not here: which paths need them (``security``).
 """

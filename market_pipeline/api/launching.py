@@ -1,8 +1,7 @@
-"""From a request to its run: exactly one for all who ask the same while it runs.
+"""Launching: one run for all equal requests that come while it runs.
 
-Nothing is kept in memory but the watch on runs, and runs that wait where there is no webserver of
-Dagster: whoever dies, the rows of ``storage.runs.idempotency`` and what the run has written tell
-the next process where things stand.
+Only the watchers of runs and the waiting child runs are kept in memory. If a process dies, the next
+one continues from the rows of ``storage.runs.idempotency`` and from what the run has written.
 """
 
 import asyncio
@@ -102,7 +101,7 @@ class Launcher:
                 return Started(claim.run_id)
             else:
                 ended = claim.run_id
-        detail = "another process is starting this run and has not come to it: ask again"
+        detail = "another process is starting this run and has not finished: try again"
         raise ProblemError(503, "Service Unavailable", detail, {"Retry-After": "5"})
 
     async def read_state(self, run_id: UUID) -> RunState | None:

@@ -1,6 +1,6 @@
-"""Wrong sign-ins: counted by address in this process, so that nobody tries tokens by the thousand.
+"""Wrong sign-ins, counted by address in this process, so that nobody can try thousands of tokens.
 
-Behind a proxy all visitors share the proxy's address; the proxy counts by theirs.
+Behind a proxy, all visitors have the proxy's address. The proxy counts by their own addresses.
 """
 
 import math

@@ -1,9 +1,9 @@
-"""The guard: an entry is served only while it is known to be what the database holds.
+"""The guard: serves an entry only while it is known to be equal to the database.
 
-An entry's version must equal the newest known version of its market. So neither a crash between
-commit and invalidation, nor a lost invalidation, nor another process's late fill, nor Redis coming
-back with what it had before can make a reader see an old value. While versions cannot be known,
-nothing is served and nothing is filled.
+An entry's version must equal the newest known version of its market. So no reader sees an old value
+after a crash between commit and invalidation, a lost invalidation, a late fill by another process,
+or a restart of Redis with old entries. While versions cannot be known, nothing is served and
+nothing is filled.
 """
 
 import threading

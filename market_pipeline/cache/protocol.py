@@ -1,9 +1,9 @@
-"""What a cache is to those who use it: entries with versions, by key, that may be gone at any time.
+"""The interface of a cache: entries with versions, by key, that may be gone at any time.
 
 Keys are ``market:{provider}:{symbol}:latest`` and ``market:{provider}:{symbol}:aggregates:...``.
 The version of an entry is the market's stamp (``storage.latest.market_versions``) in the snapshot
-it was read from.
-No method raises because a store is in trouble: a value that cannot be had is a miss.
+that it was read from. No method raises because a store has failed: a value that cannot be read is a
+miss.
 """
 
 import json

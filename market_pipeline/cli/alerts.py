@@ -1,4 +1,4 @@
-"""``market-pipeline alerts``: who is told, what is open, whether telling works."""
+"""``market-pipeline alerts``: test receivers, list and acknowledge alerts, check the delivery."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any

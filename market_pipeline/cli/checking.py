@@ -1,4 +1,4 @@
-"""What a run was asked for, checked before anything is opened."""
+"""The request of a run, checked before anything is opened."""
 
 import os
 from collections.abc import Mapping

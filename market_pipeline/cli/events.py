@@ -1,4 +1,4 @@
-"""``market-pipeline events``: what changed a span of a series, and what to do about it."""
+"""``market-pipeline events``: restated history and suspected splits, and decisions about them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""``market-pipeline export``: final bars as files, one a market and interval."""
+"""``market-pipeline export``: final bars as files, one for each market and interval."""
 
 import os
 import tempfile

@@ -31,7 +31,7 @@ Examples:
   market-pipeline ingest --symbols BTC-USD,SPX --provider yahoo --lookback-days 90
   market-pipeline db shell -- -c 'select * from market_roi_statistic'
 
-Settings are environment variables, also read from .env in this folder; the README lists them.
+Settings are environment variables, also read from .env in this folder; docs/settings.md lists them.
 """
 
 

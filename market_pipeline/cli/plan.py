@@ -1,4 +1,4 @@
-"""``market-pipeline plan``, ``coverage``, ``backfill``: what is there, what is missing, get it."""
+"""``market-pipeline plan``, ``coverage``, ``backfill``: list what is missing, and fetch it."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What ``market-pipeline markets reload`` shows and does."""
+"""The work of ``market-pipeline markets reload``: the preview and the reload."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""``market-pipeline diff`` and ``why``: what changed, and where a number comes from."""
+"""``market-pipeline diff`` and ``why``: list changed bars, and trace a number to its origin."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any

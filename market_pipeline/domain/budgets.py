@@ -1,4 +1,4 @@
-"""How often a provider may be called: a token bucket and quotas, as arithmetic on one account.
+"""The request limits of a provider: a token bucket and quotas, as arithmetic on one account.
 
 The bucket holds a small burst and fills slowly, so that burst and refill together stay within the
 limit in any minute, not only in calendar minutes.

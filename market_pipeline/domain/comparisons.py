@@ -1,4 +1,4 @@
-"""Comparing two markets: price and volume ratio, ROI spread and correlation.
+"""Comparisons of two markets: price and volume ratio, ROI spread and correlation.
 
 Here: the formulas, for many pairs at once. Not here: which pairs are worth storing.
 

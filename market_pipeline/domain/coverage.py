@@ -1,8 +1,8 @@
-"""What is known about one interval of a market: what is settled, what is missing, and why.
+"""Coverage of one interval of a market: what is settled, what is missing, and why.
 
-*Settled* is time that was asked for and answered for good: its bars are final, or known not to be
-there. A *hole* is an exception with a reason and, mostly, a time at which to ask again. Time that
-is neither is missing; between the first and the last settled span it was *never asked* for.
+*Settled* is time that was asked for and answered for good: its bars are final, or known not to
+exist. A *hole* is an exception with a reason and, mostly, a time at which to ask again. Time that
+is neither is missing. Between the first and the last settled span it was *never asked* for.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,6 +1,6 @@
-"""Freshness: up to where a market should be known by now, and whether it is.
+"""Freshness: the time up to which a market should be known by now, and whether it is.
 
-Checks, alerts and pages all ask :func:`find_delay`; they differ in the clock alone.
+Checks, alerts and pages all call :func:`find_delay`. They differ only in the clock.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""Settling: what an answer proves about the span that was asked for.
+"""Settling: the conclusions from an answer about the span that was asked for.
 
-Every expected bar of the span ends up in one of three ways: it came and is final (settled); it is
-running, or its provider may still change it (asked for again); it should be there and is not (a
-hole with a reason, asked for again at growing distances, then remembered).
+Every expected bar of the span ends up in one of three ways. It came and is final: it is settled. It
+is running, or its provider may still change it: it is asked for again. It should be there and is
+not: it is a hole with a reason, asked for again at growing intervals, then remembered.
 """
 
 from collections.abc import Sequence

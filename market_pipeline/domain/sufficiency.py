@@ -1,8 +1,8 @@
-"""How many returns a statistic needs, and how its method says so.
+"""The number of returns that a statistic needs, and its notation in the method.
 
-Without a number of its own a statistic needs four fifths of the returns that the calendar expects
-within its horizon, and at least five; three for horizons of up to seven days. A holiday is then no
-reason for NULL, and a hole is. A number that was set counts instead, whatever the calendar expects.
+By default a statistic needs four fifths of the returns that the calendar expects within its
+horizon, and at least five (three for horizons of up to seven days). So a holiday does not make a
+statistic NULL, and a hole does. A number from the settings replaces this rule.
 """
 
 import re

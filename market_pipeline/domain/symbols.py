@@ -1,4 +1,4 @@
-"""Symbols: which strings may name a market, and what a bare symbol tells about it."""
+"""Symbols: the strings that may name a market, and what a bare symbol implies about it."""
 
 import re
 import unicodedata

@@ -1,6 +1,6 @@
-"""The end of a run: its receipt is closed, once, and what it came to is added to the totals.
+"""The end of a run: closes its receipt once, and adds its counts to the totals.
 
-Whoever runs the steps calls it, whatever becomes of them; whoever finds a run dead does it for it.
+The executor calls it, however the steps ended. For a dead run, the process that finds it does.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""What a person decides about an event: a jump is no split, or it is one.
+"""Decisions of people about a suspected split: dismiss or confirm it.
 
-Dismissed, a jump is a price like any other. Confirmed, all bars before it are multiplied by the
-split's ratio, marked, and their old values kept as revisions; the provider's own values for them
-are in the old scale, so they are not compared with it any more.
+A dismissed jump is a price like any other. If a split is confirmed, all bars before it are
+multiplied by its ratio and marked, and their old values stay as revisions. The provider's own
+values for these bars are in the old scale, so they are not compared with it any more.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Bars made of stored bars: the days of hours, the weeks of days, whatever batch touched them."""
+"""Bars made of stored bars: days of hours and weeks of days, for the span that a batch touched."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a request would cost each provider, told before anybody is asked."""
+"""The cost of a request for each provider, estimated before any call."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,6 +1,6 @@
-"""One market's part of a run: claim it, plan, ask page by page, hand over what came.
+"""The part of one market in a run: claims it, plans, fetches page by page, and gives batches.
 
-Not here: the transaction that a batch lands in (``write``), and the other markets (``stream``).
+Not here: the transaction of a batch (``write``), and the other markets (``stream``).
 """
 
 import time

@@ -1,11 +1,11 @@
-"""Replaying quarantined bars: judged again by today's rules, and written if they are good now.
+"""Replaying quarantined bars: validates them by the current rules, and writes those that pass.
 
-Here: the verdict on each row and its transaction. Not here: the table
+Here: the decision on each row and its transaction. Not here: the table
 (``storage.bars.quarantine``), the rules (``domain.judging``).
 
-A row is good when it breaks no rule and does not contradict a bar that is stored: what the provider
-said later, and what was accepted, is worth more than a row that was once refused. Of several good
-rows of one bar the one seen last wins.
+A row passes if it breaks no rule and does not contradict a stored bar: what the provider sent later
+and was accepted counts more than a row that was once refused. If several rows of one bar pass, the
+last one is stored.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

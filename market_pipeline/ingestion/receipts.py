@@ -1,4 +1,4 @@
-"""The receipt of a run: what was asked, what came, what was written, what is left."""
+"""The receipt of a run: what it asked for, what came, what was written, what is missing."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,11 +1,11 @@
-"""Reading a stored market again: what it would cost and change, and doing it.
+"""Reading a stored market again: the preview of cost and changes, and the reload itself.
 
-Here: the plan, the sample, the marks and the loop. Not here: the dump that is taken before
+Here: the plan, the sample, the marks and the loop. Not here: the dump that is made first
 (``storage.markets.dump``), and the transaction of a batch (``write``).
 
-What is to be read again is marked in the ledger first, as if an older parser had read it: nothing
-is compared with it, no statistic mixes it with what has been read again, and a reload that was
-killed goes on where it stopped.
+The spans to be read again are first marked in the ledger, as if an older parser had read them. So
+nothing is compared with them, no statistic mixes old and new bars, and a reload that was killed
+continues where it stopped.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

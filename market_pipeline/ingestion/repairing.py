@@ -1,8 +1,8 @@
-"""The end of a repair: whether a difference's span was read again, and what becomes of the rest.
+"""The end of a repair: decides whether a span was read again, and what happens to the other bars.
 
-Bars may be left that no provider can be asked for any more, or that did not come again. They are in
-the old scale. Where one factor explains the difference they are multiplied; else they stay, and the
-event stays open over the place where old and new bars meet. Not here: writing any of it.
+Some bars may not have come again, or the provider may not have them any more. They are in the old
+scale. If one factor explains the difference, they are multiplied. Otherwise they stay, and the
+event stays open over the place where old and new bars meet. Not here: the writing.
 """
 
 from collections.abc import Mapping

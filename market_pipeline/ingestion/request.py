@@ -1,4 +1,4 @@
-"""What a run was asked to ingest, checked and complete."""
+"""The request of a run, checked and complete."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

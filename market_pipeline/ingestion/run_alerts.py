@@ -1,4 +1,4 @@
-"""What the end of a run says about its markets and providers, as findings for the alerts."""
+"""The end of a run as findings for alerts, about its markets and providers."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""All markets of a run at once: workers fetch while whoever drains the stream commits."""
+"""All markets of a run at once: workers fetch while the consumer of the stream commits."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

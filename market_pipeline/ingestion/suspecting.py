@@ -1,7 +1,7 @@
-"""Suspected splits: noted in the transaction that stores the bar, dismissed or confirmed by people.
+"""Suspected splits: stored in the transaction of the bar, dismissed or confirmed by people.
 
-Only series that their provider does not adjust are suspected: in a split-adjusted one a fall by a
-half is a fall by a half. Markets that are always open have no splits.
+Only series that their provider does not adjust are suspected: in a split-adjusted series a fall by
+a half is real. Markets that are always open have no splits.
 """
 
 from collections.abc import Mapping

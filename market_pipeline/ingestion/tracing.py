@@ -1,7 +1,7 @@
-"""A market's difference while a run goes on: pages are compared, the difference is followed.
+"""The difference of one market during a run: compares pages, and follows the difference.
 
-Here: what a page says beside the stored bars, and which page to ask for next. Not here: the rules
-(``domain.differences``), asking (``market_run``), and what is stored of it (``write``).
+Here: comparing a page with the stored bars, and the next page to ask for. Not here: the rules
+(``domain.differences``), requests (``market_run``), and the writing (``write``).
 """
 
 from collections.abc import Iterator

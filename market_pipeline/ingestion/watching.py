@@ -1,4 +1,4 @@
-"""What no run can tell of itself: stale data, holes that stay, runs that do not begin."""
+"""Checks beside runs: stale data, holes that stay, runs that do not begin."""
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""The transactions of a run: a batch with its weeks, coverage and receipt lands whole or not."""
+"""The transactions of a run: a batch with its weeks, coverage and receipt, all or nothing."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

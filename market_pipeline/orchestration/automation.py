@@ -1,4 +1,4 @@
-"""What starts runs: the jobs and their schedules. What watches them is in ``watches``."""
+"""The jobs and their schedules. The sensors are in ``watches``."""
 
 from datetime import UTC, datetime
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Why steps failed: the innermost cause of each, in one line."""
+"""The causes of failed steps: the innermost one of each, in one line."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,8 +1,8 @@
-"""Asset checks: evidence about what was written; rows were judged before the commit.
+"""Asset checks: evidence about what was written; rows were validated before the commit.
 
-All are one step that asks the database once, so that they cost a run next to nothing. Each always
-tells its numbers. Only what constraints make impossible blocks: a market that is short, late or
-odd must not keep the others from their statistics.
+All checks are one step with one query, so that they cost a run next to nothing. Each always shows
+its numbers. A check blocks only on what constraints make impossible: a market that is short, late
+or odd must not keep the others from their statistics.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
-"""What a run computes from stored bars, and whether it has to: each of one moment of the database.
+"""Computations of a run from stored bars, each from one moment of the database.
 
-Inputs that are the same as last time are not computed again: how many bars a statistic may look at,
-their newest version, what is wrong with them, and the settings tell that, before any bar is read.
+The same inputs are not computed again. Before any bar is read, these tell whether the inputs
+changed: how many bars a statistic uses, their newest version, their flaws, and the settings.
 Not here: the formulas (``domain``), the write (``io_manager``).
 """
 

@@ -1,4 +1,4 @@
-"""Removing Dagster's own runs and events, which Dagster keeps for ever.
+"""Removal of Dagster's own runs and events, which Dagster never removes.
 
 Not here: the market tables' retention (``storage.runs.retention``); ticks, which Dagster prunes
 itself by ``dagster.yaml``.

@@ -1,7 +1,7 @@
-"""The executors, with one thing added: a run has a receipt from its first moment to its end.
+"""The executors, with one addition: a run has a receipt from its start to its end.
 
-Dagster has no hook around a run that holds for every job, the buttons' included, but its executor,
-which ``Definitions`` sets for all of them.
+The executor is Dagster's only hook around a run that works for every job, also for the jobs behind
+the UI's buttons. ``Definitions`` sets it for all of them.
 """
 
 import logging

@@ -1,7 +1,7 @@
-"""Where Dagster keeps its own: records in a schema of the database, logs in the state folder.
+"""Dagster's own storage: records in a schema of the database, logs in the state folder.
 
-Named in ``dagster.yaml``, because that file has neither defaults for unset variables nor paths
-relative to itself.
+``dagster.yaml`` names these classes, because that file has neither defaults for unset variables nor
+paths relative to itself.
 """
 
 from contextlib import suppress

@@ -1,6 +1,6 @@
-"""The IO manager: drains what assets return into PostgreSQL, and hands them lazy readers back.
+"""The IO manager: writes the output of assets to PostgreSQL, and gives assets lazy readers.
 
-Not here: the transactions (``ingestion.write``), what the UI is told (``report``).
+Not here: the transactions (``ingestion.write``), the metadata for the UI (``report``).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,6 @@
-"""What the graph says before anything runs: columns, where they come from, the sources.
+"""Static descriptions of the graph: columns, their sources, the providers.
 
-Here: static descriptions, read in Dagster's lineage and columns tabs. Not here: what a run found.
+Dagster's lineage and columns tabs show them. Not here: anything that a run found.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""What a materialisation tells Dagster's UI: numbers that plot, the relation, a table, a picture.
+"""The metadata of a materialisation for Dagster's UI: numbers, the relation, a table, a picture.
 
-Here: metadata values, and how much of a write is worth an event's bytes. Not here: the write
-(``io_manager``), which picture (``gallery``).
+Here: metadata values, and the share of a write that is worth an event's bytes. Not here: the write
+(``io_manager``), the choice of a picture (``gallery``).
 """
 
 import base64

@@ -1,7 +1,7 @@
-"""What watches: the sensors that raise alerts, deliver them, and end dead runs.
+"""The sensors that raise alerts, deliver them, and end dead runs.
 
-Each writes before it sends and can be repeated, for a body that raises loses its event. They run
-without being switched on. What they look at and say is elsewhere: ``alerting``, ``ingestion``.
+Each writes before it sends and can be repeated, because a sensor that raises loses its event. They
+run without being switched on. The checks and the texts are elsewhere: ``alerting``, ``ingestion``.
 """
 
 import logging

@@ -1,7 +1,7 @@
-"""File provider: bars from CSV or Parquet files of one's own.
+"""File provider: bars from your own CSV or Parquet files.
 
-Here: which file holds which market, and reading files. Not here: what a table's columns and times
-mean (``tables.py``).
+Here: which file holds which market, and reading files. Not here: the meaning of a table's columns
+and times (``tables.py``).
 """
 
 import re

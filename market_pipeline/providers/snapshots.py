@@ -1,4 +1,4 @@
-"""Live prices of a provider that has to be asked market by market."""
+"""Live prices of a provider that takes one request for each market."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""``read_aggregates``: final bars as a tidy frame, of now, of a time, or of a dataset version."""
+"""``read_aggregates``: final bars as a frame, as of now, of a time, or of a dataset version."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Comparisons as they are computed, for runs and readers alike: of bars and flaws of one moment.
+"""Comparisons computed for runs and readers alike, from bars and flaws of one moment.
 
 Not here: which pairs are stored (``orchestration``), which are asked for (``statistics``).
 """

@@ -1,7 +1,7 @@
 """Frames as bytes for other programs: JSON rows, CSV, Parquet, Arrow; piece by piece.
 
-The index, where it has a name, is a column like the others. Times are UTC. Not here: who wants
-which format (``api.media``), files (``cli.export``).
+An index with a name is a column like the others. Times are UTC. Not here: the choice of a format
+(``api.media``), files (``cli.export``).
 """
 
 import io

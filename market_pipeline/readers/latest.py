@@ -1,9 +1,9 @@
-"""The latest values of markets: from the cache where it has them, else from the database.
+"""The latest values of markets, from the cache if it has them, otherwise from the database.
 
-``read_latest`` gives a frame to analysts. ``fetch_latest`` gives plain JSON to whoever serves it:
-the body as it is stored, where it came from, how old it is, and its versions. A cache is one of
-``readers.serving.open_serving_cache``; values it does not have are filled in. Not here: which entry
-may be served (``cache.guard``), the SQL (``storage.latest.values``).
+``read_latest`` gives a frame to analysts. ``fetch_latest`` gives plain JSON to servers: the body as
+it is stored, where it came from, how old it is, and its versions. The cache comes from
+``readers.serving.open_serving_cache``. Values that it does not have are added to it. Not here:
+which entry may be served (``cache.guard``), the SQL (``storage.latest.values``).
 """
 
 import time

@@ -1,4 +1,4 @@
-"""The database as readers see it: found as every command finds it, one snapshot for a question."""
+"""The database for readers: found as every command finds it, with one snapshot for a query."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -1,4 +1,4 @@
-"""Flagging stored rows whose window has a bar that is newer than they are."""
+"""Flags on stored rows: does their window hold a bar that is newer than the row?"""
 
 from collections.abc import Mapping, Sequence
 

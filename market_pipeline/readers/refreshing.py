@@ -1,6 +1,6 @@
-"""What a run does to the cache after its commits: old entries out, the markets' latest values in.
+"""The cache after a run's commits: old entries are dropped, the markets' latest values are set.
 
-Only Redis needs it: memory belongs to the processes that serve, which listen to the database.
+Only Redis needs this. Memory belongs to the processes that serve, which listen to the database.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""Why a statistic is what it is: its method, bars, revisions, runs and requests, and what moved it.
+"""The origin of a statistic: its method, bars, revisions, runs and requests, and what changed it.
 
-The bars are those of the statistic's own dataset version, so an older one is explained by what it
-was made of, not by what was corrected since.
+The bars are those of the statistic's own dataset version. So an older statistic is explained by the
+bars that it was made of, and not by later corrections.
 """
 
 import re

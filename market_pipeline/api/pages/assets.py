@@ -1,4 +1,4 @@
-"""Scripts and style sheets, served by us: their addresses change with what is in them."""
+"""Scripts and style sheets from this server; an address changes with its content."""
 
 import gzip
 import hashlib

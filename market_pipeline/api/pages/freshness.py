@@ -1,7 +1,7 @@
-"""How fresh a market is on a page: what ``domain.freshness`` says, by a clock that is late.
+"""Freshness of a market on a page, from ``domain.freshness`` with a clock that is late.
 
-Runs come every quarter of an hour or so, and a page is read at any time: a market is behind when
-what was due some hours ago is not there.
+Runs come about every quarter of an hour, and a page is read at any time. So a market is behind only
+when a bar that was due some hours ago is missing.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Pictures that need no script: lines and strips as SVG paths. Pure."""
+"""Pictures without a script: lines and strips as SVG paths. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ router = APIRouter(prefix="/api", tags=["ingestion"])
 _NO_STORE = {"Cache-Control": "no-store"}
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,5})(?:$|[,;\s])")
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    202: {"model": IngestPending, "description": "It has not ended: ask at statusUrl"},
+    202: {"model": IngestPending, "description": "The run has not ended: ask at statusUrl"},
     502: {"model": IngestAnswer, "description": "The run failed: nothing usable came"},
 }
 
@@ -78,7 +78,7 @@ async def ingest(
 
 @router.get(
     "/ingest/{run_id}",
-    summary="How a run stands that was started over HTTP",
+    summary="The state of a run that was started over HTTP",
     response_model=IngestAnswer,
     responses={202: _RESPONSES[202], **describe_problems(400, 401, 404, 503)},
 )
@@ -90,7 +90,7 @@ async def tell_ingest(
     """Answer with the receipt of a run that ended, or 202 again. A failed run is told with 200."""
     state = await launcher.read_state(run_id)
     if state is None:
-        raise ProblemError(404, "Not Found", f"Dagster knows no run {run_id}")
+        raise ProblemError(404, "Not Found", f"Dagster has no run {run_id}")
     if not state.has_ended:
         return _tell_pending(services, run_id)
     return JSONResponse((await launcher.read(run_id, state)).body, 200, _NO_STORE)
@@ -114,7 +114,9 @@ async def cron(
     """
     if not holds_bearer(request.scope["headers"], services.configuration.cron_secret):
         challenge = {"WWW-Authenticate": 'Bearer realm="market-pipeline cron"'}
-        detail = "send `Authorization: Bearer` with CRON_SECRET; unset, it lets nobody in"
+        detail = (
+            "send `Authorization: Bearer` with CRON_SECRET; without CRON_SECRET nobody may call it"
+        )
         raise ProblemError(401, "Unauthorized", detail, {**challenge, **_NO_STORE})
     wish = Wish((), "cron", f"cron:{datetime.now(UTC):%Y-%m-%dT%H:%M}")
     return await _serve(services, launcher, wish, services.configuration.ingest_wait_seconds)

@@ -28,7 +28,7 @@ router = APIRouter(prefix="/api", tags=["read"])
     "/markets",
     response_model=MarketTable,
     responses={200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 406, 503)},
-    summary="All markets that are stored",
+    summary="All stored markets",
 )
 def list_markets(request: Request, services: ServicesNeeded, kind: Format = None) -> Response:
     """List markets by symbol and provider, also those that are no longer ingested."""
@@ -47,7 +47,7 @@ def list_markets(request: Request, services: ServicesNeeded, kind: Format = None
     "/markets/{symbol}/latest",
     response_model=LatestValues,
     responses={200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 404, 406, 503)},
-    summary="Everything that is newest of a market",
+    summary="The latest values of a market",
 )
 def tell_latest(
     request: Request,
