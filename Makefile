@@ -34,7 +34,7 @@ $(STAMP): setup.py constraints.txt
 	@touch $@
 
 $(DEV_STAMP): $(STAMP)
-	@$(PYTHON) install.py dev
+	@$(BIN)/python install.py dev
 	@touch $@
 
 ingest: setup ## Run the main job and show what it wrote
@@ -68,7 +68,7 @@ test-system: system-check $(SYSTEM_STAMP) ## Run the tests that need Debian pack
 	$(BIN)/python -m pytest -m system -n 2 --dist loadfile
 
 $(SYSTEM_STAMP): $(DEV_STAMP)
-	@$(PYTHON) install.py dev system
+	@$(BIN)/python install.py dev system
 	@touch $@
 
 system-check: ## Name the Debian packages that make test-system misses
@@ -94,7 +94,7 @@ bench: $(BENCH_STAMP) ## Measure beside other tools what it costs (a part: ONLY=
 	$(BIN)/python -m benchmarks $(ONLY)
 
 $(BENCH_STAMP): $(DEV_STAMP)
-	@$(PYTHON) install.py dev bench
+	@$(BIN)/python install.py dev bench
 	@touch $@
 
 check: lint types contracts ## Check format, lint, types and architecture contracts

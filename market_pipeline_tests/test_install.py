@@ -19,7 +19,7 @@ VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 STAND_IN = '#!/bin/sh\necho "$(basename $0) $*" >> calls\n'
 PYTHON = f"""\
 case "$1" in
-install.py) mkdir -p .venv/bin; cp "$0" .venv/bin/python; cp "$0" .venv/bin/market-pipeline;;
+install.py) mkdir -p .venv/bin; cp -n "$0" .venv/bin/python; cp -n "$0" .venv/bin/market-pipeline;;
 -c) exec {sys.executable} "$@";;
 esac
 """
