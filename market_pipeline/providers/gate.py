@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
-class Gate(Protocol):
+class RateLimiter(Protocol):
     """Decides when a provider may be called."""
 
     def admit(self, provider: str) -> None:
@@ -51,7 +51,7 @@ class CountingGate:
         throttled: Calls that the provider refused as too many.
     """
 
-    inner: Gate
+    inner: RateLimiter
     calls: int = field(default=0, init=False)
     throttled: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -69,16 +69,16 @@ class CountingGate:
         self.inner.report_throttled(provider, seconds)
 
 
-_current: ContextVar[Gate] = ContextVar("gate", default=OpenGate())  # noqa: B039 - has no state
+_current: ContextVar[RateLimiter] = ContextVar("gate", default=OpenGate())  # noqa: B039 - has no state
 
 
-def current_gate() -> Gate:
+def current_gate() -> RateLimiter:
     """Return the gate in force; the open one where none was chosen."""
     return _current.get()
 
 
 @contextmanager
-def use_gate(gate: Gate) -> Iterator[Gate]:
+def use_gate(gate: RateLimiter) -> Iterator[RateLimiter]:
     """Put a gate in force until the block ends.
 
     Not around a ``yield``: the gate would stay in force in the code between two steps.
