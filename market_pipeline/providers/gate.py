@@ -29,7 +29,7 @@ class RateLimiter(Protocol):
         """Take note that the provider refused a call and wants to be left alone for so long."""
 
 
-class OpenGate:
+class UnlimitedCalls:
     """Lets every call through and remembers none."""
 
     def admit(self, provider: str) -> None:
@@ -69,7 +69,7 @@ class CountingGate:
         self.inner.report_throttled(provider, seconds)
 
 
-_current: ContextVar[RateLimiter] = ContextVar("gate", default=OpenGate())  # noqa: B039 - has no state
+_current: ContextVar[RateLimiter] = ContextVar("gate", default=UnlimitedCalls())  # noqa: B039 - has no state
 
 
 def current_gate() -> RateLimiter:

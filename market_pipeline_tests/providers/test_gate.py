@@ -10,7 +10,7 @@ import pytest
 from market_pipeline.domain.errors import TransientProviderError
 from market_pipeline.providers.gate import (
     CountingGate,
-    OpenGate,
+    UnlimitedCalls,
     admit,
     current_gate,
     report_throttled,
@@ -47,7 +47,7 @@ class SlowGate:
 
 def test_without_a_choice_the_gate_is_open(make_client: Client) -> None:
     """A client works where nobody set a budget."""
-    assert isinstance(current_gate(), OpenGate)
+    assert isinstance(current_gate(), UnlimitedCalls)
     assert make_client().fetch_json("/ping") == PING
 
 
@@ -135,7 +135,7 @@ def test_gates_are_nested_and_counts_add_up(fake_time: FakeTime) -> None:
 
 def test_threads_share_a_gate_that_each_puts_in_force_and_no_call_is_lost() -> None:
     """A new thread has the open gate, whatever its maker uses; eight threads count on one gate."""
-    counter = CountingGate(OpenGate())
+    counter = CountingGate(UnlimitedCalls())
     begin = threading.Barrier(8)
 
     def call_often(times: int) -> None:
