@@ -37,7 +37,7 @@ from market_pipeline.ingestion.registration import register_markets
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.stream import make_gate
 from market_pipeline.ingestion.write import BatchResult, write_batch
-from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
+from market_pipeline.providers.gate import CallCounter, current_gate, use_gate
 from market_pipeline.storage.claims import (
     hold_claim,
     release_run_claims,
@@ -279,7 +279,7 @@ def _iterate_batches(
 
 
 def _fetch(run: Run, claimed: BarBatch, request: FetchRequest) -> BarPage:
-    gate = CountingGate(current_gate())
+    gate = CallCounter(current_gate())
     with use_gate(gate):
         page = fetch_page(*claimed.route, request, run.request.now)
     claimed.progress.count_page(page, gate.calls, gate.throttled)

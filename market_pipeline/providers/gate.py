@@ -40,7 +40,7 @@ class UnlimitedCalls:
 
 
 @dataclass
-class CountingGate:
+class CallCounter:
     """Counts the calls that pass to another gate; safe to share between threads.
 
     Args:

@@ -9,7 +9,7 @@ import pytest
 
 from market_pipeline.domain.errors import TransientProviderError
 from market_pipeline.providers.gate import (
-    CountingGate,
+    CallCounter,
     UnlimitedCalls,
     admit,
     current_gate,
@@ -119,8 +119,8 @@ def test_a_closed_gate_ends_the_call_before_it_is_made(
 
 def test_gates_are_nested_and_counts_add_up(fake_time: FakeTime) -> None:
     """A market's count is part of the run's; what the inner gate refuses is not counted."""
-    run = CountingGate(SlowGate(fake_time, calls_left=3))
-    market = CountingGate(run)
+    run = CallCounter(SlowGate(fake_time, calls_left=3))
+    market = CallCounter(run)
     with use_gate(run):
         admit("mock")
         with use_gate(market):
@@ -135,7 +135,7 @@ def test_gates_are_nested_and_counts_add_up(fake_time: FakeTime) -> None:
 
 def test_threads_share_a_gate_that_each_puts_in_force_and_no_call_is_lost() -> None:
     """A new thread has the open gate, whatever its maker uses; eight threads count on one gate."""
-    counter = CountingGate(UnlimitedCalls())
+    counter = CallCounter(UnlimitedCalls())
     begin = threading.Barrier(8)
 
     def call_often(times: int) -> None:

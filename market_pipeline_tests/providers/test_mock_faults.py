@@ -16,7 +16,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.judging import judge_bars
 from market_pipeline.domain.records import BAR_DTYPES, Market, PriceSnapshot, Window
 from market_pipeline.domain.sessions import read_sessions
-from market_pipeline.providers.gate import CountingGate, UnlimitedCalls, use_gate
+from market_pipeline.providers.gate import CallCounter, UnlimitedCalls, use_gate
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.providers.mock_faults import ALIASES, AMOUNTS, Fault, parse_faults
 
@@ -82,7 +82,7 @@ def test_every_call_passes_the_gate() -> None:
     """One for each fetch of bars, refused ones too, and one for any number of live prices."""
     provider, gate = (
         MockProvider({"MOCK_FAULTS": "BTC-USD:timeout x1"}),
-        CountingGate(UnlimitedCalls()),
+        CallCounter(UnlimitedCalls()),
     )
     with use_gate(gate):
         with pytest.raises(TransientProviderError):
