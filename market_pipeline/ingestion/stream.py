@@ -19,7 +19,7 @@ from market_pipeline.ingestion.market_run import MarketRun
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.observability.logs import log_context
 from market_pipeline.providers.gate import use_gate
-from market_pipeline.storage.budget import DatabaseGate, read_budget_limits
+from market_pipeline.storage.budget import DatabaseRateLimiter, read_budget_limits
 from market_pipeline.storage.claims import release_run_claims, show_life
 
 WORKERS = 4
@@ -76,7 +76,7 @@ class BarStream:
                     release_run_claims(self.engine, self.run_id)
 
     def _work(
-        self, gate: DatabaseGate, route: Route, ready: "Queue[Item | None]", stop: Event
+        self, gate: DatabaseRateLimiter, route: Route, ready: "Queue[Item | None]", stop: Event
     ) -> None:
         limit = gate.limits[route[0].name]
         try:
@@ -115,7 +115,9 @@ def _put(item: Item | None, ready: "Queue[Item | None]", stop: Event) -> None:
         return
 
 
-def make_gate(engine: Engine, routes: Sequence[Route], stop: Event | None = None) -> DatabaseGate:
+def make_gate(
+    engine: Engine, routes: Sequence[Route], stop: Event | None = None
+) -> DatabaseRateLimiter:
     """Return the gate before the providers of some markets, shared with all other processes.
 
     Args:
@@ -125,7 +127,9 @@ def make_gate(engine: Engine, routes: Sequence[Route], stop: Event | None = None
     """
     limits = read_budget_limits(provider for provider, _ in routes)
     pause = stop or Event()
-    return DatabaseGate(engine, limits, GATE_PATIENCE, sleep=lambda seconds: _wait(pause, seconds))
+    return DatabaseRateLimiter(
+        engine, limits, GATE_PATIENCE, sleep=lambda seconds: _wait(pause, seconds)
+    )
 
 
 def _wait(stop: Event, seconds: float) -> None:

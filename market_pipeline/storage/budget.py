@@ -48,7 +48,7 @@ _READ = text(f"""
 
 
 @dataclass(frozen=True, slots=True)
-class DatabaseGate:
+class DatabaseRateLimiter:
     """Admits calls within each provider's limits, for all processes together.
 
     A provider without limits never touches the database.

@@ -16,7 +16,7 @@ from market_pipeline.providers.file import FileProvider
 from market_pipeline.providers.gate import use_gate
 from market_pipeline.providers.http import HttpClient, Limits
 from market_pipeline.storage.budget import (
-    DatabaseGate,
+    DatabaseRateLimiter,
     count_verifications_left,
     note_verifications,
     read_account,
@@ -38,7 +38,7 @@ def call_often(pipe: Connection, url: str, server: str, times: int) -> None:
     client = HttpClient("coingecko", server)
     pipe.send("ready")
     pipe.recv()
-    with use_gate(DatabaseGate(engine, {"coingecko": RATE}, period=PERIOD)):
+    with use_gate(DatabaseRateLimiter(engine, {"coingecko": RATE}, period=PERIOD)):
         for _ in range(times):
             client.fetch_json("/ping")
     pipe.send("done")
@@ -49,7 +49,7 @@ def call_once(pipe: Connection, url: str, server: str) -> None:
     """Make one call that is refused, and say so."""
     engine = open_engine(DatabaseAddress(url, is_embedded=False))
     client = HttpClient("coingecko", server, limits=Limits(attempts=1))
-    with use_gate(DatabaseGate(engine, {"coingecko": RATE})):
+    with use_gate(DatabaseRateLimiter(engine, {"coingecko": RATE})):
         try:
             client.fetch_json("/ping")
         except TransientProviderError as error:
@@ -65,7 +65,7 @@ class Stage:
 
     def admit(self, limit: BudgetLimit, patience: timedelta = IMPATIENT) -> None:
         """Make one call to a provider of this limit."""
-        DatabaseGate(self.engine, {"coingecko": limit}, patience).admit("coingecko")
+        DatabaseRateLimiter(self.engine, {"coingecko": limit}, patience).admit("coingecko")
 
     def edit(self, changes: str) -> None:
         """Change the stored account."""
@@ -126,7 +126,7 @@ def test_a_retry_after_of_one_process_holds_the_others_back(
 
 def test_a_shorter_block_does_not_end_a_longer_one_and_nonsense_is_bounded(stage: Stage) -> None:
     """The longest counts, up to a day."""
-    gate = DatabaseGate(stage.engine, {"coingecko": RATE})
+    gate = DatabaseRateLimiter(stage.engine, {"coingecko": RATE})
     for seconds in (float("inf"), 1.0, -5.0):
         gate.report_throttled("coingecko", seconds)
     account = read_account(stage.engine, "coingecko", RATE)
@@ -146,7 +146,7 @@ def test_a_used_up_rate_is_waited_for_or_explained(stage: Stage) -> None:
         stage.edit("tokens = 1")
 
     patient = timedelta(minutes=5)
-    DatabaseGate(stage.engine, {"coingecko": limit}, patient, sleep=sleep).admit("coingecko")
+    DatabaseRateLimiter(stage.engine, {"coingecko": limit}, patient, sleep=sleep).admit("coingecko")
     assert [200 < seconds < 241 for seconds in slept] == [True]
 
 
@@ -182,7 +182,7 @@ def test_a_clock_that_went_back_adds_no_tokens(stage: Stage) -> None:
         stage.edit("refilled_at = refilled_at - interval '1 hour'")
 
     patient = timedelta(minutes=5)
-    DatabaseGate(stage.engine, {"coingecko": limit}, patient, sleep=sleep).admit("coingecko")
+    DatabaseRateLimiter(stage.engine, {"coingecko": limit}, patient, sleep=sleep).admit("coingecko")
 
 
 def test_a_provider_without_limits_never_touches_the_database() -> None:
@@ -190,7 +190,7 @@ def test_a_provider_without_limits_never_touches_the_database() -> None:
     nowhere = open_engine(
         DatabaseAddress("postgresql+psycopg2://me@127.0.0.1:1/no", is_embedded=False)
     )
-    gate = DatabaseGate(nowhere, {"mock": BudgetLimit()})
+    gate = DatabaseRateLimiter(nowhere, {"mock": BudgetLimit()})
     gate.admit("mock")
     gate.admit("unheard-of")
     gate.report_throttled("mock", 10.0)
