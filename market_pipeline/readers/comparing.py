@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from market_pipeline.domain import comparisons
 from market_pipeline.domain.comparisons import compute_comparisons
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.withholding import Flaw, withhold
+from market_pipeline.domain.withholding import DataIssue, withhold
 from market_pipeline.settings import StatisticsSettings
 from market_pipeline.storage.coverage import read_flaws
 from market_pipeline.storage.final_bars import Span, plan_pair_spans, read_spans
@@ -62,7 +62,7 @@ def compare_spans(
     horizons_days: Sequence[int],
     settings: StatisticsSettings,
     spans: Sequence[Span],
-    flaws: Sequence[Flaw],
+    flaws: Sequence[DataIssue],
     closed_by: datetime | None = None,
 ) -> pd.DataFrame:
     """Compute comparisons from spans that were planned for them, as :func:`compare_pairs` does."""

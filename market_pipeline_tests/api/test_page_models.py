@@ -36,7 +36,7 @@ from market_pipeline.domain.freshness import Series
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.roi import compute_roi_statistics
-from market_pipeline.domain.withholding import Flaw
+from market_pipeline.domain.withholding import DataIssue
 
 NOW = datetime(2024, 3, 15, 12, tzinfo=UTC)  # a Friday; New York opens at 13:30 UTC
 
@@ -135,7 +135,7 @@ def make_bars(closes: list[float]) -> list[dict[str, Any]]:
 MARKET = {"market_id": 1, "quote": "USD", "calendar": "24/7"}
 
 
-def draw(bars: list[dict[str, Any]], *flaws: Flaw) -> dict[str, list[float | None]]:
+def draw(bars: list[dict[str, Any]], *flaws: DataIssue) -> dict[str, list[float | None]]:
     """Return the lines of a chart of days, by name."""
     chart = build_market_chart(bars, Interval.DAY, MARKET, flaws)
     assert chart is not None
@@ -172,7 +172,7 @@ def test_lines_break_at_a_hole_and_where_a_flaw_withholds() -> None:
     lines = draw(bars)
     assert lines["Drawdown"][39:43].count(None) == 2
     assert len(lines["Drawdown"]) == 60
-    hole = Flaw(1, "unexplained_hole", Window(bars[39]["close_time"], bars[40]["open_time"]))
+    hole = DataIssue(1, "unexplained_hole", Window(bars[39]["close_time"], bars[40]["open_time"]))
     assert [at for at, value in enumerate(draw(bars, hole)["Volatility"]) if value] == [
         *range(30, 40)
     ]
