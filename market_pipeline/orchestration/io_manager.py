@@ -23,7 +23,7 @@ from market_pipeline.ingestion.write import commit_item, write_markets, write_ro
 from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import SpanHandle, span
 from market_pipeline.orchestration.computing import Computed
-from market_pipeline.orchestration.gallery import Occasion, draw_coverage_map, draw_picture
+from market_pipeline.orchestration.gallery import WriteContext, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.report import (
     MAX_LINES,
@@ -158,7 +158,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     def _illustrate(
         self, context: dg.OutputContext, run: Run, table: Table, written: MaterializationSummary
     ) -> None:
-        occasion = Occasion(run.run_id, self._read_for(run), written.rows)
+        occasion = WriteContext(run.run_id, self._read_for(run), written.rows)
         png = draw_picture(table.name, occasion)
         if png is None:
             return
