@@ -33,7 +33,7 @@ _SHORT = ("outcome", "reason")
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class CheckInput:
     """What a check judges: the evidence, and what was asked for."""
 
     evidence: RunEvidence
@@ -49,7 +49,7 @@ class Verdict:
     objections: Sequence[Line] = ()
 
 
-def judge_completeness(case: Case) -> Verdict:
+def judge_completeness(case: CheckInput) -> Verdict:
     """Every market of the run gave all its bars; a short one makes the outcome partial."""
     receipt = case.evidence.receipt
     short = receipt[receipt["outcome"] != "ok"]
@@ -70,7 +70,7 @@ def judge_completeness(case: Case) -> Verdict:
     return Verdict({"markets": len(receipt) + len(absent), "short": len(lines)}, lines)
 
 
-def judge_freshness(case: Case) -> Verdict:
+def judge_freshness(case: CheckInput) -> Verdict:
     """The newest bar that its calendar and provider promise by the run's clock is final and stored.
 
     A bar that the provider is known not to have is not waited for.
@@ -96,7 +96,7 @@ def judge_freshness(case: Case) -> Verdict:
     return Verdict({"series": series, "late": len(late)}, late)
 
 
-def judge_holes(case: Case) -> Verdict:
+def judge_holes(case: CheckInput) -> Verdict:
     """No bars of these markets, at any time, are missing that should be there unexplained.
 
     Time between settled spans that nobody asked for is missing too: `market-pipeline coverage` says
@@ -120,21 +120,21 @@ def _describe_span(row: Mapping[Any, Any], reason: str, tries: int) -> Line:
     }
 
 
-def judge_keys(case: Case) -> Verdict:
+def judge_keys(case: CheckInput) -> Verdict:
     """Each bar that the run wrote is stored once."""
     written = case.evidence.written
     lines = _locate(case, written.repeated_examples, "copies")
     return Verdict({"bars": written.bars, "repeated": written.repeated}, lines)
 
 
-def judge_order(case: Case) -> Verdict:
+def judge_order(case: CheckInput) -> Verdict:
     """In each bar that the run wrote, low is the lowest price, high the highest, all are real."""
     written = case.evidence.written
     lines = _locate(case, written.disordered_examples)
     return Verdict({"bars": written.bars, "disordered": written.disordered}, lines)
 
 
-def _locate(case: Case, examples: Sequence[Mapping[str, Any]], *columns: str) -> list[Line]:
+def _locate(case: CheckInput, examples: Sequence[Mapping[str, Any]], *columns: str) -> list[Line]:
     names = {row["market_id"]: _name(row) for row in _list(case)}
     return [
         {
@@ -147,13 +147,13 @@ def _locate(case: Case, examples: Sequence[Mapping[str, Any]], *columns: str) ->
     ]
 
 
-def judge_spikes(case: Case) -> Verdict:
+def judge_spikes(case: CheckInput) -> Verdict:
     """No bar jumps beyond ten robust standard deviations and 15 %; those that do are stored."""
     lines = [{**_name(row), "spikes": row["spikes"]} for row in _list(case) if row["spikes"]]
     return Verdict({"spikes": sum(line["spikes"] for line in lines)}, lines)
 
 
-def judge_quarantine(case: Case) -> Verdict:
+def judge_quarantine(case: CheckInput) -> Verdict:
     """Of no market's bars more than 1 % are impossible; they are in the quarantine, not stored."""
     rows = _list(case)
     lines = [
@@ -166,7 +166,7 @@ def judge_quarantine(case: Case) -> Verdict:
     return Verdict({"received": received, "quarantined": refused, "quarantine_ratio": rate}, lines)
 
 
-JUDGES: Mapping[str, Callable[[Case], Verdict]] = {
+JUDGES: Mapping[str, Callable[[CheckInput], Verdict]] = {
     "ingestion_complete": judge_completeness,
     "bars_fresh": judge_freshness,
     "no_unexplained_holes": judge_holes,
@@ -202,7 +202,7 @@ def check_market_aggregates(
         evidence = read_run_evidence(connection, UUID(context.run.run_id))
     asked = request.build(_find_clock(context))
     routes = keep_routes(database, providers.route(asked).routes)
-    case = Case(evidence, asked, routes)
+    case = CheckInput(evidence, asked, routes)
     for key in sorted(context.selected_asset_check_keys):
         yield _build_result(key, JUDGES[key.name](case), evidence.run_id)
 
@@ -228,7 +228,7 @@ def _build_result(
     )
 
 
-def _list(case: Case) -> list[dict[Any, Any]]:
+def _list(case: CheckInput) -> list[dict[Any, Any]]:
     return _list_rows(case.evidence.receipt)
 
 
