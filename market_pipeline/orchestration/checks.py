@@ -42,14 +42,14 @@ class CheckInput:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CheckResult:
     """What a check found: numbers that plot over time, and what it objects to."""
 
     numbers: Mapping[str, int | float]
     objections: Sequence[Line] = ()
 
 
-def judge_completeness(case: CheckInput) -> Verdict:
+def judge_completeness(case: CheckInput) -> CheckResult:
     """Every market of the run gave all its bars; a short one makes the outcome partial."""
     receipt = case.evidence.receipt
     short = receipt[receipt["outcome"] != "ok"]
@@ -67,10 +67,10 @@ def judge_completeness(case: CheckInput) -> Verdict:
         }
         for row in absent
     ]
-    return Verdict({"markets": len(receipt) + len(absent), "short": len(lines)}, lines)
+    return CheckResult({"markets": len(receipt) + len(absent), "short": len(lines)}, lines)
 
 
-def judge_freshness(case: CheckInput) -> Verdict:
+def judge_freshness(case: CheckInput) -> CheckResult:
     """The newest bar that its calendar and provider promise by the run's clock is final and stored.
 
     A bar that the provider is known not to have is not waited for.
@@ -93,10 +93,10 @@ def judge_freshness(case: CheckInput) -> Verdict:
         for _, market in case.routes
         if (market.provider, market.symbol) in ids
     )
-    return Verdict({"series": series, "late": len(late)}, late)
+    return CheckResult({"series": series, "late": len(late)}, late)
 
 
-def judge_holes(case: CheckInput) -> Verdict:
+def judge_holes(case: CheckInput) -> CheckResult:
     """No bars of these markets, at any time, are missing that should be there unexplained.
 
     Time between settled spans that nobody asked for is missing too: `market-pipeline coverage` says
@@ -106,7 +106,7 @@ def judge_holes(case: CheckInput) -> Verdict:
     lines = [_describe_span(row, row["reason"], row["tries"]) for row in holes]
     lines += [_describe_span(row, NEVER_ASKED, 0) for row in never]
     found = holes[0]["found"] if holes else 0
-    return Verdict({"holes": found, "never_asked": len(never)}, lines)
+    return CheckResult({"holes": found, "never_asked": len(never)}, lines)
 
 
 def _describe_span(row: Mapping[Any, Any], reason: str, tries: int) -> Line:
@@ -120,18 +120,18 @@ def _describe_span(row: Mapping[Any, Any], reason: str, tries: int) -> Line:
     }
 
 
-def judge_keys(case: CheckInput) -> Verdict:
+def judge_keys(case: CheckInput) -> CheckResult:
     """Each bar that the run wrote is stored once."""
     written = case.evidence.written
     lines = _locate(case, written.repeated_examples, "copies")
-    return Verdict({"bars": written.bars, "repeated": written.repeated}, lines)
+    return CheckResult({"bars": written.bars, "repeated": written.repeated}, lines)
 
 
-def judge_order(case: CheckInput) -> Verdict:
+def judge_order(case: CheckInput) -> CheckResult:
     """In each bar that the run wrote, low is the lowest price, high the highest, all are real."""
     written = case.evidence.written
     lines = _locate(case, written.disordered_examples)
-    return Verdict({"bars": written.bars, "disordered": written.disordered}, lines)
+    return CheckResult({"bars": written.bars, "disordered": written.disordered}, lines)
 
 
 def _locate(case: CheckInput, examples: Sequence[Mapping[str, Any]], *columns: str) -> list[Line]:
@@ -147,13 +147,13 @@ def _locate(case: CheckInput, examples: Sequence[Mapping[str, Any]], *columns: s
     ]
 
 
-def judge_spikes(case: CheckInput) -> Verdict:
+def judge_spikes(case: CheckInput) -> CheckResult:
     """No bar jumps beyond ten robust standard deviations and 15 %; those that do are stored."""
     lines = [{**_name(row), "spikes": row["spikes"]} for row in _list(case) if row["spikes"]]
-    return Verdict({"spikes": sum(line["spikes"] for line in lines)}, lines)
+    return CheckResult({"spikes": sum(line["spikes"] for line in lines)}, lines)
 
 
-def judge_quarantine(case: CheckInput) -> Verdict:
+def judge_quarantine(case: CheckInput) -> CheckResult:
     """Of no market's bars more than 1 % are impossible; they are in the quarantine, not stored."""
     rows = _list(case)
     lines = [
@@ -163,10 +163,12 @@ def judge_quarantine(case: CheckInput) -> Verdict:
     ]
     received, refused = (sum(row[name] for row in rows) for name in ("received", "quarantined"))
     rate = refused / received if received else 0.0
-    return Verdict({"received": received, "quarantined": refused, "quarantine_ratio": rate}, lines)
+    return CheckResult(
+        {"received": received, "quarantined": refused, "quarantine_ratio": rate}, lines
+    )
 
 
-JUDGES: Mapping[str, Callable[[CheckInput], Verdict]] = {
+JUDGES: Mapping[str, Callable[[CheckInput], CheckResult]] = {
     "ingestion_complete": judge_completeness,
     "bars_fresh": judge_freshness,
     "no_unexplained_holes": judge_holes,
@@ -213,7 +215,7 @@ def _find_clock(context: dg.AssetCheckExecutionContext) -> datetime:
 
 
 def _build_result(
-    key: dg.AssetCheckKey, verdict: Verdict, run_id: UUID | None
+    key: dg.AssetCheckKey, verdict: CheckResult, run_id: UUID | None
 ) -> dg.AssetCheckResult:
     severity = dg.AssetCheckSeverity
     metadata: dict[str, Any] = {**verdict.numbers, "receipt_of_run": str(run_id)}
