@@ -56,7 +56,7 @@ class MarketEnd:
         return name_market(self.route)
 
 
-class MarketEnds:
+class MarketOutcomes:
     """The ends of a run's markets, gathered while it goes on."""
 
     def __init__(self) -> None:

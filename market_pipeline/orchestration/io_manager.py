@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, Table
 from market_pipeline.domain.errors import NothingIngestedError
 from market_pipeline.ingestion.receipts import Run, mark_failed
 from market_pipeline.ingestion.request import Route
-from market_pipeline.ingestion.run_alerts import MarketEnds, report_prices
+from market_pipeline.ingestion.run_alerts import MarketOutcomes, report_prices
 from market_pipeline.ingestion.snapshots import SnapshotBatch
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
@@ -184,7 +184,7 @@ def _drain(
     """
     totals: dict[Route, tuple[WriteCounts, WriteCounts]] = {}
     lines: dict[Route, dict[str, Any]] = {}
-    ends = MarketEnds()
+    ends = MarketOutcomes()
     for item in stream:
         with span("upsert", table=market_aggregate.name, market=item.route[1].symbol) as trace:
             result = commit_item(engine, run, item)
