@@ -73,7 +73,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Absence:
+class MissingSpan:
     """Expected bars in a row that are missing for one reason.
 
     Attributes:
@@ -94,7 +94,7 @@ class Completeness:
     """How complete a series is: expected bars are present, or missing for a reason."""
 
     expected: int
-    absences: tuple[Absence, ...]
+    absences: tuple[MissingSpan, ...]
 
     @property
     def missing(self) -> dict[str, int]:
@@ -206,13 +206,13 @@ def _judge(coverage: Coverage, grid: Grid) -> npt.NDArray[np.int64]:
     return codes
 
 
-def _group(codes: npt.NDArray[np.int64], opens: Micros, ends: Micros) -> tuple[Absence, ...]:
+def _group(codes: npt.NDArray[np.int64], opens: Micros, ends: Micros) -> tuple[MissingSpan, ...]:
     """Return runs of bars that are missing for the same reason."""
     edges = np.flatnonzero(np.diff(codes)) + 1
     starts = np.concatenate([[0], edges]) if len(codes) else edges
     stops = np.append(edges, len(codes))
     return tuple(
-        Absence(
+        MissingSpan(
             Window(from_micros(opens[first]), from_micros(ends[last - 1])),
             _LABELS[codes[first]][0],
             int(last - first),

@@ -16,8 +16,8 @@ from sqlalchemy import Connection
 from market_pipeline.domain.completeness import (
     NOT_ASKED_YET,
     PROVISIONAL,
-    Absence,
     Completeness,
+    MissingSpan,
     Series,
     measure_completeness,
     name_backfill,
@@ -78,9 +78,9 @@ class Judged:
 
     span: Span
     completeness: Completeness
-    doubts: tuple[Absence, ...] = ()
+    doubts: tuple[MissingSpan, ...] = ()
 
-    def list_objections(self, require: Requirement) -> list[Absence]:
+    def list_objections(self, require: Requirement) -> list[MissingSpan]:
         """Return what does not meet a requirement."""
         missing = [
             one
@@ -193,15 +193,15 @@ def _read_lag(market: Market, fetched: Interval) -> timedelta:
     return provider.describe_history(market, fetched).publication_lag
 
 
-def _read_doubts(connection: Connection, spans: Mapping[int, Span]) -> dict[int, list[Absence]]:
-    doubts: dict[int, list[Absence]] = {}
+def _read_doubts(connection: Connection, spans: Mapping[int, Span]) -> dict[int, list[MissingSpan]]:
+    doubts: dict[int, list[MissingSpan]] = {}
     for fetched in {span.fetched for span in spans.values()}:
         for flaw in read_flaws(connection, list(spans), fetched):
             span = spans[flaw.market_id]
             if span.fetched is fetched and flaw.reason not in _OF_BARS:
                 window = flaw.window or span.window
                 if _touches(window, span.closing or span.window):
-                    doubt = Absence(window, flaw.reason, 0, is_explained=False)
+                    doubt = MissingSpan(window, flaw.reason, 0, is_explained=False)
                     doubts.setdefault(flaw.market_id, []).append(doubt)
     return doubts
 
@@ -212,7 +212,7 @@ def _touches(doubt: Window, window: Window) -> bool:
 
 
 def _build_error(
-    require: str, objections: Sequence[tuple[Span, Absence]]
+    require: str, objections: Sequence[tuple[Span, MissingSpan]]
 ) -> IncompleteHistoryError:
     told = "; ".join(_tell(span, one) for span, one in objections[:_MOST_TOLD])
     more = len(objections) - _MOST_TOLD
@@ -230,13 +230,13 @@ def _name(span: Span) -> str:
     return f"{span.market.provider}:{span.market.symbol}"
 
 
-def _tell(span: Span, one: Absence) -> str:
+def _tell(span: Span, one: MissingSpan) -> str:
     bars = f", {one.bars:,} bars" if one.bars else ""
     window = f"{one.window.start:%Y-%m-%d %H:%M} to {one.window.end:%Y-%m-%d %H:%M}"
     return f"{_name(span)} {span.interval} {window}: {one.reason}{bars}"
 
 
-def _describe(span: Span, one: Absence) -> dict[str, Any]:
+def _describe(span: Span, one: MissingSpan) -> dict[str, Any]:
     return {
         "symbol": span.market.symbol,
         "provider": span.market.provider,
@@ -248,7 +248,7 @@ def _describe(span: Span, one: Absence) -> dict[str, Any]:
     }
 
 
-def _list_commands(objections: Sequence[tuple[Span, Absence]]) -> list[str]:
+def _list_commands(objections: Sequence[tuple[Span, MissingSpan]]) -> list[str]:
     """Return what brings missing bars, one command for each market that has one."""
     markets = {span.market for span, _ in objections}
     commands = []
