@@ -30,7 +30,7 @@ from market_pipeline.domain.spikes import find_spikes
 from market_pipeline.ingestion.batches import BarBatch
 from market_pipeline.ingestion.derived import (
     NOTHING_ABSENT,
-    Absence,
+    UnavailableBars,
     find_absence,
     rebuild_days,
     rebuild_weeks,
@@ -235,7 +235,7 @@ def write_markets(engine: Engine, run: Run, markets: Sequence[Market]) -> WriteC
 
 
 def _write_bars(
-    connection: Connection, run: Run, batch: BarBatch, absence: Absence
+    connection: Connection, run: Run, batch: BarBatch, absence: UnavailableBars
 ) -> BarWriteResult:
     bars = _join_good(batch.pages)
     for page in batch.pages:
@@ -254,7 +254,7 @@ def write_market_bars(
     one: Market,
     market_id: int,
     bars: pd.DataFrame,
-    absence: Absence = NOTHING_ABSENT,
+    absence: UnavailableBars = NOTHING_ABSENT,
 ) -> BarWriteResult:
     """Write bars of one market, the days and weeks they touch, and where the changes are.
 
