@@ -49,7 +49,7 @@ from market_pipeline.ingestion.receipts import (
 )
 from market_pipeline.ingestion.registration import ensure_market, register_markets
 from market_pipeline.ingestion.repairing import (
-    Ending,
+    RepairState,
     describe_bars,
     describe_difference,
     judge_repair,
@@ -317,7 +317,7 @@ def _keep_difference(
         if not batch.opens_event:
             resolve_difference(connection, market_id, WITHDRAWN)
         return replace(kept, ended_from=run.request.window.start)
-    ending = Ending(one.stage, find_span(one, batch.route[1].calendar))
+    ending = RepairState(one.stage, find_span(one, batch.route[1].calendar))
     if one.stage == REPAIRING:
         ending = judge_repair(connection, market_id, batch.route, run.request, one, kept.coverages)
     span, known = EventSpan(*ending.span, describe_bars(one)), replace(one, stage=ending.stage)
@@ -331,7 +331,7 @@ def _keep_difference(
 
 
 def _write_ending(
-    connection: Connection, run: Run, batch: BarBatch, ending: Ending, kept: Kept
+    connection: Connection, run: Run, batch: BarBatch, ending: RepairState, kept: Kept
 ) -> Kept:
     """Write the bars that were multiplied, and let what was left over count as settled."""
     written = kept.written
