@@ -40,7 +40,7 @@ _INTERRUPTED = "interrupted; what was committed before stays"
 logger = logging.getLogger("market_pipeline.runs")
 
 
-class Ending:
+class StepsEnding:
     """What becomes of a run's steps.
 
     Attributes:
@@ -92,13 +92,13 @@ class ReceiptExecutor(dg.Executor):
 
 
 @contextmanager
-def keep_receipt(instance: dg.DagsterInstance, asked: Asked) -> Iterator[Ending]:
+def keep_receipt(instance: dg.DagsterInstance, asked: Asked) -> Iterator[StepsEnding]:
     """Open a run's receipt, show that the run lives, and close the receipt after the block.
 
     Receipts of runs that died are closed as well. A database that is away must not change what
     becomes of the run.
     """
-    ending = Ending()
+    ending = StepsEnding()
     with ExitStack() as stack:
         engine = _begin(stack, instance, asked)
         try:
