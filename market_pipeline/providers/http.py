@@ -52,7 +52,7 @@ Params = Mapping[str, str | int]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class CallLimits:
     """How long and how much one call may take.
 
     Attributes:
@@ -126,7 +126,7 @@ class HttpClient:
     provider: str
     base_url: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
+    limits: CallLimits = field(default_factory=CallLimits)
     clocks: Clocks = field(default_factory=Clocks)
     _spare_retries: float = field(default=RETRY_RESERVE, init=False)
     _blocked_until: float = field(default=-math.inf, init=False)

@@ -36,7 +36,7 @@ from market_pipeline.domain.records import (
 )
 from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.domain.symbols import describe_symbol
-from market_pipeline.providers.http import Clocks, HttpClient, Limits, parse_base_url
+from market_pipeline.providers.http import CallLimits, Clocks, HttpClient, parse_base_url
 from market_pipeline.providers.listings import INDICES, LISTINGS
 from market_pipeline.providers.payloads import Floats, parse_numbers, parse_stamps, read_field
 from market_pipeline.providers.session_closes import find_session_closes
@@ -90,12 +90,14 @@ class YahooProvider:
         environ: Mapping[str, str],
         *,
         clocks: Clocks | None = None,
-        limits: Limits | None = None,
+        limits: CallLimits | None = None,
     ) -> None:
         address = read_variable("YAHOO_BASE_URL", environ)
         base_url = parse_base_url("YAHOO_BASE_URL", address) if address else BASE_URL
         self._clocks = clocks or Clocks()
-        self._client = HttpClient(NAME, base_url, limits=limits or Limits(), clocks=self._clocks)
+        self._client = HttpClient(
+            NAME, base_url, limits=limits or CallLimits(), clocks=self._clocks
+        )
 
     def explain_missing_settings(self) -> str | None:
         """Return None: nothing has to be set."""

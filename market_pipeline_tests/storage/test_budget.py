@@ -14,7 +14,7 @@ from market_pipeline.domain.errors import SettingError, TransientProviderError
 from market_pipeline.providers.coingecko import CoinGeckoProvider
 from market_pipeline.providers.file import FileProvider
 from market_pipeline.providers.gate import use_gate
-from market_pipeline.providers.http import HttpClient, Limits
+from market_pipeline.providers.http import CallLimits, HttpClient
 from market_pipeline.storage.budget import (
     DatabaseRateLimiter,
     count_verifications_left,
@@ -48,7 +48,7 @@ def call_often(pipe: Connection, url: str, server: str, times: int) -> None:
 def call_once(pipe: Connection, url: str, server: str) -> None:
     """Make one call that is refused, and say so."""
     engine = open_engine(DatabaseAddress(url, is_embedded=False))
-    client = HttpClient("coingecko", server, limits=Limits(attempts=1))
+    client = HttpClient("coingecko", server, limits=CallLimits(attempts=1))
     with use_gate(DatabaseRateLimiter(engine, {"coingecko": RATE})):
         try:
             client.fetch_json("/ping")
