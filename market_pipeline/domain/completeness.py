@@ -54,7 +54,7 @@ _FIRST_MONDAY_US = 4 * 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class ExpectedSeries:
     """Which bars are judged.
 
     Attributes:
@@ -115,7 +115,7 @@ class _Slots:
 
 
 def measure_completeness(
-    coverage: Coverage, series: Series, found: Micros | None = None
+    coverage: Coverage, series: ExpectedSeries, found: Micros | None = None
 ) -> Completeness:
     """Return how complete a series is.
 
@@ -150,7 +150,7 @@ def _spell(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d}" if is_midnight else f"{moment:%Y-%m-%dT%H:%M}Z"
 
 
-def _choose(slots: _Slots, series: Series) -> npt.NDArray[np.bool_]:
+def _choose(slots: _Slots, series: ExpectedSeries) -> npt.NDArray[np.bool_]:
     chosen = slots.closes <= to_micros(series.due_by)
     if series.closing is not None:
         chosen &= slots.closes >= to_micros(series.closing.start)
@@ -158,7 +158,7 @@ def _choose(slots: _Slots, series: Series) -> npt.NDArray[np.bool_]:
     return chosen
 
 
-def _build_slots(series: Series) -> tuple[Grid, _Slots]:
+def _build_slots(series: ExpectedSeries) -> tuple[Grid, _Slots]:
     """Return the fetched bars' grid, and the expected bars made of them."""
     window = series.window
     if series.interval is Interval.WEEK:

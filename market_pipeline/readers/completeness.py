@@ -17,8 +17,8 @@ from market_pipeline.domain.completeness import (
     NOT_ASKED_YET,
     PROVISIONAL,
     Completeness,
+    ExpectedSeries,
     MissingSpan,
-    Series,
     measure_completeness,
     name_backfill,
 )
@@ -168,7 +168,7 @@ def _measure(known: Coverage, span: Span, require: Requirement) -> Completeness:
     # Before 1970 and after the clock no bar is expected; years beyond those have no calendar.
     clock = max(span.clock, BEGINNING)
     start, end = (min(max(edge, BEGINNING), clock) for edge in (span.window.start, span.window.end))
-    series = Series(
+    series = ExpectedSeries(
         span.interval, span.fetched, span.market.calendar, Window(start, end),
         clock - _find_lag(span, require), span.closing,
     )  # fmt: skip
