@@ -49,7 +49,7 @@ _FETCHED_BY_A_BACKFILL = (FETCH_FAILED, NEVER_ASKED, NOT_ASKED_YET, PROVISIONAL)
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class BarSelection:
     """Which bars of a market are judged.
 
     Attributes:
@@ -76,7 +76,7 @@ class Span:
 class Judged:
     """A span, how complete it is, and what makes its values doubtful: events, mixed parsing."""
 
-    span: Span
+    span: BarSelection
     completeness: Completeness
     doubts: tuple[MissingSpan, ...] = ()
 
@@ -106,7 +106,7 @@ def check_requirement(require: str | None) -> None:
 
 
 def judge_spans(
-    connection: Connection, spans: Mapping[int, Span], require: Requirement = None
+    connection: Connection, spans: Mapping[int, BarSelection], require: Requirement = None
 ) -> list[Judged]:
     """Return how complete spans are, one for each market.
 
@@ -164,7 +164,7 @@ def know_calendars(connection: Connection, calendars: Iterable[str]) -> None:
                 remember_schedule(calendar, kept)
 
 
-def _measure(known: Coverage, span: Span, require: Requirement) -> Completeness:
+def _measure(known: Coverage, span: BarSelection, require: Requirement) -> Completeness:
     # Before 1970 and after the clock no bar is expected; years beyond those have no calendar.
     clock = max(span.clock, BEGINNING)
     start, end = (min(max(edge, BEGINNING), clock) for edge in (span.window.start, span.window.end))
@@ -175,7 +175,7 @@ def _measure(known: Coverage, span: Span, require: Requirement) -> Completeness:
     return measure_completeness(known, series, span.found)
 
 
-def _find_lag(span: Span, require: Requirement) -> timedelta:
+def _find_lag(span: BarSelection, require: Requirement) -> timedelta:
     if span.closing is not None:
         return timedelta(0)
     try:
@@ -193,7 +193,9 @@ def _read_lag(market: Market, fetched: Interval) -> timedelta:
     return provider.describe_history(market, fetched).publication_lag
 
 
-def _read_doubts(connection: Connection, spans: Mapping[int, Span]) -> dict[int, list[MissingSpan]]:
+def _read_doubts(
+    connection: Connection, spans: Mapping[int, BarSelection]
+) -> dict[int, list[MissingSpan]]:
     doubts: dict[int, list[MissingSpan]] = {}
     for fetched in {span.fetched for span in spans.values()}:
         for flaw in read_flaws(connection, list(spans), fetched):
@@ -212,7 +214,7 @@ def _touches(doubt: Window, window: Window) -> bool:
 
 
 def _build_error(
-    require: str, objections: Sequence[tuple[Span, MissingSpan]]
+    require: str, objections: Sequence[tuple[BarSelection, MissingSpan]]
 ) -> IncompleteHistoryError:
     told = "; ".join(_tell(span, one) for span, one in objections[:_MOST_TOLD])
     more = len(objections) - _MOST_TOLD
@@ -226,17 +228,17 @@ def _build_error(
     )
 
 
-def _name(span: Span) -> str:
+def _name(span: BarSelection) -> str:
     return f"{span.market.provider}:{span.market.symbol}"
 
 
-def _tell(span: Span, one: MissingSpan) -> str:
+def _tell(span: BarSelection, one: MissingSpan) -> str:
     bars = f", {one.bars:,} bars" if one.bars else ""
     window = f"{one.window.start:%Y-%m-%d %H:%M} to {one.window.end:%Y-%m-%d %H:%M}"
     return f"{_name(span)} {span.interval} {window}: {one.reason}{bars}"
 
 
-def _describe(span: Span, one: MissingSpan) -> dict[str, Any]:
+def _describe(span: BarSelection, one: MissingSpan) -> dict[str, Any]:
     return {
         "symbol": span.market.symbol,
         "provider": span.market.provider,
@@ -248,7 +250,7 @@ def _describe(span: Span, one: MissingSpan) -> dict[str, Any]:
     }
 
 
-def _list_commands(objections: Sequence[tuple[Span, MissingSpan]]) -> list[str]:
+def _list_commands(objections: Sequence[tuple[BarSelection, MissingSpan]]) -> list[str]:
     """Return what brings missing bars, one command for each market that has one."""
     markets = {span.market for span, _ in objections}
     commands = []
