@@ -31,7 +31,7 @@ from market_pipeline.settings import StatisticsSettings
 from market_pipeline.storage.computed_inputs import read_fingerprints
 from market_pipeline.storage.coverage import read_flaws
 from market_pipeline.storage.final_bars import (
-    Span,
+    FinalSpan,
     Summary,
     plan_market_spans,
     plan_pair_spans,
@@ -169,7 +169,7 @@ def _name_roi_settings(settings: StatisticsSettings) -> list[Any]:
 
 
 def _describe(
-    summaries: Mapping[int, Summary], spans: Sequence[Span], flaws: Iterable[DataIssue]
+    summaries: Mapping[int, Summary], spans: Sequence[FinalSpan], flaws: Iterable[DataIssue]
 ) -> list[Any]:
     """Return what bars and flaws within spans are told by; flaws are cut to where the bars lie.
 

@@ -17,7 +17,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.withholding import DataIssue, withhold
 from market_pipeline.settings import StatisticsSettings
 from market_pipeline.storage.coverage import read_flaws
-from market_pipeline.storage.final_bars import Span, plan_pair_spans, read_spans
+from market_pipeline.storage.final_bars import FinalSpan, plan_pair_spans, read_spans
 
 PAIR_KEYS = ("base_market_id", "quote_market_id")
 Pairs = npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ def compare_spans(
     pairs: Pairs,
     horizons_days: Sequence[int],
     settings: StatisticsSettings,
-    spans: Sequence[Span],
+    spans: Sequence[FinalSpan],
     flaws: Sequence[DataIssue],
     closed_by: datetime | None = None,
 ) -> pd.DataFrame:

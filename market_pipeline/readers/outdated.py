@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.outdated import RowWindows, find_outdated, locate_windows
 from market_pipeline.domain.records import Market
-from market_pipeline.storage.final_bars import Span, read_newer_bars
+from market_pipeline.storage.final_bars import FinalSpan, read_newer_bars
 
 Flags = npt.NDArray[np.bool_]
 
@@ -58,7 +58,7 @@ def _flag_group(
     """Tell it for rows whose markets have the same calendars."""
     flags = np.zeros(len(rows), dtype=bool)
     first, last = (moment.to_pydatetime() for moment in windows.span)
-    spans = [Span(int(one), first, last) for one in np.unique(rows[list(keys)])]
+    spans = [FinalSpan(int(one), first, last) for one in np.unique(rows[list(keys)])]
     newer = read_newer_bars(connection, interval, spans, int(versions.min()))
     for market_id, bars in newer.groupby("market_id"):
         for key in keys:
