@@ -16,7 +16,7 @@ from market_pipeline.domain.records import Market
 from market_pipeline.providers.registry import load_provider
 from market_pipeline.readers.completeness import (
     BarSelection,
-    Judged,
+    CheckedSelection,
     Requirement,
     check_requirement,
     demand,
@@ -164,7 +164,7 @@ def judge_bars(
     bars: Columns,
     clock: datetime,
     require: Requirement,
-) -> list[Judged]:
+) -> list[CheckedSelection]:
     """Return how complete each market's bars are; the arguments are those of a checked question."""
     opens, owners = bars["open_time"].asi8, np.asarray(bars["market_id"])
     spans = {

@@ -73,7 +73,7 @@ class BarSelection:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class CheckedSelection:
     """A span, how complete it is, and what makes its values doubtful: events, mixed parsing."""
 
     span: BarSelection
@@ -107,7 +107,7 @@ def check_requirement(require: str | None) -> None:
 
 def judge_spans(
     connection: Connection, spans: Mapping[int, BarSelection], require: Requirement = None
-) -> list[Judged]:
+) -> list[CheckedSelection]:
     """Return how complete spans are, one for each market.
 
     Args:
@@ -123,7 +123,7 @@ def judge_spans(
     known = read_coverage(connection, list(spans))
     doubts = {} if require is None else _read_doubts(connection, spans)
     return [
-        Judged(
+        CheckedSelection(
             span,
             _measure(known.get((market_id, span.fetched), Coverage()), span, require),
             tuple(doubts.get(market_id, ())),
@@ -132,7 +132,7 @@ def judge_spans(
     ]
 
 
-def demand(judged: Iterable[Judged], require: Requirement) -> None:
+def demand(judged: Iterable[CheckedSelection], require: Requirement) -> None:
     """Refuse what does not meet a requirement.
 
     Raises:
@@ -145,7 +145,7 @@ def demand(judged: Iterable[Judged], require: Requirement) -> None:
         raise _build_error(require, objections)
 
 
-def summarise(judged: Iterable[Judged]) -> dict[str, Any]:
+def summarise(judged: Iterable[CheckedSelection]) -> dict[str, Any]:
     """Return what ``attrs["completeness"]`` says: expected, present, and missing by reason."""
     expected, missing = 0, Counter[str]()
     for one in judged:
