@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class AlertKind:
     """A kind of alert.
 
     Attributes:
@@ -32,7 +32,7 @@ class Kind:
         return f"RUNBOOK.md#{words.replace(' ', '-')}"
 
 
-RUN_FAILED = Kind(
+RUN_FAILED = AlertKind(
     "run_failed",
     "error",
     "A run failed, of any job; one alert a job, step and class of error.",
@@ -40,7 +40,7 @@ RUN_FAILED = Kind(
     "A run failed",
     is_event=True,
 )
-CHECK_FAILED = Kind(
+CHECK_FAILED = AlertKind(
     "check_failed",
     "critical",
     "A blocking check found what no constraint should have let in: stored bars are wrong.",
@@ -48,21 +48,21 @@ CHECK_FAILED = Kind(
     "A run failed",
     is_event=True,
 )
-PROVIDER_DOWN = Kind(
+PROVIDER_DOWN = AlertKind(
     "provider_down",
     "error",
     "A provider gave nothing for any of its markets.",
     "provider down",
     "A provider is down",
 )
-CREDENTIALS_REFUSED = Kind(
+CREDENTIALS_REFUSED = AlertKind(
     "credentials_refused",
     "error",
     "A provider refused the credentials (401, 403).",
     "credentials refused",
     "A provider is down",
 )
-MARKETS_SHORT = Kind(
+MARKETS_SHORT = AlertKind(
     "markets_short",
     "warning",
     "Markets gave no bars, or not all; an error when all that were due failed.",
@@ -70,7 +70,7 @@ MARKETS_SHORT = Kind(
     "Some markets came short (outcome partial)",
     lists_markets=True,
 )
-PRICES_MISSING = Kind(
+PRICES_MISSING = AlertKind(
     "prices_missing",
     "warning",
     "A run ended partial: markets gave no live price.",
@@ -78,7 +78,7 @@ PRICES_MISSING = Kind(
     "Some markets came short (outcome partial)",
     lists_markets=True,
 )
-QUARANTINE_RATE = Kind(
+QUARANTINE_RATE = AlertKind(
     "quarantine_rate",
     "warning",
     "More than 1 % of the bars that a market sent were impossible.",
@@ -86,7 +86,7 @@ QUARANTINE_RATE = Kind(
     "Rows in quarantine",
     lists_markets=True,
 )
-HOLES_STAY = Kind(
+HOLES_STAY = AlertKind(
     "holes_stay",
     "warning",
     "Holes that nobody explained were asked for four times, or are a day old.",
@@ -94,7 +94,7 @@ HOLES_STAY = Kind(
     "Holes",
     lists_markets=True,
 )
-SPLIT_SUSPECTED = Kind(
+SPLIT_SUSPECTED = AlertKind(
     "split_suspected",
     "warning",
     "A close jumped as after a split that nobody announced; statistics over it wait.",
@@ -102,7 +102,7 @@ SPLIT_SUSPECTED = Kind(
     "A split is suspected",
     lists_markets=True,
 )
-DATA_STALE = Kind(
+DATA_STALE = AlertKind(
     "data_stale",
     "error",
     "By a market's own calendar newer final bars should be stored.",
@@ -110,14 +110,14 @@ DATA_STALE = Kind(
     "No runs are started",
     lists_markets=True,
 )
-NO_RUN = Kind(
+NO_RUN = AlertKind(
     "no_run",
     "error",
     "The schedule is on, and no run began for twice its distance.",
     "",
     "No runs are started",
 )
-CUSTOM = Kind(
+CUSTOM = AlertKind(
     "custom",
     "warning",
     "Raised by code of yours: `raise_alert`.",
@@ -125,7 +125,7 @@ CUSTOM = Kind(
     "An alert came, or none did",
     is_event=True,
 )
-TEST = Kind("test", "info", "`market-pipeline alerts test`.", "", "An alert came, or none did")
+TEST = AlertKind("test", "info", "`market-pipeline alerts test`.", "", "An alert came, or none did")
 
 KINDS = {
     kind.name: kind

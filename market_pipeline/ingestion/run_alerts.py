@@ -14,7 +14,7 @@ from market_pipeline.alerting.kinds import (
     PRICES_MISSING,
     PROVIDER_DOWN,
     QUARANTINE_RATE,
-    Kind,
+    AlertKind,
 )
 from market_pipeline.alerting.raising import Finding, report
 from market_pipeline.domain.errors import ProviderError
@@ -154,7 +154,7 @@ def _group(ends: Sequence[MarketEnding]) -> dict[str, list[MarketEnding]]:
     return by_provider
 
 
-def _find_trouble(ends: Sequence[MarketEnding]) -> Kind | None:
+def _find_trouble(ends: Sequence[MarketEnding]) -> AlertKind | None:
     """Return what is wrong with a provider as a whole, when no market that was due got anything."""
     statuses = [status for end in ends for status in end.statuses]
     if not statuses or any(end.outcome != "failed" or end.received for end in ends):
