@@ -27,8 +27,8 @@ from market_pipeline.orchestration.gallery import WriteContext, draw_coverage_ma
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.report import (
     MAX_LINES,
-    Line,
     MaterializationSummary,
+    ReportRow,
     build_market_lines,
     build_numbers,
     build_picture,
@@ -219,7 +219,7 @@ def _warn(context: dg.OutputContext, failures: Mapping[str, str]) -> None:
         context.log.warning("%s: no price: %s", symbol, reason)
 
 
-def _tell(line: Line) -> str:
+def _tell(line: ReportRow) -> str:
     """Return the line that stands for a market in the run's log and in the command's progress."""
     received = "{market} from {provider}: {received:,} bars".format_map(line)
     written = "{inserted:,} inserted, {updated:,} updated, {unchanged:,} unchanged".format_map(line)
