@@ -19,7 +19,7 @@ from market_pipeline.ingestion.freshness import find_delays, index_coverage
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.run_alerts import MAX_QUARANTINE_RATIO
 from market_pipeline.orchestration.assets import market_aggregates
-from market_pipeline.orchestration.report import MAX_LINES, build_table
+from market_pipeline.orchestration.report import MAX_LINES, ReportRow, build_table
 from market_pipeline.orchestration.resources import (
     Database,
     IngestionRequest,
@@ -28,7 +28,6 @@ from market_pipeline.orchestration.resources import (
 )
 from market_pipeline.storage.run_evidence import RunEvidence, read_run_evidence
 
-Line = dict[str, Any]
 _SHORT = ("outcome", "reason")
 
 
@@ -46,7 +45,7 @@ class CheckResult:
     """What a check found: numbers that plot over time, and what it objects to."""
 
     numbers: Mapping[str, int | float]
-    objections: Sequence[Line] = ()
+    objections: Sequence[ReportRow] = ()
 
 
 def judge_completeness(case: CheckInput) -> CheckResult:
@@ -109,7 +108,7 @@ def judge_holes(case: CheckInput) -> CheckResult:
     return CheckResult({"holes": found, "never_asked": len(never)}, lines)
 
 
-def _describe_span(row: Mapping[Any, Any], reason: str, tries: int) -> Line:
+def _describe_span(row: Mapping[Any, Any], reason: str, tries: int) -> ReportRow:
     return {
         **_name(row),
         "interval": row["interval"],
@@ -134,7 +133,9 @@ def judge_order(case: CheckInput) -> CheckResult:
     return CheckResult({"bars": written.bars, "disordered": written.disordered}, lines)
 
 
-def _locate(case: CheckInput, examples: Sequence[Mapping[str, Any]], *columns: str) -> list[Line]:
+def _locate(
+    case: CheckInput, examples: Sequence[Mapping[str, Any]], *columns: str
+) -> list[ReportRow]:
     names = {row["market_id"]: _name(row) for row in _list(case)}
     return [
         {
@@ -238,7 +239,7 @@ def _list_rows(frame: pd.DataFrame) -> list[dict[Any, Any]]:
     return frame.to_dict("records")
 
 
-def _name(row: Mapping[Any, Any]) -> Line:
+def _name(row: Mapping[Any, Any]) -> ReportRow:
     return {"market": row["symbol"], "provider": row["provider"]}
 
 
