@@ -22,7 +22,7 @@ Symbol = Annotated[
         examples=["BTC-USD"],
     ),
 ]
-Provider = Annotated[
+ProviderName = Annotated[
     str | None,
     Query(description="Whose market; without it the primary one", max_length=40, examples=["mock"]),
 ]
