@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import BoolArray, FloatArray
 from market_pipeline.domain.grids import Micros, find_grid, from_micros, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
@@ -37,8 +38,6 @@ PRICES = ["open", "high", "low", "close"]
 DOWN, UP = -1, 1
 _LONGEST_CLOSURE = timedelta(days=40)
 _NOTHING = np.iinfo(np.int64).min
-Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +55,12 @@ class BarComparison:
     window: Window
     opens: Micros
     places: npt.NDArray[np.intp]
-    stored: Floats
-    received: Floats
-    differs: Flags
-    volume_factors: Floats
+    stored: FloatArray
+    received: FloatArray
+    differs: BoolArray
+    volume_factors: FloatArray
 
-    def select(self, wanted: Flags) -> "BarComparison":
+    def select(self, wanted: BoolArray) -> "BarComparison":
         """Return the same of some of the bars."""
         return BarComparison(
             self.window,

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import BoolArray, FloatArray, IntArray
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import UTC_DTYPE
 from market_pipeline.domain.returns import (
@@ -31,10 +32,7 @@ from market_pipeline.domain.returns import (
     OUT_OF_RANGE,
     ZERO_TOLERANCE,
     ZERO_VARIANCE,
-    BoolArray,
-    FloatArray,
     HorizonWindow,
-    IntArray,
     add_up,
     build_session_matrices,
     build_times,
