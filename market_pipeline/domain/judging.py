@@ -39,10 +39,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from market_pipeline.domain.arrays import BoolArray
+from market_pipeline.domain.grids import Micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.sessions import build_hourly_grid
 
-Micros = npt.NDArray[np.int64]
 Words = npt.NDArray[Any]
 NOT_A_SESSION = "not_a_session"
 
