@@ -1,9 +1,9 @@
 """The providers' door to the network: all their requests leave and answers enter here.
 
 Here: a client with a total deadline, bounded retries that honour ``Retry-After``, the decision
-which failures are worth another try, and the gate (``gate.py``) that each try passes first.
-Not here: bytes that become values (``payloads.py``), what an answer means (the provider's parser),
-and retries of whole runs.
+which failures are worth another try, and the limiter (``rate_limiter.py``) that each try passes
+first. Not here: bytes that become values (``payloads.py``), what an answer means (the
+provider's parser), and retries of whole runs.
 
 Two facts shaped it. httpx's timeout is per read, so a server that sends a byte a second holds it
 for ever: the deadline sits below httpx, on the socket. A client that retries before ``Retry-After``
@@ -32,7 +32,6 @@ from market_pipeline.domain.errors import (
     SettingError,
     TransientProviderError,
 )
-from market_pipeline.providers.gate import admit, report_throttled
 from market_pipeline.providers.payloads import (
     BodyError,
     clean_text,
@@ -40,6 +39,7 @@ from market_pipeline.providers.payloads import (
     read_body,
     read_error_message,
 )
+from market_pipeline.providers.rate_limiter import admit, report_throttled
 
 USER_AGENT = "Mozilla/5.0 (compatible; market-pipeline)"
 TRANSIENT_STATUSES = frozenset({408, 425, 429})
@@ -58,7 +58,7 @@ class CallLimits:
     Attributes:
         request_seconds: One attempt, from connecting to the last byte of its body.
         total_seconds: All attempts of one call and the waits between them; not the time that the
-            gate kept them waiting, which the gate bounds itself.
+            limiter kept them waiting, which the limiter bounds itself.
         retry_after_seconds: The longest ``Retry-After`` that is believed.
         max_bytes: Size of a body, after decompression.
         attempts: Tries of one call.
@@ -158,7 +158,7 @@ class HttpClient:
 
         Raises:
             TransientProviderError: Every try failed in a way that may pass, or the budget is used
-                up for longer than the gate waits.
+                up for longer than the limiter waits.
             PermanentProviderError: The same request would fail again.
         """
         end = self.clocks.monotonic() + self.limits.total_seconds
@@ -166,7 +166,7 @@ class HttpClient:
         self._spare_retries = min(self._spare_retries + RETRY_SHARE, RETRY_RESERVE)
         attempt = 1
         while True:
-            end += self._pass_gate()
+            end += self._pass_limiter()
             try:
                 return self._try_once(path, params or {}, end)
             except _RetryableError as error:
@@ -189,7 +189,7 @@ class HttpClient:
                 429,
             )
 
-    def _pass_gate(self) -> float:
+    def _pass_limiter(self) -> float:
         """Wait until a call may be made, and return the seconds that took."""
         began = self.clocks.monotonic()
         admit(self.provider)

@@ -1,8 +1,9 @@
 """The request budget: one account per provider, shared by all processes and kept over restarts.
 
-Here: the gate that every call to a limited provider passes, and the reading of limits. Not here:
-the arithmetic (``domain/budgets.py``), and the hook that passes the gate (``providers/gate.py``;
-this one fits it without knowing it). The database's clock decides.
+Here: the limiter that every call to a limited provider passes, and the reading of limits. Not here:
+the arithmetic (``domain/budgets.py``), and the hook that passes the limiter
+(``providers/rate_limiter.py``; this one fits it without knowing it). The database's clock
+decides.
 """
 
 import sys
