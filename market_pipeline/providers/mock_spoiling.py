@@ -14,8 +14,8 @@ from market_pipeline.domain.errors import PermanentProviderError, TransientProvi
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
 from market_pipeline.providers import mock_faults
-from market_pipeline.providers.gate import report_throttled
 from market_pipeline.providers.mock_faults import Fault
+from market_pipeline.providers.rate_limiter import report_throttled
 
 NAME = "mock"
 TOO_MANY_REQUESTS = 429
@@ -23,7 +23,7 @@ _PRICES = ["open", "high", "low", "close"]
 
 
 def refuse_call(symbol: str, faults: Sequence[Fault]) -> None:
-    """Fail as the first of the faults that refuses a call would; tell the gate what it asks for.
+    """Fail as the first of the faults that refuses a call would; tell the limiter what it asks for.
 
     Raises:
         TransientProviderError: It is throttled or does not answer.
