@@ -3,6 +3,7 @@
 import ast
 import configparser
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,33 @@ def test_nobody_cancels_a_call_to_the_database() -> None:
         and node.func.attr == "cancel"
     }
     assert found <= FUTURES
+
+
+def test_a_public_class_has_its_name_alone() -> None:
+    """Whoever reads a name, or searches for it, finds one thing; type aliases count as well."""
+    homes: dict[str, set[str]] = defaultdict(set)
+    for module, path in _list_modules().items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].add(module)
+    taken = {
+        f"{name} in {module}"
+        for module, path in _list_modules().items()
+        for name in _list_aliases(path)
+        if homes.get(name, {module}) != {module}
+    }
+    assert sorted(taken) == []
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}
+
+
+def _list_aliases(file: Path) -> list[str]:
+    return [
+        target.id
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
 
 
 def _list_modules() -> dict[str, Path]:

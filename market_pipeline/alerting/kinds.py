@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class AlertKind:
     """A kind of alert.
 
     Attributes:
@@ -32,7 +32,7 @@ class Kind:
         return f"RUNBOOK.md#{words.replace(' ', '-')}"
 
 
-RUN_FAILED = Kind(
+RUN_FAILED = AlertKind(
     "run_failed",
     "error",
     "A run of any job failed. There is one alert for each job, step and class of error.",
@@ -40,7 +40,7 @@ RUN_FAILED = Kind(
     "A run failed",
     is_event=True,
 )
-CHECK_FAILED = Kind(
+CHECK_FAILED = AlertKind(
     "check_failed",
     "critical",
     "A blocking check found wrong bars in the database.",
@@ -48,21 +48,21 @@ CHECK_FAILED = Kind(
     "A run failed",
     is_event=True,
 )
-PROVIDER_DOWN = Kind(
+PROVIDER_DOWN = AlertKind(
     "provider_down",
     "error",
     "A provider gave nothing for any of its markets.",
     "provider down",
     "A provider is down",
 )
-CREDENTIALS_REFUSED = Kind(
+CREDENTIALS_REFUSED = AlertKind(
     "credentials_refused",
     "error",
     "A provider refused the credentials (401, 403).",
     "credentials refused",
     "A provider is down",
 )
-MARKETS_SHORT = Kind(
+MARKETS_SHORT = AlertKind(
     "markets_short",
     "warning",
     "Some markets gave no bars, or not all. It is an error if all markets that were due failed.",
@@ -70,7 +70,7 @@ MARKETS_SHORT = Kind(
     "Some markets came short (outcome partial)",
     lists_markets=True,
 )
-PRICES_MISSING = Kind(
+PRICES_MISSING = AlertKind(
     "prices_missing",
     "warning",
     "A run ended with outcome partial because some markets gave no live price.",
@@ -78,7 +78,7 @@ PRICES_MISSING = Kind(
     "Some markets came short (outcome partial)",
     lists_markets=True,
 )
-QUARANTINE_RATE = Kind(
+QUARANTINE_RATE = AlertKind(
     "quarantine_rate",
     "warning",
     "More than 1 % of the bars that a market sent were impossible.",
@@ -86,7 +86,7 @@ QUARANTINE_RATE = Kind(
     "Rows in quarantine",
     lists_markets=True,
 )
-HOLES_STAY = Kind(
+HOLES_STAY = AlertKind(
     "holes_stay",
     "warning",
     "Holes without an explanation were asked for four times, or are a day old.",
@@ -94,7 +94,7 @@ HOLES_STAY = Kind(
     "Holes",
     lists_markets=True,
 )
-SPLIT_SUSPECTED = Kind(
+SPLIT_SUSPECTED = AlertKind(
     "split_suspected",
     "warning",
     "A close jumped as it does after a split, and no split was announced. "
@@ -103,7 +103,7 @@ SPLIT_SUSPECTED = Kind(
     "A split is suspected",
     lists_markets=True,
 )
-DATA_STALE = Kind(
+DATA_STALE = AlertKind(
     "data_stale",
     "error",
     "A market's calendar expects newer final bars than are stored.",
@@ -111,14 +111,14 @@ DATA_STALE = Kind(
     "No runs are started",
     lists_markets=True,
 )
-NO_RUN = Kind(
+NO_RUN = AlertKind(
     "no_run",
     "error",
     "The schedule is on, and no run began for twice its interval.",
     "",
     "No runs are started",
 )
-CUSTOM = Kind(
+CUSTOM = AlertKind(
     "custom",
     "warning",
     "Your own code raised it with `raise_alert`.",
@@ -126,7 +126,7 @@ CUSTOM = Kind(
     "An alert came, or none did",
     is_event=True,
 )
-TEST = Kind(
+TEST = AlertKind(
     "test",
     "info",
     "You sent it with `market-pipeline alerts test`.",

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row
 
-from market_pipeline.alerting.kinds import CUSTOM, KINDS, Kind
+from market_pipeline.alerting.kinds import CUSTOM, KINDS, AlertKind
 from market_pipeline.alerting.messages import (
     AlertView,
     bound_context,
@@ -45,7 +45,7 @@ class Finding:
         context: What else is known. run_id: Of the run that found it.
     """
 
-    kind: Kind
+    kind: AlertKind
     members: Mapping[str, str] = field(default_factory=dict)
     judged: Collection[str] | None = None
     subject: str = ""
@@ -136,7 +136,7 @@ def acknowledge(connection: Connection, alert_id: UUID, now: datetime) -> bool:
 
 
 def clear_member(
-    connection: Connection, kinds: Collection[Kind], member: str, now: datetime
+    connection: Connection, kinds: Collection[AlertKind], member: str, now: datetime
 ) -> None:
     """Mark the cause of open alerts as gone: those of some kinds that list a member."""
     for row in outbox.find_open_kinds(connection, [kind.name for kind in kinds]):

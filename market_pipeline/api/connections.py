@@ -17,7 +17,7 @@ _MOST_AHEAD = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ConnectionLimits:
     """What a connection may cost.
 
     Attributes:
@@ -34,7 +34,7 @@ class Limits:
     connections: int = 500
 
 
-def bound_connections(limits: Limits) -> type[HttpToolsProtocol]:
+def bound_connections(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
     """Return the protocol of one server, for uvicorn's ``http``."""
     members = {"limits": limits, "waiting": {}}
     return type("BoundProtocol", (_BoundProtocol,), members)
@@ -43,7 +43,7 @@ def bound_connections(limits: Limits) -> type[HttpToolsProtocol]:
 class _BoundProtocol(HttpToolsProtocol):
     """HTTP/1.1 within limits; of connections that only wait, the oldest gives way to a new one."""
 
-    limits: ClassVar[Limits]
+    limits: ClassVar[ConnectionLimits]
     # In order of arrival: the connections on which the other side is to send something.
     waiting: ClassVar["dict[_BoundProtocol, None]"]
 

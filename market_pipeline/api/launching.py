@@ -33,7 +33,7 @@ _POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class IngestCommand:
     """What somebody wants ingested.
 
     Attributes:
@@ -79,7 +79,7 @@ class Launcher:
         await self._watches.close()
         await self._runs.close()
 
-    async def start(self, wish: Wish) -> Started:
+    async def start(self, wish: IngestCommand) -> Started:
         """Return the run that serves a wish; launch it if nobody has.
 
         Raises:
@@ -123,7 +123,7 @@ class Launcher:
         link = services.dagster.link_run(run_id)
         return await run_in_threadpool(read_answer, services.engine, run_id, state.status, link)
 
-    def _claim(self, wish: Wish, ended: UUID | None) -> Claim:
+    def _claim(self, wish: IngestCommand, ended: UUID | None) -> Claim:
         with self._services.engine.begin() as connection:
             return claim_launch(connection, wish.request_hash, wish.key, ended)
 
@@ -139,7 +139,7 @@ class Launcher:
             return False
         return not state.has_ended or (state.ended_at is not None and state.ended_at >= came_at)
 
-    async def _launch(self, wish: Wish, claim: Claim) -> UUID:
+    async def _launch(self, wish: IngestCommand, claim: Claim) -> UUID:
         try:
             async with asyncio.timeout(LAUNCH_SECONDS):
                 run_id = await self._find_or_launch(wish, claim)
@@ -152,7 +152,7 @@ class Launcher:
         self._watches.begin(run_id)
         return run_id
 
-    async def _find_or_launch(self, wish: Wish, claim: Claim) -> UUID:
+    async def _find_or_launch(self, wish: IngestCommand, claim: Claim) -> UUID:
         if claim.was_tried and (known := await self._runs.find_run(claim.launch_id)):
             return known
         return await self._runs.launch_run(wish.symbols, claim.launch_id, wish.trigger)

@@ -22,7 +22,7 @@ Symbol = Annotated[
         examples=["BTC-USD"],
     ),
 ]
-Provider = Annotated[
+ProviderName = Annotated[
     str | None,
     Query(
         description="The provider; default: that of the primary market",

@@ -27,7 +27,7 @@ class LatestRoute:
     path = "/api/markets/{symbol}/latest"
 
 
-class Quick:
+class LatestFastPath:
     """Answers plain questions for latest values from memory; all others go on."""
 
     def __init__(self, app: ASGIApp, services: Services) -> None:

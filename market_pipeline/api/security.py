@@ -43,7 +43,7 @@ _ADDED: Headers = [
 ]
 
 
-class Gate:
+class RequestGuard:
     """Refuses what may not come in, and bounds what does."""
 
     def __init__(self, app: ASGIApp, configuration: Configuration) -> None:

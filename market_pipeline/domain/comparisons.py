@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pandas as pd
 from pandas.api.types import union_categoricals
 
+from market_pipeline.domain.arrays import BoolArray, FloatArray, IntArray
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.returns import (
     INSUFFICIENT_DATA,
@@ -32,9 +33,6 @@ from market_pipeline.domain.returns import (
     OUT_OF_RANGE,
     ZERO_TOLERANCE,
     ZERO_VARIANCE,
-    BoolArray,
-    FloatArray,
-    IntArray,
     SessionMatrix,
     add_up,
     build_session_matrices,

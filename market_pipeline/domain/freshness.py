@@ -16,7 +16,7 @@ from market_pipeline.domain.records import Window
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class TrackedSeries:
     """One interval of a market, as far as freshness goes.
 
     Attributes:
@@ -33,7 +33,7 @@ class Series:
     explained: Window | None = None
 
 
-def find_delay(series: Series, end: datetime, now: datetime) -> datetime | None:
+def find_delay(series: TrackedSeries, end: datetime, now: datetime) -> datetime | None:
     """Return the time up to which a series should be final (UTC); None if it is, or if unknown.
 
     A bar that the provider is known not to have is not waited for.

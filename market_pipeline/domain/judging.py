@@ -38,11 +38,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import BoolArray
+from market_pipeline.domain.grids import Micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.sessions import build_hourly_grid
 
-BoolArray = npt.NDArray[np.bool_]
-Micros = npt.NDArray[np.int64]
 Words = npt.NDArray[Any]
 NOT_A_SESSION = "not_a_session"
 
@@ -69,7 +69,7 @@ _EVIDENCE: Mapping[str, list[str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedBars:
+class ValidatedBars:
     """The verdict on a bar frame; ``good``, ``rejected`` and ``duplicates`` add up to its rows.
 
     Attributes:
@@ -85,7 +85,7 @@ class JudgedBars:
 
 def judge_bars(
     frame: pd.DataFrame, now: datetime, sessions: pd.DataFrame | None = None
-) -> JudgedBars:
+) -> ValidatedBars:
     """Separate possible bars from impossible ones.
 
     Of several rows with one key the final one is kept, and among equals the last received; of bars
@@ -105,7 +105,7 @@ def judge_bars(
     kept, repeated, conflicting = _resolve_duplicates(frame.iloc[sound])
     rules[sound[conflicting]] = "conflicting_duplicate"
     good = frame.iloc[sound[kept]].sort_values(KEY, kind="stable", ignore_index=True)
-    return JudgedBars(good, _build_rejected(frame, rules), int(repeated.sum()))
+    return ValidatedBars(good, _build_rejected(frame, rules), int(repeated.sum()))
 
 
 def _name_broken_rules(frame: pd.DataFrame, now: datetime, sessions: pd.DataFrame | None) -> Words:

@@ -11,11 +11,10 @@ from datetime import timedelta
 import numpy as np
 import pandas as pd
 
+from market_pipeline.domain.arrays import BoolArray, IntArray
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.returns import (
     NOT_A_TIME,
-    BoolArray,
-    IntArray,
     build_joined_grid,
     build_times,
     find_slack,

@@ -18,17 +18,13 @@ from functools import lru_cache, reduce
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import BoolArray, FloatArray, IntArray
 from market_pipeline.domain.bars import floor_to_weeks
 from market_pipeline.domain.intervals import Interval, get_annualisation_factor
 from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
 from market_pipeline.domain.sufficiency import MinReturns
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 INSUFFICIENT_DATA: Final = "insufficient_data"
 ZERO_VARIANCE: Final = "zero_variance"

@@ -19,14 +19,14 @@ batch says little, so nothing is flagged.
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+
+from market_pipeline.domain.arrays import FloatArray
 
 MIN_BARS = 20
 MAX_DEVIATIONS = 10.0
 MAX_MOVE_RATIO = 0.15
 MAD_TO_SIGMA = 1.4826
-Floats = npt.NDArray[np.float64]
 
 
 def find_spikes(bars: pd.DataFrame) -> pd.DataFrame:
@@ -56,13 +56,13 @@ def _measure(bars: pd.DataFrame) -> pd.DataFrame:
     return bars.assign(log_return=returns, deviations=_compute_deviations(returns))
 
 
-def _compute_log_returns(closes: "pd.Series[Any]") -> Floats:
+def _compute_log_returns(closes: "pd.Series[Any]") -> FloatArray:
     usable = closes.where((closes > 0) & (closes < np.inf))
     logs = np.log(usable.to_numpy(dtype="float64"))
     return np.diff(logs, prepend=np.nan)
 
 
-def _compute_deviations(returns: Floats) -> Floats:
+def _compute_deviations(returns: FloatArray) -> FloatArray:
     known = returns[~np.isnan(returns)]
     if len(known) + 1 < MIN_BARS:
         return np.full(len(returns), np.nan)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import FloatArray
 from market_pipeline.domain.grids import find_grid
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
@@ -24,7 +25,6 @@ MIN_RETURNS = 3
 MOST_SESSIONS = 5
 _WHOLE = np.arange(2.0, 51.0)
 RATIOS = np.sort(np.concatenate([1 / _WHOLE, [2 / 3, 3 / 2], _WHOLE]))
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,12 @@ def find_jumps(days: pd.DataFrame, calendar: str) -> list[Jump]:
     ]
 
 
-def _compute_changes(days: pd.DataFrame) -> Floats:
+def _compute_changes(days: pd.DataFrame) -> FloatArray:
     closes = days["close"].to_numpy(dtype="float64")
     return np.asarray(closes[1:] / closes[:-1])
 
 
-def _find_nearest(changes: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def _find_nearest(changes: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
     """Return the split's ratio nearest to each change, and whether it is near."""
     distances = np.abs(changes[:, None] / RATIOS - 1)
     nearest = distances.argmin(axis=1)

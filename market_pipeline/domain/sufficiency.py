@@ -9,9 +9,8 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
+from market_pipeline.domain.arrays import IntArray
 
 WEEK_DAYS = 7
 _LEAST, _LEAST_OF_WEEK = 5, 3

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from market_pipeline.domain.arrays import FloatArray
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import UTC_DTYPE
 from market_pipeline.domain.returns import (
     INSUFFICIENT_DATA,
     OUT_OF_RANGE,
     ZERO_VARIANCE,
-    FloatArray,
     HorizonWindow,
     build_session_matrices,
     build_times,

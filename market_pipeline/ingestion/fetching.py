@@ -8,7 +8,7 @@ import pandas as pd
 
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.errors import ProviderError
-from market_pipeline.domain.judging import JudgedBars, judge_bars
+from market_pipeline.domain.judging import ValidatedBars, judge_bars
 from market_pipeline.domain.parsing import leave_older
 from market_pipeline.domain.planning import FetchRequest
 from market_pipeline.domain.records import Market, build_empty_bar_frame
@@ -32,7 +32,7 @@ class BarPage:
     """
 
     request: FetchRequest
-    judged: JudgedBars
+    judged: ValidatedBars
     received: int
     now: datetime
     asked_at: datetime
@@ -75,6 +75,6 @@ def leave_older_bars(page: BarPage, known: Coverage | None) -> BarPage:
     return replace(page, judged=replace(page.judged, good=good.reset_index(drop=True)))
 
 
-def judge_page(bars: pd.DataFrame, market: Market, now: datetime) -> JudgedBars:
+def judge_page(bars: pd.DataFrame, market: Market, now: datetime) -> ValidatedBars:
     """Separate possible bars from impossible ones by the market's own sessions."""
     return judge_bars(bars, now, read_sessions_around(bars["open_time"], market.calendar))

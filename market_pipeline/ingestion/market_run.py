@@ -22,7 +22,7 @@ from market_pipeline.ingestion.planning import plan_market
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.tracing import DifferenceWatch
 from market_pipeline.observability.logs import get_logger
-from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
+from market_pipeline.providers.rate_limiter import CallCounter, current_limiter, use_limiter
 from market_pipeline.storage.bars.events import read_difference
 from market_pipeline.storage.coverage.ledger import read_coverage
 from market_pipeline.storage.markets.registration import ensure_market
@@ -96,13 +96,13 @@ class MarketRun:
             if failures and request.purpose == VERIFY:
                 continue
             renew_claim(self.engine, claimed.market_id, claimed.token, CLAIM_TIME)
-            gate = CountingGate(current_gate())
-            with use_gate(gate):
+            limiter = CallCounter(current_limiter())
+            with use_limiter(limiter):
                 page = fetch_page(provider, market, request, self.request.now)
             page = leave_older_bars(watch.review(page), watch.coverages.get(request.interval))
-            claimed.progress.count_page(page, gate.calls, gate.throttled)
+            claimed.progress.count_page(page, limiter.calls, limiter.throttled)
             if request.purpose in (RETRY, VERIFY) and not self.limit.is_open:
-                note_verifications(self.engine, provider.name, gate.calls)
+                note_verifications(self.engine, provider.name, limiter.calls)
             yield page
 
     def _open_watch(self, market_id: int) -> DifferenceWatch:

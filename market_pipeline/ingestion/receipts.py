@@ -38,7 +38,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RecordedRequest:
     """What a run was asked, as its receipt keeps it.
 
     Attributes:
@@ -58,10 +58,12 @@ def begin_receipt(connection: Connection, run: Run) -> None:
     """Make sure the run's receipt exists."""
     provider = ",".join(run.request.providers)
     request = describe_request(run.request)
-    open_receipt(connection, Asked(run.run_id, run.trigger, run.started_at, provider, request))
+    open_receipt(
+        connection, RecordedRequest(run.run_id, run.trigger, run.started_at, provider, request)
+    )
 
 
-def open_receipt(connection: Connection, asked: Asked) -> None:
+def open_receipt(connection: Connection, asked: RecordedRequest) -> None:
     """Insert the receipt of a run, unless it has one."""
     row = {name: getattr(asked, name) for name in ("run_id", "trigger", "started_at", "provider")}
     row["request"] = json.loads(json.dumps(asked.request, default=str))

@@ -34,9 +34,9 @@ from market_pipeline.ingestion.market_run import (
 )
 from market_pipeline.ingestion.receipts import Run, begin_receipt
 from market_pipeline.ingestion.request import Request, Route
-from market_pipeline.ingestion.stream import make_gate
+from market_pipeline.ingestion.stream import make_limiter
 from market_pipeline.ingestion.write import BatchResult, write_batch
-from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
+from market_pipeline.providers.rate_limiter import CallCounter, current_limiter, use_limiter
 from market_pipeline.storage.bars.stored import read_bars
 from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
 from market_pipeline.storage.markets.lookup import read_market
@@ -180,7 +180,7 @@ def sample_changes(engine: Engine, plan: ReloadPlan, now: datetime) -> list[dict
         One row for each interval: ``compared``, ``would change``, ``did not come`` (bars),
         ``largest change`` of a close (a fraction), and ``error`` where nothing came.
     """
-    with use_gate(make_gate(engine, [plan.route])):
+    with use_limiter(make_limiter(engine, [plan.route])):
         pages = [
             fetch_page(*plan.route, _cut_sample(part, plan.route[1].calendar), now)
             for part in plan.parts
@@ -231,7 +231,7 @@ def reload_market(engine: Engine, run: Run, route: Route, market_id: int) -> Ite
         try:
             claimed = BarBatch(route, market_id, token, (), Progress())
             requests = _mark(engine, run, claimed)
-            with use_gate(make_gate(engine, [route])):
+            with use_limiter(make_limiter(engine, [route])):
                 for batch in _iterate_batches(engine, run, claimed, requests):
                     yield write_batch(engine, run, batch)
         finally:
@@ -279,8 +279,8 @@ def _iterate_batches(
 
 
 def _fetch(run: Run, claimed: BarBatch, request: FetchRequest) -> BarPage:
-    gate = CountingGate(current_gate())
-    with use_gate(gate):
+    limiter = CallCounter(current_limiter())
+    with use_limiter(limiter):
         page = fetch_page(*claimed.route, request, run.request.now)
-    claimed.progress.count_page(page, gate.calls, gate.throttled)
+    claimed.progress.count_page(page, limiter.calls, limiter.throttled)
     return page

@@ -19,7 +19,7 @@ from market_pipeline.domain.differences import (
     RESCALED,
     TRACING,
     WITHDRAWN,
-    Comparison,
+    BarComparison,
     Difference,
     Edge,
     Trace,
@@ -162,7 +162,7 @@ class DifferenceWatch:
         bars = pd.concat([part for part in kept if len(part)] or [own.iloc[:0]], ignore_index=True)
         return replace(page, judged=replace(page.judged, good=bars))
 
-    def _follow(self, request: FetchRequest, seen: Comparison) -> None:
+    def _follow(self, request: FetchRequest, seen: BarComparison) -> None:
         known, calendar = self.difference, self._market.calendar
         self.difference = follow(known, request.interval, seen, calendar, request.purpose == TRACE)
         if self.difference is None:
@@ -173,7 +173,7 @@ class DifferenceWatch:
             self.difference = replace(self.difference, doubtful=self._doubtful)
 
     def _find_ours(
-        self, stored: pd.DataFrame, seen: Comparison, interval: Interval
+        self, stored: pd.DataFrame, seen: BarComparison, interval: Interval
     ) -> npt.NDArray[np.bool_]:
         """Tell which bars were multiplied here: the provider's are in another scale.
 

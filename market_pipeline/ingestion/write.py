@@ -30,7 +30,7 @@ from market_pipeline.domain.spikes import find_spikes
 from market_pipeline.ingestion.batches import BarBatch
 from market_pipeline.ingestion.derived import (
     NOTHING_ABSENT,
-    Absence,
+    UnavailableBars,
     find_absence,
     rebuild_days,
     rebuild_weeks,
@@ -48,7 +48,7 @@ from market_pipeline.ingestion.receipts import (
     shorten_reason,
 )
 from market_pipeline.ingestion.repairing import (
-    Ending,
+    RepairState,
     describe_bars,
     describe_difference,
     judge_repair,
@@ -235,7 +235,7 @@ def write_markets(engine: Engine, run: Run, markets: Sequence[Market]) -> WriteC
 
 
 def _write_bars(
-    connection: Connection, run: Run, batch: BarBatch, absence: Absence
+    connection: Connection, run: Run, batch: BarBatch, absence: UnavailableBars
 ) -> BarWriteResult:
     bars = _join_good(batch.pages)
     for page in batch.pages:
@@ -254,7 +254,7 @@ def write_market_bars(
     one: Market,
     market_id: int,
     bars: pd.DataFrame,
-    absence: Absence = NOTHING_ABSENT,
+    absence: UnavailableBars = NOTHING_ABSENT,
 ) -> BarWriteResult:
     """Write bars of one market, the days and weeks they touch, and where the changes are.
 
@@ -317,7 +317,7 @@ def _keep_difference(
         if not batch.opens_event:
             resolve_difference(connection, market_id, WITHDRAWN)
         return replace(kept, ended_from=run.request.window.start)
-    ending = Ending(one.stage, find_span(one, batch.route[1].calendar))
+    ending = RepairState(one.stage, find_span(one, batch.route[1].calendar))
     if one.stage == REPAIRING:
         ending = judge_repair(connection, market_id, batch.route, run.request, one, kept.coverages)
     span, known = EventSpan(*ending.span, describe_bars(one)), replace(one, stage=ending.stage)
@@ -331,7 +331,7 @@ def _keep_difference(
 
 
 def _write_ending(
-    connection: Connection, run: Run, batch: BarBatch, ending: Ending, kept: Kept
+    connection: Connection, run: Run, batch: BarBatch, ending: RepairState, kept: Kept
 ) -> Kept:
     """Write the bars that were multiplied, and let what was left over count as settled."""
     written = kept.written

@@ -24,12 +24,12 @@ from market_pipeline.domain.volatility import (
     SNAPSHOT_MEASURES,
     compute_snapshot_statistics,
 )
-from market_pipeline.domain.withholding import Flaw, withhold
+from market_pipeline.domain.withholding import DataIssue, withhold
 from market_pipeline.readers.comparing import Pairs, compare_spans
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.settings import StatisticsSettings
 from market_pipeline.storage.bars.final_bars import (
-    Span,
+    FinalSpan,
     Summary,
     plan_market_spans,
     plan_pair_spans,
@@ -169,7 +169,7 @@ def _name_roi_settings(settings: StatisticsSettings) -> list[Any]:
 
 
 def _describe(
-    summaries: Mapping[int, Summary], spans: Sequence[Span], flaws: Iterable[Flaw]
+    summaries: Mapping[int, Summary], spans: Sequence[FinalSpan], flaws: Iterable[DataIssue]
 ) -> list[Any]:
     """Return what bars and flaws within spans are told by; flaws are cut to where the bars lie.
 

@@ -16,19 +16,19 @@ from sqlalchemy import Connection, Engine, Table
 from market_pipeline.domain.errors import NothingIngestedError
 from market_pipeline.ingestion.receipts import Run, mark_failed
 from market_pipeline.ingestion.request import Route
-from market_pipeline.ingestion.run_alerts import MarketEnds, report_prices
+from market_pipeline.ingestion.run_alerts import MarketOutcomes, report_prices
 from market_pipeline.ingestion.snapshots import SnapshotBatch
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
 from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import SpanHandle, span
 from market_pipeline.orchestration.computing import Computed
-from market_pipeline.orchestration.gallery import Occasion, draw_coverage_map, draw_picture
+from market_pipeline.orchestration.gallery import WriteContext, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.report import (
     MAX_LINES,
-    Line,
     MaterializationSummary,
+    ReportRow,
     build_market_lines,
     build_numbers,
     build_picture,
@@ -161,7 +161,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     def _illustrate(
         self, context: dg.OutputContext, run: Run, table: Table, written: MaterializationSummary
     ) -> None:
-        occasion = Occasion(run.run_id, self._read_for(run), written.rows)
+        occasion = WriteContext(run.run_id, self._read_for(run), written.rows)
         png = draw_picture(table.name, occasion)
         if png is None:
             return
@@ -194,7 +194,7 @@ def _drain(
     """
     totals: dict[Route, tuple[WriteCounts, WriteCounts]] = {}
     lines: dict[Route, dict[str, Any]] = {}
-    ends = MarketEnds()
+    ends = MarketOutcomes()
     for item in stream:
         with span("upsert", table=market_aggregate.name, market=item.route[1].symbol) as trace:
             result = commit_item(engine, run, item)
@@ -229,7 +229,7 @@ def _warn(context: dg.OutputContext, failures: Mapping[str, str]) -> None:
         context.log.warning("%s: no price: %s", symbol, reason)
 
 
-def _tell(line: Line) -> str:
+def _tell(line: ReportRow) -> str:
     """Return the line that stands for a market in the run's log and in the command's progress."""
     received = "{market} from {provider}: {received:,} bars".format_map(line)
     written = "{inserted:,} inserted, {updated:,} updated, {unchanged:,} unchanged".format_map(line)

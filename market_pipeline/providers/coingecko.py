@@ -34,7 +34,7 @@ from market_pipeline.domain.records import (
     build_empty_bar_frame,
 )
 from market_pipeline.domain.symbols import describe_symbol, parse_symbol
-from market_pipeline.providers.http import Clocks, HttpClient, Limits, Params, parse_base_url
+from market_pipeline.providers.http import CallLimits, Clocks, HttpClient, Params, parse_base_url
 from market_pipeline.providers.payloads import parse_numbers, parse_stamps, read_field
 from market_pipeline.settings import read_choice, read_variable, split_list
 
@@ -129,7 +129,7 @@ class CoinGeckoProvider:
         environ: Mapping[str, str],
         *,
         clocks: Clocks | None = None,
-        limits: Limits | None = None,
+        limits: CallLimits | None = None,
     ) -> None:
         self._key = read_variable("COINGECKO_API_KEY", environ)
         self._plan = read_choice("COINGECKO_PLAN", ("", *PLANS), environ)
@@ -137,7 +137,7 @@ class CoinGeckoProvider:
         address = read_variable("COINGECKO_BASE_URL", environ)
         self._base_url = parse_base_url("COINGECKO_BASE_URL", address) if address else ""
         self._clocks = clocks or Clocks()
-        self._limits = limits or Limits()
+        self._limits = limits or CallLimits()
         self._client: HttpClient | None = None
         self._lock = Lock()
         self._keep_to(self._plan or ("demo" if self._key else "keyless"))

@@ -1,9 +1,9 @@
 """HTTP for providers: the only module of this room that opens a connection.
 
 Here: a client with a total deadline, bounded retries that honour ``Retry-After``, the decision
-which failures are worth another try, and the gate (``gate.py``) that each try passes first.
-Not here: parsing bytes (``payloads.py``), the meaning of an answer (the provider's parser), and
-retries of whole runs.
+which failures are worth another try, and the limiter (``rate_limiter.py``) that each try passes
+first. Not here: parsing bytes (``payloads.py``), the meaning of an answer (the provider's parser),
+and retries of whole runs.
 
 Two facts shaped it. httpx's timeout is per read, so a server that sends a byte a second would hold
 a request for ever. Therefore the deadline is below httpx, on the socket. A client that retries
@@ -33,7 +33,6 @@ from market_pipeline.domain.errors import (
     SettingError,
     TransientProviderError,
 )
-from market_pipeline.providers.gate import admit, report_throttled
 from market_pipeline.providers.payloads import (
     BodyError,
     clean_text,
@@ -41,6 +40,7 @@ from market_pipeline.providers.payloads import (
     read_body,
     read_error_message,
 )
+from market_pipeline.providers.rate_limiter import admit, report_throttled
 
 USER_AGENT = "Mozilla/5.0 (compatible; market-pipeline)"
 TRANSIENT_STATUSES = frozenset({408, 425, 429})
@@ -53,13 +53,13 @@ Params = Mapping[str, str | int]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class CallLimits:
     """How long and how much one call may take.
 
     Attributes:
         request_seconds: One attempt, from connecting to the last byte of its body.
         total_seconds: All attempts of one call and the waits between them; not the time that the
-            gate kept them waiting, which the gate bounds itself.
+            limiter kept them waiting, which the limiter bounds itself.
         retry_after_seconds: The longest ``Retry-After`` that is believed.
         max_bytes: Size of a body, after decompression.
         attempts: Tries of one call.
@@ -127,7 +127,7 @@ class HttpClient:
     provider: str
     base_url: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
+    limits: CallLimits = field(default_factory=CallLimits)
     clocks: Clocks = field(default_factory=Clocks)
     _spare_retries: float = field(default=RETRY_RESERVE, init=False)
     _blocked_until: float = field(default=-math.inf, init=False)
@@ -159,7 +159,7 @@ class HttpClient:
 
         Raises:
             TransientProviderError: Every try failed in a way that may pass, or the budget is used
-                up for longer than the gate waits.
+                up for longer than the limiter waits.
             PermanentProviderError: The same request would fail again.
         """
         end = self.clocks.monotonic() + self.limits.total_seconds
@@ -167,7 +167,7 @@ class HttpClient:
         self._spare_retries = min(self._spare_retries + RETRY_SHARE, RETRY_RESERVE)
         attempt = 1
         while True:
-            end += self._pass_gate()
+            end += self._pass_limiter()
             try:
                 return self._try_once(path, params or {}, end)
             except _RetryableError as error:
@@ -190,7 +190,7 @@ class HttpClient:
                 429,
             )
 
-    def _pass_gate(self) -> float:
+    def _pass_limiter(self) -> float:
         """Wait until a call may be made, and return the seconds that took."""
         began = self.clocks.monotonic()
         admit(self.provider)

@@ -14,8 +14,8 @@ from market_pipeline.domain.errors import PermanentProviderError, TransientProvi
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
 from market_pipeline.providers import mock_faults
-from market_pipeline.providers.gate import report_throttled
 from market_pipeline.providers.mock_faults import Fault
+from market_pipeline.providers.rate_limiter import report_throttled
 
 NAME = "mock"
 TOO_MANY_REQUESTS = 429
@@ -23,7 +23,7 @@ _PRICES = ["open", "high", "low", "close"]
 
 
 def refuse_call(symbol: str, faults: Sequence[Fault]) -> None:
-    """Fail as the first fault that refuses a call does, and report its pause to the gate.
+    """Fail as the first fault that refuses a call does, and report its pause to the limiter.
 
     Raises:
         TransientProviderError: It is throttled or does not answer.

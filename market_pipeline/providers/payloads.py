@@ -12,13 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NoReturn
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import FloatArray
 from market_pipeline.domain.errors import PermanentProviderError, ProviderError
 from market_pipeline.observability.redaction import redact
-
-Floats = npt.NDArray[np.float64]
 
 MAX_INTEGER_DIGITS = 40
 _NUMBER_TYPES = (int, float, type(None))
@@ -167,7 +165,7 @@ def read_field(provider: str, node: object, *path: str | int) -> object:
     return node
 
 
-def parse_numbers(provider: str, place: str, node: object) -> Floats:
+def parse_numbers(provider: str, place: str, node: object) -> FloatArray:
     """Return a JSON list of numbers as an array, null as NaN.
 
     Raises:
@@ -179,7 +177,7 @@ def parse_numbers(provider: str, place: str, node: object) -> Floats:
 
 
 def parse_stamps(
-    provider: str, place: str, seconds: Floats, earliest: float = -6e9
+    provider: str, place: str, seconds: FloatArray, earliest: float = -6e9
 ) -> pd.DatetimeIndex:
     """Return epoch seconds as UTC times, refusing what another unit would look like.
 

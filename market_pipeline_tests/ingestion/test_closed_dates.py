@@ -18,7 +18,7 @@ from market_pipeline.ingestion import calendars
 from market_pipeline.ingestion.calendars import load_calendars
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
-from market_pipeline.ingestion.run_alerts import MarketEnds
+from market_pipeline.ingestion.run_alerts import MarketOutcomes
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.file import FileProvider
@@ -55,7 +55,7 @@ class Files:
         assert market is not None
         request = build_request(datetime.now(UTC), ["SPX"], "file", days, now.isoformat())
         run = Run(uuid4(), "manual", now, request)
-        ends = MarketEnds()
+        ends = MarketOutcomes()
         for item in BarStream(self.engine, run.run_id, request, [(provider, market)]):
             ends.note(item, commit_item(self.engine, run, item))
         with self.engine.begin() as connection:

@@ -17,7 +17,7 @@ from market_pipeline.domain.errors import TransientProviderError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import HistoryTerms, Market, Window
 from market_pipeline.domain.sessions import read_sessions
-from market_pipeline.domain.withholding import RESTATING, SUSPECTED_SPLIT, Flaw
+from market_pipeline.domain.withholding import RESTATING, SUSPECTED_SPLIT, DataIssue
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.stream import BarStream
@@ -114,7 +114,7 @@ def ingest(
     return run
 
 
-def read_withheld(engine: Engine) -> list[Flaw]:
+def read_withheld(engine: Engine) -> list[DataIssue]:
     """Return what an open event withholds."""
     with engine.connect() as connection:
         flaws = read_flaws(connection, [1], Interval.DAY)

@@ -16,9 +16,9 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.judging import judge_bars
 from market_pipeline.domain.records import BAR_DTYPES, Market, PriceSnapshot, Window
 from market_pipeline.domain.sessions import read_sessions
-from market_pipeline.providers.gate import CountingGate, OpenGate, use_gate
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.providers.mock_faults import ALIASES, AMOUNTS, Fault, parse_faults
+from market_pipeline.providers.rate_limiter import CallCounter, UnlimitedCalls, use_limiter
 
 NOW = datetime(2024, 3, 15, 15, 47, tzinfo=UTC)
 WINDOW = Window(datetime(2024, 3, 1, tzinfo=UTC), datetime(2024, 3, 16, tzinfo=UTC))
@@ -64,29 +64,32 @@ def test_a_fault_of_another_market_changes_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["throttled=90", "429=90"])
 def test_throttled_tells_how_long_to_wait(name: str) -> None:
-    """The call fails with status 429, and the gate hears for how many seconds."""
+    """The call fails with status 429, and the limiter hears for how many seconds."""
     heard = []
 
-    class ListeningGate(OpenGate):
+    class ListeningLimiter(UnlimitedCalls):
         def report_throttled(self, provider: str, seconds: float) -> None:
             heard.append((provider, seconds))
 
-    with use_gate(ListeningGate()), pytest.raises(TransientProviderError) as failure:
+    with use_limiter(ListeningLimiter()), pytest.raises(TransientProviderError) as failure:
         fetch(f"BTC-USD:{name}")
     assert failure.value.status == 429
     assert "retry after 90 s" in str(failure.value)
     assert heard == [("mock", 90.0)]
 
 
-def test_every_call_passes_the_gate() -> None:
+def test_every_call_passes_the_limiter() -> None:
     """One for each fetch of bars, refused ones too, and one for any number of live prices."""
-    provider, gate = MockProvider({"MOCK_FAULTS": "BTC-USD:timeout x1"}), CountingGate(OpenGate())
-    with use_gate(gate):
+    provider, limiter = (
+        MockProvider({"MOCK_FAULTS": "BTC-USD:timeout x1"}),
+        CallCounter(UnlimitedCalls()),
+    )
+    with use_limiter(limiter):
         with pytest.raises(TransientProviderError):
             provider.fetch_bars(find("BTC-USD"), Interval.DAY, WINDOW, NOW)
         provider.fetch_bars(find("BTC-USD"), Interval.DAY, WINDOW, NOW)
         provider.fetch_snapshots([find("ETH-USD"), find("SPX")], NOW)
-    assert gate.calls == 3
+    assert limiter.calls == 3
 
 
 def test_timeout_is_worth_another_try() -> None:

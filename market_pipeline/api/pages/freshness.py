@@ -13,7 +13,7 @@ from functools import lru_cache
 from sqlalchemy import Connection
 
 from market_pipeline.domain.errors import SettingError
-from market_pipeline.domain.freshness import Series, find_delay
+from market_pipeline.domain.freshness import TrackedSeries, find_delay
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.ingestion.freshness import describe_series
 from market_pipeline.providers.base import Provider
@@ -42,7 +42,7 @@ class Freshness:
     interval: Interval | None = None
 
 
-def read_series(connection: Connection) -> dict[int, list[Series]]:
+def read_series(connection: Connection) -> dict[int, list[TrackedSeries]]:
     """Return every market's series, the finest first."""
     markets = read_all_markets(connection)
     known = {
@@ -62,7 +62,7 @@ def read_series(connection: Connection) -> dict[int, list[Series]]:
     }
 
 
-def judge_freshness(series: Sequence[Series], now: datetime) -> Freshness:
+def judge_freshness(series: Sequence[TrackedSeries], now: datetime) -> Freshness:
     """Return the freshness of a market; of several late series that of the latest one."""
     if all(one.watermark is None for one in series):
         return Freshness("empty", None)
@@ -72,7 +72,7 @@ def judge_freshness(series: Sequence[Series], now: datetime) -> Freshness:
     return Freshness("current", series[0].watermark, interval=series[0].interval)
 
 
-def _judge(series: Series, now: datetime) -> Freshness | None:
+def _judge(series: TrackedSeries, now: datetime) -> Freshness | None:
     """Return the delay of a series; None if it is not late, or if that is unknown."""
     # By the minute: the markets of one calendar then share an answer.
     clock = now.replace(second=0, microsecond=0) - _GRACE[series.interval]

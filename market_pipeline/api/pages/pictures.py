@@ -6,7 +6,7 @@ from itertools import groupby
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Polyline:
     """A line in a box of ``width`` by ``height``, in ``parts`` that no missing value lies between.
 
     ``end`` is its last point.
@@ -19,7 +19,9 @@ class Line:
     direction: str
 
 
-def draw_line(values: Sequence[float | None], width: int = 120, height: int = 32) -> Line | None:
+def draw_line(
+    values: Sequence[float | None], width: int = 120, height: int = 32
+) -> Polyline | None:
     """Return the line through values, the oldest on the left; None for fewer than two.
 
     It breaks where a value is None.
@@ -38,7 +40,7 @@ def draw_line(values: Sequence[float | None], width: int = 120, height: int = 32
     rise = known[-1] - known[0]
     direction = "up" if rise > 0 else "down" if rise < 0 else "flat"
     end = next(place for place in reversed(places) if place is not None)
-    return Line(_join_places(places), end, width, height, direction)
+    return Polyline(_join_places(places), end, width, height, direction)
 
 
 def _join_places(places: Sequence[tuple[float, float] | None]) -> tuple[str, ...]:

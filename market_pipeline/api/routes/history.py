@@ -24,7 +24,7 @@ from market_pipeline.api.questions import (
     End,
     Format,
     Horizon,
-    Provider,
+    ProviderName,
     Require,
     ServicesNeeded,
     Start,
@@ -80,7 +80,7 @@ def list_aggregates(
     version: Version = None,
     limit: Limit = 1_000,
     cursor: Cursor = None,
-    provider: Provider = None,
+    provider: ProviderName = None,
     kind: Format = None,
     require: Require = None,
 ) -> Response:
@@ -125,7 +125,7 @@ def list_roi(
     end: End = None,
     as_of: AsOf = None,
     version: Version = None,
-    provider: Provider = None,
+    provider: ProviderName = None,
     kind: Format = None,
     require: Require = None,
 ) -> Response:
@@ -160,7 +160,7 @@ def list_comparisons(
     end: End = None,
     as_of: AsOf = None,
     version: Version = None,
-    provider: Provider = None,
+    provider: ProviderName = None,
     kind: Format = None,
 ) -> Response:
     """List the newest comparison of each pair and horizon, or with a span all of it.
@@ -192,7 +192,7 @@ def explain(
     statistic: Annotated[str, Query(max_length=40, examples=["sharpe"])] = "sharpe",
     horizon: Horizon = "30d",
     at: Version = None,
-    provider: Provider = None,
+    provider: ProviderName = None,
 ) -> Explanation:
     """Trace the newest statistic to its method, bars, revisions, runs and requests.
 

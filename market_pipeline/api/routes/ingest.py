@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from market_pipeline.api.credentials import holds_bearer
 from market_pipeline.api.ingest_answers import IngestAnswer, IngestPending, RunResponse
-from market_pipeline.api.launching import Launcher, Wish
+from market_pipeline.api.launching import IngestCommand, Launcher
 from market_pipeline.api.problems import ProblemError, describe_problems
 from market_pipeline.api.services import Services, get_services
 from market_pipeline.domain.symbols import MAX_SYMBOLS
@@ -71,7 +71,7 @@ async def ingest(
     INGEST_WAIT_SECONDS, the answer is 202 and a URL that tells how it ended.
     """
     symbols = await run_in_threadpool(_check_symbols, body.symbols if body else [])
-    wish = Wish(symbols, "manual", f"key:{idempotency_key}" if idempotency_key else None)
+    wish = IngestCommand(symbols, "manual", f"key:{idempotency_key}" if idempotency_key else None)
     seconds = choose_wait(prefer, services.configuration.ingest_wait_seconds)
     return await _serve(services, launcher, wish, seconds)
 
@@ -118,7 +118,7 @@ async def cron(
             "send `Authorization: Bearer` with CRON_SECRET; without CRON_SECRET nobody may call it"
         )
         raise ProblemError(401, "Unauthorized", detail, {**challenge, **_NO_STORE})
-    wish = Wish((), "cron", f"cron:{datetime.now(UTC):%Y-%m-%dT%H:%M}")
+    wish = IngestCommand((), "cron", f"cron:{datetime.now(UTC):%Y-%m-%dT%H:%M}")
     return await _serve(services, launcher, wish, services.configuration.ingest_wait_seconds)
 
 
@@ -130,7 +130,9 @@ def choose_wait(prefer: str, most_seconds: float) -> float:
     return min(float(asked.group(1)), most_seconds) if asked else most_seconds
 
 
-async def _serve(services: Services, launcher: Launcher, wish: Wish, seconds: float) -> Response:
+async def _serve(
+    services: Services, launcher: Launcher, wish: IngestCommand, seconds: float
+) -> Response:
     started = await launcher.start(wish)
     answer = started.answer
     if answer is None and seconds > 0:

@@ -14,7 +14,7 @@ from market_pipeline.api.media import (
 )
 from market_pipeline.api.models import LatestValues, MarketTable
 from market_pipeline.api.problems import describe_problems
-from market_pipeline.api.questions import Format, Provider, ServicesNeeded, Symbol, name_market
+from market_pipeline.api.questions import Format, ProviderName, ServicesNeeded, Symbol, name_market
 from market_pipeline.readers.latest import fetch_latest
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
@@ -53,7 +53,7 @@ def tell_latest(
     request: Request,
     services: ServicesNeeded,
     symbol: Symbol,
-    provider: Provider = None,
+    provider: ProviderName = None,
     kind: Format = None,
 ) -> Response:
     """Return price, newest final bars and statistics, from the cache where it has them."""
