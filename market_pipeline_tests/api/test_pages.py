@@ -91,7 +91,7 @@ def test_pairs_that_are_not_stored_are_shown_and_told(client: TestClient, histor
         history.commit(history.add_market(symbol), make_days(closes))
     history.add_market("C-USD")
     page = client.get("/compare?horizon=30d").text
-    assert "1 of 1 pairs are not stored: they were computed when this page was read" in page
+    assert "1 of 1 pairs are not stored. They were computed for this page." in page
     assert page.count('title="computed for this page"') == 4  # two maps, both ways
     assert "the two markets have no day in common" in page
     assert all(f"<option>{days}d</option>" in page for days in (7, 90, 365))
@@ -205,7 +205,7 @@ def test_a_run_lists_the_holes_that_its_receipt_counts(
     with history.engine.begin() as connection:
         connection.execute(coverage_hole.delete())
     healed = client.get(page).text
-    assert "The 1 that the run left were filled or explained since." in healed
+    assert "Holes that the run left: 1. All of them have been filled or explained." in healed
     assert "No holes." not in healed
 
 
