@@ -17,6 +17,7 @@ README_LINES = 130
 LINE_LENGTH = 110
 GLOSSARY_WORDS = 40
 LEAST_BEHAVIOURS = 20
+QUESTIONS = {"What", "Which", "Who", "Whose", "Where", "How", "When", "Why", "Whether"}
 PAGES = [
     *(ROOT / name for name in ("README.md", "RUNBOOK.md", "CONTRIBUTING.md", "deploy/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -136,3 +137,11 @@ def test_the_architecture_page_names_files_that_exist() -> None:
     paths = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)`", page)) - {"http.py"}
     assert paths
     assert [path for path in paths if not (ROOT / "market_pipeline" / path).exists()] == []
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "market_pipeline").rglob("*.py")), ids=name_page)
+def test_a_module_says_what_it_is(file: Path) -> None:
+    """Its docstring begins with a thing or an action, not with the question that it answers."""
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    assert docstring
+    assert docstring.split()[0] not in QUESTIONS

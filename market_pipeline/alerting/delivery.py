@@ -126,7 +126,7 @@ def note(connection: Connection, due: Row[Any], sent: Sent, now: datetime) -> No
 
 
 def _address(connection: Connection, names: Sequence[str], now: datetime) -> None:
-    """Give what was raised to every receiver; what is not severe enough goes to nobody.
+    """Address raised messages to every receiver; those below the least severity to none.
 
     Nothing that is older than three days is sent, so a first receiver is not flooded.
     """
@@ -143,7 +143,7 @@ def _address(connection: Connection, names: Sequence[str], now: datetime) -> Non
 
 
 def send_test(engine: Engine) -> dict[str, Sent]:
-    """Send a test to every receiver now, and return what became of it by the receiver's name.
+    """Send a test to every receiver now, and return the results by the receiver's name.
 
     One that was taken for gone is sent alerts again once it takes a test.
 
@@ -175,7 +175,7 @@ def send_at_once(finding: Finding) -> None:
 
 
 def _tell(finding: Finding, now: datetime) -> AlertView:
-    """Return a finding as it is told before it has a row."""
+    """Return a finding as an alert that has no row yet."""
     severity = finding.severity or finding.kind.severity
     return AlertView(
         uuid4(), finding.kind.name, severity, finding.message, finding.members, finding.context,

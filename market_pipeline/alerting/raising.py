@@ -33,7 +33,7 @@ _MAX_MEMBERS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What somebody found out, good or bad.
+    """The result of a check, good or bad.
 
     Attributes:
         kind: Of alert.
@@ -270,7 +270,7 @@ def _post(connection: Connection, event: str, alert_id: UUID, now: datetime) -> 
 
 
 def tell(row: Row[Any]) -> AlertView:
-    """Return a stored alert as it is told."""
+    """Return a stored alert as it is sent."""
     return AlertView(
         row.alert_id, row.kind, row.severity, row.message, row.members, row.context, row.run_id,
         row.raised_at, row.times, row.cleared_at,

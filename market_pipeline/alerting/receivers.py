@@ -55,7 +55,7 @@ class Receiver:
 
     @property
     def name(self) -> str:
-        """Return what it is called where its address must not be told."""
+        """Return its name without the address, which is a secret."""
         digest = hashlib.sha256(self.address.encode()).hexdigest()[:8]
         return f"{self.address.partition('://')[0]}:{digest}"
 
@@ -196,7 +196,7 @@ def _read_wait(text: str | None) -> timedelta:
 
 
 def _send_chat(address: str, body: Mapping[str, Any]) -> Sent:
-    """Hand a message to Apprise; what it says of a failure is not repeated: it names addresses."""
+    """Give a message to Apprise. Its own error texts are not repeated, as they hold addresses."""
     import requests
 
     service, data = _build_chat(address), body["data"]

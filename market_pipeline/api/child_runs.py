@@ -37,7 +37,7 @@ class ChildRuns:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def find_state(self, run_id: UUID) -> RunState | None:
-        """Return how a run stands; None for one that this process did not start, or forgot."""
+        """Return the state of a run; None if this process did not start it, or forgot it."""
         return self._states.get(run_id)
 
     async def count_queued(self) -> int:

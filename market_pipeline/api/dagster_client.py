@@ -132,7 +132,7 @@ class DagsterClient:
         return RunState(told["status"], datetime.fromtimestamp(ended, UTC) if ended else None)
 
     def describe_silence(self, kind: type[ProblemError] = ProblemError) -> ProblemError:
-        """Return the problem that is told when the webserver does not answer."""
+        """Return the problem for a webserver that does not answer."""
         return _describe_missing(
             "webserver",
             f"Dagster's webserver does not answer at {self._base}: start it with `make dev`, "

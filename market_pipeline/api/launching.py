@@ -75,7 +75,7 @@ class Launcher:
         self._watches = Watches(self._runs.read_state, self._store)
 
     async def close(self) -> None:
-        """Stop watching; runs in Dagster go on, one that this process runs itself is ended."""
+        """Stop watching. Runs in Dagster continue; the child run of this process is ended."""
         await self._watches.close()
         await self._runs.close()
 
@@ -105,7 +105,7 @@ class Launcher:
         raise ProblemError(503, "Service Unavailable", detail, {"Retry-After": "5"})
 
     async def read_state(self, run_id: UUID) -> RunState | None:
-        """Return how a run stands; None for a run that nobody knows.
+        """Return the state of a run; None for an unknown run.
 
         Raises:
             ProblemError: Nobody can tell now.

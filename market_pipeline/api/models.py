@@ -15,7 +15,7 @@ _VERSION = Field(description="Newest version of the data; null before the first 
 
 
 class Table(BaseModel):
-    """What every table tells beside its rows."""
+    """The fields of every table beside its rows."""
 
     dataset_version: int | None = _VERSION
     next_cursor: str | None = _CURSOR
@@ -236,7 +236,7 @@ class HoleRow(BaseModel):
 
 
 class NeverAskedRow(BaseModel):
-    """A span between settled ones that nobody asked for."""
+    """A span between settled spans that no run has asked for."""
 
     symbol: str
     provider: str

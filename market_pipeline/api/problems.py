@@ -103,7 +103,7 @@ def build_problem(
     headers: Mapping[str, str] | None = None,
     **members: Any,
 ) -> JSONResponse:
-    """Return the answer that tells a problem."""
+    """Return the answer for a problem."""
     told = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     body = {**told, "instance": path, **members}
     return JSONResponse(body, status, {**(headers or {})}, media_type=MEDIA_TYPE)

@@ -125,7 +125,7 @@ def _refuse_content_type(scope: Scope) -> Response | None:
 
 
 async def _read_body(scope: Scope, receive: Receive) -> bytes | Response:
-    """Return the whole body, or the refusal of one that is too long or comes too slowly."""
+    """Return the whole body, or the refusal of a body that is too long or too slow."""
     declared = find_header(scope["headers"], b"content-length")
     if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
         return _refuse_size(scope)

@@ -49,7 +49,7 @@ class WrongSignIns:
 
 
 def _find_group(address: str) -> str:
-    """Return what is counted together: whoever has one IPv6 address has a network of them."""
+    """Return the network that is counted as one: an IPv6 user has a whole network of addresses."""
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -36,7 +36,7 @@ class _Watch:
 
 
 class Watches:
-    """The runs that somebody waits for and that have not ended yet.
+    """The runs that have not ended yet and that a request waits for.
 
     Args:
         read_state: Tells how a run stands; may fail with a problem.
@@ -48,7 +48,7 @@ class Watches:
         self._watches: dict[UUID, _Watch] = {}
 
     def begin(self, run_id: UUID) -> None:
-        """Watch a run, whether or not somebody waits for it."""
+        """Watch a run, also if no request waits for it."""
         self._open(run_id)
 
     def find_last(self, run_id: UUID) -> RunState | None:

@@ -15,11 +15,11 @@ from market_pipeline.cache.protocol import Cache, Entry, Fill, Json, write_json
 
 
 class Versions(Protocol):
-    """The newest versions, as somebody knows them who listens to the database."""
+    """The newest versions, known to a listener of the database."""
 
     @property
     def epoch(self) -> int:
-        """Changes when it began to listen anew, and so may have missed something."""
+        """Changes when it started to listen again, so that it may have missed a change."""
 
     def find_version(self, scope: str) -> int | None:
         """Return the version of ``provider:symbol`` or ``*``; None while it cannot be known."""
@@ -83,7 +83,7 @@ class GuardedCache:
         self._cache.forget()
 
     def close(self) -> None:
-        """Close the cache; the versions are somebody else's."""
+        """Close the cache; the versions belong to the caller."""
         self._cache.close()
 
     def _is_current(self, fill: Fill) -> bool:

@@ -33,7 +33,7 @@ class Entry:
 
     @cached_property
     def value(self) -> Json:
-        """The value; parsed once and shared, so nobody may change it."""
+        """The value; parsed once and shared, so do not change it."""
         return parse_json(self.body)
 
     @property
@@ -93,7 +93,7 @@ class Cache(Protocol):
         """Store several values, each as ``put`` does, and count those stored."""
 
     def invalidate(self, pattern: str) -> int:
-        """Drop the entries whose keys match a pattern, or are below one that does; count them.
+        """Drop the entries with a key that matches a pattern, or below such a key; count them.
 
         Args:
             pattern: ``*`` is any text: ``market:*:aggregates`` also drops

@@ -135,7 +135,7 @@ class RedisStore:
         self._client.connection_pool.disconnect()
 
     def _decode(self, key: str, answer: Any) -> Entry | None:
-        """Return what was found; None for what nobody of ours has written."""
+        """Return the entry; None for a value that this project did not write."""
         if isinstance(answer, Exception):
             raise StoreTroubleError(find_reason(answer)) from answer
         head = _HEADER.match(answer)

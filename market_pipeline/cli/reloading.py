@@ -61,11 +61,11 @@ def preview_reload(
 def _show_preview(told: dict[str, Any], name: str, *, has_requests: bool) -> None:
     print_rows("Would be read again", told["requests"])
     print_rows("Cost", [told["cost"]])
-    print_rows("Stays as it is: the provider has no more of it", told["out of reach"])
-    print_rows("What the provider says of the market", told["facts"])
-    print_rows("A sample: the newest of these bars, as they come now", told["sample"])
+    print_rows("Unchanged, because the provider has these bars no more", told["out of reach"])
+    print_rows("The provider's description of the market", told["facts"])
+    print_rows("A sample: the newest of these bars, as the provider sends them now", told["sample"])
     if not has_requests:
-        click.echo("Nothing can be read again: the provider reaches back to none of it.")
+        click.echo("Nothing can be read again: the provider does not reach back that far.")
         return
     click.echo(f"Nothing was changed. To do it: market-pipeline markets reload {name} --yes")
 
@@ -75,7 +75,9 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
     route, request = _find_route(name, asked_at)
     plan = _plan(engine, route, market_id, request)
     if not plan.requests:
-        click.echo("Nothing can be read again: the provider reaches back to none of it.", err=True)
+        click.echo(
+            "Nothing can be read again: the provider does not reach back that far.", err=True
+        )
         return EXIT_FAILED
     file = _name_dump(name, asked_at)
     size = dump_market(engine, market_id, file)
@@ -95,7 +97,7 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
 
 
 def _reload(engine: Engine, run: Run, route: Route, market_id: int) -> None:
-    error: str | None = "the reload was interrupted: start it again, and it goes on from there"
+    error: str | None = "the reload was interrupted: start it again, and it continues from there"
     try:
         for _ in reload_market(engine, run, route, market_id):
             pass

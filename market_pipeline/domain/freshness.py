@@ -34,7 +34,7 @@ class TrackedSeries:
 
 
 def find_delay(series: TrackedSeries, end: datetime, now: datetime) -> datetime | None:
-    """Return up to where a series should be final (UTC); None when it is, or nobody can tell.
+    """Return the time up to which a series should be final (UTC); None if it is, or if unknown.
 
     A bar that the provider is known not to have is not waited for.
 

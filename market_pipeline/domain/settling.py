@@ -70,7 +70,7 @@ def settle_answer(
     publication_lag: timedelta,
     answer: FetchResult,
 ) -> Coverage:
-    """Return the coverage after an answer; ``bars`` is left to whoever counts them.
+    """Return the coverage after an answer; the caller sets ``bars``.
 
     Args:
         coverage: As it was.
@@ -146,7 +146,7 @@ def _go_on(coverage: Coverage, answer: FetchResult) -> Round:
 
 
 def _turn_to(coverage: Coverage, page: Window, now: datetime) -> Round:
-    """Return the turn up to the end of a page; one that lies behind it begins a new turn."""
+    """Return the turn up to the end of a page; a page before the turn begins a new one."""
     turn = coverage.round or Round(now, page.start, now)
     if page.start < turn.reached:
         return Round(turn.read_at, page.end, now)
@@ -289,7 +289,7 @@ def _count_tries(holes: Sequence[Hole], window: Window, now: datetime) -> tuple[
 def _forget_progress(
     coverage: Coverage, present: npt.NDArray[np.int64], asked_at: datetime
 ) -> Coverage:
-    """Count the tries of a hole anew when some of its bars came: the others may come as well."""
+    """Restart the count of tries when some bars of a hole came: the others may come as well."""
     holes = [
         replace(hole, tries=0, next_check_at=asked_at) if _contains_any(hole, present) else hole
         for hole in coverage.holes

@@ -34,7 +34,7 @@ class MinReturns:
 
     @property
     def name(self) -> str:
-        """What a method says of it: ``min=0.8/5`` or ``min=20``."""
+        """Its notation in a method: ``min=0.8/5`` or ``min=20``."""
         return f"min={'0.8/5' if self.number is None else self.number}"
 
     def find(self, days: int, expected: IntArray) -> IntArray:
@@ -48,7 +48,7 @@ class MinReturns:
 
 
 def parse_min_returns(method: str) -> MinReturns:
-    """Return the fewest returns that a method names; one that names none was written with 20."""
+    """Return the fewest returns that a method names; a method without a number means 20."""
     named = _NAMED.search(method)
     if named is None:
         return MinReturns(_FIRST_NUMBER)

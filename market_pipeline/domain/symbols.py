@@ -47,7 +47,7 @@ def parse_symbols(texts: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class SymbolDescription:
-    """What a bare symbol tells: ``BTC-USD`` never closes, ``SPX`` follows New York."""
+    """The facts that a bare symbol implies: ``BTC-USD`` never closes, ``SPX`` follows New York."""
 
     name: str
     base: str

@@ -36,8 +36,8 @@ from market_pipeline.storage.runs.receipts import read_run_tables
 
 _OUTCOMES = {"ok": SUCCESS, "partial": PARTIAL, "failed": FAILURE}
 INTERRUPTED = (
-    "interrupted: the run's process is gone: it was killed, ran out of memory, or its machine "
-    "stopped. What it had committed stays, and the next run goes on from there"
+    "interrupted: the run's process is gone. It was killed, ran out of memory, or its machine "
+    "stopped. What it had committed stays, and the next run continues from there"
 )
 _MAX_ERROR = 2_000
 

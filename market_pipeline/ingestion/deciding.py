@@ -71,7 +71,7 @@ def dismiss_event(engine: Engine, event_id: int) -> str:
         if event["kind"] != SUSPECTED_SPLIT and not is_seam(event):
             raise PipelineError(
                 f"event {event_id} is a {event['kind']} that runs still follow: "
-                "`market-pipeline ingest` goes on with it. Nothing was changed"
+                "`market-pipeline ingest` continues it. Nothing was changed"
             )
         resolve_event(connection, event_id, DISMISSED)
         name = f"{event['provider']}:{event['symbol']}"

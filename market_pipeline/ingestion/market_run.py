@@ -121,7 +121,7 @@ class MarketRun:
         if coverage is not known and coverage.older_parsings:
             logger.warning(
                 "answers are read differently now: stored bars stay, and statistics across the "
-                "change wait for `market-pipeline markets reload`",
+                "change are NULL until `market-pipeline markets reload`",
                 interval=interval.value,
             )
         return coverage

@@ -193,8 +193,8 @@ def describe_difference(one: Difference, ending: RepairState) -> str | None:
         f"{describe_bars(one)}"
     )
     if ending.stage == SEAM:
-        return f"{told}; it reaches no further back, and no one factor explains the older bars"
+        return f"{told}; it has no older bars, and no single factor explains the difference"
     if ending.stage == REPAIRING:
         what = f"{ending.left} bars are" if ending.left else "bars that did not come again are"
-        return f"{told}; {what} still to be read again, statistics over them wait"
-    return f"{told}; how far it goes is still to be found, statistics over it wait"
+        return f"{told}; {what} still to be read again; statistics over them are NULL until then"
+    return f"{told}; runs are looking for its ends; statistics over it are NULL until then"

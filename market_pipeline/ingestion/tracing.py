@@ -289,5 +289,5 @@ def _doubt(page: BarPage, stored: int) -> BarPage:
     if not stored:
         return page
     return replace(
-        page, error=f"the provider has no bars in this window, of which {stored} are stored"
+        page, error=f"the provider has no bars in this window, but {stored} bars of it are stored"
     )

@@ -472,7 +472,7 @@ def _judge_batch(
     if progress.strays and not suspicion:
         calendar = batch.route[1].calendar
         reasons.append(
-            f"{progress.strays} bars outside the sessions of {calendar}, kept in quarantine"
+            f"{progress.strays} bars outside the sessions of {calendar}; they are in quarantine"
         )
     cut = describe_cut(batch.route[1], window)
     reasons += [cut] if cut else []

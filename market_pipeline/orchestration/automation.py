@@ -46,7 +46,7 @@ def prune_dagster_runs(context: dg.OpExecutionContext) -> None:
         context.log.info("%d of Dagster's runs removed", prune_runs(context.instance, cutoff))
 
 
-@dg.job(description="Remove what is old and tells nothing: receipts, snapshots, Dagster's runs.")
+@dg.job(description="Remove old receipts without change, old snapshots and Dagster's old runs.")
 def prune_history() -> None:
     """Keep tables from growing with what nobody can need again."""
     prune_old_rows()

@@ -68,8 +68,8 @@ class Computed:
             return ""
         total = self.same + len(self.fingerprints)
         return (
-            f"{self.same} of {total} {self.what}: bars, holes, events and settings are as they "
-            "were, so nothing was computed"
+            f"{self.same} of {total} {self.what}: bars, holes, events and settings did not "
+            "change, so nothing was computed"
         )
 
 

@@ -38,7 +38,7 @@ _JOBS: Mapping[str, Sequence[str]] = {
     "backfill_history": ("market_aggregates",),
     "statistics": ("market_comparisons", "market_roi_statistics"),
 }
-_INTERRUPTED = "interrupted; what was committed before stays"
+_INTERRUPTED = "interrupted; what was already committed stays"
 logger = logging.getLogger("market_pipeline.runs")
 
 

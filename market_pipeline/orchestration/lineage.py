@@ -175,7 +175,7 @@ def _describe_provider(name: str) -> dg.AssetSpec:
         group_name="providers",
         description=f"The source of markets that `INGESTION_PROVIDER` calls `{name}`. "
         "Every run that routes markets to it observes it: what it serves, how many markets. "
-        "`market-pipeline providers` lists all, and what each still needs to be set.",
+        "`market-pipeline providers` lists all, and the settings that each still needs.",
         kinds={"source"},
         owners=OWNERS,
         tags={"layer": "source"},

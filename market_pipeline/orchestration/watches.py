@@ -165,7 +165,7 @@ def _find_routes(
         wanted = request.symbols
         return keep_active(connection, Providers().route(request).routes), wanted
     except PipelineError as error:
-        logger.warning("which markets are ingested cannot be told: %s", error)
+        logger.warning("the list of ingested markets could not be read: %s", error)
         return [], wanted
 
 

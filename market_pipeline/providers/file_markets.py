@@ -68,7 +68,7 @@ class Reading:
 
 
 def read_symbol(symbol: str) -> Reading:
-    """Return what a bare symbol tells of a file's market.
+    """Return the facts that a bare symbol implies about a file's market.
 
     ``BTC-USD`` never closes, ``DAX`` is an index, ``SAP.DE`` has the suffix of an exchange,
     ``EURUSD`` is two currencies, which trade on weekdays; whatever else is a share in New York.

@@ -23,7 +23,7 @@ _PRICES = ["open", "high", "low", "close"]
 
 
 def refuse_call(symbol: str, faults: Sequence[Fault]) -> None:
-    """Fail as the first of the faults that refuses a call would; tell the limiter what it asks for.
+    """Fail as the first fault that refuses a call does, and report its pause to the limiter.
 
     Raises:
         TransientProviderError: It is throttled or does not answer.

@@ -23,7 +23,7 @@ _NUMBER_TYPES = (int, float, type(None))
 
 
 class BodyError(Exception):
-    """A body is too big, cut short, or in an encoding nobody asked for."""
+    """A body is too big, cut short, or in an encoding that was not requested."""
 
     def __init__(self, message: str, *, is_permanent: bool = False) -> None:
         super().__init__(message)

@@ -49,12 +49,12 @@ class Latest:
 
     @property
     def body(self) -> bytes:
-        """The values as JSON, UTF-8, as they are in cache and database alike."""
+        """The values as JSON in UTF-8, the same in cache and database."""
         return self.entry.body
 
     @property
     def value(self) -> dict[str, Any]:
-        """The values; shared with other readers, so nobody may change them.
+        """The values; shared with other readers, so do not change them.
 
         ``symbol``, ``provider``, ``name``, ``base``, ``quote``, ``venue``, ``calendar``,
         ``is_primary``, ``is_active``, ``dataset_version`` (newest of its bars, or None),

@@ -18,7 +18,7 @@ from market_pipeline.storage.latest.values import read_latest_rows
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """What became of the cache.
+    """The result of a refresh.
 
     Attributes:
         store: ``redis``, or ``memory`` where there is none and nothing had to be done.
@@ -37,7 +37,7 @@ class Refresh:
 def refresh_latest(
     engine: Engine, markets: Sequence[tuple[str, str]], environ: Mapping[str, str] | None = None
 ) -> Refresh:
-    """Invalidate by pattern, and put the latest values of markets; trouble with Redis is told.
+    """Invalidate by pattern, and set the latest values of markets; report trouble with Redis.
 
     Args:
         engine: Of the database; what a run wrote is committed.

@@ -95,7 +95,7 @@ def format_age(value: datetime, now: datetime) -> str:
 
 
 def describe_reason(reason: str | None) -> str:
-    """Return what a reason means; one that is not known here says itself."""
+    """Return the meaning of a reason; an unknown reason is returned as it is."""
     return REASONS.get(reason or "", reason or "")
 
 
@@ -107,7 +107,7 @@ def describe_direction(value: float | None) -> str:
 
 
 def exact(value: Any) -> str:
-    """Return a number as the database has it, to its last digit."""
+    """Return a number with all digits of the database."""
     return "" if value is None else repr(float(value))
 
 

@@ -63,7 +63,7 @@ def read_series(connection: Connection) -> dict[int, list[TrackedSeries]]:
 
 
 def judge_freshness(series: Sequence[TrackedSeries], now: datetime) -> Freshness:
-    """Return how a market stands; of several late series the one that is longest behind."""
+    """Return the freshness of a market; of several late series that of the latest one."""
     if all(one.watermark is None for one in series):
         return Freshness("empty", None)
     late = [found for one in series if (found := _judge(one, now)) is not None]
@@ -73,7 +73,7 @@ def judge_freshness(series: Sequence[TrackedSeries], now: datetime) -> Freshness
 
 
 def _judge(series: TrackedSeries, now: datetime) -> Freshness | None:
-    """Return how a late series stands; None when it is not late, or nobody can tell."""
+    """Return the delay of a series; None if it is not late, or if that is unknown."""
     # By the minute: the markets of one calendar then share an answer.
     clock = now.replace(second=0, microsecond=0) - _GRACE[series.interval]
     try:

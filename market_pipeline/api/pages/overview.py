@@ -94,7 +94,7 @@ def draw_spark(row: Mapping[str, Any], calendar: str) -> Polyline | None:
 
 
 def rank_alerts(alerts: Sequence[Row[Any]]) -> list[Row[Any]]:
-    """Return alerts with those first whose cause lasts and nobody took on, then the worst."""
+    """Return alerts: first those that last and that nobody acknowledged, then by severity."""
     return sorted(
         alerts,
         key=lambda one: (

@@ -37,7 +37,7 @@ class Readiness(BaseModel):
 
 @router.get("/healthz", summary="Whether the process answers")
 async def tell_health() -> Health:
-    """Answer; asks nobody else."""
+    """Answer without asking any other part."""
     return Health()
 
 

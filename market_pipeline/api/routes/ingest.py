@@ -87,7 +87,7 @@ async def tell_ingest(
     services: Annotated[Services, Depends(get_services)],
     launcher: Annotated[Launcher, Depends(get_launcher)],
 ) -> Response:
-    """Answer with the receipt of a run that ended, or 202 again. A failed run is told with 200."""
+    """Answer with the receipt of a run that ended, or 202 again. A failed run answers 200."""
     state = await launcher.read_state(run_id)
     if state is None:
         raise ProblemError(404, "Not Found", f"Dagster has no run {run_id}")
@@ -123,7 +123,7 @@ async def cron(
 
 
 def choose_wait(prefer: str, most_seconds: float) -> float:
-    """Return how long to wait, as the Prefer header (RFC 7240) has it, within the setting."""
+    """Return the seconds to wait from the Prefer header (RFC 7240), at most the setting."""
     if "respond-async" in prefer.lower():
         return 0.0
     asked = _WAIT.search(prefer.lower())

@@ -1,7 +1,7 @@
-"""Final bars that statistics look at: from each market's own last bar back, whatever the clock.
+"""Final bars for statistics: from the last bar of each market back, whatever the clock.
 
-A halted or delisted market ends years ago, and two markets are compared where both last had a bar;
-so each market has spans of its own. They are planned from calendars and read at once.
+A halted or delisted market may have ended years ago, and two markets are compared up to their last
+common bar. So each market has its own spans. They are planned from calendars and read together.
 """
 
 from collections import defaultdict

@@ -173,7 +173,7 @@ def take_server_lock(errand: ServerSpec) -> int | None:
             return None
         waited = time.monotonic() - begun
         if waited > ORPHAN_DEADLINE_SECONDS:
-            raise KeeperError(f"{waited:.0f} s on, processes of an earlier server still run")
+            raise KeeperError(f"processes of an earlier server still run after {waited:.0f} s")
         if waited > ORPHAN_PATIENCE_SECONDS:
             dismiss_orphans(errand)
         time.sleep(POLL_SECONDS if waited < ORPHAN_PATIENCE_SECONDS else 1.0)
@@ -348,7 +348,7 @@ class Server:
                 os._exit(1)
             time.sleep(FIRST_PAUSE_SECONDS * 2**tries)
             tries += 1
-            sys.stdout.write(f"the server died; it is started again, try {tries}\n")
+            sys.stdout.write(f"the server died and is started again, try {tries}\n")
             sys.stdout.flush()
             self._start_again()
 
