@@ -28,11 +28,9 @@ from market_pipeline.ingestion.derived import find_absence
 from market_pipeline.ingestion.fetching import judge_page
 from market_pipeline.ingestion.receipts import (
     Run,
-    add_market_receipt,
     add_table_receipt,
     begin_receipt,
     describe_counts,
-    end_receipt,
 )
 from market_pipeline.ingestion.request import Request
 from market_pipeline.ingestion.write import (
@@ -53,6 +51,7 @@ from market_pipeline.storage.runs.claims import (
     show_life,
     wait_for_claim,
 )
+from market_pipeline.storage.runs.recording import add_to_market, note_end
 from market_pipeline.storage.tables import market_aggregate
 
 logger = get_logger(__name__)
@@ -261,10 +260,10 @@ def add_written(
     counts = describe_counts(written.counts, written.derived)
     versions = dict.fromkeys(("first_version", "last_version"), written.version)
     row: dict[str, Any] = {"received": received, **counts, **versions, "outcome": "ok"}
-    add_market_receipt(connection, run, market_id, row)
+    add_to_market(connection, run.run_id, market_id, row)
     rows = written.counts + written.derived
     add_table_receipt(connection, run, market_aggregate.name, rows, "ok")
-    end_receipt(connection, run)
+    note_end(connection, run.run_id)
 
 
 def _heal_coverage(before: Coverages, run: Run, one: Market, good: pd.DataFrame) -> Coverages:

@@ -19,12 +19,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.triggers import find_trigger
 from market_pipeline.ingestion.closing import INTERRUPTED, close_run
-from market_pipeline.ingestion.receipts import RecordedRequest, describe_request, open_receipt
+from market_pipeline.ingestion.receipts import describe_request
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.orchestration.causes import Cause, find_cause
 from market_pipeline.settings import EXECUTORS, read_choice, read_variable, split_list
 from market_pipeline.storage.runs.claims import show_life
 from market_pipeline.storage.runs.closing import find_dead_runs
+from market_pipeline.storage.runs.recording import RecordedRequest, open_receipt
 from market_pipeline.storage.server.database import open_database
 
 ASSETS = (

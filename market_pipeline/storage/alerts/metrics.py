@@ -80,6 +80,7 @@ _GAUGES = (
         FROM market_data.alert_delivery WHERE {_WAITS}"""),
     (GIVEN_UP, """SELECT count(*) FROM market_data.alert_delivery WHERE given_up_at IS NOT NULL"""),
 )  # fmt: skip
+# Raises the totals of some series.
 # Ordered, so that two writers of the same series wait for each other and do not lock each other up.
 _ADD = text("""
     INSERT INTO market_data.metric_total AS old (name, labels, value, count, buckets, updated_at)

@@ -18,11 +18,13 @@ from market_pipeline.storage.tables import market
 NOT_ADDRESSED = ""
 GONE = "gone"
 _WAITING = (alert_delivery.c.sent_at.is_(None), alert_delivery.c.given_up_at.is_(None))
+# What became last of a message to each receiver.
 _LAST_WORDS = text("""
     SELECT DISTINCT ON (receiver) receiver, error FROM market_data.alert_delivery
     WHERE coalesce(sent_at, given_up_at) IS NOT NULL
     ORDER BY receiver, coalesce(sent_at, given_up_at) DESC
 """)
+# How many messages wait, were sent and were given up, of some receivers and of none.
 # What waits for other receivers is other processes' work and trouble.
 _STATE = text(f"""
     SELECT count(*) FILTER (WHERE sent_at IS NULL AND given_up_at IS NULL) AS pending,

@@ -36,15 +36,13 @@ _IS_AT_WORK = (
         market_event.c.trace["stage"].astext.is_(None), market_event.c.trace["stage"].astext != SEAM
     ),
 )
-
-
 _ALL = (
     select(market.c.provider, market.c.symbol, market_event)
     .join(market, market.c.market_id == market_event.c.market_id)
     .order_by(market_event.c.event_id.desc())
 )
 
-
+# The quarantined rows that came before their prices were restated, and when that was.
 _RESTATED = text(f"""
     SELECT row_id, max(detected_at) AS at FROM market_data.quarantined_row one
     JOIN market_data.market_event event USING (market_id)

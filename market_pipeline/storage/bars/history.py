@@ -11,8 +11,9 @@ from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 from psycopg2.extensions import AsIs
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, func, insert, select, text
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
@@ -53,9 +54,11 @@ _IN_SPAN = (
     'market_id :of_markets AND "interval" = :interval '
     "AND open_time >= :start AND open_time < :end AND is_final"
 )
-_IS_REVISED = f"""EXISTS (SELECT FROM {market_aggregate_revision} earlier
+# Whether a value of a bar was replaced before it.
+_IS_REVISED = """EXISTS (SELECT FROM market_data.market_aggregate_revision earlier
     WHERE earlier.market_id = bar.market_id AND earlier."interval" = bar."interval"
     AND earlier.open_time = bar.open_time"""
+# With how long after its close each market's bar is out.
 _WITH_LAGS = """JOIN unnest(CAST(:lag_markets AS bigint[]), CAST(:lags AS interval[]))
     AS terms (market_id, lag) USING (market_id)"""
 # Built once: every request asks it.
@@ -219,3 +222,30 @@ def read_version_time(connection: Connection, version: int) -> datetime | None:
     newest = query.order_by(written.version.desc()).limit(1)
     found: datetime | None = connection.execute(newest).scalar()
     return found
+
+
+def note_version(
+    connection: Connection, market_id: int, bars: pd.DataFrame, stamps: Mapping[str, Any]
+) -> None:
+    """Note where the bars of a dataset version lie, by interval.
+
+    Args:
+        connection: In the transaction that writes them.
+        market_id: Whose bars.
+        bars: ``interval`` and ``open_time`` of all.
+        stamps: ``dataset_version``, ``known_at`` and ``run_id`` of the bars.
+    """
+    spans = bars.groupby("interval")["open_time"].agg(["min", "max"])
+    rows = [
+        {
+            "version": stamps["dataset_version"],
+            "interval": interval,
+            "market_id": market_id,
+            "first_open_time": first.to_pydatetime(),
+            "last_open_time": last.to_pydatetime(),
+            "known_at": stamps["known_at"],
+            "run_id": stamps["run_id"],
+        }
+        for interval, first, last in spans.itertuples()
+    ]
+    connection.execute(insert(dataset_version), rows)

@@ -25,6 +25,7 @@ from market_pipeline.storage.tables import market
 STATUSES = ("open", "replayed", "discarded")
 _FIRST, _LAST = np.datetime64("0001-01-01", "us"), np.datetime64("9999-12-31", "us")
 _NO_INTERVAL = "none"
+# Keeps rejected bars, or counts them once more.
 # A row that was replayed and comes again as broken is open again; a discarded one stays discarded.
 _RECORD = text("""
     INSERT INTO market_data.quarantined_row AS known (market_id, interval, open_time, rule, detail,

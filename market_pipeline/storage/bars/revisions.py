@@ -6,6 +6,7 @@ from sqlalchemy import Connection, text
 
 from market_pipeline.storage.rows import Row, fetch
 
+# A replaced value, what replaced it, and when.
 _VALUES = """old."interval", old.open_time, old.close AS old_close, old.volume AS old_volume,
     coalesce(now.close, later.close) AS close, coalesce(now.volume, later.volume) AS volume,
     old.known_until AS replaced_at, old.replaced_by_version AS version,

@@ -27,6 +27,7 @@ EXPLAINED = (
     f"(reason IN ('{NO_TRADES}', '{BEFORE_FIRST}', '{AFTER_LAST}') "
     f"OR reason = '{PROVIDER_EMPTY}' AND tries >= {ASKED_OFTEN})"
 )
+# Holes with the names of their markets.
 _NAMED = """
     SELECT symbol, provider, hole.*, count(*) OVER () AS found
     FROM market_data.coverage_hole hole JOIN market_data.market USING (market_id)"""

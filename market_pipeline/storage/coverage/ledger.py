@@ -28,6 +28,7 @@ from market_pipeline.storage.ledgers import coverage_hole
 
 Key = tuple[int, Interval]
 _NO_END = datetime(2200, 1, 1, tzinfo=UTC)
+# What is settled of some markets.
 _READ = text("""
     SELECT market_id, interval, watermark, first_bar_at, last_bar_at, bars, verified, round,
         parsing, older_parsings, refreshed_at,
@@ -35,6 +36,7 @@ _READ = text("""
         ARRAY(SELECT upper(span) FROM unnest(settled) span ORDER BY span) AS ends
     FROM market_data.market_coverage WHERE market_id = ANY(:markets)
 """)
+# The series whose settled time has gaps.
 _IN_PIECES = text("""
     SELECT market_id, interval, calendar
     FROM market_data.market_coverage JOIN market_data.market USING (market_id)
@@ -43,6 +45,7 @@ _IN_PIECES = text("""
     ORDER BY market_id, interval
 """)
 _ROUND_TIMES = ("began_at", "reached", "read_at")
+# Puts what is known of a series in the place of what was.
 _WRITE = text("""
     INSERT INTO market_data.market_coverage AS known (market_id, interval, settled, watermark,
         first_bar_at, last_bar_at, bars, verified, round, parsing, older_parsings, refreshed_at,
@@ -58,11 +61,12 @@ _WRITE = text("""
         refreshed_at = coalesce(excluded.refreshed_at, known.refreshed_at),
         refreshed_by = coalesce(excluded.refreshed_by, known.refreshed_by)
 """)
-
+# The markets with bars that an older parser read.
 _HAS_OLDER = text("""
     SELECT DISTINCT market_id FROM market_data.market_coverage
     WHERE market_id = ANY(:markets) AND older_parsings <> '{}'
 """)
+# The close of the first final bar in each of some spans of a series.
 _FIRST_CLOSES = text("""
     SELECT (SELECT close_time FROM market_data.market_aggregate
         WHERE market_id = :market AND interval = :interval AND is_final

@@ -23,6 +23,7 @@ APPLICATION_NAME = "market-pipeline watch"
 LEASE_SECONDS = 0.9
 _ASK_EVERY_SECONDS = 0.3
 _RECONNECT_SECONDS = 0.3
+# The scopes that changed after a version; the thread asks the driver itself, which has ``%s``.
 _CHANGED = "SELECT scope, version FROM market_data.market_stamp WHERE version > %s"
 logger = logging.getLogger("market_pipeline.storage")
 

@@ -9,6 +9,7 @@ from market_pipeline.storage.ledgers import trading_session
 
 _COLUMNS = {"session_date": TIME, "open_time": TIME, "close_time": TIME}
 
+# The sessions of a calendar, as one version of its library knew them.
 _KEPT = """SELECT session_date::timestamp AT TIME ZONE 'UTC' AS session_date, open_time, close_time
     FROM market_data.trading_session
     WHERE calendar = :calendar AND source = :source

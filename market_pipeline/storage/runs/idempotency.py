@@ -19,6 +19,7 @@ from market_pipeline.storage.ledgers import idempotency_key
 KEPT_FOR = timedelta(hours=24)
 LEASE = timedelta(seconds=30)
 _FORGOTTEN_ROWS = 100
+# Lets equal requests take turns.
 _LOCK = text("SELECT pg_advisory_xact_lock(1297107801, hashtext(:request_hash))")
 _NOW = func.clock_timestamp()
 

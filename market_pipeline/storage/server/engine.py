@@ -29,6 +29,7 @@ _SERVER_OPTIONS = (
     "-c timezone=UTC -c lock_timeout=60s -c idle_in_transaction_session_timeout=300s "
     "-c client_connection_check_interval=1s"
 )
+# What kind of server answers, and by which of its processes.
 _QUESTION = text(
     "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), "
     "current_setting('transaction_read_only') = 'on', pg_backend_pid()"

@@ -17,6 +17,7 @@ from market_pipeline.storage.tables import SCHEMA
 
 DAGSTER_SCHEMA = "dagster"
 _MAX_PREFIX = 40
+# The tables, views and sequences of schemas that no other table owns.
 _RELATIONS = text("""
     SELECT format('%I.%I', nspname, relname) AS name, relkind = 'S' AS is_sequence
     FROM pg_class one JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -24,6 +25,7 @@ _RELATIONS = text("""
         SELECT FROM pg_depend WHERE objid = one.oid AND deptype IN ('a', 'i') AND relkind = 'S')
     ORDER BY 1
 """)
+# Whether there is a role; whether this user is a member of it.
 _EXISTS = text("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :name)")
 _MAY = text("SELECT pg_has_role(current_user, :name, 'MEMBER')")
 
