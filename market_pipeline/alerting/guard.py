@@ -1,4 +1,4 @@
-"""Where alerts may go: an address is looked up once, every answer is judged, and that one is used.
+"""Where alerts may go: an address is looked up once, every answer is checked, and that one is used.
 
 A receiver's name is a setting, but what it resolves to is the network's word: it must not lead to
 the machine itself, its neighbours or a cloud's metadata. ``ALERT_ALLOW_PRIVATE`` lifts that.

@@ -37,7 +37,7 @@ class Finding:
     Attributes:
         kind: Of alert.
         members: Whom it is true of now, each with its reason; none: its cause is gone.
-        judged: Who was looked at; None: everybody. Others stay as they were.
+        evaluated: Who was looked at; None: everybody. Others stay as they were.
         subject: What tells alerts of one kind apart, such as a job.
         message: Where the kind has no summary of its members.
         severity: Where it is not the kind's.
@@ -46,7 +46,7 @@ class Finding:
 
     kind: AlertKind
     members: Mapping[str, str] = field(default_factory=dict)
-    judged: Collection[str] | None = None
+    evaluated: Collection[str] | None = None
     subject: str = ""
     message: str = ""
     severity: str = ""
@@ -199,8 +199,8 @@ def _apply(connection: Connection, found: Finding, row: Row[Any] | None, now: da
 def _merge(found: Finding, row: Row[Any] | None) -> dict[str, str]:
     """Return the members of now: those found, and those of before that nobody looked at."""
     before = {} if row is None or row.cleared_at is not None else row.members
-    judged = before if found.judged is None else found.judged
-    kept = {name: why for name, why in before.items() if name not in judged}
+    evaluated = before if found.evaluated is None else found.evaluated
+    kept = {name: why for name, why in before.items() if name not in evaluated}
     return dict(sorted({**kept, **found.members}.items())[:_MAX_MEMBERS])
 
 

@@ -97,7 +97,7 @@ def show(row_id: int, as_json: bool) -> None:
 @click.option("--all", "is_all", is_flag=True, help="Every open row.")
 @click.pass_context
 def replay(ctx: click.Context, row_ids: Sequence[int], is_all: bool) -> None:
-    """Judge rows again by today's rules, and store those that are good now.
+    """Validate rows again by today's rules, and store those that are good now.
 
     A row that contradicts a stored bar is still bad. Weeks follow; statistics do with the next run.
     """

@@ -1,7 +1,7 @@
 """Spikes: bars that jump so far that somebody should look at them.
 
 Here: which bars of a batch jump. They are flagged and stored like all others: crashes are real, and
-only a person can tell one from a unit error. Impossible bars are ``judging``'s.
+only a person can tell one from a unit error. Impossible bars are ``validation``'s.
 
 A bar is a spike when both hold, its return being that of its close over the close before it:
 

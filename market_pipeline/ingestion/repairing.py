@@ -69,7 +69,7 @@ class RepairState:
         return self.resolution is not None or self.stage == SEAM
 
 
-def judge_repair(
+def assess_repair(
     connection: Connection,
     market_id: int,
     route: Route,

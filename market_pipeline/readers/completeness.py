@@ -50,7 +50,7 @@ _FETCHED_BY_A_BACKFILL = (FETCH_FAILED, NEVER_ASKED, NOT_ASKED_YET, PROVISIONAL)
 
 @dataclass(frozen=True, slots=True)
 class BarSelection:
-    """Which bars of a market are judged.
+    """Which bars of a market are checked.
 
     Attributes:
         market: Whose. interval: Of the bars. window: By open_time (UTC).
@@ -105,14 +105,14 @@ def check_requirement(require: str | None) -> None:
         raise HistoryRequestError(f"require={require!r}: expected 'complete', 'explained' or None")
 
 
-def judge_spans(
+def check_spans(
     connection: Connection, spans: Mapping[int, BarSelection], require: Requirement = None
 ) -> list[CheckedSelection]:
     """Return how complete spans are, one for each market.
 
     Args:
         connection: With one snapshot for all its queries.
-        spans: What is judged, by market_id.
+        spans: What is checked, by market_id.
         require: With a requirement, doubts are looked for too: the answer takes more queries.
 
     Raises:
@@ -132,23 +132,23 @@ def judge_spans(
     ]
 
 
-def demand(judged: Iterable[CheckedSelection], require: Requirement) -> None:
+def demand(checked: Iterable[CheckedSelection], require: Requirement) -> None:
     """Refuse what does not meet a requirement.
 
     Raises:
         IncompleteHistoryError: Lists what is missing, why, and what would bring it.
     """
     objections = [
-        (one.span, objection) for one in judged for objection in one.list_objections(require)
+        (one.span, objection) for one in checked for objection in one.list_objections(require)
     ]
     if require is not None and objections:
         raise _build_error(require, objections)
 
 
-def summarise(judged: Iterable[CheckedSelection]) -> dict[str, Any]:
+def summarise(checked: Iterable[CheckedSelection]) -> dict[str, Any]:
     """Return what ``attrs["completeness"]`` says: expected, present, and missing by reason."""
     expected, missing = 0, Counter[str]()
-    for one in judged:
+    for one in checked:
         expected += one.completeness.expected
         missing.update(one.completeness.missing)
     present = expected - missing.total()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, text
 
-from market_pipeline.domain.judging import NOT_A_SESSION
+from market_pipeline.domain.validation import NOT_A_SESSION
 from market_pipeline.observability.metrics import MAX_SERIES, Sample, gauge
 from market_pipeline.storage.run_evidence import EXPLAINED
 from market_pipeline.storage.run_states import STATE

@@ -62,17 +62,17 @@ def read_series(connection: Connection) -> dict[int, list[TrackedSeries]]:
     }
 
 
-def judge_freshness(series: Sequence[TrackedSeries], now: datetime) -> Freshness:
+def summarise_freshness(series: Sequence[TrackedSeries], now: datetime) -> Freshness:
     """Return how a market stands; of several late series the one that is longest behind."""
     if all(one.watermark is None for one in series):
         return Freshness("empty", None)
-    late = [found for one in series if (found := _judge(one, now)) is not None]
+    late = [found for one in series if (found := _find_delay(one, now)) is not None]
     if late:
         return max(late, key=lambda found: (found.behind is None, found.behind or _NOT_LATE))
     return Freshness("current", series[0].watermark, interval=series[0].interval)
 
 
-def _judge(series: TrackedSeries, now: datetime) -> Freshness | None:
+def _find_delay(series: TrackedSeries, now: datetime) -> Freshness | None:
     """Return how a late series stands; None when it is not late, or nobody can tell."""
     # By the minute: the markets of one calendar then share an answer.
     clock = now.replace(second=0, microsecond=0) - _GRACE[series.interval]

@@ -88,7 +88,7 @@ def list_aggregates(
 
     Without ``start`` a week of hours, a year of days or five years of weeks. A cursor pins the
     dataset version, so that pages belong together whatever is written meanwhile. ``require`` is
-    judged with the first page, for the whole span.
+    checked with the first page, for the whole span.
     """
     chosen, window = choose_format(request, kind), _choose_window(interval, start, end)
     moment = None if as_of is None else parse_past_moment("as_of", as_of)
