@@ -112,16 +112,16 @@ def report(connection: Connection, findings: Sequence[Finding], now: datetime) -
         _apply(connection, by_fingerprint[fingerprint], known.get(fingerprint), now)
 
 
-def settle(connection: Connection, now: datetime) -> int:
+def resolve_cleared(connection: Connection, now: datetime) -> int:
     """End the alerts whose cause has been gone for the cool-down, and return their number."""
     events = [kind.name for kind in KINDS.values() if kind.is_event]
     alerts.clear_silent(connection, events, now - _SILENCE, now)
-    settled = alerts.find_settled(connection, now - read_cooldown())
-    for row in settled:
+    cleared = alerts.find_settled(connection, now - read_cooldown())
+    for row in cleared:
         alerts.change_alert(connection, row.alert_id, resolved_at=now)
         if row.noticed_at is not None:
             _post(connection, "resolved", row.alert_id, now)
-    return len(settled)
+    return len(cleared)
 
 
 def acknowledge(connection: Connection, alert_id: UUID, now: datetime) -> bool:
@@ -265,10 +265,10 @@ def _describe(found: Finding, members: Mapping[str, str]) -> dict[str, Any]:
 def _post(connection: Connection, event: str, alert_id: UUID, now: datetime) -> None:
     row = alerts.find_alert(connection, alert_id)
     assert row is not None  # noqa: S101 - written in this transaction
-    alerts.post(connection, alert_id, build_body(event, tell(row), now), now)
+    alerts.post(connection, alert_id, build_body(event, view_alert(row), now), now)
 
 
-def tell(row: Row[Any]) -> AlertView:
+def view_alert(row: Row[Any]) -> AlertView:
     """Return a stored alert as it is told."""
     return AlertView(
         row.alert_id, row.kind, row.severity, row.message, row.members, row.context, row.run_id,

@@ -15,7 +15,7 @@ from market_pipeline.alerting.raising import (
     forget_inactive,
     raise_alert,
     report,
-    settle,
+    resolve_cleared,
 )
 from market_pipeline.domain.errors import SettingError
 from market_pipeline_tests.databases import read_column
@@ -94,10 +94,10 @@ def test_a_market_that_comes_and_goes_is_told_of_once_and_resolved_once(engine: 
             at=moment,
         )
         with engine.begin() as connection:
-            settle(connection, moment)
+            resolve_cleared(connection, moment)
     with engine.begin() as connection:
-        assert settle(connection, moment + 61 * MINUTE) == 1
-        assert settle(connection, moment + 62 * MINUTE) == 0
+        assert resolve_cleared(connection, moment + 61 * MINUTE) == 1
+        assert resolve_cleared(connection, moment + 62 * MINUTE) == 0
     assert [kind for kind, _ in read_messages(engine)] == ["alert.raised", "alert.resolved"]
     find(engine, short("mock:A"), at=moment + 63 * MINUTE)
     assert [kind for kind, _ in read_messages(engine)][-1] == "alert.raised"
@@ -142,9 +142,9 @@ def test_an_event_ends_when_it_is_acknowledged_or_after_a_week(engine: Engine) -
     query = "SELECT alert_id FROM market_data.alert WHERE fingerprint = 'run_failed:a'"
     with engine.begin() as connection:
         assert acknowledge(connection, read_column(engine, query)[0], NOW)  # type: ignore[arg-type]
-        assert settle(connection, NOW + 61 * MINUTE) == 1
-        settle(connection, NOW + timedelta(days=8))
-        assert settle(connection, NOW + timedelta(days=8, hours=2)) == 1
+        assert resolve_cleared(connection, NOW + 61 * MINUTE) == 1
+        resolve_cleared(connection, NOW + timedelta(days=8))
+        assert resolve_cleared(connection, NOW + timedelta(days=8, hours=2)) == 1
     open_ones = "SELECT kind FROM market_data.alert WHERE resolved_at IS NULL"
     assert read_column(engine, open_ones) == ["data_stale"]
 
