@@ -55,9 +55,9 @@ def fetch_page(provider: Provider, market: Market, request: FetchRequest, now: d
     bars, error, status = build_empty_bar_frame(), None, None
     about = {"provider": provider.name, "market": market.symbol, "interval": request.interval.value}
     try:
-        with span("fetch", **about, purpose=request.purpose) as told:
+        with span("fetch", **about, purpose=request.purpose) as handle:
             bars = provider.fetch_bars(market, request.interval, request.window, now)
-            told.tell(bars=len(bars))
+            handle.set_attributes(bars=len(bars))
     except ProviderError as failure:
         error, status = str(failure), failure.status
         logger.warning("the provider failed", interval=request.interval.value, error=str(failure))
