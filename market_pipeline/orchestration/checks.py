@@ -14,7 +14,7 @@ from uuid import UUID
 import dagster as dg
 import pandas as pd
 
-from market_pipeline.domain.withholding import NEVER_ASKED
+from market_pipeline.domain.masking import NEVER_ASKED
 from market_pipeline.ingestion.freshness import find_delays, index_coverage
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.run_alerts import MAX_QUARANTINE_RATIO

@@ -30,13 +30,13 @@ from market_pipeline.domain.errors import (
 )
 from market_pipeline.domain.grids import Micros
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
+from market_pipeline.domain.masking import MIXED_PARSING, NEVER_ASKED, UNEXPLAINED_HOLE
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.sessions import (
     describe_source,
     is_schedule_known,
     remember_schedule,
 )
-from market_pipeline.domain.withholding import MIXED_PARSING, NEVER_ASKED, UNEXPLAINED_HOLE
 from market_pipeline.providers.registry import load_provider
 from market_pipeline.storage.coverage import read_coverage, read_flaws
 from market_pipeline.storage.trading_sessions import read_schedule

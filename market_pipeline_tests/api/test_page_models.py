@@ -34,9 +34,9 @@ from market_pipeline.api.pages.pictures import Piece, draw_line, join_states
 from market_pipeline.domain.coverage import FETCH_FAILED, Coverage, Hole
 from market_pipeline.domain.freshness import TrackedSeries
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.masking import DataIssue
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.roi import compute_roi_statistics
-from market_pipeline.domain.withholding import DataIssue
 
 NOW = datetime(2024, 3, 15, 12, tzinfo=UTC)  # a Friday; New York opens at 13:30 UTC
 
