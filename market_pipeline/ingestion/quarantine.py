@@ -22,7 +22,7 @@ from market_pipeline.domain.errors import ClaimTimeoutError, PipelineError, Supe
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, Market, Window
 from market_pipeline.domain.sessions import EPOCH, LAST_DAY, read_sessions_around
-from market_pipeline.domain.settling import FetchResult, settle_answer
+from market_pipeline.domain.settling import FetchResult, apply_fetch
 from market_pipeline.domain.validation import NOT_A_SESSION, find_strays
 from market_pipeline.ingestion.derived import find_absence
 from market_pipeline.ingestion.fetching import validate_page
@@ -285,14 +285,14 @@ def _heal_coverage(before: Coverages, run: Run, one: Market, good: pd.DataFrame)
     """Close the holes that the bars leave; nothing was asked of the provider."""
     groups = {Interval(str(name)): bars for name, bars in good.groupby("interval")}
     return {
-        interval: _settle(
+        interval: _apply_bars(
             before.get(interval, Coverage()), interval, one.calendar, bars, run.request.now
         )
         for interval, bars in groups.items()
     }
 
 
-def _settle(
+def _apply_bars(
     coverage: Coverage, interval: Interval, calendar: str, bars: pd.DataFrame, now: datetime
 ) -> Coverage:
     kept = {name: getattr(coverage, name) for name in ("verified", "round")}
@@ -304,5 +304,5 @@ def _settle(
         answer = FetchResult(
             Window(opens, opens + timedelta(microseconds=1)), bar, nothing, now, now
         )
-        coverage = settle_answer(coverage, interval, calendar, timedelta(0), answer)
+        coverage = apply_fetch(coverage, interval, calendar, timedelta(0), answer)
     return replace(coverage, **kept)

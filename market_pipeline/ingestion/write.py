@@ -20,9 +20,9 @@ from market_pipeline.domain.records import Market, Window, build_empty_bar_frame
 from market_pipeline.domain.sessions import LAST_DAY
 from market_pipeline.domain.settling import (
     FetchResult,
+    apply_failure,
+    apply_fetch,
     release_settled,
-    settle_answer,
-    settle_failure,
     skip_turn,
 )
 from market_pipeline.domain.spikes import find_spikes
@@ -168,7 +168,7 @@ def write_batch(engine: Engine, run: Run, batch: BarBatch) -> BatchResult:
         hold_claim(connection, batch.market_id, batch.token)
         begin_receipt(connection, run)
         before = _read_coverages(connection, batch.market_id)
-        after = _settle(run.request, batch, _release(batch, before))
+        after = _apply_pages(run.request, batch, _release(batch, before))
         absence = find_absence(batch.route[1], before, after)
         written = _write_bars(connection, run, batch, absence)
         kept = Kept(written, add_inserted(after, written))
@@ -398,7 +398,7 @@ def _read_coverages(connection: Connection, market_id: int) -> Coverages:
     return {interval: coverage for (_, interval), coverage in found.items()}
 
 
-def _settle(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
+def _apply_pages(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
     provider, one = batch.route
     terms = {interval: provider.describe_history(one, interval) for interval in one.intervals}
     after = dict(before)
@@ -409,7 +409,7 @@ def _settle(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
         if page.request.purpose == TRACE and page.error is not None:
             continue  # It was asked for to compare what is stored: nothing is missing.
         known = after.get(interval, Coverage(parsing=terms[interval].parsing))
-        after[interval] = _settle_page(known, page, one.calendar, lag, request.asked_at)
+        after[interval] = _apply_page(known, page, one.calendar, lag, request.asked_at)
     for interval in after.keys() & terms.keys():
         after[interval] = lose_reach(after[interval], find_earliest(terms[interval], request))
     return after
@@ -423,12 +423,12 @@ def add_inserted(coverages: Coverages, written: BarWriteResult) -> Coverages:
     }
 
 
-def _settle_page(
+def _apply_page(
     known: Coverage, page: BarPage, calendar: str, lag: timedelta, asked_at: datetime
 ) -> Coverage:
     request = page.request
     if page.error is not None:
-        failed = settle_failure(known, request.window, asked_at, page.error, page.status)
+        failed = apply_failure(known, request.window, asked_at, page.error, page.status)
         return skip_turn(failed, request.window, page.now) if request.is_turn else failed
     rejected = page.validated.rejected
     refused = rejected.loc[rejected["interval"] == request.interval.value, "open_time"]
@@ -436,7 +436,7 @@ def _settle_page(
     bars = good[good["interval"] == request.interval.value]
     answer = FetchResult(request.window, bars, refused, page.now, asked_at, request.is_turn)
     known = renew_spans(known, request.interval, calendar, request.window, bars)
-    return settle_answer(known, request.interval, calendar, lag, answer)
+    return apply_fetch(known, request.interval, calendar, lag, answer)
 
 
 def _write_coverages(
