@@ -25,8 +25,8 @@ from market_pipeline.domain.coverage import (
 from market_pipeline.domain.grids import Grid, Micros, find_grid, from_micros, to_micros
 from market_pipeline.domain.intervals import Interval, floor_to_monday
 from market_pipeline.domain.masking import NEVER_ASKED
+from market_pipeline.domain.reconciliation import find_known
 from market_pipeline.domain.records import Market, Window
-from market_pipeline.domain.settling import find_known
 
 PROVISIONAL = "provisional"
 NOT_ASKED_YET = "not_asked_yet"

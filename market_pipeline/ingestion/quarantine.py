@@ -20,9 +20,9 @@ from sqlalchemy import Connection, Engine, select, tuple_
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.errors import ClaimTimeoutError, PipelineError, SupersededError
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.reconciliation import FetchResult, apply_fetch
 from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, Market, Window
 from market_pipeline.domain.sessions import EPOCH, LAST_DAY, read_sessions_around
-from market_pipeline.domain.settling import FetchResult, apply_fetch
 from market_pipeline.domain.validation import NOT_A_SESSION, find_strays
 from market_pipeline.ingestion.derived import find_absence
 from market_pipeline.ingestion.fetching import validate_page

@@ -16,15 +16,15 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.parsing import adopt_parsing, renew_spans
 from market_pipeline.domain.planning import TRACE
 from market_pipeline.domain.ranges import merge_windows
-from market_pipeline.domain.records import Market, Window, build_empty_bar_frame
-from market_pipeline.domain.sessions import LAST_DAY
-from market_pipeline.domain.settling import (
+from market_pipeline.domain.reconciliation import (
     FetchResult,
     apply_failure,
     apply_fetch,
     release_settled,
     skip_turn,
 )
+from market_pipeline.domain.records import Market, Window, build_empty_bar_frame
+from market_pipeline.domain.sessions import LAST_DAY
 from market_pipeline.domain.spikes import find_spikes
 from market_pipeline.domain.validation import NOT_A_SESSION
 from market_pipeline.ingestion.batches import BarBatch

@@ -31,8 +31,13 @@ from market_pipeline.domain.planning import (
     plan_verification,
 )
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
+from market_pipeline.domain.reconciliation import (
+    FetchResult,
+    apply_failure,
+    apply_fetch,
+    find_known,
+)
 from market_pipeline.domain.records import HistoryTerms, Window
-from market_pipeline.domain.settling import FetchResult, apply_failure, apply_fetch, find_known
 
 NOW = datetime(2024, 3, 15, 15, 20, tzinfo=UTC)
 MONTH = Window(NOW - timedelta(days=30), NOW)

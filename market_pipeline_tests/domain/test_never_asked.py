@@ -35,8 +35,8 @@ from market_pipeline.domain.planning import (
     plan_retries,
 )
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
+from market_pipeline.domain.reconciliation import apply_failure
 from market_pipeline.domain.records import HistoryTerms, Window
-from market_pipeline.domain.settling import apply_failure
 from market_pipeline_tests.domain.test_coverage_planning import answer
 
 NOW = datetime(2024, 3, 15, 15, 20, tzinfo=UTC)
