@@ -207,10 +207,10 @@ def _estimate(given: Mapping[str, Any]) -> "tuple[Sequence[ProviderEstimate], Ma
     from market_pipeline.cli.checking import route_request
     from market_pipeline.cli.database import open_database
     from market_pipeline.ingestion.estimate import estimate_request
-    from market_pipeline.ingestion.registration import keep_active
+    from market_pipeline.ingestion.registration import filter_active
 
     request, routing = route_request(given)
     with open_database() as engine, engine.connect() as connection:
-        active = keep_active(connection, routing.routes)
+        active = filter_active(connection, routing.routes)
         estimates = estimate_request(connection, active, request, os.environ)
     return estimates, routing.unserved

@@ -53,7 +53,7 @@ def activate_market(engine: Engine, one: Market, claim_primary: bool) -> None:
         register_markets(connection, [one], claim_primary)
 
 
-def keep_active(connection: Connection, routes: Sequence[Route]) -> list[Route]:
+def filter_active(connection: Connection, routes: Sequence[Route]) -> list[Route]:
     """Return the routes whose markets nobody has deactivated, with the stored facts of theirs.
 
     Raises:
