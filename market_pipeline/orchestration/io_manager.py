@@ -23,8 +23,8 @@ from market_pipeline.ingestion.write import commit_item, write_markets, write_ro
 from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import SpanHandle, span
 from market_pipeline.orchestration.computing import Computed
-from market_pipeline.orchestration.gallery import WriteContext, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.market_reader import MarketReader
+from market_pipeline.orchestration.plots import WriteContext, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.report import (
     MAX_LINES,
     MaterializationSummary,
