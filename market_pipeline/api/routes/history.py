@@ -18,8 +18,7 @@ from market_pipeline.api.media import (
     make_etag,
 )
 from market_pipeline.api.models import BarTable, ComparisonTable, RoiTable
-from market_pipeline.api.problems import ProblemError, describe_problems
-from market_pipeline.api.questions import (
+from market_pipeline.api.params import (
     AsOf,
     End,
     Format,
@@ -32,6 +31,7 @@ from market_pipeline.api.questions import (
     Version,
     find_market,
 )
+from market_pipeline.api.problems import ProblemError, describe_problems
 from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
