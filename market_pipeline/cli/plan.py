@@ -127,7 +127,7 @@ def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_jso
     Exits with 3 when --verify finds bars that the ledger does not know, or misses some.
     """
     from market_pipeline.cli.database import open_database
-    from market_pipeline.readers.questions import find_market_ids
+    from market_pipeline.readers.resolve import find_market_ids
     from market_pipeline.storage.coverage_queries import (
         list_coverage,
         list_holes,

@@ -50,7 +50,7 @@ def quarantine() -> None:
 @AS_JSON
 def list_rows(symbols: list[str] | None, status: str, limit: int, as_json: bool) -> None:
     """List rows, the last seen first."""
-    from market_pipeline.readers.questions import find_market_ids
+    from market_pipeline.readers.resolve import find_market_ids
     from market_pipeline.storage.quarantine import read_quarantine
 
     chosen = None if status == "all" else status

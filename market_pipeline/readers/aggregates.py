@@ -25,7 +25,7 @@ from market_pipeline.readers.completeness import (
     summarise,
 )
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.readers.questions import (
+from market_pipeline.readers.resolve import (
     check_version,
     find_markets,
     parse_interval,

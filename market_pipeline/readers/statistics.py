@@ -26,7 +26,7 @@ from market_pipeline.readers.completeness import (
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.outdated import flag_outdated
 from market_pipeline.readers.pairs import read_pairs
-from market_pipeline.readers.questions import (
+from market_pipeline.readers.resolve import (
     check_version,
     find_markets,
     parse_interval,

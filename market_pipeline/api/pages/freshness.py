@@ -18,7 +18,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.ingestion.freshness import describe_series
 from market_pipeline.providers.base import Provider
 from market_pipeline.providers.registry import load_provider
-from market_pipeline.readers.questions import read_all_markets
+from market_pipeline.readers.resolve import read_all_markets
 from market_pipeline.storage.watch_queries import read_coverage_rows
 
 _GRACE = {Interval.HOUR: timedelta(hours=3), Interval.DAY: timedelta(hours=12)}

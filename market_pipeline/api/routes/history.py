@@ -38,7 +38,7 @@ from market_pipeline.domain.records import Market, Window
 from market_pipeline.readers.aggregates import demand_bars
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.paging import MAX_CURSOR_CHARACTERS, BarQuery, read_page
-from market_pipeline.readers.questions import (
+from market_pipeline.readers.resolve import (
     check_version,
     parse_moment,
     parse_past_moment,

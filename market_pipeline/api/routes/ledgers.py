@@ -14,7 +14,7 @@ from market_pipeline.api.problems import ProblemError, describe_problems
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.encoding import encode_json, list_records
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.readers.questions import find_market_ids
+from market_pipeline.readers.resolve import find_market_ids
 from market_pipeline.settings import split_list
 from market_pipeline.storage import queries
 from market_pipeline.storage.coverage_queries import list_coverage, list_holes, list_never_asked
