@@ -159,7 +159,7 @@ def _describe_schedule(schedule: Mapping[str, Any]) -> str:
 
 def _describe_data() -> str:
     from market_pipeline.settings import read_variable
-    from market_pipeline.storage.urls import hide_password
+    from market_pipeline.storage.server.urls import hide_password
 
     url = read_variable("DATABASE_URL")
     return hide_password(url) if url else f"PostgreSQL in {find_state_dir()}"

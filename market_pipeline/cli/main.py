@@ -33,7 +33,7 @@ Examples:
   market-pipeline ingest --symbols BTC-USD,SPX --provider yahoo --lookback-days 90
   market-pipeline db shell -- -c 'select * from market_roi_statistic'
 
-Settings are environment variables, also read from .env in this folder; the README lists them.
+Settings are environment variables, also read from .env in this folder; docs/settings.md lists them.
 """
 
 
@@ -59,14 +59,14 @@ class _Command(click.Group):
 
 def _is_database_failure(error: Exception) -> bool:
     """Tell whether an error is the database's; a command that did not use it loads no driver."""
-    failures = sys.modules.get("market_pipeline.storage.failures")
+    failures = sys.modules.get("market_pipeline.storage.server.failures")
     return failures is not None and isinstance(error, failures.DatabaseFailedError)
 
 
 @click.group(cls=_Command, epilog=_EPILOG)
 @click.version_option(package_name="market-pipeline", message="%(prog)s %(version)s")
 def main() -> None:
-    """Market data into PostgreSQL, by a pipeline that knows what it knows."""
+    """Market data into PostgreSQL, with a record of what is missing."""
     load_dotenv()
     os.environ["DAGSTER_HOME"] = os.environ.get("DAGSTER_HOME") or str(find_project_dir())
     configure_logs("")

@@ -87,7 +87,7 @@ class BarProgress:
         self._thread.join()
 
     def _follow(self) -> None:
-        from market_pipeline.storage.queries import count_received
+        from market_pipeline.storage.runs.receipts import count_received
 
         columns = (TextColumn("bars"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with (

@@ -16,7 +16,7 @@ from market_pipeline.domain.triggers import TRIGGER_TAG
 from market_pipeline.observability.logs import LineHandler, RunHandler
 from market_pipeline.orchestration.causes import describe_error, find_cause
 from market_pipeline.settings import read_log_level, read_variable
-from market_pipeline.storage.failures import explain_failure, find_failure
+from market_pipeline.storage.server.failures import explain_failure, find_failure
 
 if TYPE_CHECKING:
     from market_pipeline.cli.progress import RunDisplay

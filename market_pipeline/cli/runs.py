@@ -59,7 +59,7 @@ def runs(ctx: click.Context, limit: int, as_json: bool) -> None:
     if ctx.invoked_subcommand:
         return
     from market_pipeline.cli.database import open_database
-    from market_pipeline.storage.page_run_queries import read_run_totals
+    from market_pipeline.storage.runs.receipts import read_run_totals
 
     with open_database() as engine, engine.connect() as connection:
         totals = read_run_totals(connection, limit)
@@ -79,12 +79,14 @@ def show(run_id: UUID | None, as_json: bool) -> None:
     weeks built from them. Holes left are those in the run's own window, when it ended.
     """
     if show_run(run_id or _read_last_run_id(), as_json) is None:
-        raise PipelineError(f"run {run_id} has left no receipt: `market-pipeline runs` lists them")
+        raise PipelineError(
+            f"run {run_id} has no receipt: `market-pipeline runs` lists the receipts"
+        )
 
 
 def _read_last_run_id() -> UUID:
     from market_pipeline.cli.database import open_database
-    from market_pipeline.storage.queries import read_last_run_id
+    from market_pipeline.storage.runs.receipts import read_last_run_id
 
     with open_database() as engine, engine.connect() as connection:
         chosen = read_last_run_id(connection)
@@ -214,16 +216,16 @@ def _list_ends(
 
 def _read_receipt(run_id: UUID, has_failed: bool) -> dict[str, Any]:
     from market_pipeline.cli.database import open_database
-    from market_pipeline.storage import queries
+    from market_pipeline.storage.runs.receipts import read_run, read_run_markets, read_run_tables
 
     with open_database() as engine, engine.connect() as connection:
-        run = queries.read_run(connection, run_id) or {"outcome": None, "error": None}
+        run = read_run(connection, run_id) or {"outcome": None, "error": None}
         return {
             "run_id": str(run_id),
             "outcome": "failed" if has_failed else run["outcome"],
             "error": run["error"],
-            "markets": _list_records(queries.read_run_markets(connection, run_id)),
-            "tables": _list_records(queries.read_run_tables(connection, run_id)),
+            "markets": _list_records(read_run_markets(connection, run_id)),
+            "tables": _list_records(read_run_tables(connection, run_id)),
         }
 
 

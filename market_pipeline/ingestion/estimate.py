@@ -1,4 +1,4 @@
-"""What a request would cost each provider, told before anybody is asked."""
+"""The cost of a request for each provider, estimated before any call."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +18,10 @@ from market_pipeline.domain.records import Market, Window
 from market_pipeline.ingestion.planning import MarketPlan, plan_market
 from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.providers.registry import load_provider
-from market_pipeline.storage.budget import read_budget_limits
-from market_pipeline.storage.coverage import read_coverage
-from market_pipeline.storage.events import read_differences
-from market_pipeline.storage.history_queries import read_every_market
-from market_pipeline.storage.queries import read_markets
+from market_pipeline.storage.bars.events import read_differences
+from market_pipeline.storage.coverage.ledger import read_coverage
+from market_pipeline.storage.markets.lookup import read_every_market, read_markets
+from market_pipeline.storage.runs.budget import read_budget_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +68,15 @@ class ProviderEstimate:
                 "symbol": plan.market.symbol,
                 "provider": self.provider,
                 "interval": interval.value,
-                "calls": len(asks),
-                "bars": sum(ask.bars for ask in asks),
-                "from": f"{min(ask.window.start for ask in asks):%Y-%m-%d %H:%M}",
-                "to": f"{max(ask.window.end for ask in asks):%Y-%m-%d %H:%M}",
-                "purpose": ", ".join(dict.fromkeys(ask.purpose for ask in asks)),
+                "calls": len(requests),
+                "bars": sum(request.bars for request in requests),
+                "from": f"{min(request.window.start for request in requests):%Y-%m-%d %H:%M}",
+                "to": f"{max(request.window.end for request in requests):%Y-%m-%d %H:%M}",
+                "purpose": ", ".join(dict.fromkeys(request.purpose for request in requests)),
             }
             for plan in self.plans
             for interval in plan.market.intervals
-            if (asks := [ask for ask in plan.needed if ask.interval is interval])
+            if (requests := [request for request in plan.needed if request.interval is interval])
         ]
 
 
