@@ -15,7 +15,7 @@ from market_pipeline.cli.options import (
     check_span,
     make_from_option,
 )
-from market_pipeline.cli.runs import show_run
+from market_pipeline.cli.runs import show_run, tell_causes
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
         }
         causes = run_job("statistics", later, trigger="backfill").causes
     outcome = show_run(run_id, as_json, has_failed=bool(causes))
-    for cause in causes:
-        click.echo(f"Error: {cause}", err=True)
+    tell_causes(causes)
     ctx.exit(EXIT_CODES.get(outcome or "", EXIT_FAILED))
 
 

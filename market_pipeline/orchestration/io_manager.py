@@ -18,7 +18,7 @@ from market_pipeline.ingestion.receipts import Run, mark_failed
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.run_alerts import MarketOutcomes, report_prices
 from market_pipeline.ingestion.snapshots import SnapshotBatch
-from market_pipeline.ingestion.stream import BarStream
+from market_pipeline.ingestion.stream import BarStream, MarketStopped
 from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
 from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import SpanHandle, span
@@ -203,13 +203,16 @@ def _drain(
         counts, derived = totals.get(item.route, (WriteCounts(), WriteCounts()))
         totals[item.route] = counts + result.counts, derived + result.derived
         lines[item.route] = build_receipt_line(item, result, *totals[item.route])
-        with log_context(provider=item.route[0].name, market=item.route[1].symbol):
+        about = {"provider": item.route[0].name, "market": item.route[1].symbol}
+        is_done = isinstance(item, MarketStopped) or item.is_last
+        with log_context(**about, is_done=is_done):
             context.log.info(_tell(lines[item.route]))
     with engine.begin() as connection:
         unserved = ends.report(connection, run)
     told = [lines[route] for route in stream.routes if route in lines]
     for symbol, reason in unserved.items():
-        context.log.warning("%s: %s", symbol, reason)
+        with log_context(market=symbol, is_done=True):
+            context.log.warning("%s: %s", symbol, reason)
     if told and all(line["outcome"] == "failed" for line in told):
         mark_failed(engine, run)
         reasons = "; ".join(f"{line['market']}: {line['reason']}" for line in told[:20])
