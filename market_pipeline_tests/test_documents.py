@@ -87,6 +87,13 @@ def test_every_command_that_is_shown_exists(page: Path) -> None:
         parse(main, shlex.split(fill(command, Path()))[1:])
 
 
+def test_the_page_about_the_command_names_every_command() -> None:
+    """No command is known to `--help` alone."""
+    page = (ROOT / "docs/command.md").read_text(encoding="utf-8")
+    shown = [name for name, command in main.commands.items() if not command.hidden]
+    assert [name for name in shown if f"market-pipeline {name}" not in page] == []
+
+
 def test_the_page_about_benchmarks_names_every_target() -> None:
     """No figure that has to reach a target is left out."""
     page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
