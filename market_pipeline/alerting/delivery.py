@@ -33,7 +33,7 @@ logger = logging.getLogger("market_pipeline.alerting")
 
 @dataclass(frozen=True, slots=True)
 class Outbox:
-    """How alerting stands.
+    """The state of alerting.
 
     Attributes:
         receivers: Names of those configured. gone: Of them, those that want no more.
@@ -96,7 +96,7 @@ def deliver(engine: Engine, seconds: float) -> int:
 
 
 def read_outbox(connection: Connection, now: datetime) -> Outbox:
-    """Return how alerting stands.
+    """Return the state of alerting.
 
     Raises:
         SettingError: ALERT_WEBHOOK_URL is wrong.

@@ -34,7 +34,7 @@ _LEVELS = {"info": "info", "warning": "warning", "error": "failure", "critical":
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of a try.
+    """The result of an attempt to send.
 
     Attributes:
         is_ok: The receiver took it. is_gone: It says that it will never take one again.

@@ -21,7 +21,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """How the API is served.
+    """The settings of the API.
 
     Attributes:
         host: The address it listens on. port: The port.

@@ -18,7 +18,7 @@ _MOST_AHEAD = 50
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What a connection may cost.
+    """The limits of a connection.
 
     Attributes:
         header_bytes: Of one header. message_bytes: Of one header with its body and trailers.

@@ -33,7 +33,7 @@ _LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """How a run stands: Dagster's word, and when it ended (UTC)."""
+    """The state of a run: Dagster's word, and when it ended (UTC)."""
 
     status: str
     ended_at: datetime | None = None

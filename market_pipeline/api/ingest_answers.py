@@ -60,7 +60,7 @@ class MarketOutcome(BaseModel):
 
 
 class Receipt(BaseModel):
-    """What the run recorded about itself."""
+    """The receipt of a run."""
 
     outcome: Literal["ok", "partial", "failed", "running", "interrupted"] | None
     error: str | None = Field(description="The error that ended the run; null: no step failed")
@@ -94,7 +94,7 @@ class IngestPending(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class RunResponse:
-    """What is answered: the HTTP status and the body."""
+    """An answer about a run: the HTTP status and the body."""
 
     status: int
     body: dict[str, Any]

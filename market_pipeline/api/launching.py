@@ -34,7 +34,7 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class IngestCommand:
-    """What somebody wants ingested.
+    """A request to ingest.
 
     Attributes:
         symbols: Which markets; empty: those configured. trigger: manual or cron.
@@ -47,7 +47,7 @@ class IngestCommand:
 
     @property
     def request_hash(self) -> str:
-        """What equal wishes have in common."""
+        """The hash that equal requests share."""
         told = json.dumps([JOB, sorted(self.symbols), self.trigger])
         return hashlib.sha256(told.encode()).hexdigest()
 

@@ -34,7 +34,7 @@ OTHER_FORMATS: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an answer comes from.
+    """The origin of an answer.
 
     Attributes:
         source: ``cache`` or ``database``. dataset_version: Newest of the data; None: there is none.

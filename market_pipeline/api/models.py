@@ -204,7 +204,7 @@ class LatestValues(BaseModel):
 
 
 class CoverageRow(BaseModel):
-    """How far a market's history of one interval is there."""
+    """The coverage of one interval of a market."""
 
     symbol: str
     provider: str

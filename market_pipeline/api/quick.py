@@ -22,7 +22,7 @@ _MOST = 10_000
 
 
 class LatestRoute:
-    """What requests answered here are counted as."""
+    """The route that requests answered here are counted for."""
 
     path = "/api/markets/{symbol}/latest"
 

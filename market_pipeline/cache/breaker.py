@@ -32,7 +32,7 @@ class Breaker:
 
     @property
     def trouble(self) -> str | None:
-        """Why the server is not asked, in one word; None: it is."""
+        """The reason why the server is not asked, in one word; None: it is asked."""
         return self._trouble
 
     def open(self, reason: str) -> bool:

@@ -40,7 +40,7 @@ class RedisCache:
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong with Redis, in one word; None: nothing."""
+        """The trouble with Redis in one word; None: no trouble."""
         return self._breaker.trouble
 
     def get(self, key: str) -> Entry | None:

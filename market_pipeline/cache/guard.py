@@ -46,7 +46,7 @@ class GuardedCache:
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong, in one word: with the store, or ``unwatched``; None: nothing."""
+        """The trouble in one word: of the store, or ``unwatched``; None: no trouble."""
         is_unwatched = self._versions.find_version("*") is None
         return "unwatched" if is_unwatched else self._cache.trouble
 

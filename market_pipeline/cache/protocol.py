@@ -38,7 +38,7 @@ class Entry:
 
     @property
     def age_seconds(self) -> float:
-        """How long ago it was stored, at least 0 whatever another machine's clock said."""
+        """Seconds since it was stored, at least 0 if another machine's clock was ahead."""
         return max(0.0, time.time() - self.stored_at)
 
 
@@ -62,11 +62,11 @@ class Cache(Protocol):
 
     @property
     def store_name(self) -> str:
-        """Who answers at the moment: ``redis`` or ``memory``."""
+        """The store that answers now: ``redis`` or ``memory``."""
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong with the store at the moment, in one word; None: nothing."""
+        """The present trouble of the store in one word; None: no trouble."""
 
     def get(self, key: str) -> Entry | None:
         """Return the entry of a key; None when there is none that may be served."""

@@ -19,7 +19,7 @@ SHORTEST_MONTH_DAYS = 28
 
 @dataclass(frozen=True, slots=True)
 class BudgetLimit:
-    """What a provider grants; None: no limit of that kind. Days and months are UTC."""
+    """The limits that a provider grants; None: no limit of that kind. Days and months are UTC."""
 
     calls_per_minute: float | None = None
     calls_per_day: int | None = None
@@ -58,7 +58,7 @@ class BudgetLimit:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a provider's budget has left, as of ``refilled_at``.
+    """The rest of a provider's budget, as of ``refilled_at``.
 
     Attributes:
         tokens: Calls that may be made at once.

@@ -55,7 +55,7 @@ _FIRST_MONDAY_US = 4 * 86_400_000_000
 
 @dataclass(frozen=True, slots=True)
 class ExpectedSeries:
-    """Which bars are checked.
+    """A series of bars to be checked.
 
     Attributes:
         interval: Of the bars. fetched: What they are made of, or the same.
@@ -91,14 +91,14 @@ class MissingSpan:
 
 @dataclass(frozen=True, slots=True)
 class Completeness:
-    """How complete a series is: expected bars are present, or missing for a reason."""
+    """The completeness of a series: expected bars are present, or missing for a reason."""
 
     expected: int
     absences: tuple[MissingSpan, ...]
 
     @property
     def missing(self) -> dict[str, int]:
-        """How many bars are missing, by reason."""
+        """The number of missing bars, by reason."""
         counts: Counter[str] = Counter()
         for absence in self.absences:
             counts[absence.reason] += absence.bars

@@ -73,7 +73,7 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """How far the turn has come in which settled history is read again; all times UTC.
+    """The position of the turn in which settled history is read again; all times UTC.
 
     Attributes:
         began_at: When the turn began.
@@ -147,7 +147,7 @@ def find_next_check(reason: str, tries: int, now: datetime) -> datetime | None:
 
 @dataclass(frozen=True, slots=True)
 class RoundProgress:
-    """How a turn stands.
+    """The progress of a turn.
 
     Attributes:
         share: Of the time that was settled when the turn began, how much was read again.

@@ -75,7 +75,7 @@ class BarComparison:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """How far a difference was followed to one side.
+    """One side of a difference, as far as it was followed.
 
     Attributes:
         at: open_time of the outermost bar that differs. seen: Compared up to here.
@@ -112,7 +112,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What is known of a market's difference.
+    """The knowledge about a market's difference.
 
     Attributes:
         stage: ``tracing``; ``repairing`` while its span is read again; ``seam`` where a part that

@@ -26,7 +26,7 @@ _EARLY_CLOSE = timedelta(hours=12)
 
 @dataclass(frozen=True, slots=True)
 class DataIssue:
-    """Why a market's statistics over some span cannot be trusted.
+    """A reason to distrust a market's statistics over some span.
 
     Attributes:
         market_id: The market.

@@ -44,7 +44,7 @@ _NOT_FOUND = 404
 
 @dataclass(frozen=True, slots=True)
 class FetchResult:
-    """What came back for one request.
+    """The result of one request.
 
     Attributes:
         window: What was asked for, by open_time.

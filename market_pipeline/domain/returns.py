@@ -94,13 +94,13 @@ class HorizonWindow:
 
     @property
     def n_returns(self) -> IntArray:
-        """How many adjacent returns each market has."""
+        """The number of adjacent returns of each market."""
         n_returns: IntArray = np.isfinite(self.ratios).sum(axis=1)
         return n_returns
 
     @property
     def n_missing(self) -> IntArray:
-        """How many returns of each market span a hole, and are left out."""
+        """The number of returns of each market that span a hole, and are left out."""
         n_closes = (~np.isnan(self.closes)).sum(axis=1)
         n_missing: IntArray = np.maximum(n_closes - 1, 0) - self.n_returns
         return n_missing

@@ -35,7 +35,7 @@ _CALENDARS = {
 
 @dataclass(frozen=True, slots=True)
 class MarketFacts:
-    """What a line of ``markets.csv`` says; an empty text is nothing said.
+    """The cells of a line of ``markets.csv``; an empty text means no value.
 
     Attributes:
         calendar: ``24/7`` or an exchange calendar. quote: The currency of the prices.
@@ -58,7 +58,7 @@ COLUMNS = ("symbol", *(field.name for field in fields(MarketFacts)))
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a symbol says by itself; ``is_certain`` where it says it outright."""
+    """The facts that a symbol implies; ``is_certain`` if they are no guess."""
 
     base: str
     quote: str

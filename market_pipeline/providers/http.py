@@ -54,7 +54,7 @@ Params = Mapping[str, str | int]
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """How long and how much one call may take.
+    """The limits of one call: seconds, bytes and tries.
 
     Attributes:
         request_seconds: One attempt, from connecting to the last byte of its body.

@@ -62,7 +62,7 @@ def load_provider(name: str, environ: Mapping[str, str]) -> Provider:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Which provider serves which market.
+    """The provider of each market.
 
     Attributes:
         routes: Provider and market, in the order of the symbols.

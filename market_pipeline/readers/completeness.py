@@ -68,7 +68,7 @@ class BarSelection:
 
     @property
     def fetched(self) -> Interval:
-        """What the bars are made of."""
+        """The interval that the bars are built from."""
         return find_fetched_interval(self.market, self.interval)
 
 

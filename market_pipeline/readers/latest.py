@@ -78,7 +78,7 @@ class Latest:
 
     @property
     def age_seconds(self) -> float:
-        """How long ago the values were read from the database."""
+        """Seconds since the values were read from the database."""
         return self.entry.age_seconds
 
 

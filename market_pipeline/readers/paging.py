@@ -37,7 +37,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class BarQuery:
-    """Which bars: of one market, final, by open_time in the window; at most ``limit`` of them."""
+    """A request for final bars of one market by open_time in the window, at most ``limit``."""
 
     interval: Interval
     window: Window

@@ -75,7 +75,7 @@ class VersionComparison:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Where a stored statistic comes from; times are UTC.
+    """The origin of a stored statistic; times are UTC.
 
     Attributes:
         value: As stored, a fraction or ratio; None with a reason.

@@ -27,7 +27,7 @@ _NOT_LATE = timedelta(0)
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """How a market stands: its worst series, or its finest when none is late.
+    """The freshness of a market: of the series most behind, or of its finest if none is late.
 
     Attributes:
         state: ``current``, ``behind`` or ``empty``.
@@ -63,7 +63,7 @@ def read_series(connection: Connection) -> dict[int, list[TrackedSeries]]:
 
 
 def summarise_freshness(series: Sequence[TrackedSeries], now: datetime) -> Freshness:
-    """Return the freshness of a market; of several late series that of the latest one."""
+    """Return the freshness of a market; of several late series that of the one most behind."""
     if all(one.watermark is None for one in series):
         return Freshness("empty", None)
     late = [found for one in series if (found := _find_delay(one, now)) is not None]

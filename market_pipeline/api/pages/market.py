@@ -56,7 +56,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """What is settled of an interval, from its first span until now, as pieces of equal state."""
+    """The coverage of an interval from its first span until now, as pieces of equal state."""
 
     interval: str
     start: datetime

@@ -25,7 +25,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Which parts answer."""
+    """The parts that answer."""
 
     status: Literal["ok", "degraded", "unavailable"] = Field(
         description="degraded: reads work without the named parts; unavailable: they do not"

@@ -29,7 +29,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class IngestRequest(BaseModel):
-    """What to ingest."""
+    """The request to ingest."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{}]})
 
