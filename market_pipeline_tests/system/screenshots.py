@@ -1,9 +1,9 @@
-"""Takes the README's pictures from the running UI.
+"""Takes the pictures of the documents from the running UI.
 
 Run it with ``python -m market_pipeline_tests.system.screenshots``, in an environment that has the
 extra ``system``.
 
-What they show is the README's own example: the real series of 2018, as they stood on its last day.
+They show the example of docs/recorded-answers.md: the real series of 2018, as they stood on its last day.
 """
 
 from __future__ import annotations
