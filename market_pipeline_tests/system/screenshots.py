@@ -3,7 +3,8 @@
 Run it with ``python -m market_pipeline_tests.system.screenshots``, in an environment that has the
 extra ``system``.
 
-They show the example of docs/recorded-answers.md: the real series of 2018, as they stood on its last day.
+They show the example of docs/recorded-answers.md: the real series of 2018, as they stood on its
+last day.
 """
 
 from __future__ import annotations
