@@ -222,22 +222,6 @@ def read_flag(name: str, environ: Mapping[str, str] | None = None) -> bool:
     return read_choice(name, yes + no, environ) in yes
 
 
-def read_cron_expression(environ: Mapping[str, str] | None = None) -> str:
-    """Return the schedule's cron expression.
-
-    Raises:
-        SettingError: It is not a five-field cron expression.
-    """
-    from dagster._utils.schedules import is_valid_cron_string
-
-    def parse(text: str) -> str:
-        if not is_valid_cron_string(text):
-            raise SettingError("expected five cron fields, such as */15 * * * *")
-        return text
-
-    return _parse("INGESTION_CRON_EXPRESSION", parse, environ)
-
-
 def read_log_level(environ: Mapping[str, str] | None = None) -> str:
     """Return ``debug``, ``info``, ``warning`` or ``error``.
 
@@ -320,7 +304,6 @@ def check_run_settings(environ: Mapping[str, str] | None = None) -> None:
     """
     read_ingestion_defaults(environ)
     read_statistics_settings(environ)
-    read_cron_expression(environ)
     read_flag("INGESTION_SCHEDULE_ENABLED", environ)
     read_choice("INGESTION_EXECUTOR", EXECUTORS, environ)
     read_choice("ALERT_MIN_SEVERITY", SEVERITIES, environ)

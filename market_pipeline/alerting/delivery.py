@@ -1,8 +1,9 @@
-"""Delivery: the outbox is emptied, at least once each, without anybody waiting for a receiver.
+"""Delivery: sends the messages in the outbox, each at least once.
 
-A message is addressed when it is delivered, not when it is raised: a run needs no receiver's
-address. It waits for a process that has a receiver; a receiver that no process has any more gives
-its messages to the others. A process that dies in between sends again under the same id.
+Runs do not wait for a receiver. A message gets its address when it is delivered, not when it is
+raised, so a run needs no receiver's address. A message waits for a process that has a receiver. If
+no process has a receiver any more, its messages go to the others. If a process dies while sending,
+the message is sent again under the same id.
 """
 
 import logging
@@ -16,7 +17,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import Connection, Engine, Row
 
 from market_pipeline.alerting.kinds import TEST
-from market_pipeline.alerting.messages import Told, build_body
+from market_pipeline.alerting.messages import AlertView, build_body
 from market_pipeline.alerting.raising import Finding
 from market_pipeline.alerting.receivers import Sent, read_receivers
 from market_pipeline.settings import SEVERITIES, read_choice
@@ -52,7 +53,7 @@ class Outbox:
 
     @property
     def trouble(self) -> str | None:
-        """Return what is wrong with alerting itself; None: nothing, or nobody is to be told."""
+        """Return the trouble of alerting itself; None: no trouble, or no receiver."""
         if not self.receivers:
             return None
         if self.gone:
@@ -109,7 +110,7 @@ def read_outbox(connection: Connection, now: datetime) -> Outbox:
 
 
 def note(connection: Connection, due: Row[Any], sent: Sent, now: datetime) -> None:
-    """Note what became of a try, and when the next one is."""
+    """Record the result of an attempt, and the time of the next one."""
     if sent.is_ok:
         outbox.note_try(connection, due, sent_at=now, given_up_at=None, error=None)
     elif sent.is_gone:
@@ -125,7 +126,7 @@ def note(connection: Connection, due: Row[Any], sent: Sent, now: datetime) -> No
 
 
 def _address(connection: Connection, names: Sequence[str], now: datetime) -> None:
-    """Give what was raised to every receiver; what is not severe enough goes to nobody.
+    """Address raised messages to every receiver; those below the least severity to none.
 
     Nothing that is older than three days is sent, so a first receiver is not flooded.
     """
@@ -142,7 +143,7 @@ def _address(connection: Connection, names: Sequence[str], now: datetime) -> Non
 
 
 def send_test(engine: Engine) -> dict[str, Sent]:
-    """Send a test to every receiver now, and return what became of it by the receiver's name.
+    """Send a test to every receiver now, and return the results by the receiver's name.
 
     One that was taken for gone is sent alerts again once it takes a test.
 
@@ -173,17 +174,17 @@ def send_at_once(finding: Finding) -> None:
             logger.error("an alert to %s is lost: %s", receiver.name, sent.error)
 
 
-def _tell(finding: Finding, now: datetime) -> Told:
-    """Return a finding as it is told before it has a row."""
+def _tell(finding: Finding, now: datetime) -> AlertView:
+    """Return a finding as an alert that has no row yet."""
     severity = finding.severity or finding.kind.severity
-    return Told(
+    return AlertView(
         uuid4(), finding.kind.name, severity, finding.message, finding.members, finding.context,
         finding.run_id, now, 1,
     )  # fmt: skip
 
 
 def _record_test(
-    connection: Connection, told: Told, message_id: UUID, receiver: str, body: dict[str, Any]
+    connection: Connection, told: AlertView, message_id: UUID, receiver: str, body: dict[str, Any]
 ) -> None:
     now = datetime.now(UTC)
     values = {"fingerprint": f"test:{message_id}", "kind": told.kind, "severity": told.severity}

@@ -1,4 +1,4 @@
-"""What a receiver is sent: one message, bounded in size, in which foreign text is inert."""
+"""The message to a receiver: bounded in size, with foreign text made inert."""
 
 import json
 import re
@@ -25,8 +25,8 @@ _EDGE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """An alert as it is told.
+class AlertView:
+    """An alert as it is sent.
 
     Attributes:
         alert_id: Its key. kind, severity, message: As stored.
@@ -48,7 +48,7 @@ class Told:
     cleared_at: datetime | None = None
 
 
-def build_body(event: str, alert: Told, now: datetime) -> dict[str, Any]:
+def build_body(event: str, alert: AlertView, now: datetime) -> dict[str, Any]:
     """Return a message as Standard Webhooks shape it: type, timestamp, data; and text for chats.
 
     Args:

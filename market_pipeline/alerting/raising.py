@@ -1,8 +1,8 @@
-"""Raising: what was found becomes one open alert a fingerprint, and few messages about it.
+"""Raising: makes one open alert for each problem, and few messages about it.
 
-An alert follows its cause: found again it is counted, not repeated; a cause that is gone for
-``ALERT_COOLDOWN_MINUTES`` ends it, so a market that comes and goes is told of once. All of it lands
-in the caller's transaction or not at all.
+An alert follows its cause. A problem that is found again is counted and not repeated. When the
+cause has been gone for ``ALERT_COOLDOWN_MINUTES``, the alert ends, so a market that fails and
+recovers often causes one alert. Everything is written in the caller's transaction.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,8 +13,14 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row
 
-from market_pipeline.alerting.kinds import CUSTOM, KINDS, Kind
-from market_pipeline.alerting.messages import Told, bound_context, build_body, clean, list_members
+from market_pipeline.alerting.kinds import CUSTOM, KINDS, AlertKind
+from market_pipeline.alerting.messages import (
+    AlertView,
+    bound_context,
+    build_body,
+    clean,
+    list_members,
+)
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.settings import SEVERITIES, read_whole_number
 from market_pipeline.storage.alerts import outbox
@@ -27,7 +33,7 @@ _MAX_MEMBERS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What somebody found out, good or bad.
+    """The result of a check, good or bad.
 
     Attributes:
         kind: Of alert.
@@ -39,7 +45,7 @@ class Finding:
         context: What else is known. run_id: Of the run that found it.
     """
 
-    kind: Kind
+    kind: AlertKind
     members: Mapping[str, str] = field(default_factory=dict)
     judged: Collection[str] | None = None
     subject: str = ""
@@ -50,7 +56,7 @@ class Finding:
 
     @property
     def fingerprint(self) -> str:
-        """Return what makes two alerts the same."""
+        """Return the key that two reports of the same problem share."""
         return f"{self.kind.name}:{self.subject}" if self.subject else self.kind.name
 
 
@@ -120,7 +126,7 @@ def settle(connection: Connection, now: datetime) -> int:
 
 
 def acknowledge(connection: Connection, alert_id: UUID, now: datetime) -> bool:
-    """Take an open alert on: no more reminders, and an event ends; False when there is none."""
+    """Acknowledge an open alert: no more reminders; an event ends. False if there is none."""
     row = outbox.find_alert(connection, alert_id)
     if row is None or row.resolved_at is not None:
         return False
@@ -130,9 +136,9 @@ def acknowledge(connection: Connection, alert_id: UUID, now: datetime) -> bool:
 
 
 def clear_member(
-    connection: Connection, kinds: Collection[Kind], member: str, now: datetime
+    connection: Connection, kinds: Collection[AlertKind], member: str, now: datetime
 ) -> None:
-    """Take the cause of the open alerts of some kinds that are about a member for gone."""
+    """Mark the cause of open alerts as gone: those of some kinds that list a member."""
     for row in outbox.find_open_kinds(connection, [kind.name for kind in kinds]):
         if member in row.members:
             outbox.change_alert(connection, row.alert_id, cleared_at=now)
@@ -192,7 +198,7 @@ def _apply(connection: Connection, found: Finding, row: Row[Any] | None, now: da
 
 
 def _merge(found: Finding, row: Row[Any] | None) -> dict[str, str]:
-    """Return the members of now: those found, and those of before that nobody looked at."""
+    """Return the current members: those found, and earlier ones that were not checked."""
     before = {} if row is None or row.cleared_at is not None else row.members
     judged = before if found.judged is None else found.judged
     kept = {name: why for name, why in before.items() if name not in judged}
@@ -236,7 +242,7 @@ def _repeat(
 def _choose_event(
     row: Row[Any], severity: str, members: Mapping[str, str], now: datetime
 ) -> str | None:
-    """Return what is worth another message: it got worse, somebody joined, or a day went by."""
+    """Return the reason for another message: it got worse, a member joined, or a day passed."""
     if severity != row.severity:
         return "updated"
     quiet = now - (row.noticed_at or row.raised_at)
@@ -263,9 +269,9 @@ def _post(connection: Connection, event: str, alert_id: UUID, now: datetime) -> 
     outbox.post(connection, alert_id, build_body(event, tell(row), now), now)
 
 
-def tell(row: Row[Any]) -> Told:
-    """Return a stored alert as it is told."""
-    return Told(
+def tell(row: Row[Any]) -> AlertView:
+    """Return a stored alert as it is sent."""
+    return AlertView(
         row.alert_id, row.kind, row.severity, row.message, row.members, row.context, row.run_id,
         row.raised_at, row.times, row.cleared_at,
     )  # fmt: skip

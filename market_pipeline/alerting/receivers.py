@@ -1,7 +1,7 @@
-"""Receivers: what ALERT_WEBHOOK_URL names, checked, and how each is sent a message.
+"""Receivers: parses ALERT_WEBHOOK_URL and sends messages to each address in it.
 
-``https://`` is sent JSON by Standard Webhooks; every other scheme is Apprise's. An address is a
-secret: a receiver is called by its scheme and a hash, in rows, logs and answers alike.
+An ``https://`` address gets JSON by Standard Webhooks. Apprise sends to every other scheme. An
+address is a secret: rows, logs and answers name a receiver by its scheme and a hash.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 from market_pipeline.alerting.guard import RefusedAddressError, is_public, resolve
 from market_pipeline.alerting.messages import encode
 from market_pipeline.alerting.signing import read_keys, sign
+from market_pipeline.domain.budgets import parse_retry_after
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.settings import read_flag, read_variable
 
@@ -55,7 +55,7 @@ class Receiver:
 
     @property
     def name(self) -> str:
-        """Return what it is called where its address must not be told."""
+        """Return its name without the address, which is a secret."""
         digest = hashlib.sha256(self.address.encode()).hexdigest()[:8]
         return f"{self.address.partition('://')[0]}:{digest}"
 
@@ -187,22 +187,16 @@ def _judge(answer: "httpx.Response") -> Sent:
         return Sent(is_ok=False, error=error, is_gone=True)
     if answer.is_redirect:
         return Sent(is_ok=False, error=f"{error}: redirects are not followed")
-    return Sent(is_ok=False, error=error, wait=_read_wait(answer.headers.get("retry-after", "")))
+    return Sent(is_ok=False, error=error, wait=_read_wait(answer.headers.get("retry-after")))
 
 
-def _read_wait(text: str) -> timedelta:
-    try:
-        wait = timedelta(seconds=float(text))
-    except (ValueError, OverflowError):
-        try:
-            wait = parsedate_to_datetime(text) - datetime.now(UTC)
-        except (TypeError, ValueError):
-            wait = timedelta(0)
-    return min(max(wait, timedelta(0)), LONGEST_WAIT)
+def _read_wait(text: str | None) -> timedelta:
+    seconds = parse_retry_after(text, datetime.now(UTC)) or 0.0
+    return timedelta(seconds=min(seconds, LONGEST_WAIT.total_seconds()))
 
 
 def _send_chat(address: str, body: Mapping[str, Any]) -> Sent:
-    """Hand a message to Apprise; what it says of a failure is not repeated: it names addresses."""
+    """Give a message to Apprise. Its own error texts are not repeated, as they hold addresses."""
     import requests
 
     service, data = _build_chat(address), body["data"]

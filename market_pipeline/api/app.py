@@ -1,4 +1,4 @@
-"""The app: routes and pages behind the gate, with one shape of errors."""
+"""The app: routes and pages behind the security layer, with one form of errors."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,9 +14,9 @@ from market_pipeline.api.launching import Launcher
 from market_pipeline.api.pages import assets, comparison, market, overview, runs, sign_in, why
 from market_pipeline.api.pages.errors import show_problem
 from market_pipeline.api.problems import Problem, install_problems
-from market_pipeline.api.quick import Quick
+from market_pipeline.api.quick import LatestFastPath
 from market_pipeline.api.routes import docs, health, history, ingest, ledgers, markets, metrics
-from market_pipeline.api.security import Gate
+from market_pipeline.api.security import RequestGuard
 from market_pipeline.api.services import Services
 
 ROUTERS = (
@@ -30,7 +30,9 @@ ROUTERS = (
     sign_in.router,
     *(page.router for page in (overview, market, comparison, runs, why, assets)),
 )
-_SUMMARY = "Market data that knows what it knows: trigger ingestion, read prices and statistics."
+_SUMMARY = (
+    "Market data with a record of what is missing: start ingestion, read prices and statistics."
+)
 
 
 def build_app(services: Services) -> FastAPI:
@@ -53,8 +55,8 @@ def build_app(services: Services) -> FastAPI:
         app.include_router(router)
     app.mount(docs.ASSETS_PATH, StaticFiles(directory=docs.find_assets()))
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]  # FastAPI's way
-    app.add_middleware(Quick, services=services)
-    app.add_middleware(Gate, configuration=services.configuration)
+    app.add_middleware(LatestFastPath, services=services)
+    app.add_middleware(RequestGuard, configuration=services.configuration)
     app.add_middleware(Counting)
     return app
 

@@ -1,9 +1,9 @@
-"""Connections: what one may cost before and between requests.
+"""Limits of a connection, before and between requests.
 
-uvicorn bounds neither the bytes nor the time of a header, and counts connections only when a header
-is complete. This protocol does; it is the one place that builds on uvicorn's own protocol, whose
-methods and attributes are not a published interface. Not here: what a request may cost
-(``security``); limits by address, which belong to the proxy.
+uvicorn limits neither the bytes nor the time of a header, and counts a connection only when a
+header is complete. This protocol does both. It is the one place that builds on uvicorn's own
+protocol, whose methods and attributes are not a published interface. Not here: limits of a request
+(``security``); limits by address, which are the proxy's task.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ _MOST_AHEAD = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ConnectionLimits:
     """What a connection may cost.
 
     Attributes:
@@ -34,7 +34,7 @@ class Limits:
     connections: int = 500
 
 
-def bound_connections(limits: Limits) -> type[HttpToolsProtocol]:
+def bound_connections(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
     """Return the protocol of one server, for uvicorn's ``http``."""
     members = {"limits": limits, "waiting": {}}
     return type("BoundProtocol", (_BoundProtocol,), members)
@@ -43,7 +43,7 @@ def bound_connections(limits: Limits) -> type[HttpToolsProtocol]:
 class _BoundProtocol(HttpToolsProtocol):
     """HTTP/1.1 within limits; of connections that only wait, the oldest gives way to a new one."""
 
-    limits: ClassVar[Limits]
+    limits: ClassVar[ConnectionLimits]
     # In order of arrival: the connections on which the other side is to send something.
     waiting: ClassVar["dict[_BoundProtocol, None]"]
 

@@ -1,4 +1,4 @@
-"""What is answered about a run that ingested: from its receipt, never from memory."""
+"""Answers about a run that ingested, from its receipt and never from memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,10 +48,10 @@ class MarketOutcome(BaseModel):
     symbol: str = Field(examples=["BTC-USD"])
     provider: str | None = Field(examples=["mock"], description="null: no provider serves it")
     outcome: Literal["ok", "partial", "failed", "missing"] = Field(
-        description="missing: the run did not come to it"
+        description="missing: the run did not reach it"
     )
-    reason: str | None = Field(description="What went wrong, in one line")
-    inserted: int | None = Field(description="Fetched bars; null: none was asked for")
+    reason: str | None = Field(description="The cause, in one line")
+    inserted: int | None = Field(description="Fetched bars; null: no bars were requested")
     updated: int | None
     unchanged: int | None
     derived_inserted: int | None = Field(description="Days and weeks built from them")
@@ -63,7 +63,7 @@ class Receipt(BaseModel):
     """What the run recorded about itself."""
 
     outcome: Literal["ok", "partial", "failed", "running", "interrupted"] | None
-    error: str | None = Field(description="What ended the run; null: no step failed")
+    error: str | None = Field(description="The error that ended the run; null: no step failed")
     markets: list[MarketOutcome]
     tables: dict[str, dict[str, int]] = Field(
         examples=[{"market_aggregate": {"inserted": 2352, "updated": 0, "unchanged": 0}}]
@@ -75,7 +75,7 @@ class IngestAnswer(BaseModel):
 
     status: Literal["success", "partial", "failed"]
     result: IngestResult | None = Field(description="null: it failed before it wrote anything")
-    markets: list[MarketOutcome] = Field(description="Those that came short, with reasons")
+    markets: list[MarketOutcome] = Field(description="The markets that came short, with reasons")
     runId: UUID = Field(examples=[_EXAMPLE_ID])  # noqa: N815
     link: str = Field(description="The run in Dagster")
     receipt: Receipt
@@ -88,19 +88,19 @@ class IngestPending(BaseModel):
     runId: UUID = Field(examples=[_EXAMPLE_ID])  # noqa: N815
     link: str = Field(description="The run in Dagster")
     statusUrl: str = Field(  # noqa: N815
-        description="Ask here how it ended", examples=[f"/api/ingest/{_EXAMPLE_ID}"]
+        description="The address of its result", examples=[f"/api/ingest/{_EXAMPLE_ID}"]
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RunResponse:
     """What is answered: the HTTP status and the body."""
 
     status: int
     body: dict[str, Any]
 
 
-def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) -> Answer:
+def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) -> RunResponse:
     """Return what is answered about a run that ended.
 
     Args:
@@ -126,7 +126,7 @@ def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) ->
         "link": link,
         "receipt": receipt,
     }
-    return Answer(502 if body["status"] == "failed" else 200, body)
+    return RunResponse(502 if body["status"] == "failed" else 200, body)
 
 
 def _read_receipt(

@@ -1,8 +1,7 @@
-"""From a request to its run: exactly one for all who ask the same while it runs.
+"""Launching: one run for all equal requests that come while it runs.
 
-Nothing is kept in memory but the watch on runs, and runs that wait where there is no webserver of
-Dagster: whoever dies, the rows of ``storage.runs.idempotency`` and what the run has written tell
-the next process where things stand.
+Only the watchers of runs and the waiting child runs are kept in memory. If a process dies, the next
+one continues from the rows of ``storage.runs.idempotency`` and from what the run has written.
 """
 
 import asyncio
@@ -16,7 +15,7 @@ from uuid import UUID
 from fastapi.concurrency import run_in_threadpool
 
 from market_pipeline.api.dagster_client import JOB, RunState, WebserverMissingError
-from market_pipeline.api.ingest_answers import Answer, read_answer
+from market_pipeline.api.ingest_answers import RunResponse, read_answer
 from market_pipeline.api.problems import ProblemError
 from market_pipeline.api.run_starting import RunStarter
 from market_pipeline.api.services import Services
@@ -34,7 +33,7 @@ _POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class IngestCommand:
     """What somebody wants ingested.
 
     Attributes:
@@ -63,7 +62,7 @@ class Started:
     """
 
     run_id: UUID
-    answer: Answer | None = None
+    answer: RunResponse | None = None
     is_replay: bool = False
 
 
@@ -76,11 +75,11 @@ class Launcher:
         self._watches = Watches(self._runs.read_state, self._store)
 
     async def close(self) -> None:
-        """Stop watching; runs in Dagster go on, one that this process runs itself is ended."""
+        """Stop watching. Runs in Dagster continue; the child run of this process is ended."""
         await self._watches.close()
         await self._runs.close()
 
-    async def start(self, wish: Wish) -> Started:
+    async def start(self, wish: IngestCommand) -> Started:
         """Return the run that serves a wish; launch it if nobody has.
 
         Raises:
@@ -96,35 +95,35 @@ class Launcher:
             if claim.run_id is None:
                 await asyncio.sleep(_POLL_SECONDS)
             elif claim.answer_status is not None:
-                answer = Answer(claim.answer_status, claim.answer)
+                answer = RunResponse(claim.answer_status, claim.answer)
                 return Started(claim.run_id, answer, is_replay=True)
             elif wish.key or await self._is_in_flight(claim.run_id, came_at):
                 return Started(claim.run_id)
             else:
                 ended = claim.run_id
-        detail = "another process is starting this run and has not come to it: ask again"
+        detail = "another process is starting this run and has not finished: try again"
         raise ProblemError(503, "Service Unavailable", detail, {"Retry-After": "5"})
 
     async def read_state(self, run_id: UUID) -> RunState | None:
-        """Return how a run stands; None for a run that nobody knows.
+        """Return the state of a run; None for an unknown run.
 
         Raises:
             ProblemError: Nobody can tell now.
         """
         return self._watches.find_last(run_id) or await self._runs.read_state(run_id)
 
-    async def finish(self, run_id: UUID, seconds: float) -> Answer | None:
+    async def finish(self, run_id: UUID, seconds: float) -> RunResponse | None:
         """Wait for a run and return its answer; None when it has not ended in time."""
         state = await self._watches.wait(run_id, seconds)
         return None if state is None else await self.read(run_id, state)
 
-    async def read(self, run_id: UUID, state: RunState) -> Answer:
+    async def read(self, run_id: UUID, state: RunState) -> RunResponse:
         """Return the answer of a run that ended."""
         services = self._services
         link = services.dagster.link_run(run_id)
         return await run_in_threadpool(read_answer, services.engine, run_id, state.status, link)
 
-    def _claim(self, wish: Wish, ended: UUID | None) -> Claim:
+    def _claim(self, wish: IngestCommand, ended: UUID | None) -> Claim:
         with self._services.engine.begin() as connection:
             return claim_launch(connection, wish.request_hash, wish.key, ended)
 
@@ -140,7 +139,7 @@ class Launcher:
             return False
         return not state.has_ended or (state.ended_at is not None and state.ended_at >= came_at)
 
-    async def _launch(self, wish: Wish, claim: Claim) -> UUID:
+    async def _launch(self, wish: IngestCommand, claim: Claim) -> UUID:
         try:
             async with asyncio.timeout(LAUNCH_SECONDS):
                 run_id = await self._find_or_launch(wish, claim)
@@ -153,7 +152,7 @@ class Launcher:
         self._watches.begin(run_id)
         return run_id
 
-    async def _find_or_launch(self, wish: Wish, claim: Claim) -> UUID:
+    async def _find_or_launch(self, wish: IngestCommand, claim: Claim) -> UUID:
         if claim.was_tried and (known := await self._runs.find_run(claim.launch_id)):
             return known
         return await self._runs.launch_run(wish.symbols, claim.launch_id, wish.trigger)

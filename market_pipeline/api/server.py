@@ -1,4 +1,4 @@
-"""The server process: settings checked, services opened, uvicorn until it is told to end."""
+"""The server process: checks settings, opens services, and runs uvicorn until it is stopped."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ def serve(environ: Mapping[str, str] | None = None) -> None:
     import uvicorn
 
     from market_pipeline.api.app import build_app
-    from market_pipeline.api.connections import Limits, bound_connections
+    from market_pipeline.api.connections import ConnectionLimits, bound_connections
     from market_pipeline.api.services import open_services
 
     with open_services(configuration) as services:
@@ -27,7 +27,7 @@ def serve(environ: Mapping[str, str] | None = None) -> None:
             build_app(services),
             host=configuration.host,
             port=configuration.port,
-            http=bound_connections(Limits()),
+            http=bound_connections(ConnectionLimits()),
             ws="none",
             timeout_keep_alive=_IDLE_SECONDS,
             timeout_graceful_shutdown=_DRAIN_SECONDS,

@@ -1,4 +1,4 @@
-"""What routes work with: the database, the cache, Dagster; opened once a process."""
+"""The services of routes: the database, the cache, Dagster; opened once for each process."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager

@@ -1,4 +1,4 @@
-"""What a run was asked for, checked before Dagster is loaded and before anything is opened."""
+"""The request of a run, checked before anything is opened."""
 
 import os
 from collections.abc import Mapping
@@ -23,6 +23,10 @@ def check_options(options: Mapping[str, Any]) -> None:
     _check_home(os.environ["DAGSTER_HOME"])
     check_run_settings()
     check_alert_settings()
+    # Dagster judges this one and takes long to load, so it comes last.
+    from market_pipeline.orchestration.automation import read_cron_expression
+
+    read_cron_expression()
 
 
 def route_request(options: Mapping[str, Any]) -> tuple[Request, Routing]:

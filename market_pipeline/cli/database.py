@@ -144,7 +144,7 @@ def dump(file: Path) -> None:
 
 @db.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--replace", is_flag=True, help="Also where the database holds data: they go.")
+@click.option("--replace", is_flag=True, help="Replace the data that the database holds.")
 def restore(file: Path, replace: bool) -> None:
     """Put the backup FILE into the database in use: all of it, or nothing.
 
@@ -166,7 +166,7 @@ def restore(file: Path, replace: bool) -> None:
 
 
 @db.command()
-@click.option("--prefix", default="market", show_default=True, help="What their names begin with.")
+@click.option("--prefix", default="market", show_default=True, help="The beginning of their names.")
 def roles(prefix: str) -> None:
     """Create an owner, a writer and a reader with the least rights each needs.
 

@@ -31,7 +31,7 @@ Examples:
   market-pipeline ingest --symbols BTC-USD,SPX --provider yahoo --lookback-days 90
   market-pipeline db shell -- -c 'select * from market_roi_statistic'
 
-Settings are environment variables, also read from .env in this folder; the README lists them.
+Settings are environment variables, also read from .env in this folder; docs/settings.md lists them.
 """
 
 
@@ -63,7 +63,7 @@ def _is_database_failure(error: Exception) -> bool:
 
 @click.group(cls=_Command, epilog=_EPILOG)
 def main() -> None:
-    """Market data into PostgreSQL, by a pipeline that knows what it knows."""
+    """Market data into PostgreSQL, with a record of what is missing."""
     load_dotenv()
     os.environ["DAGSTER_HOME"] = os.environ.get("DAGSTER_HOME") or str(find_project_dir())
     configure_logs("")

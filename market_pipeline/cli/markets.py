@@ -62,7 +62,7 @@ def list_markets(as_json: bool) -> None:
 
 @markets.command()
 @click.argument("symbol")
-@click.option("--provider", metavar="NAME", help="Who shall serve it; default INGESTION_PROVIDER.")
+@click.option("--provider", metavar="NAME", help="The provider; default INGESTION_PROVIDER.")
 def add(symbol: str, provider: str | None) -> None:
     """Make sure that a provider serves SYMBOL, register it, and say how runs come to ingest it.
 
@@ -80,7 +80,7 @@ def add(symbol: str, provider: str | None) -> None:
         activate_market(engine, one, claim_primary=names == defaults.providers)
     click.echo(f"{one.provider} serves {one.symbol} ({one.name}): registered")
     for name, value in _find_settings(one.symbol, one.provider):
-        click.echo(f"To let runs ingest it, set {name}={value}")
+        click.echo(f"To ingest it, set {name}={value}")
 
 
 def _find_settings(symbol: str, provider: str) -> list[tuple[str, str]]:
@@ -131,7 +131,7 @@ def purge(name: str, yes: bool, as_json: bool) -> None:
 @markets.command("reload", epilog=_RELOAD_EPILOG, short_help="Read stored history again.")
 @click.argument("name", metavar="MARKET")
 @click.option("--provider", metavar="NAME", help="Whose market; default the symbol's primary one.")
-@click.option("--yes", is_flag=True, help="Do it; without it only what it would do is shown.")
+@click.option("--yes", is_flag=True, help="Do it; without --yes only show what would be done.")
 @AS_JSON
 @click.pass_context
 def reload_stored(

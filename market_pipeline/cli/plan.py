@@ -1,4 +1,4 @@
-"""``market-pipeline plan``, ``coverage``, ``backfill``: what is there, what is missing, get it."""
+"""``market-pipeline plan``, ``coverage``, ``backfill``: list what is missing, and fetch it."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ Exits with 0 when every market gave all its bars, 3 when some came short, 1 when
 """
 
 
-@click.command(short_help="Show what a run would ask for, without asking.")
+@click.command(short_help="Show what a run would ask for; asks nobody.")
 @SYMBOLS
 @PROVIDER
 @make_from_option(is_required=False)
@@ -74,9 +74,7 @@ def plan(ctx: click.Context, /, as_json: bool, **options: object) -> None:
     ctx.exit(EXIT_PARTIAL if unserved else 0)
 
 
-@click.command(
-    short_help="Fill history; goes on where it was interrupted.", epilog=_BACKFILL_EPILOG
-)
+@click.command(short_help="Fill history; continue if it was interrupted.", epilog=_BACKFILL_EPILOG)
 @make_from_option(is_required=True)
 @TO
 @SYMBOLS
@@ -165,7 +163,7 @@ def show_older(rows: Sequence[Mapping[str, Any]]) -> None:
     print_rows("Read by an older parser, and to be read again", rows)
     for name in dict.fromkeys(f"{row['provider']}:{row['symbol']}" for row in rows):
         click.echo(
-            "Statistics across the change wait. What reading again would cost and change: "
+            "Statistics across the change are NULL. To see the cost and effect of reading again: "
             f"market-pipeline markets reload {name}"
         )
 

@@ -1,4 +1,4 @@
-"""``market-pipeline quarantine``: impossible rows: look, take in after all, dismiss."""
+"""``market-pipeline quarantine``: list, replay or discard impossible rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any

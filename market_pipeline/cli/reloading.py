@@ -1,4 +1,4 @@
-"""What ``market-pipeline markets reload`` shows and does."""
+"""The work of ``market-pipeline markets reload``: the preview and the reload."""
 
 import os
 from collections.abc import Sequence
@@ -55,17 +55,17 @@ def preview_reload(
     if as_json:
         print_json(told)
         return
-    _show_preview(told, name, has_asks=bool(plan.asks))
+    _show_preview(told, name, has_requests=bool(plan.requests))
 
 
-def _show_preview(told: dict[str, Any], name: str, *, has_asks: bool) -> None:
+def _show_preview(told: dict[str, Any], name: str, *, has_requests: bool) -> None:
     print_rows("Would be read again", told["requests"])
     print_rows("Cost", [told["cost"]])
-    print_rows("Stays as it is: the provider has no more of it", told["out of reach"])
-    print_rows("What the provider says of the market", told["facts"])
-    print_rows("A sample: the newest of these bars, as they come now", told["sample"])
-    if not has_asks:
-        click.echo("Nothing can be read again: the provider reaches back to none of it.")
+    print_rows("Unchanged, because the provider has these bars no more", told["out of reach"])
+    print_rows("The provider's description of the market", told["facts"])
+    print_rows("A sample: the newest of these bars, as the provider sends them now", told["sample"])
+    if not has_requests:
+        click.echo("Nothing can be read again: the provider does not reach back that far.")
         return
     click.echo(f"Nothing was changed. To do it: market-pipeline markets reload {name} --yes")
 
@@ -74,14 +74,16 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
     """Dump a market, read it again, compute its statistics, and return the exit code."""
     route, request = _find_route(name, asked_at)
     plan = _plan(engine, route, market_id, request)
-    if not plan.asks:
-        click.echo("Nothing can be read again: the provider reaches back to none of it.", err=True)
+    if not plan.requests:
+        click.echo(
+            "Nothing can be read again: the provider does not reach back that far.", err=True
+        )
         return EXIT_FAILED
     file = _name_dump(name, asked_at)
     size = dump_market(engine, market_id, file)
     click.echo(f"Dumped the market to {file} ({size / 1e6:,.1f} MB)", err=True)
     run = Run(uuid4(), TRIGGER, asked_at, _cover(request, plan))
-    with show_progress(run.run_id, sum(ask.bars for ask in plan.asks)):
+    with show_progress(run.run_id, sum(fetch.bars for fetch in plan.requests)):
         _reload(engine, run, route, market_id)
     causes = _compute_statistics(route)
     outcome = show_run(run.run_id, as_json, has_failed=bool(causes))
@@ -95,7 +97,7 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
 
 
 def _reload(engine: Engine, run: Run, route: Route, market_id: int) -> None:
-    error: str | None = "the reload was interrupted: start it again, and it goes on from there"
+    error: str | None = "the reload was interrupted: start it again, and it continues from there"
     try:
         for _ in reload_market(engine, run, route, market_id):
             pass
@@ -128,7 +130,7 @@ def _plan(engine: Engine, route: Route, market_id: int, request: Request) -> Rel
 def _estimate(plan: ReloadPlan) -> ProviderEstimate:
     provider, market = plan.route
     limit = read_budget_limits([provider])[provider.name]
-    return ProviderEstimate(provider.name, (MarketPlan(market, plan.asks, (), ()),), limit)
+    return ProviderEstimate(provider.name, (MarketPlan(market, plan.requests, (), ()),), limit)
 
 
 def _list_lost(plan: ReloadPlan) -> list[dict[str, Any]]:
@@ -141,8 +143,8 @@ def _list_lost(plan: ReloadPlan) -> list[dict[str, Any]]:
 
 def _cover(request: Request, plan: ReloadPlan) -> Request:
     """Return the request with the span that is read: the receipt tells holes within it."""
-    start = min(ask.window.start for ask in plan.asks)
-    end = max(ask.window.end for ask in plan.asks)
+    start = min(fetch.window.start for fetch in plan.requests)
+    end = max(fetch.window.end for fetch in plan.requests)
     return replace(request, window=replace(request.window, start=start, end=end))
 
 

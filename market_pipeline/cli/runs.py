@@ -72,7 +72,9 @@ def show(run_id: UUID | None, as_json: bool) -> None:
     weeks built from them. Holes left are those in the run's own window, when it ended.
     """
     if show_run(run_id or _read_last_run_id(), as_json) is None:
-        raise PipelineError(f"run {run_id} has left no receipt: `market-pipeline runs` lists them")
+        raise PipelineError(
+            f"run {run_id} has no receipt: `market-pipeline runs` lists the receipts"
+        )
 
 
 def _read_last_run_id() -> UUID:

@@ -1,4 +1,4 @@
-"""How commands show what they found, as tables or JSON; and the list of providers."""
+"""The output of commands, as tables or JSON; and the list of providers."""
 
 import json
 import os

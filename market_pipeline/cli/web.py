@@ -1,10 +1,4 @@
-"""``market-pipeline web``: Dagster's webserver with a guard before it, as ``make dev`` has it too.
-
-Dagster offers no way to put anything before its app. Here is all that leans on names that it does
-not publish: ``dagster_webserver.cli.create_app_from_workspace_process_context``, which its command
-calls to build the app, and ``dagster._cli.dev.open_ipc_subprocess``, by which ``dagster dev``
-starts the webserver's command. Dagster's version is pinned; tests start both.
-"""
+"""``market-pipeline web``: Dagster's webserver with a guard before it, also in ``make dev``."""
 
 import logging
 import sys
@@ -28,37 +22,25 @@ _WEBSERVER = ("-m", "dagster_webserver")
 @_ARGUMENTS
 def web(arguments: Sequence[str]) -> None:
     """Run `dagster-webserver` with these options, behind a guard against other sites' pages."""
-    from dagster_webserver import cli
+    from market_pipeline.api.configuration import read_webserver_hosts
+    from market_pipeline.api.webserver_guard import WebserverGuard
+    from market_pipeline.orchestration.dagster_internals import guard_webserver_app
 
-    module: Any = cli
-    build_app = module.create_app_from_workspace_process_context
-
-    def build_guarded(*given: Any, **options: Any) -> Any:
-        from market_pipeline.api.configuration import read_webserver_hosts
-        from market_pipeline.api.webserver_guard import WebserverGuard
-
+    def guard(app: Any) -> Any:
         # The app is built within the command, whose option says where it listens.
         host = click.get_current_context().params["host"]
-        return WebserverGuard(build_app(*given, **options), read_webserver_hosts(host))
+        return WebserverGuard(app, read_webserver_hosts(host))
 
-    module.create_app_from_workspace_process_context = build_guarded
-    _run(module.cli, arguments, "dagster-webserver", "DAGSTER_WEBSERVER")
+    _run(guard_webserver_app(guard), arguments, "dagster-webserver", "DAGSTER_WEBSERVER")
 
 
 @click.command("dagster-dev", **_PASSED_ON, hidden=True)
 @_ARGUMENTS
 def dagster_dev(arguments: Sequence[str]) -> None:
     """Run `dagster dev` with these options, with `market-pipeline web` as its webserver."""
-    from dagster._cli import dev
+    from market_pipeline.orchestration.dagster_internals import guard_dev_processes
 
-    module: Any = dev
-    open_process = module.open_ipc_subprocess
-
-    def open_guarded(parts: Sequence[str], **options: Any) -> Any:
-        return open_process(_guard(parts), **options)
-
-    module.open_ipc_subprocess = open_guarded
-    _run(module.dev_command, arguments, "dagster dev", "DAGSTER_CLI_DEV")
+    _run(guard_dev_processes(_guard), arguments, "dagster dev", "DAGSTER_CLI_DEV")
 
 
 def _guard(parts: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Building coarser bars from finer ones: weeks from days, days from hours.
+"""Coarser bars built from finer ones: weeks from days, days from hours.
 
 Here: which fine bars make up a coarse one, their values together, and when the result is final.
 Not here: reading or storing them. Every frame holds the bars of one market.
@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
+from market_pipeline.domain.arrays import BoolArray
 from market_pipeline.domain.grids import to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window, build_bar_frame, build_empty_bar_frame
@@ -25,7 +26,6 @@ from market_pipeline.domain.sessions import build_hourly_grid, find_sessions
 TimeSeries: TypeAlias = "pd.Series[pd.Timestamp]"
 Words: TypeAlias = "pd.Series[str]"
 Moments: TypeAlias = "np.ndarray[Any, np.dtype[np.datetime64]]"
-Flags: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
 Places: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
 
 
@@ -118,7 +118,7 @@ def _expect_hours(sessions: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _find_due(slots: Moments, gone: Sequence[Window]) -> Flags:
+def _find_due(slots: Moments, gone: Sequence[Window]) -> BoolArray:
     """Tell which slots can still come."""
     is_due, micros = np.ones(len(slots), dtype=bool), slots.view("int64")
     for window in gone:
@@ -189,7 +189,9 @@ def _find_firsts(values: Moments) -> Places:
     return np.flatnonzero(np.append(True, values[1:] != values[:-1]))
 
 
-def _count_due(expected: pd.DataFrame, is_due: Flags, starts: Moments) -> tuple[Places, Moments]:
+def _count_due(
+    expected: pd.DataFrame, is_due: BoolArray, starts: Moments
+) -> tuple[Places, Moments]:
     """Return how many slots of each start can still come, and when its last slot of all closes."""
     owners = _to_moments(expected["open_time"])
     begin, end = (np.searchsorted(owners, starts, side) for side in ("left", "right"))

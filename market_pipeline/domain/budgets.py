@@ -1,4 +1,4 @@
-"""How often a provider may be called: a token bucket and quotas, as arithmetic on one account.
+"""The request limits of a provider: a token bucket and quotas, as arithmetic on one account.
 
 The bucket holds a small burst and fills slowly, so that burst and refill together stay within the
 limit in any minute, not only in calendar minutes.
@@ -8,6 +8,7 @@ import calendar
 import math
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Self
 
 BURST_SHARE = 0.1
@@ -119,7 +120,7 @@ def spend_call(account: Account) -> Account:
 
 
 def find_used_up(account: Account, limit: BudgetLimit) -> tuple[str, datetime] | None:
-    """Return the quota that is used up and when it begins anew (UTC); of two, the later one."""
+    """Return the quota that is used up and when it starts again (UTC); of two, the later one."""
     quotas = (
         (limit.calls_per_day, account.calls_today, "day", _begin_next_day(account.day)),
         (limit.calls_per_month, account.calls_this_month, "month", _begin_next_month(account)),
@@ -156,3 +157,24 @@ def _begin_next_day(day: date) -> datetime:
 def _begin_next_month(account: Account) -> datetime:
     days = calendar.monthrange(account.month.year, account.month.month)[1]
     return datetime.combine(account.month + timedelta(days=days), time(), UTC)
+
+
+def parse_retry_after(text: str | None, utc_now: datetime) -> float | None:
+    """Return the seconds a ``Retry-After`` header asks for; None where it says nothing usable.
+
+    Seconds and HTTP dates are both in use; a negative number or a date in the past says nothing.
+    """
+    if text is None:
+        return None
+    try:
+        seconds = float(text) if text.strip().isdigit() else _seconds_until(text, utc_now)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return seconds if seconds >= 0 else None
+
+
+def _seconds_until(text: str, utc_now: datetime) -> float:
+    moment = parsedate_to_datetime(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - utc_now).total_seconds()

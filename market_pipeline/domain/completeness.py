@@ -1,4 +1,4 @@
-"""Completeness: of the bars that a calendar expects, how many are there, and why others are not.
+"""Completeness: how many of the expected bars are there, and why the others are not.
 
 Here: arithmetic over the ledger and the calendar's grid. Bars that are made of others (weeks of
 days, days of hours) are complete when those are. Not here: what a reader does about it.
@@ -54,7 +54,7 @@ _FIRST_MONDAY_US = 4 * 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class ExpectedSeries:
     """Which bars are judged.
 
     Attributes:
@@ -73,7 +73,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Absence:
+class MissingSpan:
     """Expected bars in a row that are missing for one reason.
 
     Attributes:
@@ -94,7 +94,7 @@ class Completeness:
     """How complete a series is: expected bars are present, or missing for a reason."""
 
     expected: int
-    absences: tuple[Absence, ...]
+    absences: tuple[MissingSpan, ...]
 
     @property
     def missing(self) -> dict[str, int]:
@@ -115,7 +115,7 @@ class _Slots:
 
 
 def measure_completeness(
-    coverage: Coverage, series: Series, found: Micros | None = None
+    coverage: Coverage, series: ExpectedSeries, found: Micros | None = None
 ) -> Completeness:
     """Return how complete a series is.
 
@@ -150,7 +150,7 @@ def _spell(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d}" if is_midnight else f"{moment:%Y-%m-%dT%H:%M}Z"
 
 
-def _choose(slots: _Slots, series: Series) -> npt.NDArray[np.bool_]:
+def _choose(slots: _Slots, series: ExpectedSeries) -> npt.NDArray[np.bool_]:
     chosen = slots.closes <= to_micros(series.due_by)
     if series.closing is not None:
         chosen &= slots.closes >= to_micros(series.closing.start)
@@ -158,7 +158,7 @@ def _choose(slots: _Slots, series: Series) -> npt.NDArray[np.bool_]:
     return chosen
 
 
-def _build_slots(series: Series) -> tuple[Grid, _Slots]:
+def _build_slots(series: ExpectedSeries) -> tuple[Grid, _Slots]:
     """Return the fetched bars' grid, and the expected bars made of them."""
     window = series.window
     if series.interval is Interval.WEEK:
@@ -206,13 +206,13 @@ def _judge(coverage: Coverage, grid: Grid) -> npt.NDArray[np.int64]:
     return codes
 
 
-def _group(codes: npt.NDArray[np.int64], opens: Micros, ends: Micros) -> tuple[Absence, ...]:
+def _group(codes: npt.NDArray[np.int64], opens: Micros, ends: Micros) -> tuple[MissingSpan, ...]:
     """Return runs of bars that are missing for the same reason."""
     edges = np.flatnonzero(np.diff(codes)) + 1
     starts = np.concatenate([[0], edges]) if len(codes) else edges
     stops = np.append(edges, len(codes))
     return tuple(
-        Absence(
+        MissingSpan(
             Window(from_micros(opens[first]), from_micros(ends[last - 1])),
             _LABELS[codes[first]][0],
             int(last - first),

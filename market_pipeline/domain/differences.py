@@ -1,12 +1,12 @@
-"""Differences: final bars that come back with other prices than are stored, and how far they go.
+"""Differences: final bars that come back with other prices, and how far the change reaches.
 
 Here: comparing bars, following a difference to both sides until it ends, and what to ask for next.
 Not here: asking, and storing what came again (``ingestion``).
 
-A difference begins with one page. Its two edges, the lowest and the highest bar that differs, are
-followed outwards in pages that double what has been compared, until 20 bars beyond an edge agree
-one after another, or no stored bar is left. Then the span between the edges is read again.
-Moments are microseconds since 1970, UTC, as in grids.
+A difference begins with one page. It has two edges: the lowest and the highest bar that differs.
+Each edge is followed outwards, in pages that double what has been compared. An edge is found when
+20 bars beyond it agree one after another, or when no stored bar is left. Then the span between the
+edges is read again. Moments are microseconds since 1970, UTC, as in grids.
 """
 
 import math
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import BoolArray, FloatArray
 from market_pipeline.domain.grids import Micros, find_grid, from_micros, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
@@ -37,12 +38,10 @@ PRICES = ["open", "high", "low", "close"]
 DOWN, UP = -1, 1
 _LONGEST_CLOSURE = timedelta(days=40)
 _NOTHING = np.iinfo(np.int64).min
-Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class BarComparison:
     """Stored final bars beside what came for them, in order of time.
 
     Attributes:
@@ -56,14 +55,14 @@ class Comparison:
     window: Window
     opens: Micros
     places: npt.NDArray[np.intp]
-    stored: Floats
-    received: Floats
-    differs: Flags
-    volume_factors: Floats
+    stored: FloatArray
+    received: FloatArray
+    differs: BoolArray
+    volume_factors: FloatArray
 
-    def select(self, wanted: Flags) -> "Comparison":
+    def select(self, wanted: BoolArray) -> "BarComparison":
         """Return the same of some of the bars."""
-        return Comparison(
+        return BarComparison(
             self.window,
             self.opens[wanted],
             self.places[wanted],
@@ -147,7 +146,7 @@ class Difference:
 
 def compare(
     stored: pd.DataFrame, received: pd.DataFrame, window: Window, noise_ratio: float
-) -> Comparison:
+) -> BarComparison:
     """Put stored final bars beside the final bars received; volume never counts as a difference.
 
     Args:
@@ -170,10 +169,10 @@ def compare(
     with np.errstate(divide="ignore", invalid="ignore"):
         factors = volumes[0] / volumes[1]
     factors[~np.isfinite(factors) | (factors <= 0)] = np.nan
-    return Comparison(window, opens, new[at_new], before, after, differs, factors)
+    return BarComparison(window, opens, new[at_new], before, after, differs, factors)
 
 
-def keep_prices(received: pd.DataFrame, seen: Comparison) -> pd.DataFrame:
+def keep_prices(received: pd.DataFrame, seen: BarComparison) -> pd.DataFrame:
     """Return received bars with the stored prices where the new ones are the same within noise."""
     rows, columns = np.nonzero((seen.received != seen.stored) & ~seen.differs[:, None])
     if not len(rows):
@@ -202,7 +201,7 @@ def multiply_bars(bars: pd.DataFrame, ratio: float, volume_ratio: float | None) 
 def follow(
     known: Difference | None,
     interval: Interval,
-    seen: Comparison,
+    seen: BarComparison,
     calendar: str,
     is_next: bool = False,
 ) -> Difference | None:
@@ -240,7 +239,7 @@ def follow(
 
 
 def _trace_again(
-    known: Difference, interval: Interval, seen: Comparison, calendar: str
+    known: Difference, interval: Interval, seen: BarComparison, calendar: str
 ) -> Difference:
     """Follow a difference among bars that were read again: the provider changed its mind twice.
 
@@ -255,19 +254,19 @@ def _trace_again(
     return _weigh(replace(known, stage=TRACING, traces=traces, spread=1.0), seen)
 
 
-def _is_gone(trace: Trace, seen: Comparison) -> bool:
+def _is_gone(trace: Trace, seen: BarComparison) -> bool:
     """Tell whether a bar at an edge came as it is stored: the provider took the difference back."""
     return bool(np.isin([trace.lower.at, trace.upper.at], seen.opens[~seen.differs]).any())
 
 
-def _begin(side: int, seen: Comparison) -> Edge:
+def _begin(side: int, seen: BarComparison) -> Edge:
     at = side * int((side * seen.opens[seen.differs]).max())
     agreed = int((side * seen.opens > side * at).sum())
     far, _ = _find_ends(side, seen.window)
     return Edge(at, side * far, agreed, len(seen.opens), agreed >= AGREEING_BARS)
 
 
-def _move(edge: Edge, side: int, seen: Comparison, is_next: bool) -> Edge:
+def _move(edge: Edge, side: int, seen: BarComparison, is_next: bool) -> Edge:
     """Return an edge after one more page, which may lie anywhere."""
     opens = side * seen.opens
     outermost = int(opens[seen.differs].max(initial=_NOTHING))
@@ -294,7 +293,7 @@ def _find_ends(side: int, window: Window) -> tuple[int, int]:
     return (last, first - 1) if side == UP else (-first, -last - 1)
 
 
-def _weigh(known: Difference, seen: Comparison) -> Difference:
+def _weigh(known: Difference, seen: BarComparison) -> Difference:
     """Take the factors of a page's differing bars in; the first page's median stays the ratio."""
     if not seen.differs.any():
         return known

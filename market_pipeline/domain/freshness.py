@@ -1,6 +1,6 @@
-"""Freshness: up to where a market should be known by now, and whether it is.
+"""Freshness: the time up to which a market should be known by now, and whether it is.
 
-Checks, alerts and pages all ask :func:`find_delay`; they differ in the clock alone.
+Checks, alerts and pages all call :func:`find_delay`. They differ only in the clock.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from market_pipeline.domain.records import Window
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class TrackedSeries:
     """One interval of a market, as far as freshness goes.
 
     Attributes:
@@ -33,8 +33,8 @@ class Series:
     explained: Window | None = None
 
 
-def find_delay(series: Series, end: datetime, now: datetime) -> datetime | None:
-    """Return up to where a series should be final (UTC); None when it is, or nobody can tell.
+def find_delay(series: TrackedSeries, end: datetime, now: datetime) -> datetime | None:
+    """Return the time up to which a series should be final (UTC); None if it is, or if unknown.
 
     A bar that the provider is known not to have is not waited for.
 

@@ -1,8 +1,8 @@
-"""Judging bars before they are stored: which rows are impossible, and why.
+"""Validation of bars before they are stored: which rows are impossible, and why.
 
 Here: the rules, as vectorised tests over a bar frame, and what happens to duplicates.
-Not here: what is done with rejected rows (``ingestion`` quarantines them), and taste. A spike is
-possible, so it passes; crashes are real.
+Not here: what is done with rejected rows (``ingestion`` quarantines them), and bars that are only
+unlikely. A spike is possible, so it passes: crashes are real.
 
 A bar is rejected under the first rule that it breaks:
 
@@ -20,13 +20,13 @@ bad_span                 close_time is missing or not after open_time
 not_a_session            the calendar has no session that the bar could be of: a closed date, or
                          an hour outside all sessions
 off_grid                 open_time is no start of a bar of this interval, or the interval is unknown
-conflicting_duplicate    another row of the same interval and open_time says something else
+conflicting_duplicate    another row of the same interval and open_time has other values
 =======================  =========================================================================
 
-``not_a_session`` alone says nothing against the bar: the calendar and the provider disagree on when
+With ``not_a_session`` the bar itself may be right: the calendar and the provider disagree on when
 the market is open. An hour outside all sessions is such a bar too, whatever its minute, because a
-calendar that is corrected may have a session there; within a session it is ``off_grid``, because
-no calendar would start a bar there.
+corrected calendar may have a session there. Within a session it is ``off_grid``, because no
+calendar starts a bar there.
 """
 
 from collections.abc import Mapping
@@ -38,11 +38,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import BoolArray
+from market_pipeline.domain.grids import Micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.sessions import build_hourly_grid
 
-BoolArray = npt.NDArray[np.bool_]
-Micros = npt.NDArray[np.int64]
 Words = npt.NDArray[Any]
 NOT_A_SESSION = "not_a_session"
 
@@ -69,7 +69,7 @@ _EVIDENCE: Mapping[str, list[str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedBars:
+class ValidatedBars:
     """The verdict on a bar frame; ``good``, ``rejected`` and ``duplicates`` add up to its rows.
 
     Attributes:
@@ -85,7 +85,7 @@ class JudgedBars:
 
 def judge_bars(
     frame: pd.DataFrame, now: datetime, sessions: pd.DataFrame | None = None
-) -> JudgedBars:
+) -> ValidatedBars:
     """Separate possible bars from impossible ones.
 
     Of several rows with one key the final one is kept, and among equals the last received; of bars
@@ -105,7 +105,7 @@ def judge_bars(
     kept, repeated, conflicting = _resolve_duplicates(frame.iloc[sound])
     rules[sound[conflicting]] = "conflicting_duplicate"
     good = frame.iloc[sound[kept]].sort_values(KEY, kind="stable", ignore_index=True)
-    return JudgedBars(good, _build_rejected(frame, rules), int(repeated.sum()))
+    return ValidatedBars(good, _build_rejected(frame, rules), int(repeated.sum()))
 
 
 def _name_broken_rules(frame: pd.DataFrame, now: datetime, sessions: pd.DataFrame | None) -> Words:

@@ -1,9 +1,9 @@
-"""Planning: what to ask a provider for, so that everything that should be there is.
+"""Planning: the requests to a provider that complete what should be stored.
 
-Missing is what is wanted less what is settled: arithmetic on spans, whatever the number of bars.
-To that come a few known bars before the newest (a restated history shows there first), time that
-was never asked for, holes whose time has come, and settled spans that are read again: at growing
-ages, and then all of them in turn.
+Missing time is wanted time less settled time: arithmetic on spans, whatever the number of bars.
+A plan adds a few known bars before the newest one (a restated history shows there first), time that
+was never asked for, holes that are due, and settled spans to be read again: at growing ages, and
+then all of them in turn.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ TRACE, RELOAD = "trace", "reload"
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class FetchRequest:
     """One request to a provider.
 
     Attributes:
@@ -68,7 +68,7 @@ def plan_interval(
     earliest: datetime | None = None,
     asked_at: datetime | None = None,
     filled_from: datetime | None = None,
-) -> list[Ask]:
+) -> list[FetchRequest]:
     """Return the requests that make a window complete, oldest first, in the fewest calls.
 
     Args:
@@ -93,7 +93,7 @@ def plan_interval(
     reach = earliest or BEGINNING
     parts = [*(_overlap(part, wanted, grid, coverage, reach) for part in missing), *retried]
     return [
-        Ask(interval, page, _name_purpose(page, missing, wanted, coverage), bars)
+        FetchRequest(interval, page, _name_purpose(page, missing, wanted, coverage), bars)
         for page in pack_windows([_begin_with_bar(part, grid) for part in parts], terms.page)
         if (bars := grid.count(page))
     ]
@@ -107,7 +107,7 @@ def plan_retries(
     coverage: Coverage,
     terms: HistoryTerms,
     earliest: datetime | None = None,
-) -> list[Ask]:
+) -> list[FetchRequest]:
     """Return a few requests for holes outside a window whose time has come, oldest due first.
 
     Args:
@@ -125,14 +125,14 @@ def plan_retries(
     )
     outside = [part for hole in due for part in subtract_windows([hole.window], [wanted])]
     left = clip_windows(outside, Window(earliest or BEGINNING, asked_at))
-    asks: list[Ask] = []
-    while left and len(asks) < MOST_RETRIES:
+    requests: list[FetchRequest] = []
+    while left and len(requests) < MOST_RETRIES:
         page, left = _take_page(left, terms.page)
         grid = find_grid(calendar, interval, page)
         if grid.count(page):
             page = _begin_with_bar(page, grid)
-            asks.append(Ask(interval, page, RETRY, grid.count(page)))
-    return asks
+            requests.append(FetchRequest(interval, page, RETRY, grid.count(page)))
+    return requests
 
 
 def _take_page(parts: Sequence[Window], longest: timedelta) -> tuple[Window, list[Window]]:
@@ -173,17 +173,17 @@ def plan_verification(
     coverage: Coverage,
     terms: HistoryTerms,
     earliest: datetime | None = None,
-) -> list[Ask]:
+) -> list[FetchRequest]:
     """Return one request for each age that is due, of settled bars only, and the turn's page."""
-    asks: list[Ask] = []
+    requests: list[FetchRequest] = []
     for age in VERIFIED_AGES_DAYS:
         old_enough = Window(earliest or BEGINNING, now - timedelta(days=age))
         settled = intersect_windows(coverage.current, [old_enough])
         due = subtract_windows(settled, coverage.verified.get(age, ()))
         # A day's worth at least: verification must not cost a call every few minutes.
         spans = [span for span in due if span.end - span.start >= VERIFICATION_STEP]
-        asks += _verify_first(interval, calendar, spans, terms.page)
-    return asks + _plan_turn(interval, calendar, now, coverage, terms.page, earliest)
+        requests += _verify_first(interval, calendar, spans, terms.page)
+    return requests + _plan_turn(interval, calendar, now, coverage, terms.page, earliest)
 
 
 def _plan_turn(
@@ -193,7 +193,7 @@ def _plan_turn(
     coverage: Coverage,
     longest: timedelta,
     earliest: datetime | None,
-) -> list[Ask]:
+) -> list[FetchRequest]:
     """Return the next page of the turn, a day after the one before; after the last, the first.
 
     A turn ends with what was settled when it began, or it would never end.
@@ -203,9 +203,9 @@ def _plan_turn(
         return []
     known = clip_windows(coverage.current, Window(earliest or BEGINNING, turn.read_at))
     left = clip_windows(known, Window(turn.reached, turn.began_at))
-    asks = _verify_first(interval, calendar, left, longest)
-    asks = asks or _verify_first(interval, calendar, known, longest)
-    return [replace(ask, is_turn=True) for ask in asks]
+    requests = _verify_first(interval, calendar, left, longest)
+    requests = requests or _verify_first(interval, calendar, known, longest)
+    return [replace(request, is_turn=True) for request in requests]
 
 
 def plan_reload(
@@ -216,7 +216,7 @@ def plan_reload(
     coverage: Coverage,
     terms: HistoryTerms,
     asked_at: datetime,
-) -> list[Ask]:
+) -> list[FetchRequest]:
     """Return the requests that read spans again, oldest first; a hole in them waits for its time.
 
     Args:
@@ -228,26 +228,26 @@ def plan_reload(
         terms: The provider's.
         asked_at: The wall clock (UTC), by which holes are due.
     """
-    asks: list[Ask] = []
+    requests: list[FetchRequest] = []
     for span in left:
         grid = find_grid(calendar, interval, span)
         end = min(span.end, grid.find_begun_end(now))
         parts = _find_missing(Window(span.start, end), grid, asked_at, coverage)
         pages = pack_windows([_begin_with_bar(part, grid) for part in parts], terms.page)
-        asks += [Ask(interval, page, RELOAD, grid.count(page)) for page in pages]
-    return asks
+        requests += [FetchRequest(interval, page, RELOAD, grid.count(page)) for page in pages]
+    return requests
 
 
 def _verify_first(
     interval: Interval, calendar: str, spans: Sequence[Window], longest: timedelta
-) -> list[Ask]:
+) -> list[FetchRequest]:
     """Return a request for the oldest span in which bars are expected: closures have none."""
     for span in spans:
         grid = find_grid(calendar, interval, span)
         if grid.count(span):
             page = _begin_with_bar(span, grid)
             page = Window(page.start, min(page.end, page.start + longest))
-            return [Ask(interval, page, VERIFY, grid.count(page))]
+            return [FetchRequest(interval, page, VERIFY, grid.count(page))]
     return []
 
 

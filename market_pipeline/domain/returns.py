@@ -5,10 +5,10 @@ horizon, and what counts as no variance. Not here: any statistic (``roi``, ``vol
 ``comparisons``).
 
 The grid of a calendar holds every open_time at which it expects a bar, so a missing close shows as
-NaN between its neighbours. A return exists only between adjacent places of the grid; nothing is
+NaN between its neighbours. A return exists only between adjacent places of the grid. Nothing is
 filled forward. Bars beside the grid, and closes that are not finite and positive, count as missing.
 
-What comes out for a market does not depend, to the last bit, on which other markets are there.
+The result for a market does not depend, to the last bit, on which other markets are in the matrix.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,17 +18,13 @@ from functools import lru_cache, reduce
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import BoolArray, FloatArray, IntArray
 from market_pipeline.domain.bars import floor_to_weeks
 from market_pipeline.domain.intervals import Interval, get_annualisation_factor
 from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
 from market_pipeline.domain.sufficiency import MinReturns
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 INSUFFICIENT_DATA: Final = "insufficient_data"
 ZERO_VARIANCE: Final = "zero_variance"

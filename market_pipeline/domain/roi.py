@@ -1,4 +1,4 @@
-"""ROI statistics: what a market returned over a horizon, and at what risk.
+"""ROI statistics: the return of a market over a horizon, and its risk.
 
 Here: the formulas, for all markets at once. Not here: which closes a horizon looks back on
 (``returns``). Each measure equals empyrical-reloaded's, given a per-period risk-free rate and MAR
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import BoolArray, FloatArray, IntArray
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import UTC_DTYPE
 from market_pipeline.domain.returns import (
@@ -31,10 +32,7 @@ from market_pipeline.domain.returns import (
     OUT_OF_RANGE,
     ZERO_TOLERANCE,
     ZERO_VARIANCE,
-    BoolArray,
-    FloatArray,
     HorizonWindow,
-    IntArray,
     add_up,
     build_session_matrices,
     build_times,
@@ -80,7 +78,7 @@ ROI_DTYPES: Mapping[str, str] = {
 ROI_COLUMNS = tuple(ROI_DTYPES)
 
 Measures = dict[str, FloatArray]
-Flaw = tuple[tuple[str, ...], BoolArray, str]
+MeasureMask = tuple[tuple[str, ...], BoolArray, str]
 
 
 def compute_roi_statistics(
@@ -161,7 +159,7 @@ def compute_drawdowns(closes: FloatArray) -> FloatArray:
 
 def _compute_measures(
     window: HorizonWindow, factor: float, risk_free_annual: float, mar_annual: float
-) -> tuple[Measures, list[Flaw]]:
+) -> tuple[Measures, list[MeasureMask]]:
     """Return the measures by name, and which of them mean nothing for which rows, and why."""
     simple = window.ratios - 1
     steps = window.closes.shape[1] - 1 - window.first
@@ -228,7 +226,7 @@ def _find_last(marks: BoolArray) -> IntArray:
 
 
 def _explain(
-    measures: Measures, flaws: list[Flaw], insufficient: BoolArray
+    measures: Measures, flaws: list[MeasureMask], insufficient: BoolArray
 ) -> npt.NDArray[np.object_]:
     """Blank what means nothing, and return why; nothing stays NaN or infinite without a reason."""
     texts = np.full(len(insufficient), "", dtype=object)

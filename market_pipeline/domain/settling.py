@@ -1,8 +1,8 @@
-"""Settling: what an answer proves about the span that was asked for.
+"""Settling: the conclusions from an answer about the span that was asked for.
 
-Every expected bar of the span ends up in one of three ways: it came and is final (settled); it is
-running, or its provider may still change it (asked for again); it should be there and is not (a
-hole with a reason, asked for again at growing distances, then remembered).
+Every expected bar of the span ends up in one of three ways. It came and is final: it is settled. It
+is running, or its provider may still change it: it is asked for again. It should be there and is
+not: it is a hole with a reason, asked for again at growing intervals, then remembered.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ _NOT_FOUND = 404
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class FetchResult:
     """What came back for one request.
 
     Attributes:
@@ -68,9 +68,9 @@ def settle_answer(
     interval: Interval,
     calendar: str,
     publication_lag: timedelta,
-    answer: Answer,
+    answer: FetchResult,
 ) -> Coverage:
-    """Return the coverage after an answer; ``bars`` is left to whoever counts them.
+    """Return the coverage after an answer; the caller sets ``bars``.
 
     Args:
         coverage: As it was.
@@ -138,7 +138,7 @@ def skip_turn(coverage: Coverage, window: Window, now: datetime) -> Coverage:
     return replace(coverage, round=replace(turn, skipped=(*turn.skipped, window)))
 
 
-def _go_on(coverage: Coverage, answer: Answer) -> Round:
+def _go_on(coverage: Coverage, answer: FetchResult) -> Round:
     """Return how far the turn has come; the first one begins with the first answer."""
     if answer.is_turn:
         return _turn_to(coverage, answer.window, answer.now)
@@ -146,7 +146,7 @@ def _go_on(coverage: Coverage, answer: Answer) -> Round:
 
 
 def _turn_to(coverage: Coverage, page: Window, now: datetime) -> Round:
-    """Return the turn up to the end of a page; one that lies behind it begins a new turn."""
+    """Return the turn up to the end of a page; a page before the turn begins a new one."""
     turn = coverage.round or Round(now, page.start, now)
     if page.start < turn.reached:
         return Round(turn.read_at, page.end, now)
@@ -228,7 +228,7 @@ def _span(edges: npt.NDArray[np.int64], first: int, last: int) -> Window:
 def _describe_holes(
     coverage: Coverage,
     interval: Interval,
-    answer: Answer,
+    answer: FetchResult,
     part: Grid,
     edges: npt.NDArray[np.int64],
     is_missing: npt.NDArray[np.bool_],
@@ -247,7 +247,7 @@ def _describe_holes(
 
 
 def _make_hole(
-    coverage: Coverage, window: Window, reason: str, answer: Answer, is_oldest: bool
+    coverage: Coverage, window: Window, reason: str, answer: FetchResult, is_oldest: bool
 ) -> Hole:
     waiting = _find_waiting(coverage.holes, window, reason, answer.asked_at)
     if waiting is not None:
@@ -289,7 +289,7 @@ def _count_tries(holes: Sequence[Hole], window: Window, now: datetime) -> tuple[
 def _forget_progress(
     coverage: Coverage, present: npt.NDArray[np.int64], asked_at: datetime
 ) -> Coverage:
-    """Count the tries of a hole anew when some of its bars came: the others may come as well."""
+    """Restart the count of tries when some bars of a hole came: the others may come as well."""
     holes = [
         replace(hole, tries=0, next_check_at=asked_at) if _contains_any(hole, present) else hole
         for hole in coverage.holes
@@ -316,7 +316,7 @@ def _replace_holes(
 
 
 def _advance_verified(
-    coverage: Coverage, answer: Answer, span: Window
+    coverage: Coverage, answer: FetchResult, span: Window
 ) -> dict[int, tuple[Window, ...]]:
     """Add what has now been read at each age; what is loaded late has been read at all of them."""
     verified = {}

@@ -1,15 +1,15 @@
 """Spikes: bars that jump so far that somebody should look at them.
 
-Here: which bars of a batch jump. They are flagged and stored like all others: crashes are real, and
-only a person can tell one from a unit error. Impossible bars are ``judging``'s.
+Here: which bars of a batch jump. They are flagged and stored like all others, because crashes are
+real, and only a person can tell a crash from a unit error. Not here: impossible bars (``judging``).
 
-A bar is a spike when both hold, its return being that of its close over the close before it:
+The return of a bar is that of its close over the close before it. A bar is a spike when both hold:
 
 - Its log return lies more than 10 robust standard deviations from the batch's median return. The
   robust deviation is 1.4826 times the median absolute deviation, which equals the standard
   deviation for normal returns and, unlike that, is not widened by the very spikes it should find
-  (Hampel's identifier). Its usual threshold of 3 to 3.5 supposes thin tails; daily returns have
-  heavy ones, and would be flagged every few weeks.
+  (Hampel's identifier). Its usual threshold of 3 to 3.5 assumes thin tails. Daily returns have
+  heavy tails, and would be flagged every few weeks.
 - It moved by more than 15 %. In a series that hardly moves, ten deviations are nothing.
 
 A single wrong bar is two spikes: the way there and the way back. Below 20 bars the deviation of a
@@ -19,14 +19,14 @@ batch says little, so nothing is flagged.
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+
+from market_pipeline.domain.arrays import FloatArray
 
 MIN_BARS = 20
 MAX_DEVIATIONS = 10.0
 MAX_MOVE_RATIO = 0.15
 MAD_TO_SIGMA = 1.4826
-Floats = npt.NDArray[np.float64]
 
 
 def find_spikes(bars: pd.DataFrame) -> pd.DataFrame:
@@ -56,13 +56,13 @@ def _measure(bars: pd.DataFrame) -> pd.DataFrame:
     return bars.assign(log_return=returns, deviations=_compute_deviations(returns))
 
 
-def _compute_log_returns(closes: "pd.Series[Any]") -> Floats:
+def _compute_log_returns(closes: "pd.Series[Any]") -> FloatArray:
     usable = closes.where((closes > 0) & (closes < np.inf))
     logs = np.log(usable.to_numpy(dtype="float64"))
     return np.diff(logs, prepend=np.nan)
 
 
-def _compute_deviations(returns: Floats) -> Floats:
+def _compute_deviations(returns: FloatArray) -> FloatArray:
     known = returns[~np.isnan(returns)]
     if len(known) + 1 < MIN_BARS:
         return np.full(len(returns), np.nan)

@@ -1,9 +1,9 @@
-"""Jumps from session to session that look like a split that nobody announced.
+"""Suspected splits: jumps between sessions that look like a split that was not announced.
 
 An unadjusted series falls to a half on the day of a 2:1 split, and every statistic over that day is
 wrong. A jump is suspected when the close is within 1 % of n times or an n-th of the close before (n
 from 2 to 50), or of 3:2 or 2:3, and more than ten times the market's median absolute return.
-Closes up to five sessions apart are looked at, so that a hole hides no split.
+Closes up to five sessions apart are compared, so that a hole cannot hide a split.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import FloatArray
 from market_pipeline.domain.grids import find_grid
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
@@ -24,7 +25,6 @@ MIN_RETURNS = 3
 MOST_SESSIONS = 5
 _WHOLE = np.arange(2.0, 51.0)
 RATIOS = np.sort(np.concatenate([1 / _WHOLE, [2 / 3, 3 / 2], _WHOLE]))
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,12 @@ def find_jumps(days: pd.DataFrame, calendar: str) -> list[Jump]:
     ]
 
 
-def _compute_changes(days: pd.DataFrame) -> Floats:
+def _compute_changes(days: pd.DataFrame) -> FloatArray:
     closes = days["close"].to_numpy(dtype="float64")
     return np.asarray(closes[1:] / closes[:-1])
 
 
-def _find_nearest(changes: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def _find_nearest(changes: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
     """Return the split's ratio nearest to each change, and whether it is near."""
     distances = np.abs(changes[:, None] / RATIOS - 1)
     nearest = distances.argmin(axis=1)

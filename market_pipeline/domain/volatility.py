@@ -1,4 +1,4 @@
-"""Realised volatility, and what stored bars say about a live price.
+"""Realised volatility, and the statistics of a live price from stored bars.
 
 Here: the standard deviation of log returns, and a snapshot's two statistics. Not here: the full
 table of risk and return (``roi``), or an implied volatility.
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from market_pipeline.domain.arrays import FloatArray
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import UTC_DTYPE
 from market_pipeline.domain.returns import (
     INSUFFICIENT_DATA,
     OUT_OF_RANGE,
     ZERO_VARIANCE,
-    FloatArray,
     HorizonWindow,
     build_session_matrices,
     build_times,

@@ -1,4 +1,4 @@
-"""Withholding statistics of a market that is known to be incomplete; the others go on."""
+"""Withholding statistics of markets that are incomplete; other markets are not affected."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _EARLY_CLOSE = timedelta(hours=12)
 
 
 @dataclass(frozen=True, slots=True)
-class Flaw:
+class DataIssue:
     """Why a market's statistics over some span cannot be trusted.
 
     Attributes:
@@ -41,7 +41,7 @@ class Flaw:
 
 
 def withhold(
-    rows: pd.DataFrame, keys: Sequence[str], measures: Sequence[str], flaws: Iterable[Flaw]
+    rows: pd.DataFrame, keys: Sequence[str], measures: Sequence[str], flaws: Iterable[DataIssue]
 ) -> pd.DataFrame:
     """Return rows whose measures are NaN, with the reason, where a flaw touches their window.
 

@@ -1,11 +1,11 @@
-"""What a market's worker hands over for one transaction."""
+"""The batch that the worker of a market gives to one transaction."""
 
 from dataclasses import dataclass, field, replace
 
 from market_pipeline.domain.differences import Difference
 from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.domain.planning import RETRY, VERIFY
-from market_pipeline.ingestion.fetching import Page
+from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.request import Route
 
 
@@ -42,17 +42,17 @@ class Progress:
         """Return it as of now: the writer reads it while the worker goes on counting."""
         return replace(self, failures=list(self.failures), quarantined=dict(self.quarantined))
 
-    def count_page(self, page: Page, calls: int, throttled: int) -> None:
+    def count_page(self, page: BarPage, calls: int, throttled: int) -> None:
         """Take a page in, and the calls it took."""
         self.calls += calls
         self.throttled += throttled
-        self.requested += page.ask.bars
+        self.requested += page.request.bars
         self.received += page.received
-        is_needed = page.ask.purpose != VERIFY  # what is read again for safety may fail
+        is_needed = page.request.purpose != VERIFY  # what is read again for safety may fail
         self.asked += is_needed
-        self.retries += page.ask.purpose == RETRY
+        self.retries += page.request.purpose == RETRY
         if is_needed and page.error is not None:
-            self.failures.append(f"{page.ask.interval}: {page.error}")
+            self.failures.append(f"{page.request.interval}: {page.error}")
         for rule in page.judged.rejected["rule"] if len(page.judged.rejected) else ():
             self.quarantined[rule] = self.quarantined.get(rule, 0) + 1
 
@@ -73,7 +73,7 @@ class BarBatch:
     route: Route
     market_id: int
     token: int
-    pages: tuple[Page, ...]
+    pages: tuple[BarPage, ...]
     progress: Progress
     is_last: bool = False
     difference: Difference | None = None

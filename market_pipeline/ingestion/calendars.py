@@ -1,4 +1,4 @@
-"""Exchange calendars from the database: to build one takes most of a second, in every run."""
+"""Exchange calendars from the database, because building one takes most of a second in each run."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta

@@ -1,6 +1,6 @@
-"""The end of a run: its receipt is closed, once, and what it came to is added to the totals.
+"""The end of a run: closes its receipt once, and adds its counts to the totals.
 
-Whoever runs the steps calls it, whatever becomes of them; whoever finds a run dead does it for it.
+The executor calls it, however the steps ended. For a dead run, the process that finds it does.
 """
 
 from collections.abc import Iterator
@@ -36,8 +36,8 @@ from market_pipeline.storage.runs.receipts import read_run_tables
 
 _OUTCOMES = {"ok": SUCCESS, "partial": PARTIAL, "failed": FAILURE}
 INTERRUPTED = (
-    "interrupted: the run's process is gone: it was killed, ran out of memory, or its machine "
-    "stopped. What it had committed stays, and the next run goes on from there"
+    "interrupted: the run's process is gone. It was killed, ran out of memory, or its machine "
+    "stopped. What it had committed stays, and the next run continues from there"
 )
 _MAX_ERROR = 2_000
 

@@ -1,8 +1,8 @@
-"""What a person decides about an event: a jump is no split, or it is one.
+"""Decisions of people about a suspected split: dismiss or confirm it.
 
-Dismissed, a jump is a price like any other. Confirmed, all bars before it are multiplied by the
-split's ratio, marked, and their old values kept as revisions; the provider's own values for them
-are in the old scale, so they are not compared with it any more.
+A dismissed jump is a price like any other. If a split is confirmed, all bars before it are
+multiplied by its ratio and marked, and their old values stay as revisions. The provider's own
+values for these bars are in the old scale, so they are not compared with it any more.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from market_pipeline.domain.sessions import EPOCH
 from market_pipeline.ingestion.quarantine import add_written, describe_run
 from market_pipeline.ingestion.receipts import begin_receipt
 from market_pipeline.ingestion.suspecting import tell_suspicions
-from market_pipeline.ingestion.write import Written, write_market_bars
+from market_pipeline.ingestion.write import BarWriteResult, write_market_bars
 from market_pipeline.storage.bars.events import (
     SUSPECTED_SPLIT,
     is_seam,
@@ -71,7 +71,7 @@ def dismiss_event(engine: Engine, event_id: int) -> str:
         if event["kind"] != SUSPECTED_SPLIT and not is_seam(event):
             raise PipelineError(
                 f"event {event_id} is a {event['kind']} that runs still follow: "
-                "`market-pipeline ingest` goes on with it. Nothing was changed"
+                "`market-pipeline ingest` continues it. Nothing was changed"
             )
         resolve_event(connection, event_id, DISMISSED)
         name = f"{event['provider']}:{event['symbol']}"
@@ -118,7 +118,7 @@ def _confirm(connection: Connection, event_id: int, run_id: UUID, now: datetime)
     run = describe_run(run_id, TRIGGER, one, bars, now)
     begin_receipt(connection, run)
     rows = multiply_bars(bars, ratio, volume_ratio)
-    written: Written = write_market_bars(connection, run, one, market_id, rows)
+    written: BarWriteResult = write_market_bars(connection, run, one, market_id, rows)
     add_written(connection, run, market_id, 0, written)
     resolve_event(connection, event_id, CONFIRMED)
     told = _describe(event, len(bars), run_id)

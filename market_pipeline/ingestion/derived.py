@@ -1,4 +1,4 @@
-"""Bars made of stored bars: the days of hours, the weeks of days, whatever batch touched them."""
+"""Bars made of stored bars: days of hours and weeks of days, for the span that a batch touched."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from market_pipeline.storage.bars.stored import count_bars, read_bars
 
 
 @dataclass(frozen=True, slots=True)
-class Absence:
+class UnavailableBars:
     """What will never come of the bars that days or weeks are made of, by open_time (UTC).
 
     Attributes:
@@ -28,16 +28,16 @@ class Absence:
     new: Sequence[Window] = ()
 
 
-NOTHING_ABSENT = Absence()
+NOTHING_ABSENT = UnavailableBars()
 
 
 def find_absence(
     one: Market, before: Mapping[Interval, Coverage], after: Mapping[Interval, Coverage]
-) -> Absence:
+) -> UnavailableBars:
     """Return what will never come of a market, by its coverage before and after a batch."""
     base = Interval.DAY if Interval.DAY in one.intervals else Interval.HOUR
     known, gone = (find_gone(coverage.get(base, Coverage())) for coverage in (before, after))
-    return Absence(gone, subtract_windows(gone, known))
+    return UnavailableBars(gone, subtract_windows(gone, known))
 
 
 def rebuild_days(
@@ -46,7 +46,7 @@ def rebuild_days(
     market_id: int,
     bars: pd.DataFrame,
     now: datetime,
-    absence: Absence = NOTHING_ABSENT,
+    absence: UnavailableBars = NOTHING_ABSENT,
 ) -> pd.DataFrame:
     """Return the days that new hours touch, of a market whose provider serves hours only.
 
@@ -69,7 +69,7 @@ def rebuild_days(
     return _stay_final(connection, market_id, days, now)
 
 
-def _find_touched(bars: pd.DataFrame, absence: Absence, now: datetime) -> Window | None:
+def _find_touched(bars: pd.DataFrame, absence: UnavailableBars, now: datetime) -> Window | None:
     """Return from which to which open_time bars came, or are now known never to come."""
     bounds = [bound for part in absence.new for bound in (part.start, min(part.end, now))]
     if len(bars):
@@ -99,7 +99,7 @@ def rebuild_weeks(
     market_id: int,
     bars: pd.DataFrame,
     now: datetime,
-    absence: Absence = NOTHING_ABSENT,
+    absence: UnavailableBars = NOTHING_ABSENT,
 ) -> pd.DataFrame:
     """Return the weeks that new days touch; the arguments are those of :func:`rebuild_days`."""
     touched = _find_touched(bars[bars["interval"] == Interval.DAY.value], absence, now)

@@ -1,4 +1,4 @@
-"""What a request would cost each provider, told before anybody is asked."""
+"""The cost of a request for each provider, estimated before any call."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,15 +68,15 @@ class ProviderEstimate:
                 "symbol": plan.market.symbol,
                 "provider": self.provider,
                 "interval": interval.value,
-                "calls": len(asks),
-                "bars": sum(ask.bars for ask in asks),
-                "from": f"{min(ask.window.start for ask in asks):%Y-%m-%d %H:%M}",
-                "to": f"{max(ask.window.end for ask in asks):%Y-%m-%d %H:%M}",
-                "purpose": ", ".join(dict.fromkeys(ask.purpose for ask in asks)),
+                "calls": len(requests),
+                "bars": sum(request.bars for request in requests),
+                "from": f"{min(request.window.start for request in requests):%Y-%m-%d %H:%M}",
+                "to": f"{max(request.window.end for request in requests):%Y-%m-%d %H:%M}",
+                "purpose": ", ".join(dict.fromkeys(request.purpose for request in requests)),
             }
             for plan in self.plans
             for interval in plan.market.intervals
-            if (asks := [ask for ask in plan.needed if ask.interval is interval])
+            if (requests := [request for request in plan.needed if request.interval is interval])
         ]
 
 

@@ -1,4 +1,4 @@
-"""One request to a provider, and its answer judged: a page."""
+"""One request to a provider and the validation of its answer: a page."""
 
 import time
 from dataclasses import dataclass, replace
@@ -8,9 +8,9 @@ import pandas as pd
 
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.errors import ProviderError
-from market_pipeline.domain.judging import JudgedBars, judge_bars
+from market_pipeline.domain.judging import ValidatedBars, judge_bars
 from market_pipeline.domain.parsing import leave_older
-from market_pipeline.domain.planning import Ask
+from market_pipeline.domain.planning import FetchRequest
 from market_pipeline.domain.records import Market, build_empty_bar_frame
 from market_pipeline.domain.sessions import read_sessions_around
 from market_pipeline.observability.logs import get_logger
@@ -21,18 +21,18 @@ logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class BarPage:
     """What came back for one request.
 
     Attributes:
-        ask: The request. judged: Its bars, good and rejected. received: How many came.
+        request: What was asked for. judged: Its bars, good and rejected. received: How many came.
         now: The run's clock (UTC).
         asked_at: When it was sent (UTC, wall clock). seconds: How long the answer took.
         error: What came instead of bars. status: The HTTP status of that, where there was one.
     """
 
-    ask: Ask
-    judged: JudgedBars
+    request: FetchRequest
+    judged: ValidatedBars
     received: int
     now: datetime
     asked_at: datetime
@@ -41,33 +41,33 @@ class Page:
     status: int | None = None
 
 
-def fetch_page(provider: Provider, market: Market, ask: Ask, now: datetime) -> Page:
+def fetch_page(provider: Provider, market: Market, request: FetchRequest, now: datetime) -> BarPage:
     """Ask and judge; an error of the provider becomes part of the page.
 
     Args:
         provider: The market's.
         market: Whose bars.
-        ask: Which.
+        request: Which.
         now: The run's clock (UTC).
     """
     asked_at, began = datetime.now(UTC), time.perf_counter()
     bars, error, status = build_empty_bar_frame(), None, None
-    about = {"provider": provider.name, "market": market.symbol, "interval": ask.interval.value}
+    about = {"provider": provider.name, "market": market.symbol, "interval": request.interval.value}
     try:
-        with span("fetch", **about, purpose=ask.purpose) as told:
-            bars = provider.fetch_bars(market, ask.interval, ask.window, now)
+        with span("fetch", **about, purpose=request.purpose) as told:
+            bars = provider.fetch_bars(market, request.interval, request.window, now)
             told.tell(bars=len(bars))
     except ProviderError as failure:
         error, status = str(failure), failure.status
-        logger.warning("the provider failed", interval=ask.interval.value, error=str(failure))
+        logger.warning("the provider failed", interval=request.interval.value, error=str(failure))
     seconds = time.perf_counter() - began
     # Whatever its provider says: half a bar is not final.
     bars = bars.assign(is_final=bars["is_final"] & (bars["close_time"] <= pd.Timestamp(now)))
     judged = judge_page(bars, market, now)
-    return Page(ask, judged, len(bars), now, asked_at, seconds, error, status)
+    return BarPage(request, judged, len(bars), now, asked_at, seconds, error, status)
 
 
-def leave_older_bars(page: Page, known: Coverage | None) -> Page:
+def leave_older_bars(page: BarPage, known: Coverage | None) -> BarPage:
     """Return the page without bars that an older parser stored: no comparison, no overwriting."""
     good = leave_older(page.judged.good, known or Coverage())
     if good is page.judged.good:
@@ -75,6 +75,6 @@ def leave_older_bars(page: Page, known: Coverage | None) -> Page:
     return replace(page, judged=replace(page.judged, good=good.reset_index(drop=True)))
 
 
-def judge_page(bars: pd.DataFrame, market: Market, now: datetime) -> JudgedBars:
+def judge_page(bars: pd.DataFrame, market: Market, now: datetime) -> ValidatedBars:
     """Separate possible bars from impossible ones by the market's own sessions."""
     return judge_bars(bars, now, read_sessions_around(bars["open_time"], market.calendar))

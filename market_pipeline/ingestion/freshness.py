@@ -1,11 +1,11 @@
-"""Which series are late: what their calendars and providers promise, against what is stored."""
+"""Late series: what calendars and providers promise, compared with what is stored."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from market_pipeline.domain.freshness import Series, find_delay
+from market_pipeline.domain.freshness import TrackedSeries, find_delay
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.ingestion.request import Route
@@ -64,7 +64,7 @@ def find_delays(
 
 def describe_series(
     provider: Provider | None, market: Market, interval: Interval, known: Mapping[str, Any]
-) -> Series:
+) -> TrackedSeries:
     """Return a series, given its row of ``read_coverage_rows``, if there is one.
 
     Without a provider, where it is not to be had, its bars are expected as soon as they close.
@@ -72,4 +72,4 @@ def describe_series(
     lag = provider.describe_history(market, interval).publication_lag if provider else timedelta(0)
     ends_at = known.get("ends_at")
     explained = None if ends_at is None else Window(known["starts_at"], ends_at)
-    return Series(market.calendar, interval, lag, known.get("watermark"), explained)
+    return TrackedSeries(market.calendar, interval, lag, known.get("watermark"), explained)

@@ -1,6 +1,6 @@
-"""One market's part of a run: claim it, plan, ask page by page, hand over what came.
+"""The part of one market in a run: claims it, plans, fetches page by page, and gives batches.
 
-Not here: the transaction that a batch lands in (``write``), and the other markets (``stream``).
+Not here: the transaction of a batch (``write``), and the other markets (``stream``).
 """
 
 import time
@@ -15,14 +15,14 @@ from market_pipeline.domain.budgets import BudgetLimit
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.parsing import adopt_parsing
-from market_pipeline.domain.planning import RETRY, VERIFY, Ask
+from market_pipeline.domain.planning import RETRY, VERIFY, FetchRequest
 from market_pipeline.ingestion.batches import BarBatch, Progress
-from market_pipeline.ingestion.fetching import Page, fetch_page, leave_older_bars
+from market_pipeline.ingestion.fetching import BarPage, fetch_page, leave_older_bars
 from market_pipeline.ingestion.planning import plan_market
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.tracing import DifferenceWatch
 from market_pipeline.observability.logs import get_logger
-from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
+from market_pipeline.providers.rate_limiter import CallCounter, current_limiter, use_limiter
 from market_pipeline.storage.bars.events import read_difference
 from market_pipeline.storage.coverage.ledger import read_coverage
 from market_pipeline.storage.markets.registration import ensure_market
@@ -63,7 +63,7 @@ class MarketRun:
 
     def _iterate_batches(self, claimed: BarBatch) -> Iterator[BarBatch]:
         watch = self._open_watch(claimed.market_id)
-        waiting: list[Page] = []
+        waiting: list[BarPage] = []
         for page in self._iterate_pages(claimed, watch):
             waiting.append(page)
             # What is known of a difference is kept with every page that tells more of it.
@@ -72,37 +72,37 @@ class MarketRun:
                 waiting = []
         yield replace(_pack(claimed, waiting, watch), is_last=True)
 
-    def _list_asks(self, watch: DifferenceWatch) -> Iterator[Ask]:
+    def _list_requests(self, watch: DifferenceWatch) -> Iterator[FetchRequest]:
         """Yield what is needed, then what a difference asks for; later ones follow from answers."""
-        yield from self._choose_asks(watch)
+        yield from self._choose_requests(watch)
         yield from watch.iterate_trace()
         yield from watch.iterate_reload()
 
-    def _choose_asks(self, watch: DifferenceWatch) -> tuple[Ask, ...]:
+    def _choose_requests(self, watch: DifferenceWatch) -> tuple[FetchRequest, ...]:
         """Return what is needed, then old holes and verification while the budget has a share."""
         plan = plan_market(self.route, watch.coverages, self.request, watch.difference)
         spare = (*plan.retries, *plan.verifications)
         if not spare:
-            return plan.asks
+            return plan.requests
         left = count_verifications_left(self.engine, self.route[0].name, self.limit)
-        return (*plan.asks, *spare[:left])
+        return (*plan.requests, *spare[:left])
 
-    def _iterate_pages(self, claimed: BarBatch, watch: DifferenceWatch) -> Iterator[Page]:
+    def _iterate_pages(self, claimed: BarBatch, watch: DifferenceWatch) -> Iterator[BarPage]:
         provider, market = self.route
-        for ask in self._list_asks(watch):
+        for request in self._list_requests(watch):
             failures = len(claimed.progress.failures)
             if failures >= MOST_FAILURES:
                 return
-            if failures and ask.purpose == VERIFY:
+            if failures and request.purpose == VERIFY:
                 continue
             renew_claim(self.engine, claimed.market_id, claimed.token, CLAIM_TIME)
-            gate = CountingGate(current_gate())
-            with use_gate(gate):
-                page = fetch_page(provider, market, ask, self.request.now)
-            page = leave_older_bars(watch.review(page), watch.coverages.get(ask.interval))
-            claimed.progress.count_page(page, gate.calls, gate.throttled)
-            if ask.purpose in (RETRY, VERIFY) and not self.limit.is_open:
-                note_verifications(self.engine, provider.name, gate.calls)
+            limiter = CallCounter(current_limiter())
+            with use_limiter(limiter):
+                page = fetch_page(provider, market, request, self.request.now)
+            page = leave_older_bars(watch.review(page), watch.coverages.get(request.interval))
+            claimed.progress.count_page(page, limiter.calls, limiter.throttled)
+            if request.purpose in (RETRY, VERIFY) and not self.limit.is_open:
+                note_verifications(self.engine, provider.name, limiter.calls)
             yield page
 
     def _open_watch(self, market_id: int) -> DifferenceWatch:
@@ -121,13 +121,13 @@ class MarketRun:
         if coverage is not known and coverage.older_parsings:
             logger.warning(
                 "answers are read differently now: stored bars stay, and statistics across the "
-                "change wait for `market-pipeline markets reload`",
+                "change are NULL until `market-pipeline markets reload`",
                 interval=interval.value,
             )
         return coverage
 
 
-def _pack(claimed: BarBatch, pages: Sequence[Page], watch: DifferenceWatch) -> BarBatch:
+def _pack(claimed: BarBatch, pages: Sequence[BarPage], watch: DifferenceWatch) -> BarBatch:
     batch = replace(
         claimed,
         pages=tuple(pages),
@@ -139,5 +139,5 @@ def _pack(claimed: BarBatch, pages: Sequence[Page], watch: DifferenceWatch) -> B
     return batch
 
 
-def _is_full(pages: list[Page]) -> bool:
+def _is_full(pages: list[BarPage]) -> bool:
     return sum(page.received for page in pages) >= BATCH_BARS

@@ -1,4 +1,4 @@
-"""What a run would ask for, market by market; the same plan is shown and carried out."""
+"""The plan of a run, market by market; the same plan is shown and carried out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from market_pipeline.domain.differences import Difference
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.parsing import adopt_parsing
 from market_pipeline.domain.planning import (
-    Ask,
+    FetchRequest,
     plan_interval,
     plan_reload,
     plan_retries,
@@ -29,26 +29,27 @@ class MarketPlan:
     """The requests that make one market complete, the finest interval first.
 
     Attributes:
-        market: Whose. asks: What is needed. retries: Holes outside the window, as far as the budget
+        market: Whose. requests: What is needed.
+        retries: Holes outside the window, as far as the budget
             allows. verifications: What would be good to read again, as far as it allows.
         cut: Which part of the window its calendar does not know, in words; None: it knows all.
     """
 
     market: Market
-    asks: tuple[Ask, ...]
-    retries: tuple[Ask, ...]
-    verifications: tuple[Ask, ...]
+    requests: tuple[FetchRequest, ...]
+    retries: tuple[FetchRequest, ...]
+    verifications: tuple[FetchRequest, ...]
     cut: str | None = None
 
     @property
-    def needed(self) -> tuple[Ask, ...]:
+    def needed(self) -> tuple[FetchRequest, ...]:
         """What brings bars that are missing."""
-        return (*self.asks, *self.retries)
+        return (*self.requests, *self.retries)
 
     @property
     def bars(self) -> int:
         """How many bars the calendar expects in what is needed."""
-        return sum(ask.bars for ask in self.needed)
+        return sum(request.bars for request in self.needed)
 
 
 def plan_market(
@@ -56,9 +57,9 @@ def plan_market(
 ) -> MarketPlan:
     """Return what a request still needs of a market; what its difference released comes last."""
     provider, market = route
-    asks: list[Ask] = []
-    retries: list[Ask] = []
-    verifications: list[Ask] = []
+    requests: list[FetchRequest] = []
+    retries: list[FetchRequest] = []
+    verifications: list[FetchRequest] = []
     for interval in market.intervals:
         terms = provider.describe_history(market, interval)
         calendar, earliest = market.calendar, find_earliest(terms, request)
@@ -67,15 +68,15 @@ def plan_market(
         # What a difference released is read again by requests of its own.
         rest = _set_aside(known, find_left(difference, interval, known, earliest))
         clock = (rest, terms, earliest)
-        asks += plan_interval(
+        requests += plan_interval(
             interval, calendar, request.window, request.now, *clock,
             request.asked_at, request.filled_from,
         )  # fmt: skip
         retries += plan_retries(interval, calendar, request.window, request.asked_at, *clock)
         verifications += plan_verification(interval, calendar, request.now, *clock)
-    asks += plan_reloads(route, coverages, request, difference)
+    requests += plan_reloads(route, coverages, request, difference)
     cut = describe_cut(market, request.window)
-    return MarketPlan(market, tuple(asks), tuple(retries), tuple(verifications), cut)
+    return MarketPlan(market, tuple(requests), tuple(retries), tuple(verifications), cut)
 
 
 def describe_cut(market: Market, window: Window) -> str | None:
@@ -104,17 +105,17 @@ def _wake(known: Coverage, request: Request) -> Coverage:
 
 def plan_reloads(
     route: Route, coverages: Coverages, request: Request, difference: Difference | None
-) -> tuple[Ask, ...]:
+) -> tuple[FetchRequest, ...]:
     """Return the requests that read again what a difference released, whatever the look-back."""
     provider, market = route
-    asks: list[Ask] = []
+    requests: list[FetchRequest] = []
     for interval in market.intervals:
         known = coverages.get(interval, _UNKNOWN)
         terms = provider.describe_history(market, interval)
         left = find_left(difference, interval, known, find_earliest(terms, request))
         clock = (request.now, known, terms, request.asked_at)
-        asks += plan_reload(interval, market.calendar, left, *clock)
-    return tuple(asks)
+        requests += plan_reload(interval, market.calendar, left, *clock)
+    return tuple(requests)
 
 
 def find_left(

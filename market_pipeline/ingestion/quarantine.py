@@ -1,11 +1,11 @@
-"""Replaying quarantined bars: judged again by today's rules, and written if they are good now.
+"""Replaying quarantined bars: validates them by the current rules, and writes those that pass.
 
-Here: the verdict on each row and its transaction. Not here: the table
+Here: the decision on each row and its transaction. Not here: the table
 (``storage.bars.quarantine``), the rules (``domain.judging``).
 
-A row is good when it breaks no rule and does not contradict a bar that is stored: what the provider
-said later, and what was accepted, is worth more than a row that was once refused. Of several good
-rows of one bar the one seen last wins.
+A row passes if it breaks no rule and does not contradict a stored bar: what the provider sent later
+and was accepted counts more than a row that was once refused. If several rows of one bar pass, the
+last one is stored.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.judging import NOT_A_SESSION, find_strays
 from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, Market, Window
 from market_pipeline.domain.sessions import EPOCH, LAST_DAY, read_sessions_around
-from market_pipeline.domain.settling import Answer, settle_answer
+from market_pipeline.domain.settling import FetchResult, settle_answer
 from market_pipeline.ingestion.derived import find_absence
 from market_pipeline.ingestion.fetching import judge_page
 from market_pipeline.ingestion.receipts import (
@@ -33,7 +33,12 @@ from market_pipeline.ingestion.receipts import (
     describe_counts,
 )
 from market_pipeline.ingestion.request import Request
-from market_pipeline.ingestion.write import Coverages, Written, add_inserted, write_market_bars
+from market_pipeline.ingestion.write import (
+    BarWriteResult,
+    Coverages,
+    add_inserted,
+    write_market_bars,
+)
 from market_pipeline.observability.logs import get_logger
 from market_pipeline.storage.bars.events import read_restated_rows
 from market_pipeline.storage.bars.quarantine import parse_payloads, read_quarantine, resolve_rows
@@ -249,7 +254,7 @@ def _write(
 
 
 def add_written(
-    connection: Connection, run: Run, market_id: int, received: int, written: Written
+    connection: Connection, run: Run, market_id: int, received: int, written: BarWriteResult
 ) -> None:
     """Write the receipt of bars that no provider was asked for."""
     counts = describe_counts(written.counts, written.derived)
@@ -281,6 +286,8 @@ def _settle(
     for at in range(len(bars)):
         bar = bars.iloc[at : at + 1]
         opens = bar["open_time"].iloc[0].to_pydatetime()
-        answer = Answer(Window(opens, opens + timedelta(microseconds=1)), bar, nothing, now, now)
+        answer = FetchResult(
+            Window(opens, opens + timedelta(microseconds=1)), bar, nothing, now, now
+        )
         coverage = settle_answer(coverage, interval, calendar, timedelta(0), answer)
     return replace(coverage, **kept)

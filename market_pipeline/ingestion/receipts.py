@@ -1,4 +1,4 @@
-"""The receipt of a run: what was asked, what came, what was written, what is left."""
+"""The receipt of a run: what it asked for, what came, what was written, what is missing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 
-from market_pipeline.ingestion.fetching import Page
+from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.request import Request
 from market_pipeline.storage.bulk.upsert import WriteCounts
 from market_pipeline.storage.runs.recording import (
     CHANGES,
-    Asked,
+    RecordedRequest,
     add_to_request,
     add_to_table,
     insert_requests,
@@ -39,7 +39,9 @@ def begin_receipt(connection: Connection, run: Run) -> None:
     """Make sure the run's receipt exists."""
     provider = ",".join(run.request.providers)
     request = describe_request(run.request)
-    open_receipt(connection, Asked(run.run_id, run.trigger, run.started_at, provider, request))
+    open_receipt(
+        connection, RecordedRequest(run.run_id, run.trigger, run.started_at, provider, request)
+    )
 
 
 def describe_request(request: Request) -> dict[str, Any]:
@@ -52,16 +54,18 @@ def describe_request(request: Request) -> dict[str, Any]:
     }
 
 
-def add_requests(connection: Connection, run: Run, market_id: int, pages: Sequence[Page]) -> None:
+def add_requests(
+    connection: Connection, run: Run, market_id: int, pages: Sequence[BarPage]
+) -> None:
     """Note each request, so that a bar can be traced to it."""
     rows = [
         {
             "run_id": run.run_id,
             "market_id": market_id,
-            "interval": page.ask.interval.value,
-            "starts_at": page.ask.window.start,
-            "ends_at": page.ask.window.end,
-            "purpose": page.ask.purpose,
+            "interval": page.request.interval.value,
+            "starts_at": page.request.window.start,
+            "ends_at": page.request.window.end,
+            "purpose": page.request.purpose,
             "asked_at": page.asked_at,
             "seconds": page.seconds,
             "received": page.received,

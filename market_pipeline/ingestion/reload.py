@@ -1,11 +1,11 @@
-"""Reading a stored market again: what it would cost and change, and doing it.
+"""Reading a stored market again: the preview of cost and changes, and the reload itself.
 
-Here: the plan, the sample, the marks and the loop. Not here: the dump that is taken before
+Here: the plan, the sample, the marks and the loop. Not here: the dump that is made first
 (``storage.markets.dump``), and the transaction of a batch (``write``).
 
-What is to be read again is marked in the ledger first, as if an older parser had read it: nothing
-is compared with it, no statistic mixes it with what has been read again, and a reload that was
-killed goes on where it stopped.
+The spans to be read again are first marked in the ledger, as if an older parser had read them. So
+nothing is compared with them, no statistic mixes old and new bars, and a reload that was killed
+continues where it stopped.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +20,12 @@ from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.grids import find_grid, from_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.parsing import TO_READ_AGAIN, adopt_parsing, list_spans, retire_spans
-from market_pipeline.domain.planning import RELOAD, Ask
+from market_pipeline.domain.planning import RELOAD, FetchRequest
 from market_pipeline.domain.ranges import intersect_windows, pack_windows, subtract_windows
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.sessions import EPOCH
 from market_pipeline.ingestion.batches import BarBatch, Progress
-from market_pipeline.ingestion.fetching import Page, fetch_page
+from market_pipeline.ingestion.fetching import BarPage, fetch_page
 from market_pipeline.ingestion.market_run import (
     BATCH_BARS,
     CLAIM_PATIENCE,
@@ -34,9 +34,9 @@ from market_pipeline.ingestion.market_run import (
 )
 from market_pipeline.ingestion.receipts import Run, begin_receipt
 from market_pipeline.ingestion.request import Request, Route
-from market_pipeline.ingestion.stream import make_gate
+from market_pipeline.ingestion.stream import make_limiter
 from market_pipeline.ingestion.write import BatchResult, write_batch
-from market_pipeline.providers.gate import CountingGate, current_gate, use_gate
+from market_pipeline.providers.rate_limiter import CallCounter, current_limiter, use_limiter
 from market_pipeline.storage.bars.stored import read_bars
 from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
 from market_pipeline.storage.markets.lookup import read_market
@@ -63,14 +63,14 @@ class Part:
         interval: Of the bars.
         stored: Every span with stored final bars (UTC).
         reachable: What is to be read again. lost: What should be, and the provider has no more.
-        asks: The requests, oldest first.
+        requests: The requests, oldest first.
     """
 
     interval: Interval
     stored: tuple[Window, ...]
     reachable: tuple[Window, ...]
     lost: tuple[Window, ...]
-    asks: tuple[Ask, ...]
+    requests: tuple[FetchRequest, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +90,9 @@ class ReloadPlan:
     facts: Mapping[str, tuple[str, str]]
 
     @property
-    def asks(self) -> tuple[Ask, ...]:
+    def requests(self) -> tuple[FetchRequest, ...]:
         """All requests."""
-        return tuple(ask for part in self.parts for ask in part.asks)
+        return tuple(request for part in self.parts for request in part.requests)
 
 
 def plan_market_reload(
@@ -152,13 +152,13 @@ def _plan_part(
         tuple(stored),
         tuple(reachable),
         tuple(subtract_windows(wanted, reachable)),
-        _build_asks(interval, market.calendar, reachable, terms.page),
+        _build_requests(interval, market.calendar, reachable, terms.page),
     )
 
 
-def _build_asks(
+def _build_requests(
     interval: Interval, calendar: str, windows: Sequence[Window], page: Any
-) -> tuple[Ask, ...]:
+) -> tuple[FetchRequest, ...]:
     if not windows:
         return ()
     grid = find_grid(calendar, interval, Window(windows[0].start, windows[-1].end))
@@ -168,7 +168,9 @@ def _build_asks(
         if grid.count(part)
     ]
     pages = pack_windows(parts, page)
-    return tuple(Ask(interval, one, RELOAD, grid.count(one)) for one in pages if grid.count(one))
+    return tuple(
+        FetchRequest(interval, one, RELOAD, grid.count(one)) for one in pages if grid.count(one)
+    )
 
 
 def sample_changes(engine: Engine, plan: ReloadPlan, now: datetime) -> list[dict[str, Any]]:
@@ -178,26 +180,26 @@ def sample_changes(engine: Engine, plan: ReloadPlan, now: datetime) -> list[dict
         One row for each interval: ``compared``, ``would change``, ``did not come`` (bars),
         ``largest change`` of a close (a fraction), and ``error`` where nothing came.
     """
-    with use_gate(make_gate(engine, [plan.route])):
+    with use_limiter(make_limiter(engine, [plan.route])):
         pages = [
             fetch_page(*plan.route, _cut_sample(part, plan.route[1].calendar), now)
             for part in plan.parts
-            if part.asks
+            if part.requests
         ]
     with engine.connect() as connection:
         return [_compare(connection, plan.market_id, page) for page in pages]
 
 
-def _cut_sample(part: Part, calendar: str) -> Ask:
-    last = part.asks[-1]
+def _cut_sample(part: Part, calendar: str) -> FetchRequest:
+    last = part.requests[-1]
     grid = find_grid(calendar, part.interval, last.window)
     start = max(last.window.start, grid.step_back(last.window.end, SAMPLE_BARS))
     window = Window(start, last.window.end)
-    return Ask(part.interval, window, RELOAD, grid.count(window))
+    return FetchRequest(part.interval, window, RELOAD, grid.count(window))
 
 
-def _compare(connection: Connection, market_id: int, page: Page) -> dict[str, Any]:
-    interval, window = page.ask.interval, page.ask.window
+def _compare(connection: Connection, market_id: int, page: BarPage) -> dict[str, Any]:
+    interval, window = page.request.interval, page.request.window
     stored = read_bars(connection, market_id, interval, window.start, window.end)
     stored = stored[stored["is_final"]]
     columns = ["open_time", *_PRICES]
@@ -228,15 +230,15 @@ def reload_market(engine: Engine, run: Run, route: Route, market_id: int) -> Ite
         token = wait_for_claim(engine, market_id, run.run_id, CLAIM_TIME, CLAIM_PATIENCE)
         try:
             claimed = BarBatch(route, market_id, token, (), Progress())
-            asks = _mark(engine, run, claimed)
-            with use_gate(make_gate(engine, [route])):
-                for batch in _iterate_batches(engine, run, claimed, asks):
+            requests = _mark(engine, run, claimed)
+            with use_limiter(make_limiter(engine, [route])):
+                for batch in _iterate_batches(engine, run, claimed, requests):
                     yield write_batch(engine, run, batch)
         finally:
             release_run_claims(engine, run.run_id)
 
 
-def _mark(engine: Engine, run: Run, claimed: BarBatch) -> tuple[Ask, ...]:
+def _mark(engine: Engine, run: Run, claimed: BarBatch) -> tuple[FetchRequest, ...]:
     """Mark what is to be read again, and return the requests for it."""
     with engine.begin() as connection:
         hold_claim(connection, claimed.market_id, claimed.token)
@@ -251,7 +253,7 @@ def _mark(engine: Engine, run: Run, claimed: BarBatch) -> tuple[Ask, ...]:
             after = _retire(claimed.route, part, found[key], is_whole=bool(plan.facts))
             if after != found[key]:
                 write_coverage(connection, key, found[key], after, None, run.run_id)
-        return plan.asks
+        return plan.requests
 
 
 def _retire(route: Route, part: Part, coverage: Coverage, *, is_whole: bool) -> Coverage:
@@ -262,23 +264,23 @@ def _retire(route: Route, part: Part, coverage: Coverage, *, is_whole: bool) -> 
 
 
 def _iterate_batches(
-    engine: Engine, run: Run, claimed: BarBatch, asks: Sequence[Ask]
+    engine: Engine, run: Run, claimed: BarBatch, requests: Sequence[FetchRequest]
 ) -> Iterator[BarBatch]:
-    progress, waiting = claimed.progress, list[Page]()
-    for ask in asks:
+    progress, waiting = claimed.progress, list[BarPage]()
+    for request in requests:
         if len(progress.failures) >= MOST_FAILURES:
             break
         renew_claim(engine, claimed.market_id, claimed.token, CLAIM_TIME)
-        waiting.append(_fetch(run, claimed, ask))
+        waiting.append(_fetch(run, claimed, request))
         if sum(page.received for page in waiting) >= BATCH_BARS:
             yield replace(claimed, pages=tuple(waiting), progress=progress.copy())
             waiting = []
     yield replace(claimed, pages=tuple(waiting), progress=progress.copy(), is_last=True)
 
 
-def _fetch(run: Run, claimed: BarBatch, ask: Ask) -> Page:
-    gate = CountingGate(current_gate())
-    with use_gate(gate):
-        page = fetch_page(*claimed.route, ask, run.request.now)
-    claimed.progress.count_page(page, gate.calls, gate.throttled)
+def _fetch(run: Run, claimed: BarBatch, request: FetchRequest) -> BarPage:
+    limiter = CallCounter(current_limiter())
+    with use_limiter(limiter):
+        page = fetch_page(*claimed.route, request, run.request.now)
+    claimed.progress.count_page(page, limiter.calls, limiter.throttled)
     return page

@@ -1,8 +1,8 @@
-"""The end of a repair: whether a difference's span was read again, and what becomes of the rest.
+"""The end of a repair: decides whether a span was read again, and what happens to the other bars.
 
-Bars may be left that no provider can be asked for any more, or that did not come again. They are in
-the old scale. Where one factor explains the difference they are multiplied; else they stay, and the
-event stays open over the place where old and new bars meet. Not here: writing any of it.
+Some bars may not have come again, or the provider may not have them any more. They are in the old
+scale. If one factor explains the difference, they are multiplied. Otherwise they stay, and the
+event stays open over the place where old and new bars meet. Not here: the writing.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ class Leftover:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class RepairState:
     """How a repair stands.
 
     Attributes:
@@ -76,7 +76,7 @@ def judge_repair(
     request: Request,
     difference: Difference,
     coverages: Coverages,
-) -> Ending:
+) -> RepairState:
     """Return how a repair stands after a batch.
 
     Args:
@@ -91,10 +91,10 @@ def judge_repair(
     span = find_span(difference, calendar)
     left = _count_left(route, request, difference, coverages)
     if left:
-        return Ending(REPAIRING, span, left=left)
+        return RepairState(REPAIRING, span, left=left)
     found = _find_leftovers(connection, market_id, calendar, difference, coverages)
     if not found:
-        return Ending(REPAIRING, span, REPAIRED)
+        return RepairState(REPAIRING, span, REPAIRED)
     settled = {
         interval: _list_spans(calendar, interval, leftover.bars)
         for interval, leftover in found.items()
@@ -102,12 +102,12 @@ def judge_repair(
     if difference.has_one_factor:
         bars = pd.concat([leftover.bars for leftover in found.values()], ignore_index=True)
         bars = multiply_bars(bars, difference.ratio, difference.volume_ratio)
-        return Ending(REPAIRING, span, MULTIPLIED, bars=bars, settled=settled)
+        return RepairState(REPAIRING, span, MULTIPLIED, bars=bars, settled=settled)
     meetings = [_find_meeting(calendar, interval, one) for interval, one in found.items()]
     # Bars among those that came are holes, and asked for again; older ones stay as they are.
     stage = SEAM if all(_is_older(one) for one in found.values()) else REPAIRING
     hull = min(one.start for one in meetings), max(one.end for one in meetings)
-    return Ending(stage, hull, settled=settled)
+    return RepairState(stage, hull, settled=settled)
 
 
 def _count_left(
@@ -182,7 +182,7 @@ def describe_bars(one: Difference) -> str:
     )
 
 
-def describe_difference(one: Difference, ending: Ending) -> str | None:
+def describe_difference(one: Difference, ending: RepairState) -> str | None:
     """Return what is still to be done about a difference, in a sentence; None: nothing."""
     if ending.resolution is not None:
         return None
@@ -193,8 +193,8 @@ def describe_difference(one: Difference, ending: Ending) -> str | None:
         f"{describe_bars(one)}"
     )
     if ending.stage == SEAM:
-        return f"{told}; it reaches no further back, and no one factor explains the older bars"
+        return f"{told}; it has no older bars, and no single factor explains the difference"
     if ending.stage == REPAIRING:
         what = f"{ending.left} bars are" if ending.left else "bars that did not come again are"
-        return f"{told}; {what} still to be read again, statistics over them wait"
-    return f"{told}; how far it goes is still to be found, statistics over it wait"
+        return f"{told}; {what} still to be read again; statistics over them are NULL until then"
+    return f"{told}; runs are looking for its ends; statistics over it are NULL until then"

@@ -1,4 +1,4 @@
-"""What a run was asked to ingest, checked and complete."""
+"""The request of a run, checked and complete."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ def build_request(
 
 def _find_window(now: datetime, days: int, history_from: str, history_to: str) -> Window:
     if history_to and not history_from:
-        raise SettingError(f"history_to={shorten(history_to)!r}: history_from is needed as well")
+        raise SettingError(f"history_to={shorten(history_to)!r}: set history_from as well")
     if not history_from:
         return Window(_begin_look_back(now, days), now)
     with name_errors(f"history_from={shorten(history_from)!r}"):
@@ -147,7 +147,7 @@ def keep_active(connection: Connection, routes: Sequence[Route]) -> list[Route]:
     if routes and not kept:
         raise NothingIngestedError(
             f"{', '.join(sorted(name for _, name in inactive))[:200]}: deactivated, and no other "
-            "market was asked for: `market-pipeline markets add SYMBOL` takes one back"
+            "market was asked for: `market-pipeline markets add SYMBOL` activates one again"
         )
     markets = keep_facts(connection, [market for _, market in kept])
     return list(zip((provider for provider, _ in kept), markets, strict=True))

@@ -1,4 +1,4 @@
-"""What the end of a run says about its markets and providers, as findings for the alerts."""
+"""The end of a run as findings for alerts, about its markets and providers."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from market_pipeline.alerting.kinds import (
     PRICES_MISSING,
     PROVIDER_DOWN,
     QUARANTINE_RATE,
-    Kind,
+    AlertKind,
 )
 from market_pipeline.alerting.raising import Finding, report
 from market_pipeline.domain.errors import ProviderError
@@ -31,7 +31,7 @@ _TOO_MANY, _SERVER_ERROR = 429, 500
 
 
 @dataclass(slots=True)
-class MarketEnd:
+class MarketEnding:
     """How one market's part of a run ended.
 
     Attributes:
@@ -56,16 +56,16 @@ class MarketEnd:
         return name_market(self.route)
 
 
-class MarketEnds:
+class MarketOutcomes:
     """The ends of a run's markets, gathered while it goes on."""
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._ends: dict[Route, MarketEnd] = {}
+        self._ends: dict[Route, MarketEnding] = {}
 
     def note(self, item: Item, result: BatchResult) -> None:
         """Take in what came of an item; the last one of a market has the last word."""
-        end = self._ends.setdefault(item.route, MarketEnd(item.route))
+        end = self._ends.setdefault(item.route, MarketEnding(item.route))
         end.outcome, end.reason = result.outcome, result.reason or ""
         if isinstance(item, BarBatch):
             end.received = item.progress.received
@@ -113,7 +113,7 @@ def name_market(route: Route) -> str:
     return f"{route[1].provider}:{route[1].symbol}"
 
 
-def _judge_providers(ends: Sequence[MarketEnd], run_id: UUID) -> Iterable[Finding]:
+def _judge_providers(ends: Sequence[MarketEnding], run_id: UUID) -> Iterable[Finding]:
     """Yield findings of providers: one in trouble is told, not each of its markets."""
     by_provider = _group(ends)
     for kind in (PROVIDER_DOWN, CREDENTIALS_REFUSED):
@@ -124,7 +124,7 @@ def _judge_providers(ends: Sequence[MarketEnd], run_id: UUID) -> Iterable[Findin
 
 
 def _judge_markets(
-    ends: Sequence[MarketEnd], unserved: Mapping[str, str], run: Run
+    ends: Sequence[MarketEnding], unserved: Mapping[str, str], run: Run
 ) -> Iterable[Finding]:
     """Yield findings of the markets of providers that are in no trouble.
 
@@ -145,16 +145,16 @@ def _judge_markets(
     yield _judge_quarantine([end for end in rest if end.received], run.run_id)
 
 
-def _group(ends: Sequence[MarketEnd]) -> dict[str, list[MarketEnd]]:
+def _group(ends: Sequence[MarketEnding]) -> dict[str, list[MarketEnding]]:
     """Return the ends that had something to ask, by provider."""
-    by_provider: dict[str, list[MarketEnd]] = defaultdict(list)
+    by_provider: dict[str, list[MarketEnding]] = defaultdict(list)
     for end in ends:
         if end.is_due:
             by_provider[end.route[0].name].append(end)
     return by_provider
 
 
-def _find_trouble(ends: Sequence[MarketEnd]) -> Kind | None:
+def _find_trouble(ends: Sequence[MarketEnding]) -> AlertKind | None:
     """Return what is wrong with a provider as a whole, when no market that was due got anything."""
     statuses = [status for end in ends for status in end.statuses]
     if not statuses or any(end.outcome != "failed" or end.received for end in ends):
@@ -167,7 +167,7 @@ def _find_trouble(ends: Sequence[MarketEnd]) -> Kind | None:
     return PROVIDER_DOWN if is_down else None
 
 
-def _judge_quarantine(ends: Sequence[MarketEnd], run_id: UUID) -> Finding:
+def _judge_quarantine(ends: Sequence[MarketEnding], run_id: UUID) -> Finding:
     bad = {
         end.name: f"{end.quarantined:,} of {end.received:,} bars"
         for end in ends

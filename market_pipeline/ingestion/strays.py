@@ -1,4 +1,4 @@
-"""Bars of no session in the quarantine: whether they say that a market's calendar is wrong."""
+"""Bars of no session in the quarantine: tells whether a market's calendar is wrong."""
 
 from collections.abc import Mapping
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""All markets of a run at once: workers fetch while whoever drains the stream commits."""
+"""All markets of a run at once: workers fetch while the consumer of the stream commits."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +18,8 @@ from market_pipeline.ingestion.batches import BarBatch
 from market_pipeline.ingestion.market_run import MarketRun
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.observability.logs import log_context
-from market_pipeline.providers.gate import use_gate
-from market_pipeline.storage.runs.budget import DatabaseGate, read_budget_limits
+from market_pipeline.providers.rate_limiter import use_limiter
+from market_pipeline.storage.runs.budget import DatabaseRateLimiter, read_budget_limits
 from market_pipeline.storage.runs.claims import release_run_claims, show_life
 
 WORKERS = 4
@@ -61,9 +61,9 @@ class BarStream:
             show_life(self.engine, self.run_id),
             ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="fetch") as pool,
         ):
-            gate = make_gate(self.engine, self.routes, stop)
+            limiter = make_limiter(self.engine, self.routes, stop)
             work = [
-                pool.submit(copy_context().run, self._work, gate, route, ready, stop)
+                pool.submit(copy_context().run, self._work, limiter, route, ready, stop)
                 for route in self.routes
             ]
             try:
@@ -76,13 +76,13 @@ class BarStream:
                     release_run_claims(self.engine, self.run_id)
 
     def _work(
-        self, gate: DatabaseGate, route: Route, ready: "Queue[Item | None]", stop: Event
+        self, limiter: DatabaseRateLimiter, route: Route, ready: "Queue[Item | None]", stop: Event
     ) -> None:
-        limit = gate.limits[route[0].name]
+        limit = limiter.limits[route[0].name]
         try:
             provider, market = route
             about = log_context(provider=provider.name, market=market.symbol)
-            with about, use_gate(gate):
+            with about, use_limiter(limiter):
                 for batch in MarketRun(self.engine, self.run_id, self.request, route, limit):
                     _put(batch, ready, stop)
                     if stop.is_set():
@@ -115,8 +115,10 @@ def _put(item: Item | None, ready: "Queue[Item | None]", stop: Event) -> None:
         return
 
 
-def make_gate(engine: Engine, routes: Sequence[Route], stop: Event | None = None) -> DatabaseGate:
-    """Return the gate before the providers of some markets, shared with all other processes.
+def make_limiter(
+    engine: Engine, routes: Sequence[Route], stop: Event | None = None
+) -> DatabaseRateLimiter:
+    """Return the limiter before the providers of some markets, shared with all other processes.
 
     Args:
         engine: Where the budget is kept.
@@ -125,7 +127,9 @@ def make_gate(engine: Engine, routes: Sequence[Route], stop: Event | None = None
     """
     limits = read_budget_limits(provider for provider, _ in routes)
     pause = stop or Event()
-    return DatabaseGate(engine, limits, GATE_PATIENCE, sleep=lambda seconds: _wait(pause, seconds))
+    return DatabaseRateLimiter(
+        engine, limits, GATE_PATIENCE, sleep=lambda seconds: _wait(pause, seconds)
+    )
 
 
 def _wait(stop: Event, seconds: float) -> None:

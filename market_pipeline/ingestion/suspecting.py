@@ -1,7 +1,7 @@
-"""Suspected splits: noted in the transaction that stores the bar, dismissed or confirmed by people.
+"""Suspected splits: stored in the transaction of the bar, dismissed or confirmed by people.
 
-Only series that their provider does not adjust are suspected: in a split-adjusted one a fall by a
-half is a fall by a half. Markets that are always open have no splits.
+Only series that their provider does not adjust are suspected: in a split-adjusted series a fall by
+a half is real. Markets that are always open have no splits.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def find_suspect_span(
     days = days[days["is_final"]].sort_values("open_time")
     if days.empty:
         return None
-    is_filled = any(page.ask.purpose in (MISSING, RETRY) for page in batch.pages)
+    is_filled = any(page.request.purpose in (MISSING, RETRY) for page in batch.pages)
     has_neighbours = is_filled and any(known.bars for known in before.values())
     if not has_neighbours and not may_have_split(days):
         return None

@@ -1,7 +1,7 @@
-"""A market's difference while a run goes on: pages are compared, the difference is followed.
+"""The difference of one market during a run: compares pages, and follows the difference.
 
-Here: what a page says beside the stored bars, and which page to ask for next. Not here: the rules
-(``domain.differences``), asking (``market_run``), and what is stored of it (``write``).
+Here: comparing a page with the stored bars, and the next page to ask for. Not here: the rules
+(``domain.differences``), requests (``market_run``), and the writing (``write``).
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from market_pipeline.domain.differences import (
     RESCALED,
     TRACING,
     WITHDRAWN,
-    Comparison,
+    BarComparison,
     Difference,
     Edge,
     Trace,
@@ -34,7 +34,7 @@ from market_pipeline.domain.differences import (
 )
 from market_pipeline.domain.grids import Micros, find_grid, to_micros
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.planning import TRACE, Ask
+from market_pipeline.domain.planning import TRACE, FetchRequest
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
 from market_pipeline.domain.records import HistoryTerms, Window
 from market_pipeline.domain.sessions import EPOCH, LAST_DAY
@@ -43,7 +43,7 @@ from market_pipeline.domain.settling import (
     list_known_spans,
     release_settled,
 )
-from market_pipeline.ingestion.fetching import Page
+from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.planning import find_earliest, plan_reloads
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.storage.bars.events import OpenDifference
@@ -97,24 +97,24 @@ class DifferenceWatch:
         if self.difference is not None and self.difference.stage == WITHDRAWN:
             self.difference, self.is_stored = None, False
 
-    def review(self, page: Page) -> Page:
+    def review(self, page: BarPage) -> BarPage:
         """Return a page without what may not be stored.
 
         An empty answer about stored bars becomes a failure: the provider had them before. Final
         bars that differ from known ones are left out while the difference is traced.
         """
-        if page.error is None and self._may_meet_stored(page.ask):
-            window = page.ask.window
+        if page.error is None and self._may_meet_stored(page.request):
+            window = page.request.window
             with self._engine.connect() as connection:
                 stored = read_bars(
-                    connection, self._market_id, page.ask.interval, window.start, window.end
+                    connection, self._market_id, page.request.interval, window.start, window.end
                 )
             stored = stored[stored["is_final"]].reset_index(drop=True)
             page = self._compare(page, stored) if page.received else _doubt(page, len(stored))
-        self._has_failed |= page.ask.purpose == TRACE and page.error is not None
+        self._has_failed |= page.request.purpose == TRACE and page.error is not None
         return page
 
-    def iterate_trace(self) -> Iterator[Ask]:
+    def iterate_trace(self) -> Iterator[FetchRequest]:
         """Yield requests until the difference has ended on all sides; reviews change what comes.
 
         At the end what differs is released: from then on it is missing, and read again.
@@ -122,45 +122,49 @@ class DifferenceWatch:
         for _ in range(MOST_TRACES):
             if self.difference is None or self.difference.stage != TRACING or self._has_failed:
                 return
-            ask = self._plan_next(self.difference)
-            if ask is None:
+            request = self._plan_next(self.difference)
+            if request is None:
                 self._release(self.difference)
                 return
-            yield ask
+            yield request
 
-    def iterate_reload(self) -> Iterator[Ask]:
+    def iterate_reload(self) -> Iterator[FetchRequest]:
         """Yield the requests for what this run has released."""
         if self.releases:
             route = (self._provider, self._market)
             yield from plan_reloads(route, self.coverages, self._request, self.difference)
 
-    def _may_meet_stored(self, ask: Ask) -> bool:
-        known = self.coverages.get(ask.interval, Coverage())
-        part = find_grid(self._market.calendar, ask.interval, ask.window).cut(ask.window)
+    def _may_meet_stored(self, request: FetchRequest) -> bool:
+        known = self.coverages.get(request.interval, Coverage())
+        part = find_grid(self._market.calendar, request.interval, request.window).cut(
+            request.window
+        )
         if find_inside(list_known_spans(known), part.opens).any():
             return True
-        trace = self.difference.traces.get(ask.interval) if self.difference is not None else None
-        return trace is not None and bool(intersect_windows(trace.released, [ask.window]))
+        trace = (
+            self.difference.traces.get(request.interval) if self.difference is not None else None
+        )
+        return trace is not None and bool(intersect_windows(trace.released, [request.window]))
 
-    def _compare(self, page: Page, stored: pd.DataFrame) -> Page:
-        ask, good = page.ask, page.judged.good
-        is_own = (good["interval"] == ask.interval.value).to_numpy()
+    def _compare(self, page: BarPage, stored: pd.DataFrame) -> BarPage:
+        request, good = page.request, page.judged.good
+        is_own = (good["interval"] == request.interval.value).to_numpy()
         own = good[is_own].reset_index(drop=True)
-        noise = self._describe_terms(ask.interval).noise_ratio
-        seen = compare(stored, own, ask.window, noise)
-        is_known = find_inside(list_known_spans(self._find_coverage(ask.interval)), seen.opens)
-        is_ours = self._find_ours(stored, seen, ask.interval)
+        noise = self._describe_terms(request.interval).noise_ratio
+        seen = compare(stored, own, request.window, noise)
+        is_known = find_inside(list_known_spans(self._find_coverage(request.interval)), seen.opens)
+        is_ours = self._find_ours(stored, seen, request.interval)
         compared = seen.select(is_known & ~is_ours)
-        self._follow(ask, compared)
+        self._follow(request, compared)
         is_kept = np.ones(len(own), dtype=bool)
         is_kept[seen.places[(seen.differs & is_known) | is_ours]] = False
         kept = [keep_prices(own, seen)[is_kept], good[~is_own]]
         bars = pd.concat([part for part in kept if len(part)] or [own.iloc[:0]], ignore_index=True)
         return replace(page, judged=replace(page.judged, good=bars))
 
-    def _follow(self, ask: Ask, seen: Comparison) -> None:
+    def _follow(self, request: FetchRequest, seen: BarComparison) -> None:
         known, calendar = self.difference, self._market.calendar
-        self.difference = follow(known, ask.interval, seen, calendar, ask.purpose == TRACE)
+        self.difference = follow(known, request.interval, seen, calendar, request.purpose == TRACE)
         if self.difference is None:
             return
         if self.difference.version is None:
@@ -169,7 +173,7 @@ class DifferenceWatch:
             self.difference = replace(self.difference, doubtful=self._doubtful)
 
     def _find_ours(
-        self, stored: pd.DataFrame, seen: Comparison, interval: Interval
+        self, stored: pd.DataFrame, seen: BarComparison, interval: Interval
     ) -> npt.NDArray[np.bool_]:
         """Tell which bars were multiplied here: the provider's are in another scale.
 
@@ -180,7 +184,7 @@ class DifferenceWatch:
         holes = [hole.window for hole in self._find_coverage(interval).holes]
         return np.isin(seen.opens, opens[~find_inside(holes, opens)])
 
-    def _plan_next(self, known: Difference) -> Ask | None:
+    def _plan_next(self, known: Difference) -> FetchRequest | None:
         """Return the next page of a trace, or of an interval that was not looked at yet."""
         for plan in (self._plan_trace, self._plan_probe):
             for interval in self._market.intervals:
@@ -188,7 +192,7 @@ class DifferenceWatch:
                 self.difference = known
                 if window is not None:
                     grid = find_grid(self._market.calendar, interval, window)
-                    return Ask(interval, window, TRACE, grid.count(window))
+                    return FetchRequest(interval, window, TRACE, grid.count(window))
         return None
 
     def _plan_trace(
@@ -280,10 +284,10 @@ class DifferenceWatch:
         return terms, max(find_earliest(terms, self._request) or EPOCH, EPOCH)
 
 
-def _doubt(page: Page, stored: int) -> Page:
+def _doubt(page: BarPage, stored: int) -> BarPage:
     """Turn an empty answer about a span that has bars into a failure: it had them before."""
     if not stored:
         return page
     return replace(
-        page, error=f"the provider has no bars in this window, of which {stored} are stored"
+        page, error=f"the provider has no bars in this window, but {stored} bars of it are stored"
     )

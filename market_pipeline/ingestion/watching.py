@@ -1,4 +1,4 @@
-"""What no run can tell of itself: stale data, holes that stay, runs that do not begin."""
+"""Checks beside runs: stale data, holes that stay, runs that do not begin."""
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
@@ -15,7 +15,7 @@ from market_pipeline.storage.coverage.listings import read_coverage_rows
 from market_pipeline.storage.markets.lookup import read_active_markets
 from market_pipeline.storage.runs.receipts import read_last_start
 
-_NO_RUN = "no run began since {since:%Y-%m-%d %H:%M} UTC, though the schedule is on"
+_NO_RUN = "the schedule is on, but no run has begun since {since:%Y-%m-%d %H:%M} UTC"
 
 
 def watch(

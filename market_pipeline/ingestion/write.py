@@ -1,4 +1,4 @@
-"""The transactions of a run: a batch with its weeks, coverage and receipt lands whole or not."""
+"""The transactions of a run: a batch with its weeks, coverage and receipt, all or nothing."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from market_pipeline.domain.ranges import merge_windows
 from market_pipeline.domain.records import Market, Window, build_empty_bar_frame
 from market_pipeline.domain.sessions import LAST_DAY
 from market_pipeline.domain.settling import (
-    Answer,
+    FetchResult,
     release_settled,
     settle_answer,
     settle_failure,
@@ -30,12 +30,12 @@ from market_pipeline.domain.spikes import find_spikes
 from market_pipeline.ingestion.batches import BarBatch
 from market_pipeline.ingestion.derived import (
     NOTHING_ABSENT,
-    Absence,
+    UnavailableBars,
     find_absence,
     rebuild_days,
     rebuild_weeks,
 )
-from market_pipeline.ingestion.fetching import Page
+from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.planning import describe_cut, find_earliest
 from market_pipeline.ingestion.receipts import (
     Run,
@@ -47,7 +47,7 @@ from market_pipeline.ingestion.receipts import (
     shorten_reason,
 )
 from market_pipeline.ingestion.repairing import (
-    Ending,
+    RepairState,
     describe_bars,
     describe_difference,
     judge_repair,
@@ -105,7 +105,7 @@ class BatchResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class BarWriteResult:
     """What became of bars.
 
     Attributes:
@@ -122,11 +122,11 @@ class Written:
     last_version: int | None = None
     days: pd.DataFrame = field(default_factory=build_empty_bar_frame)
 
-    def __add__(self, later: "Written") -> "Written":
+    def __add__(self, later: "BarWriteResult") -> "BarWriteResult":
         """Return both; what was written later replaced stored bars alone."""
         first = self.version if self.version is not None else later.version
         counts, derived = self.counts + later.counts, self.derived + later.derived
-        return Written(counts, derived, first, self.inserted, later.version, self.days)
+        return BarWriteResult(counts, derived, first, self.inserted, later.version, self.days)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Kept:
         ended_from: The difference is over; from when on bars may have changed by it (UTC).
     """
 
-    written: Written
+    written: BarWriteResult
     coverages: Coverages
     reason: str | None = None
     ended_from: datetime | None = None
@@ -234,7 +234,9 @@ def write_markets(engine: Engine, run: Run, markets: Sequence[Market]) -> WriteC
     return counts
 
 
-def _write_bars(connection: Connection, run: Run, batch: BarBatch, absence: Absence) -> Written:
+def _write_bars(
+    connection: Connection, run: Run, batch: BarBatch, absence: UnavailableBars
+) -> BarWriteResult:
     bars = _join_good(batch.pages)
     for page in batch.pages:
         if len(page.judged.rejected):
@@ -242,7 +244,7 @@ def _write_bars(connection: Connection, run: Run, batch: BarBatch, absence: Abse
             rejected = page.judged.rejected
             record_rejected(connection, run.run_id, batch.market_id, rejected, now)
     if bars.empty and not absence.new:
-        return Written()
+        return BarWriteResult()
     return write_market_bars(connection, run, batch.route[1], batch.market_id, bars, absence)
 
 
@@ -252,8 +254,8 @@ def write_market_bars(
     one: Market,
     market_id: int,
     bars: pd.DataFrame,
-    absence: Absence = NOTHING_ABSENT,
-) -> Written:
+    absence: UnavailableBars = NOTHING_ABSENT,
+) -> BarWriteResult:
     """Write bars of one market, the days and weeks they touch, and where the changes are.
 
     Args:
@@ -286,13 +288,13 @@ def write_market_bars(
             frames.append(derived.assign(market_id=market_id))
             built += upsert_frame(connection, market_aggregate, frames[-1], stamps)
     if not (fetched + built).written:
-        return Written(fetched, built)
+        return BarWriteResult(fetched, built)
     note_version(connection, market_id, pd.concat(frames), stamps)
     stamp_markets(connection, [market_id], version)
     full = [frame for frame in frames if len(frame)]
     days = [frame for frame in full if frame["interval"].iloc[0] == Interval.DAY.value]
     daily = pd.concat(days) if days else build_empty_bar_frame()
-    return Written(fetched, built, version, inserted, days=daily)
+    return BarWriteResult(fetched, built, version, inserted, days=daily)
 
 
 def _release(batch: BarBatch, before: Coverages) -> Coverages:
@@ -315,7 +317,7 @@ def _keep_difference(
         if not batch.opens_event:
             resolve_difference(connection, market_id, WITHDRAWN)
         return replace(kept, ended_from=run.request.window.start)
-    ending = Ending(one.stage, find_span(one, batch.route[1].calendar))
+    ending = RepairState(one.stage, find_span(one, batch.route[1].calendar))
     if one.stage == REPAIRING:
         ending = judge_repair(connection, market_id, batch.route, run.request, one, kept.coverages)
     span, known = EventSpan(*ending.span, describe_bars(one)), replace(one, stage=ending.stage)
@@ -329,7 +331,7 @@ def _keep_difference(
 
 
 def _write_ending(
-    connection: Connection, run: Run, batch: BarBatch, ending: Ending, kept: Kept
+    connection: Connection, run: Run, batch: BarBatch, ending: RepairState, kept: Kept
 ) -> Kept:
     """Write the bars that were multiplied, and let what was left over count as settled."""
     written = kept.written
@@ -367,7 +369,7 @@ def _suspect_splits(
         suspect_splits(connection, one, batch.market_id, span, run.run_id)
 
 
-def _join_good(pages: Iterable[Page]) -> pd.DataFrame:
+def _join_good(pages: Iterable[BarPage]) -> pd.DataFrame:
     frames = [page.judged.good for page in pages if len(page.judged.good)]
     return pd.concat(frames, ignore_index=True) if frames else build_empty_bar_frame()
 
@@ -384,8 +386,8 @@ def _settle(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
     for interval in before.keys() & terms.keys():
         after[interval] = adopt_parsing(before[interval], terms[interval].parsing)
     for page in batch.pages:
-        interval, lag = page.ask.interval, terms[page.ask.interval].publication_lag
-        if page.ask.purpose == TRACE and page.error is not None:
+        interval, lag = page.request.interval, terms[page.request.interval].publication_lag
+        if page.request.purpose == TRACE and page.error is not None:
             continue  # It was asked for to compare what is stored: nothing is missing.
         known = after.get(interval, Coverage(parsing=terms[interval].parsing))
         after[interval] = _settle_page(known, page, one.calendar, lag, request.asked_at)
@@ -394,7 +396,7 @@ def _settle(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
     return after
 
 
-def add_inserted(coverages: Coverages, written: Written) -> Coverages:
+def add_inserted(coverages: Coverages, written: BarWriteResult) -> Coverages:
     """Return coverages that have counted the new bars in."""
     return {
         interval: replace(coverage, bars=coverage.bars + written.inserted.get(interval, 0))
@@ -403,19 +405,19 @@ def add_inserted(coverages: Coverages, written: Written) -> Coverages:
 
 
 def _settle_page(
-    known: Coverage, page: Page, calendar: str, lag: timedelta, asked_at: datetime
+    known: Coverage, page: BarPage, calendar: str, lag: timedelta, asked_at: datetime
 ) -> Coverage:
-    ask = page.ask
+    request = page.request
     if page.error is not None:
-        failed = settle_failure(known, ask.window, asked_at, page.error, page.status)
-        return skip_turn(failed, ask.window, page.now) if ask.is_turn else failed
+        failed = settle_failure(known, request.window, asked_at, page.error, page.status)
+        return skip_turn(failed, request.window, page.now) if request.is_turn else failed
     rejected = page.judged.rejected
-    refused = rejected.loc[rejected["interval"] == ask.interval.value, "open_time"]
+    refused = rejected.loc[rejected["interval"] == request.interval.value, "open_time"]
     good = page.judged.good
-    bars = good[good["interval"] == ask.interval.value]
-    answer = Answer(ask.window, bars, refused, page.now, asked_at, ask.is_turn)
-    known = renew_spans(known, ask.interval, calendar, ask.window, bars)
-    return settle_answer(known, ask.interval, calendar, lag, answer)
+    bars = good[good["interval"] == request.interval.value]
+    answer = FetchResult(request.window, bars, refused, page.now, asked_at, request.is_turn)
+    known = renew_spans(known, request.interval, calendar, request.window, bars)
+    return settle_answer(known, request.interval, calendar, lag, answer)
 
 
 def _write_coverages(
@@ -426,7 +428,7 @@ def _write_coverages(
         answered = [
             page.asked_at
             for page in batch.pages
-            if page.ask.interval is interval and page.error is None
+            if page.request.interval is interval and page.error is None
         ]
         if coverage == known and not answered:
             continue
@@ -438,7 +440,7 @@ def _write_coverages(
 def _judge_batch(
     run: Run,
     batch: BarBatch,
-    written: Written,
+    written: BarWriteResult,
     after: Coverages,
     restating: str | None,
     suspicion: str | None,
@@ -470,7 +472,7 @@ def _judge_batch(
     if progress.strays and not suspicion:
         calendar = batch.route[1].calendar
         reasons.append(
-            f"{progress.strays} bars outside the sessions of {calendar}, kept in quarantine"
+            f"{progress.strays} bars outside the sessions of {calendar}; they are in quarantine"
         )
     cut = describe_cut(batch.route[1], window)
     reasons += [cut] if cut else []
@@ -480,7 +482,11 @@ def _judge_batch(
 
 
 def _describe_batch(
-    batch: BarBatch, written: Written, result: BatchResult, before: Coverages, after: Coverages
+    batch: BarBatch,
+    written: BarWriteResult,
+    result: BatchResult,
+    before: Coverages,
+    after: Coverages,
 ) -> dict[str, Any]:
     progress = batch.progress
     spikes = [find_spikes(page.judged.good) for page in batch.pages if len(page.judged.good)]

@@ -28,14 +28,14 @@ _MISSING = (
 logger = logging.getLogger("market_pipeline.observability")
 
 
-class Told(Protocol):
+class SpanHandle(Protocol):
     """What is at work, to be told more about."""
 
     def tell(self, **attributes: str | float) -> None:
         """Add what is known only now."""
 
 
-def span(name: str, **attributes: str | float) -> AbstractContextManager[Told]:
+def span(name: str, **attributes: str | float) -> AbstractContextManager[SpanHandle]:
     """Trace what happens inside; an exception marks it with its class.
 
     Args:
@@ -63,7 +63,7 @@ class _Silence:
         """Say nothing."""
 
 
-_SILENT: AbstractContextManager[Told] = nullcontext(_Silence())
+_SILENT: AbstractContextManager[SpanHandle] = nullcontext(_Silence())
 
 
 @cache
@@ -105,7 +105,7 @@ class _Tracing:
         self.tracer = self.provider.get_tracer("market_pipeline")
 
     @contextmanager
-    def trace(self, name: str, attributes: dict[str, str | int | float]) -> "Iterator[Told]":
+    def trace(self, name: str, attributes: dict[str, str | int | float]) -> "Iterator[SpanHandle]":
         """Trace a span below the one at work in this thread, else below the run."""
         from opentelemetry import trace
 

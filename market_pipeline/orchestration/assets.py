@@ -12,7 +12,7 @@ import pandas as pd
 
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.snapshots import collect_snapshots
-from market_pipeline.ingestion.stream import BarStream, make_gate
+from market_pipeline.ingestion.stream import BarStream, make_limiter
 from market_pipeline.orchestration.computing import (
     Computed,
     compute_pairs,
@@ -34,7 +34,7 @@ from market_pipeline.orchestration.resources import (
     describe_run,
     find_routes,
 )
-from market_pipeline.providers.gate import use_gate
+from market_pipeline.providers.rate_limiter import use_limiter
 from market_pipeline.readers.comparing import Pairs
 from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage import tables
@@ -106,7 +106,7 @@ def market_aggregates(
 def market_snapshots(market_aggregates: MarketReader) -> Snapshots:
     """One row per market and observed_at: live prices with volatility and ROI from final bars."""
     reader = market_aggregates
-    with use_gate(make_gate(reader.engine, reader.routes)):
+    with use_limiter(make_limiter(reader.engine, reader.routes)):
         batch = collect_snapshots(reader.routes, reader.request)
     stored = reader.markets
     ids = {(row.provider, row.symbol): row.market_id for row in stored.itertuples()}

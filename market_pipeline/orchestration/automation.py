@@ -1,14 +1,18 @@
-"""What starts runs: the jobs and their schedules. What watches them is in ``watches``."""
+"""The jobs and their schedules. The sensors are in ``watches``."""
 
 from datetime import UTC, datetime
 from itertools import islice
 
 import dagster as dg
-from dagster._core.definitions.run_request import InstigatorType
-from dagster._core.scheduler.instigation import InstigatorStatus
 
+from market_pipeline.domain.errors import SettingError
+from market_pipeline.orchestration.dagster_internals import (
+    is_valid_cron_string,
+    iterate_past_ticks,
+    read_schedule_switch,
+)
 from market_pipeline.orchestration.resources import Database
-from market_pipeline.settings import read_cron_expression, read_flag
+from market_pipeline.settings import name_errors, read_flag, read_variable, shorten
 from market_pipeline.storage.runs.retention import prune
 
 SCHEDULE = "ingest_schedule"
@@ -42,11 +46,26 @@ def prune_dagster_runs(context: dg.OpExecutionContext) -> None:
         context.log.info("%d of Dagster's runs removed", prune_runs(context.instance, cutoff))
 
 
-@dg.job(description="Remove what is old and tells nothing: receipts, snapshots, Dagster's runs.")
+@dg.job(description="Remove old receipts without change, old snapshots and Dagster's old runs.")
 def prune_history() -> None:
     """Keep tables from growing with what nobody can need again."""
     prune_old_rows()
     prune_dagster_runs()
+
+
+def read_cron_expression() -> str:
+    """Return when the schedule runs.
+
+    Here and not in the settings, because Dagster decides what a cron expression is.
+
+    Raises:
+        SettingError: INGESTION_CRON_EXPRESSION is not a five-field cron expression.
+    """
+    text = read_variable("INGESTION_CRON_EXPRESSION")
+    with name_errors(f"INGESTION_CRON_EXPRESSION={shorten(text)!r}"):
+        if not is_valid_cron_string(text):
+            raise SettingError("expected five cron fields, such as */15 * * * *")
+    return text
 
 
 def build_schedule() -> dg.ScheduleDefinition:
@@ -88,16 +107,10 @@ def find_last_ticks(now: datetime, count: int = 3) -> list[datetime]:
     Raises:
         SettingError: INGESTION_CRON_EXPRESSION is no cron expression.
     """
-    from dagster._utils.schedules import reverse_cron_string_iterator
-
-    ticks = reverse_cron_string_iterator(now.timestamp(), read_cron_expression(), "UTC")
-    return [tick.astimezone(UTC) for tick in islice(ticks, count)]
+    return list(islice(iterate_past_ticks(read_cron_expression(), now), count))
 
 
 def is_schedule_on(instance: dg.DagsterInstance) -> bool:
     """Tell whether the ingestion schedule runs: by the UI's switch, else by the setting."""
-    states = instance.all_instigator_state(instigator_type=InstigatorType.SCHEDULE)
-    told = {state.status for state in states if state.name == SCHEDULE}
-    if told & {InstigatorStatus.RUNNING, InstigatorStatus.STOPPED}:
-        return InstigatorStatus.RUNNING in told
-    return read_flag("INGESTION_SCHEDULE_ENABLED")
+    switch = read_schedule_switch(instance, SCHEDULE)
+    return read_flag("INGESTION_SCHEDULE_ENABLED") if switch is None else switch

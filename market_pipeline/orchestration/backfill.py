@@ -5,12 +5,12 @@ from datetime import datetime
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG
 
 from market_pipeline.domain.triggers import TRIGGER_TAG
 
 FIRST_MONTH = "1990-01-01"
 MAX_RUNTIME_SECONDS = 86_400
+_MAX_RUNTIME_TAG = "dagster/max_runtime"
 
 
 @dg.monthly_partitioned_config(start_date=FIRST_MONTH, end_offset=1)
@@ -25,7 +25,7 @@ backfill_history_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets("market_aggregates"),
     config=fill_month,
     # A month of many markets takes longer than dagster.yaml lets a run take.
-    tags={TRIGGER_TAG: "backfill", MAX_RUNTIME_SECONDS_TAG: str(MAX_RUNTIME_SECONDS)},
+    tags={TRIGGER_TAG: "backfill", _MAX_RUNTIME_TAG: str(MAX_RUNTIME_SECONDS)},
     description="Fill history by month; statistics follow with the next ingest.",
 )
 statistics_job = dg.define_asset_job(

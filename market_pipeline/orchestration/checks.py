@@ -1,8 +1,8 @@
-"""Asset checks: evidence about what was written; rows were judged before the commit.
+"""Asset checks: evidence about what was written; rows were validated before the commit.
 
-All are one step that asks the database once, so that they cost a run next to nothing. Each always
-tells its numbers. Only what constraints make impossible blocks: a market that is short, late or
-odd must not keep the others from their statistics.
+All checks are one step with one query, so that they cost a run next to nothing. Each always shows
+its numbers. A check blocks only on what constraints make impossible: a market that is short, late
+or odd must not keep the others from their statistics.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from market_pipeline.ingestion.freshness import find_delays, index_coverage
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.run_alerts import MAX_QUARANTINE_RATIO
 from market_pipeline.orchestration.assets import market_aggregates
-from market_pipeline.orchestration.report import MAX_LINES, build_table
+from market_pipeline.orchestration.report import MAX_LINES, ReportRow, build_table
 from market_pipeline.orchestration.resources import (
     Database,
     IngestionRequest,
@@ -27,12 +27,11 @@ from market_pipeline.orchestration.resources import (
 )
 from market_pipeline.storage.runs.evidence import RunEvidence, read_run_evidence
 
-Line = dict[str, Any]
 _SHORT = ("outcome", "reason")
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class CheckInput:
     """What a check judges: the evidence, and what was asked for."""
 
     evidence: RunEvidence
@@ -41,14 +40,14 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CheckResult:
     """What a check found: numbers that plot over time, and what it objects to."""
 
     numbers: Mapping[str, int | float]
-    objections: Sequence[Line] = ()
+    objections: Sequence[ReportRow] = ()
 
 
-def judge_completeness(case: Case) -> Verdict:
+def judge_completeness(case: CheckInput) -> CheckResult:
     """Every market of the run gave all its bars; a short one makes the outcome partial."""
     receipt = case.evidence.receipt
     lines = [
@@ -66,10 +65,10 @@ def judge_completeness(case: Case) -> Verdict:
         }
         for row in absent
     ]
-    return Verdict({"markets": len(receipt) + len(absent), "short": len(lines)}, lines)
+    return CheckResult({"markets": len(receipt) + len(absent), "short": len(lines)}, lines)
 
 
-def judge_freshness(case: Case) -> Verdict:
+def judge_freshness(case: CheckInput) -> CheckResult:
     """The newest bar that its calendar and provider promise by the run's clock is final and stored.
 
     A bar that the provider is known not to have is not waited for.
@@ -92,10 +91,10 @@ def judge_freshness(case: Case) -> Verdict:
         for _, market in case.routes
         if (market.provider, market.symbol) in ids
     )
-    return Verdict({"series": series, "late": len(late)}, late)
+    return CheckResult({"series": series, "late": len(late)}, late)
 
 
-def judge_holes(case: Case) -> Verdict:
+def judge_holes(case: CheckInput) -> CheckResult:
     """No bars of these markets, at any time, are missing that should be there unexplained.
 
     Time between settled spans that nobody asked for is missing too: `market-pipeline coverage` says
@@ -105,10 +104,10 @@ def judge_holes(case: Case) -> Verdict:
     lines = [_describe_span(row, row["reason"], row["tries"]) for row in holes]
     lines += [_describe_span(row, NEVER_ASKED, 0) for row in never]
     found = holes[0]["found"] if holes else 0
-    return Verdict({"holes": found, "never_asked": len(never)}, lines)
+    return CheckResult({"holes": found, "never_asked": len(never)}, lines)
 
 
-def _describe_span(row: Mapping[Any, Any], reason: str, tries: int) -> Line:
+def _describe_span(row: Mapping[Any, Any], reason: str, tries: int) -> ReportRow:
     return {
         **_name(row),
         "interval": row["interval"],
@@ -119,21 +118,23 @@ def _describe_span(row: Mapping[Any, Any], reason: str, tries: int) -> Line:
     }
 
 
-def judge_keys(case: Case) -> Verdict:
+def judge_keys(case: CheckInput) -> CheckResult:
     """Each bar that the run wrote is stored once."""
     written = case.evidence.written
     lines = _locate(case, written.repeated_examples, "copies")
-    return Verdict({"bars": written.bars, "repeated": written.repeated}, lines)
+    return CheckResult({"bars": written.bars, "repeated": written.repeated}, lines)
 
 
-def judge_order(case: Case) -> Verdict:
+def judge_order(case: CheckInput) -> CheckResult:
     """In each bar that the run wrote, low is the lowest price, high the highest, all are real."""
     written = case.evidence.written
     lines = _locate(case, written.disordered_examples)
-    return Verdict({"bars": written.bars, "disordered": written.disordered}, lines)
+    return CheckResult({"bars": written.bars, "disordered": written.disordered}, lines)
 
 
-def _locate(case: Case, examples: Sequence[Mapping[str, Any]], *columns: str) -> list[Line]:
+def _locate(
+    case: CheckInput, examples: Sequence[Mapping[str, Any]], *columns: str
+) -> list[ReportRow]:
     names = {row["market_id"]: _name(row) for row in case.evidence.receipt}
     return [
         {
@@ -146,15 +147,15 @@ def _locate(case: Case, examples: Sequence[Mapping[str, Any]], *columns: str) ->
     ]
 
 
-def judge_spikes(case: Case) -> Verdict:
+def judge_spikes(case: CheckInput) -> CheckResult:
     """No bar jumps beyond ten robust standard deviations and 15 %; those that do are stored."""
     lines = [
         {**_name(row), "spikes": row["spikes"]} for row in case.evidence.receipt if row["spikes"]
     ]
-    return Verdict({"spikes": sum(line["spikes"] for line in lines)}, lines)
+    return CheckResult({"spikes": sum(line["spikes"] for line in lines)}, lines)
 
 
-def judge_quarantine(case: Case) -> Verdict:
+def judge_quarantine(case: CheckInput) -> CheckResult:
     """Of no market's bars more than 1 % are impossible; they are in the quarantine, not stored."""
     rows = case.evidence.receipt
     lines = [
@@ -164,10 +165,12 @@ def judge_quarantine(case: Case) -> Verdict:
     ]
     received, refused = (sum(row[name] for row in rows) for name in ("received", "quarantined"))
     rate = refused / received if received else 0.0
-    return Verdict({"received": received, "quarantined": refused, "quarantine_ratio": rate}, lines)
+    return CheckResult(
+        {"received": received, "quarantined": refused, "quarantine_ratio": rate}, lines
+    )
 
 
-JUDGES: Mapping[str, Callable[[Case], Verdict]] = {
+JUDGES: Mapping[str, Callable[[CheckInput], CheckResult]] = {
     "ingestion_complete": judge_completeness,
     "bars_fresh": judge_freshness,
     "no_unexplained_holes": judge_holes,
@@ -203,7 +206,7 @@ def check_market_aggregates(
         evidence = read_run_evidence(connection, UUID(context.run.run_id))
     asked = request.build(_find_clock(context))
     routes = keep_routes(database, providers.route(asked).routes)
-    case = Case(evidence, asked, routes)
+    case = CheckInput(evidence, asked, routes)
     for key in sorted(context.selected_asset_check_keys):
         yield _build_result(key, JUDGES[key.name](case), evidence.run_id)
 
@@ -214,7 +217,7 @@ def _find_clock(context: dg.AssetCheckExecutionContext) -> datetime:
 
 
 def _build_result(
-    key: dg.AssetCheckKey, verdict: Verdict, run_id: UUID | None
+    key: dg.AssetCheckKey, verdict: CheckResult, run_id: UUID | None
 ) -> dg.AssetCheckResult:
     severity = dg.AssetCheckSeverity
     metadata: dict[str, Any] = {**verdict.numbers, "receipt_of_run": str(run_id)}
@@ -229,7 +232,7 @@ def _build_result(
     )
 
 
-def _name(row: Mapping[Any, Any]) -> Line:
+def _name(row: Mapping[Any, Any]) -> ReportRow:
     return {"market": row["symbol"], "provider": row["provider"]}
 
 

@@ -1,7 +1,7 @@
-"""What a run computes from stored bars, and whether it has to: each of one moment of the database.
+"""Computations of a run from stored bars, each from one moment of the database.
 
-Inputs that are the same as last time are not computed again: how many bars a statistic may look at,
-their newest version, what is wrong with them, and the settings tell that, before any bar is read.
+The same inputs are not computed again. Before any bar is read, these tell whether the inputs
+changed: how many bars a statistic uses, their newest version, their flaws, and the settings.
 Not here: the formulas (``domain``), the write (``io_manager``).
 """
 
@@ -24,12 +24,12 @@ from market_pipeline.domain.volatility import (
     SNAPSHOT_MEASURES,
     compute_snapshot_statistics,
 )
-from market_pipeline.domain.withholding import Flaw, withhold
+from market_pipeline.domain.withholding import DataIssue, withhold
 from market_pipeline.readers.comparing import Pairs, compare_spans
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.settings import StatisticsSettings
 from market_pipeline.storage.bars.final_bars import (
-    Span,
+    FinalSpan,
     Summary,
     plan_market_spans,
     plan_pair_spans,
@@ -68,8 +68,8 @@ class Computed:
             return ""
         total = self.same + len(self.fingerprints)
         return (
-            f"{self.same} of {total} {self.what}: bars, holes, events and settings are as they "
-            "were, so nothing was computed"
+            f"{self.same} of {total} {self.what}: bars, holes, events and settings did not "
+            "change, so nothing was computed"
         )
 
 
@@ -169,7 +169,7 @@ def _name_roi_settings(settings: StatisticsSettings) -> list[Any]:
 
 
 def _describe(
-    summaries: Mapping[int, Summary], spans: Sequence[Span], flaws: Iterable[Flaw]
+    summaries: Mapping[int, Summary], spans: Sequence[FinalSpan], flaws: Iterable[DataIssue]
 ) -> list[Any]:
     """Return what bars and flaws within spans are told by; flaws are cut to where the bars lie.
 

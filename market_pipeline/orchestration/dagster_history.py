@@ -1,22 +1,25 @@
-"""Removing Dagster's own runs and events, which Dagster keeps for ever.
+"""Removal of Dagster's own runs and events, which Dagster never removes.
 
 Not here: the market tables' retention (``storage.runs.retention``); ticks, which Dagster prunes
 itself by ``dagster.yaml``.
 """
 
-from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 
 import dagster as dg
-from dagster._core.storage.dagster_run import FINISHED_STATUSES
-from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
-from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
-from sqlalchemy import Connection, delete, func, select
 
+from market_pipeline.orchestration.dagster_internals import (
+    delete_check_results,
+    list_newest_check_runs,
+)
 from market_pipeline.orchestration.tick_logs import prune_tick_logs
 from market_pipeline.settings import read_dagster_retention_days
 
-_CHECKS = AssetCheckExecutionsTable.c
+_FINISHED = [
+    dg.DagsterRunStatus.SUCCESS,
+    dg.DagsterRunStatus.FAILURE,
+    dg.DagsterRunStatus.CANCELED,
+]
 
 
 def find_cutoff(now: datetime) -> datetime | None:
@@ -52,7 +55,7 @@ def list_prunable_runs(instance: dg.DagsterInstance, created_before: datetime) -
     Runs that hold the newest materialisation, observation or check of an asset stay, so that the
     UI shows every asset as it is.
     """
-    old = dg.RunsFilter(statuses=FINISHED_STATUSES, created_before=created_before)
+    old = dg.RunsFilter(statuses=_FINISHED, created_before=created_before)
     kept = find_newest_runs(instance)
     return [run_id for run_id in instance.get_run_ids(old) if run_id not in kept]
 
@@ -67,22 +70,11 @@ def find_newest_runs(instance: dg.DagsterInstance) -> set[str]:
         for record in (entry.last_materialization_record, entry.last_observation_record)
         if record is not None
     ]
-    ids = select(func.max(_CHECKS.id)).group_by(_CHECKS.asset_key, _CHECKS.check_name)
-    with _connect(instance) as connection:
-        checks = connection.execute(select(_CHECKS.run_id).where(_CHECKS.id.in_(ids)))
-        return {*newest, *checks.scalars()}
+    return {*newest, *list_newest_check_runs(instance)}
 
 
 def _delete_run(instance: dg.DagsterInstance, run_id: str) -> None:
     instance.event_log_storage.delete_events(run_id)
-    with _connect(instance) as connection:
-        connection.execute(delete(AssetCheckExecutionsTable).where(_CHECKS.run_id == run_id))
+    delete_check_results(instance, run_id)
     instance.compute_log_manager.delete_logs(prefix=[run_id])
     instance.run_storage.delete_run(run_id)
-
-
-def _connect(instance: dg.DagsterInstance) -> AbstractContextManager[Connection]:
-    storage = instance.event_log_storage
-    if not isinstance(storage, SqlEventLogStorage):
-        raise TypeError(f"cannot prune a {type(storage).__name__}: expected an SQL storage")
-    return storage.index_connection()

@@ -1,9 +1,9 @@
-"""Dead runs: those that Dagster takes for running though nobody works on them any more.
+"""Dead runs: runs that Dagster still shows as started although their process is gone.
 
-A run shows that it lives by a lock of its session, which its process's end sets free, and by its
-events. One that shows neither at two looks in a row is ended, and its slots are freed: the default
-launcher does not watch its processes, so such a run would stay *Started*, and hold a slot, for
-ever. Runs of other jobs and code locations, which never held such a lock, are left alone.
+A living run holds a lock in a session, which ends with its process, and it writes events. A run
+that shows neither at two looks in a row is ended, and its slots are freed. Dagster's default
+launcher does not watch its processes: without this, such a run would stay *Started*, and hold a
+slot, for ever. Runs of other jobs and code locations never held such a lock and are not touched.
 """
 
 import json
@@ -27,13 +27,13 @@ _LIMIT = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DeadRunScan:
     """What one look saw: the runs that showed no life, for the next look to confirm."""
 
     suspects: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, cursor: str | None) -> "Look":
+    def read(cls, cursor: str | None) -> "DeadRunScan":
         """Return the look that a sensor's cursor keeps; none where it cannot be read."""
         try:
             return cls(tuple(json.loads(cursor or "[]")))
@@ -51,8 +51,8 @@ def mark_as_watched(instance: dg.DagsterInstance, run_id: str) -> None:
 
 
 def end_dead_runs(
-    instance: dg.DagsterInstance, connection: Connection, before: Look
-) -> tuple[Look, list[str]]:
+    instance: dg.DagsterInstance, connection: Connection, before: DeadRunScan
+) -> tuple[DeadRunScan, list[str]]:
     """End the runs that showed no life at the look before and show none now.
 
     Returns:
@@ -62,7 +62,7 @@ def end_dead_runs(
     dead = [run_id for run_id in silent if run_id in before.suspects]
     for run_id in dead:
         _end(instance, connection, silent[run_id])
-    return Look(tuple(run_id for run_id in silent if run_id not in dead)), dead
+    return DeadRunScan(tuple(run_id for run_id in silent if run_id not in dead)), dead
 
 
 def _find_silent(

@@ -1,7 +1,7 @@
-"""The executors, with one thing added: a run has a receipt from its first moment to its end.
+"""The executors, with one addition: a run has a receipt from its start to its end.
 
-Dagster has no hook around a run that holds for every job, the buttons' included, but its executor,
-which ``Definitions`` sets for all of them.
+The executor is Dagster's only hook around a run that works for every job, also for the jobs behind
+the UI's buttons. ``Definitions`` sets it for all of them.
 """
 
 import logging
@@ -25,7 +25,7 @@ from market_pipeline.orchestration.causes import Cause, find_cause
 from market_pipeline.settings import EXECUTORS, read_choice, read_variable, split_list
 from market_pipeline.storage.runs.claims import show_life
 from market_pipeline.storage.runs.closing import find_dead_runs
-from market_pipeline.storage.runs.recording import Asked, open_receipt
+from market_pipeline.storage.runs.recording import RecordedRequest, open_receipt
 from market_pipeline.storage.server.database import open_database
 
 ASSETS = (
@@ -38,11 +38,11 @@ _JOBS: Mapping[str, Sequence[str]] = {
     "backfill_history": ("market_aggregates",),
     "statistics": ("market_comparisons", "market_roi_statistics"),
 }
-_INTERRUPTED = "interrupted; what was committed before stays"
+_INTERRUPTED = "interrupted; what was already committed stays"
 logger = logging.getLogger("market_pipeline.runs")
 
 
-class Ending:
+class StepsEnding:
     """What becomes of a run's steps.
 
     Attributes:
@@ -94,13 +94,13 @@ class ReceiptExecutor(dg.Executor):
 
 
 @contextmanager
-def keep_receipt(instance: dg.DagsterInstance, asked: Asked) -> Iterator[Ending]:
+def keep_receipt(instance: dg.DagsterInstance, asked: RecordedRequest) -> Iterator[StepsEnding]:
     """Open a run's receipt, show that the run lives, and close the receipt after the block.
 
     Receipts of runs that died are closed as well. A database that is away must not change what
     becomes of the run.
     """
-    ending = Ending()
+    ending = StepsEnding()
     with ExitStack() as stack:
         engine = _begin(stack, instance, asked)
         try:
@@ -159,7 +159,7 @@ def describe_asked(
     run_config: Mapping[str, Any],
     assets: Sequence[str],
     began: datetime,
-) -> Asked:
+) -> RecordedRequest:
     """Return what a run was asked; a request that is invalid stands as it was given."""
     given = dict(run_config.get("resources", {}).get("request", {}).get("config") or {})
     provider = str(given.get("provider") or read_variable("INGESTION_PROVIDER"))
@@ -170,7 +170,7 @@ def describe_asked(
         symbols = given.get("symbols") or split_list(read_variable("INGESTION_MARKETS"))
         read = {**given, "symbols": list(symbols)}
     asked = {**read, "assets": list(assets)}
-    return Asked(UUID(run_id), find_trigger(tags), began, provider, asked)
+    return RecordedRequest(UUID(run_id), find_trigger(tags), began, provider, asked)
 
 
 def choose_executor() -> dg.ExecutorDefinition:
@@ -207,7 +207,7 @@ def _find_beginning(instance: dg.DagsterInstance, run_id: str) -> datetime:
     return (record.create_timestamp if record else datetime.now(UTC)).astimezone(UTC)
 
 
-def _begin(stack: ExitStack, instance: dg.DagsterInstance, asked: Asked) -> Engine | None:
+def _begin(stack: ExitStack, instance: dg.DagsterInstance, asked: RecordedRequest) -> Engine | None:
     try:
         engine = stack.enter_context(open_database())
         stack.enter_context(show_life(engine, asked.run_id))
@@ -220,7 +220,7 @@ def _begin(stack: ExitStack, instance: dg.DagsterInstance, asked: Asked) -> Engi
     return engine
 
 
-def _end(engine: Engine | None, asked: Asked, error: str | None) -> None:
+def _end(engine: Engine | None, asked: RecordedRequest, error: str | None) -> None:
     try:
         with ExitStack() as stack:
             engine = engine or stack.enter_context(open_database())

@@ -1,7 +1,7 @@
-"""Which picture a write deserves: its markets are chosen, their bars read, and it is drawn.
+"""The picture of a write: chooses its markets, reads their bars, and draws it.
 
 A picture shows final daily bars, or what was computed from them. It is drawn only when those
-changed: a run that brings no more than live prices and provisional bars never loads matplotlib.
+changed: a run that brings only live prices and provisional bars never loads matplotlib.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ from market_pipeline.storage.runs.evidence import has_new_final_days
 
 
 @dataclass(frozen=True, slots=True)
-class Occasion:
+class WriteContext:
     """A write that changed rows: on whose behalf, for which markets, and what was computed."""
 
     run_id: UUID
@@ -36,13 +36,13 @@ class Occasion:
     rows: pd.DataFrame
 
 
-def draw_picture(table_name: str, occasion: Occasion) -> bytes | None:
+def draw_picture(table_name: str, occasion: WriteContext) -> bytes | None:
     """Return a PNG of what was written to a table, None where there is nothing to see."""
     draw = _PICTURES.get(table_name)
     return None if draw is None else draw(occasion)
 
 
-def _draw_price_history(occasion: Occasion) -> bytes | None:
+def _draw_price_history(occasion: WriteContext) -> bytes | None:
     """Draw the look-back's final daily bars of the first markets, if the run changed any."""
     reader = occasion.reader
     shown = _list_rows(reader.markets)[:MAX_PANELS]
@@ -59,7 +59,7 @@ def _draw_price_history(occasion: Occasion) -> bytes | None:
     return draw_prices(panels) if panels else None
 
 
-def draw_coverage_map(occasion: Occasion) -> bytes | None:
+def draw_coverage_map(occasion: WriteContext) -> bytes | None:
     """Draw what of the run's markets is settled and what is missing, from the ledger alone."""
     reader = occasion.reader
     labels = _label_markets(reader.markets)
@@ -69,7 +69,7 @@ def draw_coverage_map(occasion: Occasion) -> bytes | None:
     return draw_coverage(rows, reader.request.now)
 
 
-def _draw_drawdown_history(occasion: Occasion) -> bytes | None:
+def _draw_drawdown_history(occasion: WriteContext) -> bytes | None:
     """Draw the first markets' drawdowns over their longest horizon that has one."""
     reader = occasion.reader
     measured = occasion.rows.dropna(subset=["max_drawdown"]).sort_values("n_returns")
@@ -82,7 +82,7 @@ def _draw_drawdown_history(occasion: Occasion) -> bytes | None:
     return draw_drawdowns([_build_panel(one, longest[one.market_id], bars) for one in shown])
 
 
-def _draw_correlation_map(occasion: Occasion) -> bytes | None:
+def _draw_correlation_map(occasion: WriteContext) -> bytes | None:
     """Draw the correlations of the horizon that has most of them, the longest of such."""
     known = occasion.rows.dropna(subset=["correlation"])
     if known.empty:
@@ -101,7 +101,7 @@ def _draw_correlation_map(occasion: Occasion) -> bytes | None:
     )
 
 
-_PICTURES: Mapping[str, Callable[[Occasion], bytes | None]] = {
+_PICTURES: Mapping[str, Callable[[WriteContext], bytes | None]] = {
     "market_aggregate": _draw_price_history,
     "market_comparison": _draw_correlation_map,
     "market_roi_statistic": _draw_drawdown_history,

@@ -1,6 +1,6 @@
-"""The IO manager: drains what assets return into PostgreSQL, and hands them lazy readers back.
+"""The IO manager: writes the output of assets to PostgreSQL, and gives assets lazy readers.
 
-Not here: the transactions (``ingestion.write``), what the UI is told (``report``).
+Not here: the transactions (``ingestion.write``), the metadata for the UI (``report``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,19 +16,19 @@ from sqlalchemy import Connection, Engine, Table
 from market_pipeline.domain.errors import NothingIngestedError
 from market_pipeline.ingestion.receipts import Run, mark_failed
 from market_pipeline.ingestion.request import Route
-from market_pipeline.ingestion.run_alerts import MarketEnds, report_prices
+from market_pipeline.ingestion.run_alerts import MarketOutcomes, report_prices
 from market_pipeline.ingestion.snapshots import SnapshotBatch
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
 from market_pipeline.observability.logs import log_context
-from market_pipeline.observability.tracing import Told, span
+from market_pipeline.observability.tracing import SpanHandle, span
 from market_pipeline.orchestration.computing import Computed
-from market_pipeline.orchestration.gallery import Occasion, draw_coverage_map, draw_picture
+from market_pipeline.orchestration.gallery import WriteContext, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.report import (
     MAX_LINES,
-    Line,
-    Written,
+    MaterializationSummary,
+    ReportRow,
     build_market_lines,
     build_numbers,
     build_picture,
@@ -99,7 +99,9 @@ class PostgresIOManager(dg.ConfigurableIOManager):
             self._readers[run.run_id] = MarketReader(self.database.engine, run.request, routes)
         return self._readers[run.run_id]
 
-    def _write(self, context: dg.OutputContext, run: Run, table: Table, output: object) -> Written:
+    def _write(
+        self, context: dg.OutputContext, run: Run, table: Table, output: object
+    ) -> MaterializationSummary:
         engine = self.database.engine
         if isinstance(output, BarStream):
             return _drain(context, engine, run, output)
@@ -107,7 +109,9 @@ class PostgresIOManager(dg.ConfigurableIOManager):
             with span("upsert", table=table.name) as told:
                 counts = write_markets(engine, run, output)
                 tell_counts(told, counts)
-            return Written(counts, build_market_lines(output), {"markets": len(output)})
+            return MaterializationSummary(
+                counts, build_market_lines(output), {"markets": len(output)}
+            )
         if isinstance(output, Snapshots):
             failures = output.batch.failures
             _warn(context, failures)
@@ -123,7 +127,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
 
     def _write_computed(
         self, context: dg.OutputContext, run: Run, table: Table, output: Computed
-    ) -> Written:
+    ) -> MaterializationSummary:
         """Write what was computed, and in the same transaction what it was computed from."""
         if output.note:
             context.log.info("%s: %s", table.name, output.note)
@@ -141,7 +145,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         rows: pd.DataFrame,
         short: int = 0,
         tell: Callable[[Connection], None] | None = None,
-    ) -> Written:
+    ) -> MaterializationSummary:
         outcome = "partial" if short else "ok"
         with span("upsert", table=table.name) as trace:
             counts = write_rows(self.database.engine, run, table, rows, outcome, tell)
@@ -150,12 +154,14 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         lines = build_row_lines(
             rows, dict(zip(markets["market_id"], markets["symbol"], strict=True))
         )
-        return Written(counts, lines, {"markets": len(markets), "markets_short": short}, rows)
+        return MaterializationSummary(
+            counts, lines, {"markets": len(markets), "markets_short": short}, rows
+        )
 
     def _illustrate(
-        self, context: dg.OutputContext, run: Run, table: Table, written: Written
+        self, context: dg.OutputContext, run: Run, table: Table, written: MaterializationSummary
     ) -> None:
-        occasion = Occasion(run.run_id, self._read_for(run), written.rows)
+        occasion = WriteContext(run.run_id, self._read_for(run), written.rows)
         png = draw_picture(table.name, occasion)
         if png is None:
             return
@@ -178,7 +184,9 @@ def _register(engine: Engine, run: Run, routes: Sequence[Route]) -> None:
         register_markets(connection, listed, run.request.is_default_routing)
 
 
-def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStream) -> Written:
+def _drain(
+    context: dg.OutputContext, engine: Engine, run: Run, stream: BarStream
+) -> MaterializationSummary:
     """Commit a stream batch by batch.
 
     Raises:
@@ -186,7 +194,7 @@ def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStrea
     """
     totals: dict[Route, tuple[WriteCounts, WriteCounts]] = {}
     lines: dict[Route, dict[str, Any]] = {}
-    ends = MarketEnds()
+    ends = MarketOutcomes()
     for item in stream:
         with span("upsert", table=market_aggregate.name, market=item.route[1].symbol) as trace:
             result = commit_item(engine, run, item)
@@ -208,10 +216,10 @@ def _drain(context: dg.OutputContext, engine: Engine, run: Run, stream: BarStrea
         raise NothingIngestedError(f"no market gave a usable bar. {reasons}")
     total = sum((rows for pair in totals.values() for rows in pair), WriteCounts())
     told += [build_unserved_line(symbol, reason) for symbol, reason in unserved.items()]
-    return Written(total, sort_worst_first(told), summarise_receipt(told))
+    return MaterializationSummary(total, sort_worst_first(told), summarise_receipt(told))
 
 
-def tell_counts(told: Told, counts: WriteCounts) -> None:
+def tell_counts(told: SpanHandle, counts: WriteCounts) -> None:
     """Tell a trace what the database did."""
     told.tell(inserted=counts.inserted, updated=counts.updated, unchanged=counts.unchanged)
 
@@ -221,7 +229,7 @@ def _warn(context: dg.OutputContext, failures: Mapping[str, str]) -> None:
         context.log.warning("%s: no price: %s", symbol, reason)
 
 
-def _tell(line: Line) -> str:
+def _tell(line: ReportRow) -> str:
     """Return the line that stands for a market in the run's log and in the command's progress."""
     received = "{market} from {provider}: {received:,} bars".format_map(line)
     written = "{inserted:,} inserted, {updated:,} updated, {unchanged:,} unchanged".format_map(line)

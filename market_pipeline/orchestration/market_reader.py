@@ -1,4 +1,4 @@
-"""What a downstream asset gets as its input: a lazy, bounded view of the stored markets and bars.
+"""The input of a downstream asset: a lazy, bounded view of the stored markets and bars.
 
 Not here: SQL (``storage``), what is computed from it (``computing``), the write (``io_manager``).
 """

@@ -1,7 +1,7 @@
-"""What a materialisation tells Dagster's UI: numbers that plot, the relation, a table, a picture.
+"""The metadata of a materialisation for Dagster's UI: numbers, the relation, a table, a picture.
 
-Here: metadata values, and how much of a write is worth an event's bytes. Not here: the write
-(``io_manager``), which picture (``gallery``).
+Here: metadata values, and the share of a write that is worth an event's bytes. Not here: the write
+(``io_manager``), the choice of a picture (``gallery``).
 """
 
 import base64
@@ -22,11 +22,11 @@ from market_pipeline.storage.runs.evidence import count_rows, read_relation_name
 
 MAX_LINES = 20
 _OUTCOMES = ("failed", "partial", "ok")
-Line = Mapping[str, Any]
+ReportRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Written:
+class MaterializationSummary:
     """What an asset's output came to.
 
     Attributes:
@@ -36,7 +36,7 @@ class Written:
     """
 
     counts: WriteCounts
-    lines: Sequence[Line]
+    lines: Sequence[ReportRow]
     numbers: Mapping[str, int] = field(default_factory=dict)
     rows: pd.DataFrame = field(default_factory=pd.DataFrame)
     note: str = ""
@@ -47,7 +47,7 @@ class Written:
         return self.counts.written > 0 or self.numbers.get("markets_short", 0) > 0
 
 
-def build_numbers(written: Written) -> dict[str, int]:
+def build_numbers(written: MaterializationSummary) -> dict[str, int]:
     """Return what the UI plots from one materialisation to the next."""
     counts = {
         "rows_inserted": written.counts.inserted,
@@ -121,7 +121,7 @@ def _build_line(
     }
 
 
-def summarise_receipt(lines: Sequence[Line]) -> dict[str, int]:
+def summarise_receipt(lines: Sequence[ReportRow]) -> dict[str, int]:
     """Return how many markets were asked for, how many came short, and the bars they gave."""
     return {
         "markets": len(lines),
@@ -136,12 +136,12 @@ def summarise_receipt(lines: Sequence[Line]) -> dict[str, int]:
     }
 
 
-def sort_worst_first(lines: Sequence[Line]) -> list[Line]:
+def sort_worst_first(lines: Sequence[ReportRow]) -> list[ReportRow]:
     """Return the lines with failed markets first, then partial ones, else in their order."""
     return sorted(lines, key=lambda line: _OUTCOMES.index(line["outcome"]))
 
 
-def build_market_lines(markets: Sequence[Market]) -> list[Line]:
+def build_market_lines(markets: Sequence[Market]) -> list[ReportRow]:
     """Return one readable line for each market."""
     return [
         {
@@ -156,7 +156,7 @@ def build_market_lines(markets: Sequence[Market]) -> list[Line]:
     ]
 
 
-def build_row_lines(rows: pd.DataFrame, symbols: Mapping[int, str]) -> list[Line]:
+def build_row_lines(rows: pd.DataFrame, symbols: Mapping[int, str]) -> list[ReportRow]:
     """Return the first rows as people read them: symbols for market ids, six decimals."""
     shown = rows.head(MAX_LINES)
     keys = [str(name) for name in shown.columns if str(name).endswith("market_id")]
@@ -168,7 +168,7 @@ def build_row_lines(rows: pd.DataFrame, symbols: Mapping[int, str]) -> list[Line
     ]
 
 
-def build_table(lines: Sequence[Line]) -> dg.TableMetadataValue:
+def build_table(lines: Sequence[ReportRow]) -> dg.TableMetadataValue:
     """Return lines as a table shown inline; an event keeps no more than ``MAX_LINES`` of them."""
     shown = lines[:MAX_LINES]
     # Without a schema the columns would come in alphabetical order.
@@ -177,7 +177,7 @@ def build_table(lines: Sequence[Line]) -> dg.TableMetadataValue:
     return dg.MetadataValue.table(records, dg.TableSchema(columns=columns))
 
 
-def _name_type(lines: Sequence[Line], name: str) -> str:
+def _name_type(lines: Sequence[ReportRow], name: str) -> str:
     kinds = {type(line[name]) for line in lines} - {type(None)}
     names = {int: "int", float: "float", bool: "bool"}
     return names.get(kinds.pop(), "string") if len(kinds) == 1 else "string"

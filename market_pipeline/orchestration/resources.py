@@ -1,4 +1,4 @@
-"""What runs are configured with: the request, the providers, the database."""
+"""The configuration of runs: the request, the providers, the database."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""What watches: the sensors that raise alerts, deliver them, and end dead runs.
+"""The sensors that raise alerts, deliver them, and end dead runs.
 
-Each writes before it sends and can be repeated, for a body that raises loses its event. They run
-without being switched on. What they look at and say is elsewhere: ``alerting``, ``ingestion``.
+Each writes before it sends and can be repeated, because a sensor that raises loses its event. They
+run without being switched on. The checks and the texts are elsewhere: ``alerting``, ``ingestion``.
 """
 
 import logging
@@ -25,7 +25,7 @@ from market_pipeline.ingestion.request import Route, build_request, keep_active
 from market_pipeline.ingestion.watching import watch
 from market_pipeline.orchestration.automation import find_last_ticks, is_schedule_on
 from market_pipeline.orchestration.causes import Cause, find_cause
-from market_pipeline.orchestration.dead_runs import Look, end_dead_runs
+from market_pipeline.orchestration.dead_runs import DeadRunScan, end_dead_runs
 from market_pipeline.orchestration.executor import close_dead_receipts, close_receipt
 from market_pipeline.orchestration.resources import Providers
 from market_pipeline.storage.alerts.outbox import has_alert_of_run
@@ -122,7 +122,9 @@ def dead_run_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """
     with open_database() as engine:
         with engine.begin() as connection:
-            look, dead = end_dead_runs(context.instance, connection, Look.read(context.cursor))
+            look, dead = end_dead_runs(
+                context.instance, connection, DeadRunScan.read(context.cursor)
+            )
         close_dead_receipts(engine, context.instance)
     return dg.SensorResult(skip_reason=f"{len(dead)} dead runs ended", cursor=look.write())
 
@@ -163,7 +165,7 @@ def _find_routes(
         wanted = request.symbols
         return keep_active(connection, Providers().route(request).routes), wanted
     except PipelineError as error:
-        logger.warning("which markets are ingested cannot be told: %s", error)
+        logger.warning("the list of ingested markets could not be read: %s", error)
         return [], wanted
 
 

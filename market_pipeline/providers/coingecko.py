@@ -6,11 +6,11 @@ Not here: sockets and retries (``http.py``).
 
 Wire facts: the stamps of a daily chart are 00:00 UTC and close the day before; the last point is
 "now". A finished day appears up to 35 minutes after midnight. Hourly points are the price at a full
-hour, stamped a little later: recorded up to 4 minutes, reported 3 in the median and up to 10 for
-nine in ten; two of them are never less than 57 minutes apart.
+hour, stamped a little later: up to 4 minutes in recordings; in reports 3 in the median, and up to
+10 for nine in ten. Two of them are never less than 57 minutes apart.
 ``total_volumes`` is a rolling 24 h figure in the quote currency. The keyless and Demo plans answer
-for the past 365 days only. Daily candles exist on paid plans alone (``/ohlc/range``) and are left
-out: bars from one kind of source stay comparable over a series' whole life.
+for the past 365 days only. Daily candles (``/ohlc/range``) exist on paid plans alone and are not
+used, so that all bars of a series come from one kind of source.
 """
 
 import re
@@ -34,7 +34,7 @@ from market_pipeline.domain.records import (
     build_empty_bar_frame,
 )
 from market_pipeline.domain.symbols import describe_symbol, parse_symbol
-from market_pipeline.providers.http import Clocks, HttpClient, Limits, Params, parse_base_url
+from market_pipeline.providers.http import CallLimits, Clocks, HttpClient, Params, parse_base_url
 from market_pipeline.providers.payloads import parse_numbers, parse_stamps, read_field
 from market_pipeline.settings import read_choice, read_variable, split_list
 
@@ -129,7 +129,7 @@ class CoinGeckoProvider:
         environ: Mapping[str, str],
         *,
         clocks: Clocks | None = None,
-        limits: Limits | None = None,
+        limits: CallLimits | None = None,
     ) -> None:
         self._key = read_variable("COINGECKO_API_KEY", environ)
         self._plan = read_choice("COINGECKO_PLAN", ("", *PLANS), environ)
@@ -137,7 +137,7 @@ class CoinGeckoProvider:
         address = read_variable("COINGECKO_BASE_URL", environ)
         self._base_url = parse_base_url("COINGECKO_BASE_URL", address) if address else ""
         self._clocks = clocks or Clocks()
-        self._limits = limits or Limits()
+        self._limits = limits or CallLimits()
         self._client: HttpClient | None = None
         self._lock = Lock()
         self._keep_to(self._plan or ("demo" if self._key else "keyless"))
@@ -481,12 +481,15 @@ def parse_snapshots(body: object, markets: Sequence[Market]) -> list[PriceSnapsh
         PermanentProviderError: Another shape, or not one of the coins.
     """
     if not isinstance(body, list):
-        raise PermanentProviderError(CoinGeckoProvider.name, "coins/markets answered no list")
+        raise PermanentProviderError(
+            CoinGeckoProvider.name, "coins/markets did not answer with a list"
+        )
     rows = {str(row.get("id")): row for row in reversed(body) if isinstance(row, dict)}
     known = [market for market in markets if market.provider_market_id in rows]
     if not known:
         raise PermanentProviderError(
-            CoinGeckoProvider.name, f"coins/markets answered none of the {len(markets)} coins asked"
+            CoinGeckoProvider.name,
+            f"coins/markets answered with none of the {len(markets)} coins asked",
         )
     snapshots = (_parse_snapshot(market, rows[market.provider_market_id]) for market in known)
     return [snapshot for snapshot in snapshots if snapshot is not None]

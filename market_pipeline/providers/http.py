@@ -1,13 +1,14 @@
-"""The one door to the network: requests leave and answers enter through here, and nowhere else.
+"""HTTP for providers: the only module of this room that opens a connection.
 
 Here: a client with a total deadline, bounded retries that honour ``Retry-After``, the decision
-which failures are worth another try, and the gate (``gate.py``) that each try passes first.
-Not here: bytes that become values (``payloads.py``), what an answer means (the provider's parser),
+which failures are worth another try, and the limiter (``rate_limiter.py``) that each try passes
+first. Not here: parsing bytes (``payloads.py``), the meaning of an answer (the provider's parser),
 and retries of whole runs.
 
-Two facts shaped it. httpx's timeout is per read, so a server that sends a byte a second holds it
-for ever: the deadline sits below httpx, on the socket. A client that retries before ``Retry-After``
-keeps its block alive: when the wait does not fit, it gives up and stays away until it is over.
+Two facts shaped it. httpx's timeout is per read, so a server that sends a byte a second would hold
+a request for ever. Therefore the deadline is below httpx, on the socket. A client that retries
+before ``Retry-After`` prolongs its block. Therefore, when the wait is longer than the deadline, the
+request fails and no other is sent until the wait is over.
 """
 
 import math
@@ -18,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from ssl import SSLCertVerificationError, SSLContext
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,12 +27,12 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 import httpx
 
+from market_pipeline.domain.budgets import parse_retry_after
 from market_pipeline.domain.errors import (
     PermanentProviderError,
     SettingError,
     TransientProviderError,
 )
-from market_pipeline.providers.gate import admit, report_throttled
 from market_pipeline.providers.payloads import (
     BodyError,
     clean_text,
@@ -40,6 +40,7 @@ from market_pipeline.providers.payloads import (
     read_body,
     read_error_message,
 )
+from market_pipeline.providers.rate_limiter import admit, report_throttled
 
 USER_AGENT = "Mozilla/5.0 (compatible; market-pipeline)"
 TRANSIENT_STATUSES = frozenset({408, 425, 429})
@@ -52,13 +53,13 @@ Params = Mapping[str, str | int]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class CallLimits:
     """How long and how much one call may take.
 
     Attributes:
         request_seconds: One attempt, from connecting to the last byte of its body.
         total_seconds: All attempts of one call and the waits between them; not the time that the
-            gate kept them waiting, which the gate bounds itself.
+            limiter kept them waiting, which the limiter bounds itself.
         retry_after_seconds: The longest ``Retry-After`` that is believed.
         max_bytes: Size of a body, after decompression.
         attempts: Tries of one call.
@@ -98,7 +99,7 @@ class Clocks:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """A whole HTTP answer: body decompressed and known to be complete."""
 
     status: int
@@ -126,7 +127,7 @@ class HttpClient:
     provider: str
     base_url: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    limits: Limits = field(default_factory=Limits)
+    limits: CallLimits = field(default_factory=CallLimits)
     clocks: Clocks = field(default_factory=Clocks)
     _spare_retries: float = field(default=RETRY_RESERVE, init=False)
     _blocked_until: float = field(default=-math.inf, init=False)
@@ -149,7 +150,7 @@ class HttpClient:
             )
         return parse_json(self.provider, answer.body)
 
-    def fetch(self, path: str, params: Params | None = None) -> Answer:
+    def fetch(self, path: str, params: Params | None = None) -> HttpResponse:
         """Return the answer to a GET, after as many tries as the limits allow.
 
         Args:
@@ -158,7 +159,7 @@ class HttpClient:
 
         Raises:
             TransientProviderError: Every try failed in a way that may pass, or the budget is used
-                up for longer than the gate waits.
+                up for longer than the limiter waits.
             PermanentProviderError: The same request would fail again.
         """
         end = self.clocks.monotonic() + self.limits.total_seconds
@@ -166,7 +167,7 @@ class HttpClient:
         self._spare_retries = min(self._spare_retries + RETRY_SHARE, RETRY_RESERVE)
         attempt = 1
         while True:
-            end += self._pass_gate()
+            end += self._pass_limiter()
             try:
                 return self._try_once(path, params or {}, end)
             except _RetryableError as error:
@@ -185,11 +186,11 @@ class HttpClient:
         if wait > 0:
             raise TransientProviderError(
                 self.provider,
-                f"{path} was not asked: the provider wants to be left alone for {wait:.0f} s more",
+                f"{path} was not requested: the provider asked for a pause of {wait:.0f} s more",
                 429,
             )
 
-    def _pass_gate(self) -> float:
+    def _pass_limiter(self) -> float:
         """Wait until a call may be made, and return the seconds that took."""
         began = self.clocks.monotonic()
         admit(self.provider)
@@ -211,7 +212,7 @@ class HttpClient:
         self._spare_retries -= 1
         self.clocks.sleep(wait)
 
-    def _try_once(self, path: str, params: Params, end: float) -> Answer:
+    def _try_once(self, path: str, params: Params, end: float) -> HttpResponse:
         now = self.clocks.monotonic()
         seconds = min(self.limits.request_seconds, end - now)
         try:
@@ -222,7 +223,7 @@ class HttpClient:
             raise kind(self.provider, self._hide(_describe(path, error))) from error
         return self._judge(path, answer)
 
-    def _send(self, path: str, params: Params, seconds: float) -> Answer:
+    def _send(self, path: str, params: Params, seconds: float) -> HttpResponse:
         request = self._open().build_request(
             "GET",
             self.base_url.rstrip("/") + path,
@@ -236,7 +237,7 @@ class HttpClient:
         finally:
             response.close()
 
-    def _read(self, path: str, response: httpx.Response) -> Answer:
+    def _read(self, path: str, response: httpx.Response) -> HttpResponse:
         is_ok = response.status_code == 200
         cap = self.limits.max_bytes if is_ok else MAX_ERROR_BODY_BYTES
         headers = {name.lower(): value for name, value in response.headers.items()}
@@ -244,12 +245,12 @@ class HttpClient:
             body = read_body(response.iter_raw(), headers, cap)
         except BodyError as error:
             if not is_ok:  # the status says enough
-                return Answer(response.status_code, headers, b"")
+                return HttpResponse(response.status_code, headers, b"")
             kind = PermanentProviderError if error.is_permanent else _RetryableError
             raise kind(self.provider, f"{path} answered {error}", response.status_code) from None
-        return Answer(response.status_code, headers, body)
+        return HttpResponse(response.status_code, headers, body)
 
-    def _judge(self, path: str, answer: Answer) -> Answer:
+    def _judge(self, path: str, answer: HttpResponse) -> HttpResponse:
         status = answer.status
         message = f"{path} answered HTTP {status}{self._hide(_quote_error(answer))}"
         if status in TRANSIENT_STATUSES or status >= 500:
@@ -307,7 +308,7 @@ def _describe(path: str, error: Exception) -> str:
     return f"{path} failed: {type(error).__name__}: {clean_text(str(error))}"
 
 
-def _quote_error(answer: Answer) -> str:
+def _quote_error(answer: HttpResponse) -> str:
     if "html" in answer.content_type:
         return ""
     said = read_error_message(answer.body)
@@ -330,27 +331,6 @@ def parse_base_url(name: str, text: str) -> str:
     if not (is_valid and is_plain and text.isprintable() and " " not in text):
         raise SettingError(f"{name} is not an address: expected https://host or https://host/path")
     return text.rstrip("/")
-
-
-def parse_retry_after(text: str | None, utc_now: datetime) -> float | None:
-    """Return the seconds a ``Retry-After`` header asks for; None where it says nothing usable.
-
-    Seconds and HTTP dates are both in use; a negative number or a date in the past says nothing.
-    """
-    if text is None:
-        return None
-    try:
-        seconds = float(text) if text.strip().isdigit() else _seconds_until(text, utc_now)
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-    return seconds if seconds >= 0 else None
-
-
-def _seconds_until(text: str, utc_now: datetime) -> float:
-    moment = parsedate_to_datetime(text)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - utc_now).total_seconds()
 
 
 _running = threading.local()

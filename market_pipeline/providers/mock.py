@@ -1,7 +1,7 @@
 """Mock provider: plausible prices for any symbol, without a network.
 
-Each price is a pure function of the seed, the symbol and the moment (``mock_prices.py``), so that
-the same question has the same answer on any machine, however the asked windows overlap.
+Each price is a pure function of the seed, the symbol and the moment (``mock_prices.py``). So the
+same request has the same answer on any machine, however windows overlap.
 ``MOCK_FAULTS`` makes it misbehave on command: see ``mock_faults.py``.
 """
 
@@ -24,7 +24,6 @@ from market_pipeline.domain.records import (
 )
 from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.domain.symbols import describe_symbol
-from market_pipeline.providers.gate import admit
 from market_pipeline.providers.mock_faults import EMPTY_PAGE, FaultPlan, parse_faults
 from market_pipeline.providers.mock_prices import (
     LEVELS,
@@ -36,6 +35,7 @@ from market_pipeline.providers.mock_prices import (
     is_pair,
 )
 from market_pipeline.providers.mock_spoiling import refuse_call, scale_price, spoil_bars
+from market_pipeline.providers.rate_limiter import admit
 from market_pipeline.providers.snapshots import ask_each
 from market_pipeline.settings import read_variable
 

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import FloatArray
 from market_pipeline.domain.intervals import ALWAYS_OPEN
 from market_pipeline.domain.symbols import describe_symbol
 
-Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -31,11 +31,11 @@ PULL_PER_DAY = 1 / 100
 DIGITS = 7
 
 
-def _count_seconds(times: "pd.Series[pd.Timestamp]") -> Floats:
+def _count_seconds(times: "pd.Series[pd.Timestamp]") -> FloatArray:
     return np.asarray(times.astype("int64"), dtype=np.float64) / 1e6
 
 
-def build_paths(seed: int, symbol: str, sessions: pd.DataFrame, now: datetime) -> Floats:
+def build_paths(seed: int, symbol: str, sessions: pd.DataFrame, now: datetime) -> FloatArray:
     """Return prices every ten minutes: one row per session of equal length, from open to close.
 
     After ``now`` a row repeats the price at ``now``: what has not happened is not in any bar.
@@ -55,7 +55,7 @@ def build_paths(seed: int, symbol: str, sessions: pd.DataFrame, now: datetime) -
     return np.asarray(np.round(paths, _count_decimals(symbol)), dtype=np.float64)
 
 
-def _freeze(paths: Floats, positions: Floats) -> None:
+def _freeze(paths: FloatArray, positions: FloatArray) -> None:
     """Repeat the price at a fractional position to the end of each row that is longer."""
     for row in np.flatnonzero(positions < paths.shape[1] - 1):
         whole = int(positions[row])
@@ -64,7 +64,7 @@ def _freeze(paths: Floats, positions: Floats) -> None:
         paths[row, whole + 1 :] = price
 
 
-def _build_bridges(seed: int, symbol: str, days: Integers, steps: int) -> Floats:
+def _build_bridges(seed: int, symbol: str, days: Integers, steps: int) -> FloatArray:
     """Return walks of unit variance that begin and end at zero, one row per day."""
     counters = days[:, None] * 256 + np.arange(steps)
     walks = np.cumsum(_draw_normals(seed, symbol, "steps", counters), axis=1) / math.sqrt(steps)
@@ -76,8 +76,8 @@ def _build_bridges(seed: int, symbol: str, days: Integers, steps: int) -> Floats
 class _Walk:
     """Daily log closes and volatilities, indexed by days since the origin."""
 
-    log_close: Floats
-    volatility: Floats
+    log_close: FloatArray
+    volatility: FloatArray
 
 
 @lru_cache(maxsize=128)
@@ -94,7 +94,7 @@ def _build_walk(seed: int, symbol: str, is_always_open: bool, end_year: int) -> 
     return _Walk(log_close, volatility)
 
 
-def _pull_back(shocks: Floats, pull: float) -> Floats:
+def _pull_back(shocks: FloatArray, pull: float) -> FloatArray:
     """Return the walk ``y[t] = (1 - pull) * y[t-1] + shocks[t]``, beginning at zero."""
     scaled = shocks / pull
     scaled[0] = 0.0
@@ -113,7 +113,7 @@ def _count_decimals(symbol: str) -> int:
     return max(2, DIGITS - 1 - math.floor(math.log10(level)))
 
 
-def _draw_normals(seed: int, symbol: str, stream: str, counters: Integers) -> Floats:
+def _draw_normals(seed: int, symbol: str, stream: str, counters: Integers) -> FloatArray:
     """Return nearly normal numbers, each a function of seed, symbol, stream and counter alone.
 
     SplitMix64 of the counter gives four 16-bit lanes; their sum is close to normal (within 3.46
@@ -130,7 +130,9 @@ def _draw_normals(seed: int, symbol: str, stream: str, counters: Integers) -> Fl
     return np.asarray((total - 131_070) / (65_536 / math.sqrt(3)), dtype=np.float64)
 
 
-def build_hourly(sessions: pd.DataFrame, paths: Floats, volumes: Floats, now: datetime) -> Columns:
+def build_hourly(
+    sessions: pd.DataFrame, paths: FloatArray, volumes: FloatArray, now: datetime
+) -> Columns:
     """Return the columns of the hourly bars that have begun by ``now``."""
     starts, ends = _find_hour_edges(paths.shape[1] - 1)
     hours = np.arange(len(starts)) * np.timedelta64(3600, "s")
@@ -156,7 +158,9 @@ def _find_hour_edges(steps: int) -> tuple[Integers, Integers]:
     return starts, np.minimum(starts + STEPS_PER_HOUR, steps)
 
 
-def build_daily(sessions: pd.DataFrame, paths: Floats, volumes: Floats, _now: datetime) -> Columns:
+def build_daily(
+    sessions: pd.DataFrame, paths: FloatArray, volumes: FloatArray, _now: datetime
+) -> Columns:
     """Return the columns of the daily bars: what the hours of each session add up to."""
     return {
         "open": paths[:, 0],
@@ -169,7 +173,7 @@ def build_daily(sessions: pd.DataFrame, paths: Floats, volumes: Floats, _now: da
     }
 
 
-def build_volumes(seed: int, symbol: str, sessions: pd.DataFrame, now: datetime) -> Floats:
+def build_volumes(seed: int, symbol: str, sessions: pd.DataFrame, now: datetime) -> FloatArray:
     """Return whole units traded in each hour, up to ``now``; busier at both ends of a session."""
     opens, closes = _count_seconds(sessions["open_time"]), _count_seconds(sessions["close_time"])
     hours = np.arange(math.ceil((closes[0] - opens[0]) / 3600))

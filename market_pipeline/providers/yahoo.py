@@ -5,8 +5,8 @@ Not here: sockets and retries (``http.py``).
 
 Wire facts: a bar is stamped with its session's open in UTC, which for Sydney or currencies is the
 date before, so the session date is read in the exchange's time zone of that day. While a session
-runs, a last row stamped with the clock repeats its date. Null rows are holidays. ``range=max`` is
-answered in coarser bars, and no bars at all by leaving ``timestamp`` out. The prices of charts are
+runs, a last row stamped with the clock repeats its date. Null rows are holidays. ``range=max``
+answers with coarser bars. An answer without bars has no ``timestamp``. The prices of charts are
 float32 numbers printed as doubles; the live price in ``meta`` is a double.
 """
 
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import FloatArray
 from market_pipeline.domain.errors import PermanentProviderError
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.records import (
@@ -36,9 +37,9 @@ from market_pipeline.domain.records import (
 )
 from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.domain.symbols import describe_symbol
-from market_pipeline.providers.http import Clocks, HttpClient, Limits, parse_base_url
+from market_pipeline.providers.http import CallLimits, Clocks, HttpClient, parse_base_url
 from market_pipeline.providers.listings import INDICES, LISTINGS
-from market_pipeline.providers.payloads import Floats, parse_numbers, parse_stamps, read_field
+from market_pipeline.providers.payloads import parse_numbers, parse_stamps, read_field
 from market_pipeline.providers.session_closes import find_session_closes
 from market_pipeline.providers.snapshots import ask_each
 from market_pipeline.settings import read_variable
@@ -90,12 +91,14 @@ class YahooProvider:
         environ: Mapping[str, str],
         *,
         clocks: Clocks | None = None,
-        limits: Limits | None = None,
+        limits: CallLimits | None = None,
     ) -> None:
         address = read_variable("YAHOO_BASE_URL", environ)
         base_url = parse_base_url("YAHOO_BASE_URL", address) if address else BASE_URL
         self._clocks = clocks or Clocks()
-        self._client = HttpClient(NAME, base_url, limits=limits or Limits(), clocks=self._clocks)
+        self._client = HttpClient(
+            NAME, base_url, limits=limits or CallLimits(), clocks=self._clocks
+        )
 
     def explain_missing_settings(self) -> str | None:
         """Return None: nothing has to be set."""
@@ -254,7 +257,7 @@ def _open_chart(body: object, market: Market) -> _Chart:
     answered = read_field(NAME, meta, "symbol")
     if not isinstance(meta, dict) or str(answered).upper() != market.provider_market_id.upper():
         raise PermanentProviderError(
-            NAME, f"asked for {market.provider_market_id}, answered was {str(answered)[:40]!r}"
+            NAME, f"asked for {market.provider_market_id}, the answer is for {str(answered)[:40]!r}"
         )
     given = str(meta.get("currency") or market.quote)
     if MINOR_UNITS.get(given, given) != market.quote:
@@ -305,7 +308,7 @@ def _parse_rows(chart: _Chart) -> pd.DataFrame:
     return rows
 
 
-def _parse_column(chart: _Chart, name: str, length: int) -> Floats:
+def _parse_column(chart: _Chart, name: str, length: int) -> FloatArray:
     node = read_field(NAME, chart.result, "indicators", "quote", 0, name)
     values = parse_numbers(NAME, name, node)
     if len(values) != length:
@@ -313,7 +316,7 @@ def _parse_column(chart: _Chart, name: str, length: int) -> Floats:
     return values
 
 
-def clean_prices(prices: Floats, *, is_minor: bool = False) -> Floats:
+def clean_prices(prices: FloatArray, *, is_minor: bool = False) -> FloatArray:
     """Return prices by the digits that were meant.
 
     A number that is a float32 is the shortest decimal that reads back as that float32; any other

@@ -1,4 +1,4 @@
-"""``read_aggregates``: final bars as a tidy frame, of now, of a time, or of a dataset version."""
+"""``read_aggregates``: final bars as a frame, as of now, of a time, or of a dataset version."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market
 from market_pipeline.providers.registry import load_provider
 from market_pipeline.readers.completeness import (
-    Judged,
+    BarSelection,
+    CheckedSelection,
     Requirement,
-    Span,
     check_requirement,
     demand,
     find_fetched_interval,
@@ -164,11 +164,11 @@ def judge_bars(
     bars: Columns,
     clock: datetime,
     require: Requirement,
-) -> list[Judged]:
+) -> list[CheckedSelection]:
     """Return how complete each market's bars are; the arguments are those of a checked question."""
     opens, owners = bars["open_time"].asi8, np.asarray(bars["market_id"])
     spans = {
-        market_id: Span(
+        market_id: BarSelection(
             market, span.interval, span.window, clock,
             found=opens if len(markets) == 1 else opens[owners == market_id],
         )

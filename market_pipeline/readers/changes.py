@@ -1,4 +1,4 @@
-"""What changed between two dataset versions."""
+"""The bars that changed between two dataset versions."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Comparisons as they are computed, for runs and readers alike: of bars and flaws of one moment.
+"""Comparisons computed for runs and readers alike, from bars and flaws of one moment.
 
 Not here: which pairs are stored (``orchestration``), which are asked for (``statistics``).
 """
@@ -14,9 +14,9 @@ from sqlalchemy import Connection
 from market_pipeline.domain import comparisons
 from market_pipeline.domain.comparisons import compute_comparisons
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.withholding import Flaw, withhold
+from market_pipeline.domain.withholding import DataIssue, withhold
 from market_pipeline.settings import StatisticsSettings
-from market_pipeline.storage.bars.final_bars import Span, plan_pair_spans, read_spans
+from market_pipeline.storage.bars.final_bars import FinalSpan, plan_pair_spans, read_spans
 from market_pipeline.storage.coverage.ledger import read_flaws
 
 PAIR_KEYS = ("base_market_id", "quote_market_id")
@@ -61,8 +61,8 @@ def compare_spans(
     pairs: Pairs,
     horizons_days: Sequence[int],
     settings: StatisticsSettings,
-    spans: Sequence[Span],
-    flaws: Sequence[Flaw],
+    spans: Sequence[FinalSpan],
+    flaws: Sequence[DataIssue],
     closed_by: datetime | None = None,
 ) -> pd.DataFrame:
     """Compute comparisons from spans that were planned for them, as :func:`compare_pairs` does."""

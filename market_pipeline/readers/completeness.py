@@ -1,6 +1,6 @@
-"""How complete a frame is, and refusing one that is less complete than its reader demands.
+"""Completeness of a frame, and the refusal of a frame that is less complete than required.
 
-It is told by the ledger, the calendar's grid and the bars that were read; nothing is scanned.
+It comes from the ledger, the calendar's grid and the bars that were read. No table is scanned.
 """
 
 import os
@@ -16,9 +16,9 @@ from sqlalchemy import Connection
 from market_pipeline.domain.completeness import (
     NOT_ASKED_YET,
     PROVISIONAL,
-    Absence,
     Completeness,
-    Series,
+    ExpectedSeries,
+    MissingSpan,
     measure_completeness,
     name_backfill,
 )
@@ -49,8 +49,8 @@ _FETCHED_BY_A_BACKFILL = (FETCH_FAILED, NEVER_ASKED, NOT_ASKED_YET, PROVISIONAL)
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """Which bars of a market are judged.
+class BarSelection:
+    """A span of a market's bars, to be judged.
 
     Attributes:
         market: Whose. interval: Of the bars. window: By open_time (UTC).
@@ -73,14 +73,14 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class CheckedSelection:
     """A span, how complete it is, and what makes its values doubtful: events, mixed parsing."""
 
-    span: Span
+    span: BarSelection
     completeness: Completeness
-    doubts: tuple[Absence, ...] = ()
+    doubts: tuple[MissingSpan, ...] = ()
 
-    def list_objections(self, require: Requirement) -> list[Absence]:
+    def list_objections(self, require: Requirement) -> list[MissingSpan]:
         """Return what does not meet a requirement."""
         missing = [
             one
@@ -91,7 +91,7 @@ class Judged:
 
 
 def find_fetched_interval(market: Market, interval: Interval) -> Interval:
-    """Return what bars are made of: weeks are built here from the longest bars there are."""
+    """Return the interval that bars are built from: for weeks, the longest fetched one."""
     return interval if interval in market.intervals else market.intervals[-1]
 
 
@@ -106,8 +106,8 @@ def check_requirement(require: str | None) -> None:
 
 
 def judge_spans(
-    connection: Connection, spans: Mapping[int, Span], require: Requirement = None
-) -> list[Judged]:
+    connection: Connection, spans: Mapping[int, BarSelection], require: Requirement = None
+) -> list[CheckedSelection]:
     """Return how complete spans are, one for each market.
 
     Args:
@@ -123,7 +123,7 @@ def judge_spans(
     known = read_coverage(connection, list(spans))
     doubts = {} if require is None else _read_doubts(connection, spans)
     return [
-        Judged(
+        CheckedSelection(
             span,
             _measure(known.get((market_id, span.fetched), Coverage()), span, require),
             tuple(doubts.get(market_id, ())),
@@ -132,8 +132,8 @@ def judge_spans(
     ]
 
 
-def demand(judged: Iterable[Judged], require: Requirement) -> None:
-    """Refuse what does not meet a requirement.
+def demand(judged: Iterable[CheckedSelection], require: Requirement) -> None:
+    """Refuse spans that do not meet a requirement.
 
     Raises:
         IncompleteHistoryError: Lists what is missing, why, and what would bring it.
@@ -145,8 +145,8 @@ def demand(judged: Iterable[Judged], require: Requirement) -> None:
         raise _build_error(require, objections)
 
 
-def summarise(judged: Iterable[Judged]) -> dict[str, Any]:
-    """Return what ``attrs["completeness"]`` says: expected, present, and missing by reason."""
+def summarise(judged: Iterable[CheckedSelection]) -> dict[str, Any]:
+    """Return the value of ``attrs["completeness"]``: expected, present, and missing by reason."""
     expected, missing = 0, Counter[str]()
     for one in judged:
         expected += one.completeness.expected
@@ -164,18 +164,18 @@ def know_calendars(connection: Connection, calendars: Iterable[str]) -> None:
                 remember_schedule(calendar, kept)
 
 
-def _measure(known: Coverage, span: Span, require: Requirement) -> Completeness:
+def _measure(known: Coverage, span: BarSelection, require: Requirement) -> Completeness:
     # Before 1970 and after the clock no bar is expected; years beyond those have no calendar.
     clock = max(span.clock, BEGINNING)
     start, end = (min(max(edge, BEGINNING), clock) for edge in (span.window.start, span.window.end))
-    series = Series(
+    series = ExpectedSeries(
         span.interval, span.fetched, span.market.calendar, Window(start, end),
         clock - _find_lag(span, require), span.closing,
     )  # fmt: skip
     return measure_completeness(known, series, span.found)
 
 
-def _find_lag(span: Span, require: Requirement) -> timedelta:
+def _find_lag(span: BarSelection, require: Requirement) -> timedelta:
     if span.closing is not None:
         return timedelta(0)
     try:
@@ -193,15 +193,17 @@ def _read_lag(market: Market, fetched: Interval) -> timedelta:
     return provider.describe_history(market, fetched).publication_lag
 
 
-def _read_doubts(connection: Connection, spans: Mapping[int, Span]) -> dict[int, list[Absence]]:
-    doubts: dict[int, list[Absence]] = {}
+def _read_doubts(
+    connection: Connection, spans: Mapping[int, BarSelection]
+) -> dict[int, list[MissingSpan]]:
+    doubts: dict[int, list[MissingSpan]] = {}
     for fetched in {span.fetched for span in spans.values()}:
         for flaw in read_flaws(connection, list(spans), fetched):
             span = spans[flaw.market_id]
             if span.fetched is fetched and flaw.reason not in _OF_BARS:
                 window = flaw.window or span.window
                 if _touches(window, span.closing or span.window):
-                    doubt = Absence(window, flaw.reason, 0, is_explained=False)
+                    doubt = MissingSpan(window, flaw.reason, 0, is_explained=False)
                     doubts.setdefault(flaw.market_id, []).append(doubt)
     return doubts
 
@@ -212,31 +214,31 @@ def _touches(doubt: Window, window: Window) -> bool:
 
 
 def _build_error(
-    require: str, objections: Sequence[tuple[Span, Absence]]
+    require: str, objections: Sequence[tuple[BarSelection, MissingSpan]]
 ) -> IncompleteHistoryError:
     told = "; ".join(_tell(span, one) for span, one in objections[:_MOST_TOLD])
     more = len(objections) - _MOST_TOLD
     commands = _list_commands(objections)
-    cure = f". To bring what can be had: {'; '.join(f'`{one}`' for one in commands)}"
+    cure = f". This fetches what the provider has: {'; '.join(f'`{one}`' for one in commands)}"
     return IncompleteHistoryError(
         f"require={require!r} is not met: {told}{f' and {more:,} more' if more > 0 else ''}"
-        f"{cure if commands else '. Nothing would bring it now'}",
+        f"{cure if commands else '. No command can fetch it now'}",
         [_describe(span, one) for span, one in objections[:_MOST_LISTED]],
         commands,
     )
 
 
-def _name(span: Span) -> str:
+def _name(span: BarSelection) -> str:
     return f"{span.market.provider}:{span.market.symbol}"
 
 
-def _tell(span: Span, one: Absence) -> str:
+def _tell(span: BarSelection, one: MissingSpan) -> str:
     bars = f", {one.bars:,} bars" if one.bars else ""
     window = f"{one.window.start:%Y-%m-%d %H:%M} to {one.window.end:%Y-%m-%d %H:%M}"
     return f"{_name(span)} {span.interval} {window}: {one.reason}{bars}"
 
 
-def _describe(span: Span, one: Absence) -> dict[str, Any]:
+def _describe(span: BarSelection, one: MissingSpan) -> dict[str, Any]:
     return {
         "symbol": span.market.symbol,
         "provider": span.market.provider,
@@ -248,8 +250,8 @@ def _describe(span: Span, one: Absence) -> dict[str, Any]:
     }
 
 
-def _list_commands(objections: Sequence[tuple[Span, Absence]]) -> list[str]:
-    """Return what brings missing bars, one command for each market that has one."""
+def _list_commands(objections: Sequence[tuple[BarSelection, MissingSpan]]) -> list[str]:
+    """Return the commands that fetch missing bars, one for each market that has one."""
     markets = {span.market for span, _ in objections}
     commands = []
     for market in sorted(markets, key=lambda one: (one.symbol, one.provider)):

@@ -1,4 +1,4 @@
-"""Flagging stored rows whose window has a bar that is newer than they are."""
+"""Flags on stored rows: does their window hold a bar that is newer than the row?"""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,12 +7,11 @@ import numpy.typing as npt
 import pandas as pd
 from sqlalchemy import Connection
 
+from market_pipeline.domain.arrays import BoolArray
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.outdated import RowWindows, find_outdated, locate_windows
 from market_pipeline.domain.records import Market
-from market_pipeline.storage.bars.final_bars import Span, read_newer_bars
-
-Flags = npt.NDArray[np.bool_]
+from market_pipeline.storage.bars.final_bars import FinalSpan, read_newer_bars
 
 
 def flag_outdated(
@@ -21,7 +20,7 @@ def flag_outdated(
     keys: Sequence[str],
     markets: Mapping[int, Market],
     interval: Interval,
-) -> Flags:
+) -> BoolArray:
     """Tell for each row whether a final bar of its window was corrected or loaded after it.
 
     Args:
@@ -54,11 +53,11 @@ def _flag_group(
     interval: Interval,
     windows: RowWindows,
     versions: npt.NDArray[np.int64],
-) -> Flags:
+) -> BoolArray:
     """Tell it for rows whose markets have the same calendars."""
     flags = np.zeros(len(rows), dtype=bool)
     first, last = (moment.to_pydatetime() for moment in windows.span)
-    spans = [Span(int(one), first, last) for one in np.unique(rows[list(keys)])]
+    spans = [FinalSpan(int(one), first, last) for one in np.unique(rows[list(keys)])]
     newer = read_newer_bars(connection, interval, spans, int(versions.min()))
     for market_id, bars in newer.groupby("market_id"):
         for key in keys:

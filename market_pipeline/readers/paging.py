@@ -1,4 +1,4 @@
-"""Bars of one market page by page: a cursor pins the dataset version, so no page shifts."""
+"""Bars of one market by page: a cursor keeps the dataset version, so that pages fit together."""
 
 import base64
 import binascii
@@ -36,7 +36,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class BarQuery:
     """Which bars: of one market, final, by open_time in the window; at most ``limit`` of them."""
 
     interval: Interval
@@ -50,7 +50,7 @@ def read_page(
     connection: Connection,
     market_id: int,
     market: Market,
-    question: Question,
+    question: BarQuery,
     cursor: str | None,
     newest: int,
 ) -> Page:
@@ -87,7 +87,7 @@ def _write_cursor(after: datetime, version: int | None) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _go_on(question: Question, cursor: str) -> Question:
+def _go_on(question: BarQuery, cursor: str) -> BarQuery:
     after, version = _read_cursor(cursor)
     end = question.window.end
     start = min(max(question.window.start, after), end - _TICK) + _TICK
@@ -103,5 +103,5 @@ def _read_cursor(cursor: str) -> tuple[datetime, int | None]:
         return moment, None if version is None else operator.index(version)
     except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
         raise HistoryRequestError(
-            "the cursor is none that this API gave: leave it out to begin anew"
+            "the cursor is not from this API: leave it out to start from the first page"
         ) from None

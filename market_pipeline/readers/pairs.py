@@ -1,7 +1,7 @@
-"""Comparisons that are asked for: those that are stored, and the others computed when read.
+"""Comparisons of requested pairs: stored rows, and the other pairs computed on reading.
 
-Runs store all pairs of up to fifty markets, beyond that those with a benchmark, and only of the
-markets that they are about.
+Runs store all pairs of up to fifty markets. With more markets they store the pairs with a
+benchmark. A run stores only pairs of its own markets.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

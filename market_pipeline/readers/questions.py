@@ -1,4 +1,4 @@
-"""What readers take: names of markets, times, intervals and versions, in their one form.
+"""The arguments of readers: names of markets, times, intervals and versions, in one form.
 
 Every refusal is a ``HistoryRequestError`` that says what was expected or what there is.
 """
@@ -206,8 +206,7 @@ def parse_past_moment(name: str, moment: datetime | str) -> datetime:
     parsed = parse_moment(name, moment)
     if parsed > datetime.now(UTC):
         raise HistoryRequestError(
-            f"{name}={parsed.isoformat()} is in the future: "
-            "what will be known then is not known yet"
+            f"{name}={parsed.isoformat()} is in the future: expected a time that has passed"
         )
     return parsed
 

@@ -1,4 +1,4 @@
-"""The cache for those who serve readers: what it gives is what the database holds, or nothing."""
+"""The cache for servers: it gives what the database holds, or nothing."""
 
 import os
 from collections.abc import Mapping

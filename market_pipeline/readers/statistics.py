@@ -1,8 +1,8 @@
-"""``read_roi_statistics`` and ``read_comparisons``: statistics as tidy frames.
+"""``read_roi_statistics`` and ``read_comparisons``: statistics as frames.
 
-The tables keep one row a series and ``as_of``: a statistic whose bars were corrected afterwards is
-computed again in its place. What it was before can be computed from the bars of that version
-(``explain_statistic``); it is not stored twice.
+The tables keep one row for each series and ``as_of``. A statistic whose bars were corrected later
+is computed again in its place. Its old value is not stored: ``explain_statistic`` computes it from
+the bars of the old version.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import UTC_DTYPE, Market, Window
 from market_pipeline.readers.completeness import (
+    BarSelection,
     Requirement,
-    Span,
     check_requirement,
     demand,
     judge_spans,
@@ -103,7 +103,7 @@ def read_roi_statistics(
 
 def _find_spans(
     rows: pd.DataFrame, markets: Mapping[int, Market], interval: str
-) -> dict[int, Span]:
+) -> dict[int, BarSelection]:
     """Return the bars behind a market's statistics: all that close in one of their horizons."""
     days = rows["horizon"].str.removesuffix("d").astype("int64")
     ends = pd.to_datetime(rows["as_of"], utc=True)
@@ -114,7 +114,9 @@ def _find_spans(
         start, end = starts[is_its].min(), ends[is_its].max()
         closing = Window(start.to_pydatetime(), end.to_pydatetime())
         opens = Window(closing.start - _LONGEST_BAR, closing.end)
-        spans[market_id] = Span(markets[market_id], Interval(interval), opens, closing.end, closing)
+        spans[market_id] = BarSelection(
+            markets[market_id], Interval(interval), opens, closing.end, closing
+        )
     return spans
 
 

@@ -1,7 +1,7 @@
-"""Why a statistic is what it is: its method, bars, revisions, runs and requests, and what moved it.
+"""The origin of a statistic: its method, bars, revisions, runs and requests, and what changed it.
 
-The bars are those of the statistic's own dataset version, so an older one is explained by what it
-was made of, not by what was corrected since.
+The bars are those of the statistic's own dataset version. So an older statistic is explained by the
+bars that it was made of, and not by later corrections.
 """
 
 import re
@@ -59,7 +59,7 @@ class Computation:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class VersionComparison:
     """The same statistic from the bars of another dataset version, and what makes the difference.
 
     Attributes:
@@ -111,7 +111,7 @@ class Explanation:
     revisions: tuple[Row, ...]
     runs: tuple[Row, ...]
     requests: tuple[Row, ...]
-    comparison: Comparison | None = None
+    comparison: VersionComparison | None = None
 
 
 def explain_statistic(
@@ -271,13 +271,13 @@ def _trace(connection: Connection, row: Row, bars: pd.DataFrame) -> dict[str, An
     }
 
 
-def _compare(stored: Computation, other: Computation) -> Comparison:
+def _compare(stored: Computation, other: Computation) -> VersionComparison:
     older, newer = sorted((stored, other), key=lambda one: one.version)
     moved = (
         f"{format_value(older.value, older.reason)} -> {format_value(newer.value, newer.reason)}: "
         f"{describe_movement(older.bars, newer.bars, older.known)}"
     )
-    return Comparison(other.version, other.value, other.reason, moved)
+    return VersionComparison(other.version, other.value, other.reason, moved)
 
 
 def format_value(value: float | None, reason: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The rows that a statement answers, as mappings or as a frame."""
+"""The rows that a statement returns, as mappings or as a frame."""
 
 from typing import Any
 

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market_pipeline.alerting.kinds import KINDS
-from market_pipeline.alerting.messages import MAX_BODY_BYTES, Told, build_body, encode, make_inert
+from market_pipeline.alerting.messages import (
+    MAX_BODY_BYTES,
+    AlertView,
+    build_body,
+    encode,
+    make_inert,
+)
 
 NOW = datetime(2024, 3, 15, tzinfo=UTC)
 
@@ -42,7 +48,7 @@ def test_a_message_is_small_json_whatever_it_is_about(
     message: str, members: dict[str, str], word: str
 ) -> None:
     """Under 20 kB, valid UTF-8, the same bytes each time."""
-    alert = Told(
+    alert = AlertView(
         uuid4(), "markets_short", "warning", message * 100,
         {name: why * 100 for name, why in members.items()}, {word: word * 1_000}, None, NOW, 1,
     )  # fmt: skip

@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from market_pipeline.api.connections import Limits, bound_connections
+from market_pipeline.api.connections import ConnectionLimits, bound_connections
 from market_pipeline_tests.system.processes import wait_for
 
-SHORT = Limits(header_seconds=0.5, body_seconds=1.0, connections=20)
+SHORT = ConnectionLimits(header_seconds=0.5, body_seconds=1.0, connections=20)
 REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 OPEN_HEADER = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
 DEADLINE_SECONDS = 60.0
@@ -30,7 +30,7 @@ IDLE_CONNECTIONS = 1_500
 class Server:
     """A server in this process whose one route answers, or waits until it is let go."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ConnectionLimits) -> None:
         self.let_go = threading.Event()
         self.bodies: list[bytes] = []
         app = Starlette(
@@ -81,7 +81,7 @@ class Server:
 
 
 @contextmanager
-def run_server(limits: Limits) -> Iterator[Server]:
+def run_server(limits: ConnectionLimits) -> Iterator[Server]:
     """Serve with limits of the test's own."""
     server = Server(limits)
     server.start()
@@ -284,7 +284,7 @@ def test_a_few_requests_ahead_are_answered_in_order(server: Server) -> None:
 
 def test_connections_at_work_are_not_given_up_for_new_ones() -> None:
     """When all are at work the newcomer hears 503; none at work is closed."""
-    with run_server(Limits(connections=3)) as server, ExitStack() as stack:
+    with run_server(ConnectionLimits(connections=3)) as server, ExitStack() as stack:
         busy = [stack.enter_context(connect(server.port)) for _ in range(3)]
         for one in busy:
             one.sendall(b"GET /wait HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")

@@ -19,7 +19,7 @@ from market_pipeline.api.credentials import (
     holds_session,
     is_token,
 )
-from market_pipeline.api.security import OPEN_PATHS, Gate
+from market_pipeline.api.security import OPEN_PATHS, RequestGuard
 from market_pipeline.api.throttling import MOST_ADDRESSES, WrongSignIns
 from market_pipeline.domain.errors import SettingError
 from market_pipeline_tests.api.conftest import MakeClient
@@ -117,7 +117,7 @@ def test_a_body_that_never_came_reaches_no_route() -> None:
     headers = [(b"host", b"127.0.0.1"), (b"content-length", b"10")]
     headers.append((b"content-type", b"application/json"))
     scope = {"type": "http", "method": "POST", "path": "/api/ingest", "headers": headers}
-    asyncio.run(Gate(app, Configuration())(scope, receive, send))
+    asyncio.run(RequestGuard(app, Configuration())(scope, receive, send))
     assert reached == []
 
 

@@ -32,11 +32,11 @@ from market_pipeline.api.pages.market import build_cells, build_strip
 from market_pipeline.api.pages.overview import PAGE_ROWS, list_markets
 from market_pipeline.api.pages.pictures import Piece, draw_line, join_states
 from market_pipeline.domain.coverage import FETCH_FAILED, Coverage, Hole
-from market_pipeline.domain.freshness import Series
+from market_pipeline.domain.freshness import TrackedSeries
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.roi import compute_roi_statistics
-from market_pipeline.domain.withholding import Flaw
+from market_pipeline.domain.withholding import DataIssue
 
 NOW = datetime(2024, 3, 15, 12, tzinfo=UTC)  # a Friday; New York opens at 13:30 UTC
 
@@ -54,7 +54,7 @@ def make_market(number: int, **values: Any) -> dict[str, Any]:
         "close_time": NOW,
         "observed_at": None,
         "change_24h_ratio": None,
-        "series": [Series("24/7", Interval.HOUR, watermark=NOW)],
+        "series": [TrackedSeries("24/7", Interval.HOUR, watermark=NOW)],
         "outcome": "ok",
     } | values
 
@@ -135,7 +135,7 @@ def make_bars(closes: list[float]) -> list[dict[str, Any]]:
 MARKET = {"market_id": 1, "quote": "USD", "calendar": "24/7"}
 
 
-def draw(bars: list[dict[str, Any]], *flaws: Flaw) -> dict[str, list[float | None]]:
+def draw(bars: list[dict[str, Any]], *flaws: DataIssue) -> dict[str, list[float | None]]:
     """Return the lines of a chart of days, by name."""
     chart = build_market_chart(bars, Interval.DAY, MARKET, flaws)
     assert chart is not None
@@ -172,7 +172,7 @@ def test_lines_break_at_a_hole_and_where_a_flaw_withholds() -> None:
     lines = draw(bars)
     assert lines["Drawdown"][39:43].count(None) == 2
     assert len(lines["Drawdown"]) == 60
-    hole = Flaw(1, "unexplained_hole", Window(bars[39]["close_time"], bars[40]["open_time"]))
+    hole = DataIssue(1, "unexplained_hole", Window(bars[39]["close_time"], bars[40]["open_time"]))
     assert [at for at, value in enumerate(draw(bars, hole)["Volatility"]) if value] == [
         *range(30, 40)
     ]
@@ -284,7 +284,7 @@ def test_freshness_is_judged_by_the_markets_own_calendar() -> None:
     """On Friday before the bell New York's Thursday is as fresh as can be; a coin's is not."""
     thursday = datetime(2024, 3, 14, 20, tzinfo=UTC)
     state = {
-        calendar: judge_freshness([Series(calendar, Interval.HOUR, watermark=thursday)], NOW)
+        calendar: judge_freshness([TrackedSeries(calendar, Interval.HOUR, watermark=thursday)], NOW)
         for calendar in ("XNYS", "24/7", "nowhere")
     }
     assert {name: found.state for name, found in state.items()} == {
@@ -293,22 +293,22 @@ def test_freshness_is_judged_by_the_markets_own_calendar() -> None:
         "nowhere": "current",
     }
     assert state["24/7"].behind == timedelta(hours=13)  # of sixteen, three are grace
-    assert judge_freshness([Series("24/7", Interval.HOUR)], NOW).state == "empty"
+    assert judge_freshness([TrackedSeries("24/7", Interval.HOUR)], NOW).state == "empty"
 
 
 def test_a_market_is_as_fresh_as_its_worst_series() -> None:
     """Hours of now do not hide days that are ten days late; what will never come is not late."""
-    hours = Series("24/7", Interval.HOUR, watermark=NOW)
-    days = Series("24/7", Interval.DAY, watermark=NOW.replace(hour=0) - timedelta(days=10))
+    hours = TrackedSeries("24/7", Interval.HOUR, watermark=NOW)
+    days = TrackedSeries("24/7", Interval.DAY, watermark=NOW.replace(hour=0) - timedelta(days=10))
     found = judge_freshness([hours, days], NOW)
     assert (found.state, found.interval) == ("behind", Interval.DAY)
     assert (found.final_to, found.behind) == (days.watermark, timedelta(days=10))
     gone = Window(NOW - timedelta(days=11), NOW + timedelta(days=1))
-    explained = Series("24/7", Interval.DAY, watermark=days.watermark, explained=gone)
+    explained = TrackedSeries("24/7", Interval.DAY, watermark=days.watermark, explained=gone)
     assert judge_freshness([hours, explained], NOW).state == "current"
-    late = Series("24/7", Interval.DAY, timedelta(days=11), days.watermark)
+    late = TrackedSeries("24/7", Interval.DAY, timedelta(days=11), days.watermark)
     assert judge_freshness([hours, late], NOW).state == "current"
-    never = judge_freshness([hours, Series("24/7", Interval.DAY)], NOW)
+    never = judge_freshness([hours, TrackedSeries("24/7", Interval.DAY)], NOW)
     assert (never.state, never.final_to, never.behind) == ("behind", None, None)
 
 
@@ -317,7 +317,7 @@ def test_the_overview_finds_sorts_and_pages() -> None:
     rows = [
         make_market(1, price=5.0, observed_at=NOW, change_24h_ratio=-0.1),
         make_market(2, change_24h_ratio=0.2, outcome="failed"),
-        make_market(3, close=None, series=[Series("24/7", Interval.HOUR)]),
+        make_market(3, close=None, series=[TrackedSeries("24/7", Interval.HOUR)]),
     ]
     listing = list_markets(rows, "", "price", 1, NOW)
     assert [line.price for line in listing.lines] == [10.0, 5.0, None]

@@ -130,7 +130,7 @@ def test_a_full_disk_is_told_in_a_sentence(command: Command, engine: Engine) -> 
     )
     (line,) = [one for one in done.stderr.splitlines() if one.startswith("Error: ")]
     assert told in line
-    assert "make room on it, then run again; what was committed before stays" in line
+    assert "make room on it, then run again; what was already committed stays" in line
     assert "INSERT INTO" not in line
     (event,) = read_column(engine, STEP_ERRORS)
     assert "make room on it" in str(event)

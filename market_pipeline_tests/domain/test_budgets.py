@@ -13,6 +13,7 @@ from market_pipeline.domain.budgets import (
     count_verifications,
     find_used_up,
     find_wait,
+    parse_retry_after,
     spend_call,
     turn_to,
 )
@@ -118,3 +119,22 @@ def test_verification_gets_a_twentieth_of_the_tightest_day(
     assert count_verifications(account, limit) == verifications
     assert count_verifications(replace(account, verifications_today=4), limit) == verifications - 4
     assert count_verifications(replace(account, verifications_today=9_999), limit) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0.0),
+        (" 12 ", 12.0),
+        ("Mon, 15 Jan 2024 08:59:00 GMT", None),
+        ("Mon, 15 Jan 2024 09:01:00 -0000", 60.0),
+        ("1.5", None),
+        ("١٢", 12.0),
+        ("9" * 400, None),
+        ("Mon, 99 Foo 2024", None),
+    ],
+)
+def test_retry_after_is_read_in_both_forms(text: str, seconds: float | None) -> None:
+    """Whole seconds or a date; anything else says nothing and never raises."""
+    found = parse_retry_after(text, datetime(2024, 1, 15, 9, 0, tzinfo=UTC))
+    assert found == seconds or (seconds is None and found == float("inf"))

@@ -12,7 +12,7 @@ from market_pipeline.domain.completeness import (
     NOT_ASKED_YET,
     NOT_KNOWN_THEN,
     PROVISIONAL,
-    Series,
+    ExpectedSeries,
     measure_completeness,
 )
 from market_pipeline.domain.coverage import (
@@ -42,10 +42,12 @@ from market_pipeline_tests.domain.test_never_asked import (
 MONDAY = datetime(2024, 3, 4, tzinfo=UTC)
 
 
-def make_series(interval: Interval = Interval.DAY, window: Window = YEAR, **more: object) -> Series:
+def make_series(
+    interval: Interval = Interval.DAY, window: Window = YEAR, **more: object
+) -> ExpectedSeries:
     """Return a series of an always-open market that fetches its bars, weeks from days."""
     fetched = Interval.DAY if interval is Interval.WEEK else interval
-    series = Series(interval, fetched, ALWAYS_OPEN, window, NOW)
+    series = ExpectedSeries(interval, fetched, ALWAYS_OPEN, window, NOW)
     return replace(series, **more)  # type: ignore[arg-type]
 
 
@@ -62,7 +64,7 @@ def test_expected_bars_are_known_or_missing_for_one_reason(
     """The counts add up, and present means: settled, and in no hole."""
     coverage = load(calendar, interval, spans)
     window = Window(NOW - back * DAY, NOW - (back - length) * DAY)
-    series = Series(interval, interval, calendar, window, NOW)
+    series = ExpectedSeries(interval, interval, calendar, window, NOW)
     measured = measure_completeness(coverage, series)
     part = find_grid(calendar, interval, window).cut(window)
     is_due = part.closes <= NOW.timestamp() * 1e6

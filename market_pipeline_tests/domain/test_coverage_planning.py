@@ -26,13 +26,13 @@ from market_pipeline.domain.planning import (
     OVERLAP_BARS,
     RETRY,
     TAIL,
-    Ask,
+    FetchRequest,
     plan_interval,
     plan_verification,
 )
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
 from market_pipeline.domain.records import HistoryTerms, Window
-from market_pipeline.domain.settling import Answer, find_known, settle_answer, settle_failure
+from market_pipeline.domain.settling import FetchResult, find_known, settle_answer, settle_failure
 
 NOW = datetime(2024, 3, 15, 15, 20, tzinfo=UTC)
 MONTH = Window(NOW - timedelta(days=30), NOW)
@@ -83,25 +83,25 @@ def build_bars(part: Grid, now: datetime) -> pd.DataFrame:
 
 def answer(
     coverage: Coverage,
-    ask: Ask,
+    request: FetchRequest,
     calendar: str,
     now: datetime = NOW,
     missing: "np.ndarray[tuple[int], np.dtype[np.bool_]] | None" = None,
 ) -> Coverage:
     """Settle a perfect answer, but for bars that are left out."""
-    part = find_grid(calendar, ask.interval, ask.window).cut(ask.window)
+    part = find_grid(calendar, request.interval, request.window).cut(request.window)
     bars = build_bars(part, now)
     if missing is not None:
         bars = bars[~missing[: len(bars)]]
     none = pd.Series([], dtype="datetime64[us, UTC]")
-    settled = Answer(ask.window, bars, none, now, now, ask.is_turn)
-    return settle_answer(coverage, ask.interval, calendar, timedelta(0), settled)
+    settled = FetchResult(request.window, bars, none, now, now, request.is_turn)
+    return settle_answer(coverage, request.interval, calendar, timedelta(0), settled)
 
 
 def plan(
     coverage: Coverage, calendar: str, interval: Interval, now: datetime = NOW,
     wanted: Window = MONTH, terms: HistoryTerms = TERMS,
-) -> list[Ask]:  # fmt: skip
+) -> list[FetchRequest]:  # fmt: skip
     """Return what is asked for."""
     return plan_interval(
         interval, calendar, Window(wanted.start, now), now, coverage, terms, asked_at=now
@@ -112,11 +112,11 @@ def plan(
 def test_once_settled_only_the_newest_bars_are_asked_for(calendar: str, interval: Interval) -> None:
     """One request for all of it; after a perfect answer the running bar and its overlap."""
     first = plan(Coverage(), calendar, interval)
-    assert [ask.purpose for ask in first] == [MISSING]
+    assert [request.purpose for request in first] == [MISSING]
     coverage = answer(Coverage(), first[0], calendar)
     again = plan(coverage, calendar, interval)
     assert len(again) <= 1
-    assert all(ask.purpose == TAIL and ask.bars <= OVERLAP_BARS + 1 for ask in again)
+    assert all(request.purpose == TAIL and request.bars <= OVERLAP_BARS + 1 for request in again)
 
 
 @given(CALENDARS, INTERVALS, st.data())
@@ -124,12 +124,12 @@ def test_every_due_bar_is_stored_in_a_hole_or_still_missing(
     calendar: str, interval: Interval, data: st.DataObject
 ) -> None:
     """No bar is lost without a word, whatever an answer leaves out."""
-    ask = plan(Coverage(), calendar, interval)[0]
-    part = find_grid(calendar, interval, ask.window).cut(ask.window)
+    request = plan(Coverage(), calendar, interval)[0]
+    part = find_grid(calendar, interval, request.window).cut(request.window)
     missing = np.array(
         data.draw(st.lists(st.booleans(), min_size=len(part.opens), max_size=len(part.opens)))
     )
-    coverage = answer(Coverage(), ask, calendar, missing=missing)
+    coverage = answer(Coverage(), request, calendar, missing=missing)
     holes = [hole.window for hole in coverage.holes]
     known = find_known(coverage, part)
     for open_time, is_left_out, is_known, close in zip(
@@ -144,10 +144,10 @@ def test_every_due_bar_is_stored_in_a_hole_or_still_missing(
 
 def test_a_page_skipped_in_the_middle_is_all_that_is_asked_for() -> None:
     """The next run asks for the hole, and it is gone when its bars come."""
-    ask = plan(Coverage(), ALWAYS_OPEN, Interval.HOUR)[0]
-    skipped = np.zeros(ask.bars, dtype=bool)
+    request = plan(Coverage(), ALWAYS_OPEN, Interval.HOUR)[0]
+    skipped = np.zeros(request.bars, dtype=bool)
     skipped[100:150] = True
-    coverage = answer(Coverage(), ask, ALWAYS_OPEN, missing=skipped)
+    coverage = answer(Coverage(), request, ALWAYS_OPEN, missing=skipped)
     (hole,) = coverage.holes
     assert (hole.reason, hole.tries) == (PROVIDER_EMPTY, 1)
     short = HistoryTerms(timedelta(days=3))
@@ -159,10 +159,10 @@ def test_a_page_skipped_in_the_middle_is_all_that_is_asked_for() -> None:
 
 def test_a_failed_request_is_asked_for_again_with_back_off() -> None:
     """At once, then at growing distances; nothing of it counts as settled."""
-    ask = plan(Coverage(), ALWAYS_OPEN, Interval.DAY)[0]
+    request = plan(Coverage(), ALWAYS_OPEN, Interval.DAY)[0]
     coverage, now = Coverage(), NOW
     for tries in range(1, 4):
-        coverage = settle_failure(coverage, ask.window, now, "HTTP 500", 500)
+        coverage = settle_failure(coverage, request.window, now, "HTTP 500", 500)
         assert [(hole.reason, hole.tries) for hole in coverage.holes] == [(FETCH_FAILED, tries)]
     assert coverage.settled == ()
     assert plan(coverage, ALWAYS_OPEN, Interval.DAY) == []
@@ -172,8 +172,8 @@ def test_a_failed_request_is_asked_for_again_with_back_off() -> None:
 
 def test_a_market_that_ended_is_not_asked_for_again() -> None:
     """404 for a day and three times, after its last bar."""
-    ask = plan(Coverage(), ALWAYS_OPEN, Interval.DAY)[0]
-    coverage, now = answer(Coverage(), ask, ALWAYS_OPEN), NOW
+    request = plan(Coverage(), ALWAYS_OPEN, Interval.DAY)[0]
+    coverage, now = answer(Coverage(), request, ALWAYS_OPEN), NOW
     for _ in range(3):
         now += timedelta(days=1)
         for tail in plan(coverage, ALWAYS_OPEN, Interval.DAY, now=now):
@@ -184,10 +184,10 @@ def test_a_market_that_ended_is_not_asked_for_again() -> None:
 
 def test_what_came_before_the_first_bar_is_believed_the_second_time() -> None:
     """A truncated first answer looks the same, so it takes two."""
-    ask = plan(Coverage(), ALWAYS_OPEN, Interval.DAY)[0]
-    early = np.zeros(ask.bars, dtype=bool)
+    request = plan(Coverage(), ALWAYS_OPEN, Interval.DAY)[0]
+    early = np.zeros(request.bars, dtype=bool)
     early[:10] = True
-    coverage = answer(Coverage(), ask, ALWAYS_OPEN, missing=early)
+    coverage = answer(Coverage(), request, ALWAYS_OPEN, missing=early)
     assert [hole.reason for hole in coverage.holes] == [PROVIDER_EMPTY]
     (retry,) = plan(coverage, ALWAYS_OPEN, Interval.DAY)
     again = answer(coverage, retry, ALWAYS_OPEN, missing=np.arange(retry.bars) < 10)
@@ -212,15 +212,15 @@ def test_new_yorks_days_are_counted_by_its_calendar(start: datetime, bars: int) 
 
 def test_settled_days_are_read_again_when_they_have_aged() -> None:
     """A day, a week, a month and a year later; what was loaded late has been read at that age."""
-    ask = plan(Coverage(), ALWAYS_OPEN, Interval.DAY)[0]
-    coverage = answer(Coverage(), ask, ALWAYS_OPEN)
+    request = plan(Coverage(), ALWAYS_OPEN, Interval.DAY)[0]
+    coverage = answer(Coverage(), request, ALWAYS_OPEN)
     clock = (Interval.DAY, ALWAYS_OPEN)
     assert plan_verification(*clock, NOW, coverage, TERMS) == []
     tomorrow = NOW + timedelta(days=1)
     due = plan_verification(*clock, tomorrow, coverage, TERMS)
-    assert tomorrow - timedelta(days=7) in [ask.window.end for ask in due]
-    for ask in due:
-        coverage = answer(coverage, ask, ALWAYS_OPEN, now=tomorrow)
+    assert tomorrow - timedelta(days=7) in [request.window.end for request in due]
+    for request in due:
+        coverage = answer(coverage, request, ALWAYS_OPEN, now=tomorrow)
     assert plan_verification(*clock, tomorrow, coverage, TERMS) == []
 
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from market_pipeline.domain.arrays import FloatArray
 from market_pipeline.domain.differences import (
     AGREEING_BARS,
     FIRST_PAGE_BARS,
@@ -39,10 +39,9 @@ FIRST = datetime(2024, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 PAGE = timedelta(days=60)
 FOREVER = to_micros(datetime(1970, 1, 1, tzinfo=UTC))
-Floats = npt.NDArray[np.float64]
 
 
-def build_bars(places: Sequence[int], prices: Floats, is_final: bool = True) -> pd.DataFrame:
+def build_bars(places: Sequence[int], prices: FloatArray, is_final: bool = True) -> pd.DataFrame:
     """Return daily bars at some places; open, high and low follow the close."""
     opens = pd.DatetimeIndex([FIRST + place * DAY for place in places], dtype="datetime64[us, UTC]")
     closes = np.asarray(prices, dtype="float64")

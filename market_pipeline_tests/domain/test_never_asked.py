@@ -30,7 +30,7 @@ from market_pipeline.domain.planning import (
     MOST_RETRIES,
     OVERLAP_BARS,
     RETRY,
-    Ask,
+    FetchRequest,
     plan_interval,
     plan_retries,
 )
@@ -51,9 +51,11 @@ EXAMPLES = 20
 SPANS = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 40)), min_size=1, max_size=5)
 
 
-def ask_for(calendar: str, interval: Interval, window: Window) -> Ask:
+def ask_for(calendar: str, interval: Interval, window: Window) -> FetchRequest:
     """Return a request for a window."""
-    return Ask(interval, window, MISSING, find_grid(calendar, interval, window).count(window))
+    return FetchRequest(
+        interval, window, MISSING, find_grid(calendar, interval, window).count(window)
+    )
 
 
 def load(calendar: str, interval: Interval, spans: list[tuple[int, int]]) -> Coverage:
@@ -123,11 +125,11 @@ def test_runs_fill_never_asked_time_up_to_their_reach(
     grid = find_grid(calendar, interval, YEAR)
     reached = [part for part in reached if grid.count(part)]
     clock = (interval, calendar, WEEK, NOW)
-    asks = plan_interval(*clock, coverage, TERMS, asked_at=NOW, filled_from=filled_from)
-    pages = [ask.window for ask in asks]
+    requests = plan_interval(*clock, coverage, TERMS, asked_at=NOW, filled_from=filled_from)
+    pages = [request.window for request in requests]
     assert all(not grid.count(part) for part in subtract_windows(reached, pages))
-    for ask in asks:
-        coverage = answer(coverage, ask, calendar)
+    for request in requests:
+        coverage = answer(coverage, request, calendar)
     still = intersect_windows(
         find_never_asked(coverage, interval, calendar), [Window(filled_from, NOW)]
     )
@@ -143,13 +145,13 @@ def test_answered_cleanly_nothing_is_left_to_ask(
     coverage, later = load(calendar, interval, spans), NOW + 40 * DAY
     for _ in range(40):
         clock = (interval, calendar, Window(later - 7 * DAY, later), later, coverage, TERMS)
-        asks = plan_interval(*clock, asked_at=later, filled_from=YEAR.start)
+        requests = plan_interval(*clock, asked_at=later, filled_from=YEAR.start)
         retries = plan_retries(interval, calendar, clock[2], later, coverage, TERMS)
-        assert asks == plan_interval(*clock, asked_at=later, filled_from=YEAR.start)
-        if not retries and all(ask.bars <= 8 for ask in asks):
+        assert requests == plan_interval(*clock, asked_at=later, filled_from=YEAR.start)
+        if not retries and all(request.bars <= 8 for request in requests):
             break
-        for ask in [*asks, *retries]:
-            coverage = answer(coverage, ask, calendar, now=later)
+        for request in [*requests, *retries]:
+            coverage = answer(coverage, request, calendar, now=later)
     else:
         pytest.fail("the plan does not become empty")
     assert not [hole for hole in coverage.holes if hole.is_due(later)]
@@ -160,8 +162,8 @@ def test_a_pause_longer_than_the_look_back_is_filled_at_once() -> None:
     """From a few known bars before it, so that a restated series shows, to the newest bar."""
     coverage = Coverage(settled=(Window(YEAR.start, MIDNIGHT - 40 * DAY),), watermark=NOW)
     clock = (Interval.DAY, ALWAYS_OPEN, WEEK, NOW, coverage, TERMS)
-    (ask,) = plan_interval(*clock, asked_at=NOW, filled_from=YEAR.start)
-    assert ask.window == Window(MIDNIGHT - (40 + OVERLAP_BARS) * DAY, NOW)
+    (request,) = plan_interval(*clock, asked_at=NOW, filled_from=YEAR.start)
+    assert request.window == Window(MIDNIGHT - (40 + OVERLAP_BARS) * DAY, NOW)
     (short,) = plan_interval(*clock, asked_at=NOW)
     assert short.window.start == MIDNIGHT - 6 * DAY
 
@@ -182,9 +184,9 @@ def test_due_holes_are_asked_for_whatever_the_look_back() -> None:
     settled = (Window(datetime(2019, 1, 1, tzinfo=UTC), NOW),)
     coverage = Coverage(settled=settled, holes=holes)
     short = HistoryTerms(timedelta(days=20))
-    asks = plan_retries(Interval.DAY, ALWAYS_OPEN, WEEK, NOW, coverage, short)
-    assert [ask.window.start for ask in asks] == starts[: -MOST_RETRIES - 1 : -1]
-    assert {(ask.purpose, ask.bars) for ask in asks} == {(RETRY, 2)}
+    requests = plan_retries(Interval.DAY, ALWAYS_OPEN, WEEK, NOW, coverage, short)
+    assert [request.window.start for request in requests] == starts[: -MOST_RETRIES - 1 : -1]
+    assert {(request.purpose, request.bars) for request in requests} == {(RETRY, 2)}
     assert plan_retries(Interval.DAY, ALWAYS_OPEN, YEAR, NOW, coverage, TERMS, WEEK.start) == []
     everything = Window(starts[0], NOW)
     assert plan_retries(Interval.DAY, ALWAYS_OPEN, everything, NOW, coverage, TERMS) == []
@@ -195,8 +197,8 @@ def test_one_request_takes_all_due_holes_of_its_page() -> None:
     start = datetime(2020, 1, 1, tzinfo=UTC)
     holes = tuple(make_hole(start + 5 * at * DAY, 1, QUARANTINED, NOW) for at in range(4))
     coverage = Coverage(settled=(Window(start, NOW),), holes=holes)
-    (ask,) = plan_retries(Interval.DAY, ALWAYS_OPEN, WEEK, NOW, coverage, TERMS)
-    assert ask.window == Window(start, start + 16 * DAY)
+    (request,) = plan_retries(Interval.DAY, ALWAYS_OPEN, WEEK, NOW, coverage, TERMS)
+    assert request.window == Window(start, start + 16 * DAY)
 
 
 def test_failures_are_asked_for_at_growing_distances() -> None:
@@ -272,8 +274,11 @@ def test_planning_never_asks_before_what_the_provider_reaches(
     """Neither gaps nor holes: their part before it is left out."""
     coverage, earliest = load(calendar, interval, spans), NOW - 90 * DAY
     clock = (WEEK, NOW, coverage, TERMS)
-    asks = plan_interval(interval, calendar, *clock, earliest, NOW, YEAR.start)
-    asks += plan_retries(interval, calendar, *clock, earliest)
+    requests = plan_interval(interval, calendar, *clock, earliest, NOW, YEAR.start)
+    requests += plan_retries(interval, calendar, *clock, earliest)
     opens = find_grid(calendar, interval, YEAR).opens
-    firsts = [opens[np.searchsorted(opens, ask.window.start.timestamp() * 1e6)] for ask in asks]
+    firsts = [
+        opens[np.searchsorted(opens, request.window.start.timestamp() * 1e6)]
+        for request in requests
+    ]
     assert all(from_micros(first) >= earliest for first in firsts)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market_pipeline.domain.freshness import Series, find_delay
+from market_pipeline.domain.freshness import TrackedSeries, find_delay
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.outdated import find_outdated, find_range_maxima, locate_windows
 from market_pipeline.domain.records import Window
@@ -110,11 +110,11 @@ def test_a_row_is_outdated_by_a_newer_bar_of_its_own_window() -> None:
 def test_a_series_is_late_by_its_calendar_lag_and_what_will_never_come() -> None:
     """On Wednesday noon Tuesday's bar is due, unless it is published later or never."""
     noon = MAY + timedelta(hours=12)
-    behind = Series("24/7", Interval.DAY, watermark=MAY - timedelta(days=1))
+    behind = TrackedSeries("24/7", Interval.DAY, watermark=MAY - timedelta(days=1))
     assert find_delay(behind, noon, noon) == MAY
     assert find_delay(behind, MAY - timedelta(days=1), noon) is None
-    lagging = Series("24/7", Interval.DAY, timedelta(hours=13), behind.watermark)
+    lagging = TrackedSeries("24/7", Interval.DAY, timedelta(hours=13), behind.watermark)
     assert find_delay(lagging, noon, noon) is None
     gone = Window(MAY - timedelta(days=1), MAY)
-    assert find_delay(Series("24/7", Interval.DAY, explained=gone), noon, noon) is None
-    assert find_delay(Series("24/7", Interval.DAY), noon, noon) == MAY
+    assert find_delay(TrackedSeries("24/7", Interval.DAY, explained=gone), noon, noon) is None
+    assert find_delay(TrackedSeries("24/7", Interval.DAY), noon, noon) == MAY

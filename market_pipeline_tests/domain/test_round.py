@@ -6,7 +6,7 @@ import pytest
 
 from market_pipeline.domain.coverage import Coverage, measure_round
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
-from market_pipeline.domain.planning import TAIL, VERIFY, Ask, plan_verification
+from market_pipeline.domain.planning import TAIL, VERIFY, FetchRequest, plan_verification
 from market_pipeline.domain.ranges import merge_windows
 from market_pipeline.domain.records import HistoryTerms, Window
 from market_pipeline.domain.settling import skip_turn
@@ -20,14 +20,16 @@ YEARS = Window(NOW - 600 * DAY, NOW)
 
 def load(window: Window = YEARS) -> Coverage:
     """Return what is known after one clean answer."""
-    ask = Ask(Interval.DAY, window, VERIFY, 0)
-    return answer(Coverage(), ask, ALWAYS_OPEN, now=NOW)
+    request = FetchRequest(Interval.DAY, window, VERIFY, 0)
+    return answer(Coverage(), request, ALWAYS_OPEN, now=NOW)
 
 
-def plan_turn(coverage: Coverage, now: datetime, earliest: datetime | None = None) -> list[Ask]:
+def plan_turn(
+    coverage: Coverage, now: datetime, earliest: datetime | None = None
+) -> list[FetchRequest]:
     """Return the turn's page, if it is due."""
-    asks = plan_verification(Interval.DAY, ALWAYS_OPEN, now, coverage, TERMS, earliest)
-    return [ask for ask in asks if ask.is_turn]
+    requests = plan_verification(Interval.DAY, ALWAYS_OPEN, now, coverage, TERMS, earliest)
+    return [request for request in requests if request.is_turn]
 
 
 def test_history_loaded_late_is_read_again_page_by_page() -> None:
@@ -37,12 +39,12 @@ def test_history_loaded_late_is_read_again_page_by_page() -> None:
     assert plan_turn(coverage, NOW + timedelta(hours=23)) == []
     for _ in range(10):
         now += DAY
-        (ask,) = plan_turn(coverage, now)
-        assert ask.window.end - ask.window.start <= TERMS.page
-        pages.append(ask.window)
-        coverage = answer(coverage, ask, ALWAYS_OPEN, now=now)
+        (request,) = plan_turn(coverage, now)
+        assert request.window.end - request.window.start <= TERMS.page
+        pages.append(request.window)
+        coverage = answer(coverage, request, ALWAYS_OPEN, now=now)
         assert plan_turn(coverage, now + timedelta(hours=23)) == []
-        tail = Ask(Interval.DAY, Window(NOW, now), TAIL, 1)
+        tail = FetchRequest(Interval.DAY, Window(NOW, now), TAIL, 1)
         coverage = answer(coverage, tail, ALWAYS_OPEN, now=now)
     assert merge_windows(pages) == [YEARS]
 
@@ -53,10 +55,10 @@ def test_after_the_last_page_a_new_turn_begins() -> None:
     starts: list[datetime] = []
     for _ in range(3):
         now += 2 * DAY
-        (ask,) = plan_turn(coverage, now)
-        starts.append(ask.window.start)
-        coverage = answer(coverage, ask, ALWAYS_OPEN, now=now)
-        tail = Ask(Interval.DAY, Window(NOW, now), TAIL, 1)
+        (request,) = plan_turn(coverage, now)
+        starts.append(request.window.start)
+        coverage = answer(coverage, request, ALWAYS_OPEN, now=now)
+        tail = FetchRequest(Interval.DAY, Window(NOW, now), TAIL, 1)
         coverage = answer(coverage, tail, ALWAYS_OPEN, now=now)
     assert starts == [NOW - 50 * DAY] * 3
 
@@ -64,20 +66,20 @@ def test_after_the_last_page_a_new_turn_begins() -> None:
 def test_a_page_that_fails_waits_for_the_next_turn() -> None:
     """It holds nothing up, and does not count as read."""
     coverage = load()
-    (ask,) = plan_turn(coverage, NOW + DAY)
-    coverage = skip_turn(coverage, ask.window, NOW + DAY)
+    (request,) = plan_turn(coverage, NOW + DAY)
+    coverage = skip_turn(coverage, request.window, NOW + DAY)
     assert plan_turn(coverage, NOW + DAY) == []
     progress = measure_round(coverage)
     assert progress is not None
     assert progress.share == 0.0
     (after,) = plan_turn(coverage, NOW + 2 * DAY)
-    assert after.window.start == ask.window.end
+    assert after.window.start == request.window.end
 
 
 def test_what_the_provider_cannot_reach_is_not_read_again() -> None:
     """A page begins where the provider's history begins."""
-    (ask,) = plan_turn(load(), NOW + DAY, earliest=NOW - 30 * DAY)
-    assert ask.window == Window(NOW - 30 * DAY, NOW)
+    (request,) = plan_turn(load(), NOW + DAY, earliest=NOW - 30 * DAY)
+    assert request.window == Window(NOW - 30 * DAY, NOW)
 
 
 def test_the_turn_tells_its_share_and_its_pace() -> None:
@@ -89,8 +91,8 @@ def test_the_turn_tells_its_share_and_its_pace() -> None:
     assert (begun.share, begun.days) == (0.0, None)
     for _ in range(2):
         now += DAY
-        (ask,) = plan_turn(coverage, now)
-        coverage = answer(coverage, ask, ALWAYS_OPEN, now=now)
+        (request,) = plan_turn(coverage, now)
+        coverage = answer(coverage, request, ALWAYS_OPEN, now=now)
     progress = measure_round(coverage)
     assert progress is not None
     assert progress.share == pytest.approx(0.2)

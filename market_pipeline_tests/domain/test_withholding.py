@@ -16,7 +16,7 @@ from market_pipeline.domain.withholding import (
     REASONS,
     RESTATING,
     UNEXPLAINED_HOLE,
-    Flaw,
+    DataIssue,
     withhold,
 )
 
@@ -42,16 +42,16 @@ def compute(*missing: int, days: tuple[int, ...] = (30,)) -> pd.DataFrame:
     return rows.rename(columns={"reasons": "reason"})
 
 
-def find_reasons(rows: pd.DataFrame, *flaws: Flaw) -> list[str | None]:
+def find_reasons(rows: pd.DataFrame, *flaws: DataIssue) -> list[str | None]:
     """Return the reason of each row that is withheld, and None for the others."""
     told = withhold(rows, ("market_id",), MEASURES, flaws)
     withheld = told[list(MEASURES)].isna().all(axis=1)
     return [reason if gone else None for reason, gone in zip(told["reason"], withheld, strict=True)]
 
 
-def hole(first: int, end: int, reason: str = UNEXPLAINED_HOLE, market_id: int = 1) -> Flaw:
+def hole(first: int, end: int, reason: str = UNEXPLAINED_HOLE, market_id: int = 1) -> DataIssue:
     """Return a flaw from one day to another."""
-    return Flaw(market_id, reason, Window(on(first), on(end)))
+    return DataIssue(market_id, reason, Window(on(first), on(end)))
 
 
 def test_a_hole_between_the_base_and_the_horizon_withholds() -> None:
@@ -79,9 +79,9 @@ def test_a_history_without_a_base_says_what_is_missing() -> None:
 @pytest.mark.parametrize(("at", "reason"), [(29, None), (30, None), (31, MIXED_PARSING)])
 def test_a_boundary_withholds_what_lies_across_it(at: int, reason: str | None) -> None:
     """Two parsings may meet at the base close, which is at midnight of day 30, or before."""
-    boundary = Flaw(1, MIXED_PARSING, Window(on(at), on(at)))
+    boundary = DataIssue(1, MIXED_PARSING, Window(on(at), on(at)))
     assert find_reasons(compute(), boundary) == [reason]
-    assert find_reasons(compute(), Flaw(1, MIXED_PARSING, Window(on(60), on(60)))) == [None]
+    assert find_reasons(compute(), DataIssue(1, MIXED_PARSING, Window(on(60), on(60)))) == [None]
 
 
 def test_the_most_telling_reason_wins_in_any_order() -> None:
@@ -91,7 +91,7 @@ def test_the_most_telling_reason_wins_in_any_order() -> None:
     for chosen in permutations(flaws, 3):
         wanted = min((one.reason for one in chosen), key=REASONS.index)
         assert find_reasons(rows, *chosen) == [wanted, wanted]
-    assert find_reasons(rows, Flaw(1, RESTATING), hole(55, 56)) == [RESTATING, RESTATING]
+    assert find_reasons(rows, DataIssue(1, RESTATING), hole(55, 56)) == [RESTATING, RESTATING]
     assert find_reasons(rows, hole(40, 41)) == [None, UNEXPLAINED_HOLE]
 
 

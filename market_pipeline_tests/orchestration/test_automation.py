@@ -4,22 +4,11 @@ from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.run_request import InstigatorType
-from dagster._core.remote_origin import (
-    RegisteredCodeLocationOrigin,
-    RemoteInstigatorOrigin,
-    RemoteRepositoryOrigin,
-)
-from dagster._core.scheduler.instigation import (
-    InstigatorState,
-    InstigatorStatus,
-    ScheduleInstigatorData,
-)
 from sqlalchemy import Engine, text
 
 from market_pipeline.definitions import build_definitions
 from market_pipeline.domain.errors import SettingError
-from market_pipeline.orchestration.automation import find_last_ticks, is_schedule_on
+from market_pipeline.orchestration.automation import find_last_ticks
 from market_pipeline_tests.databases import read_column
 
 OLD_SNAPSHOTS = """
@@ -97,28 +86,3 @@ def test_the_last_ticks_follow_the_expression(monkeypatch: pytest.MonkeyPatch) -
     sunday = datetime(2024, 3, 17, 12, tzinfo=UTC)
     days = [tick.strftime("%a %H") for tick in find_last_ticks(sunday)]
     assert days == ["Fri 09", "Thu 09", "Wed 09"]
-
-
-@pytest.mark.parametrize("flag", ["true", "false"])
-def test_the_switch_in_the_ui_goes_before_the_setting(
-    flag: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who switches the schedule off by hand is not told that nothing runs."""
-    monkeypatch.setenv("INGESTION_SCHEDULE_ENABLED", flag)
-    assert is_schedule_on(instance) is (flag == "true")
-    for status, is_on in ((InstigatorStatus.STOPPED, False), (InstigatorStatus.RUNNING, True)):
-        switch_schedule(instance, status)
-        assert is_schedule_on(instance) is is_on
-
-
-def switch_schedule(instance: dg.DagsterInstance, status: InstigatorStatus) -> None:
-    """Do what the UI's switch does."""
-    origin = RemoteInstigatorOrigin(
-        RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("market_pipeline"), "__repository__"),
-        "ingest_schedule",
-    )
-    state = InstigatorState(
-        origin, InstigatorType.SCHEDULE, status, ScheduleInstigatorData("* * * * *", 0.0)
-    )
-    known = instance.get_instigator_state(origin.get_id(), state.selector_id)
-    (instance.update_instigator_state if known else instance.add_instigator_state)(state)

@@ -215,7 +215,7 @@ def test_the_same_inputs_are_not_computed_again(history: History) -> None:
     again = compute(history.engine)
     assert [len(each.rows) for each in again] == [0, 0]
     assert again[0].note == (
-        "2 of 2 markets: bars, holes, events and settings are as they were, so nothing was computed"
+        "2 of 2 markets: bars, holes, events and settings did not change, so nothing was computed"
     )
     assert again[1].note.startswith("1 of 1 pairs")
     assert [read_rows(history.engine, table) for table in tables] == before

@@ -352,7 +352,7 @@ def test_a_blocking_check_that_fails_is_critical(
     """Stored bars that are wrong are the worst that can happen."""
     from market_pipeline.orchestration import checks
 
-    bad = checks.Verdict({"bars": 1}, [{"market": "BTC-USD"}])
+    bad = checks.CheckResult({"bars": 1}, [{"market": "BTC-USD"}])
     monkeypatch.setitem(checks.JUDGES, "keys_unique", lambda _: bad)  # type: ignore[arg-type]
     assert not run(instance, lookback_days=2).success
     tick("run_failure_alert")

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from market_pipeline.providers.http import Clocks, Limits
+from market_pipeline.providers.http import CallLimits, Clocks
 
 UTC_NOW = datetime(2024, 1, 15, 9, 0, tzinfo=UTC)
 # An attempt may take as long as the machine needs: only what is about deadlines sets one.
-QUICK = Limits(request_seconds=90.0, total_seconds=60.0, retry_after_seconds=30.0, attempts=4)
+QUICK = CallLimits(request_seconds=90.0, total_seconds=60.0, retry_after_seconds=30.0, attempts=4)
 
 
 @dataclass

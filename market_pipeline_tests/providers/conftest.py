@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from market_pipeline.providers.http import HttpClient, Limits
+from market_pipeline.providers.http import CallLimits, HttpClient
 from market_pipeline_tests.providers.clocks import QUICK, FakeTime
 from market_pipeline_tests.replay import ReplayServer
 
@@ -26,7 +26,7 @@ def fake_time() -> FakeTime:
 def make_client(server: ReplayServer, fake_time: FakeTime) -> Callable[..., HttpClient]:
     """Makes a client of the local server."""
 
-    def make(limits: Limits = QUICK, **headers: str) -> HttpClient:
+    def make(limits: CallLimits = QUICK, **headers: str) -> HttpClient:
         base_url = f"{server.address}/coingecko"
         return HttpClient("coingecko", base_url, headers, limits, fake_time.clocks)
 

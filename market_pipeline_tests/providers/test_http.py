@@ -6,7 +6,6 @@ import socket
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
 
@@ -15,7 +14,7 @@ from market_pipeline.domain.errors import (
     SettingError,
     TransientProviderError,
 )
-from market_pipeline.providers.http import HttpClient, parse_base_url, parse_retry_after
+from market_pipeline.providers.http import HttpClient, parse_base_url
 from market_pipeline_tests.providers.clocks import QUICK, FakeTime
 from market_pipeline_tests.replay import (
     Fault,
@@ -349,25 +348,6 @@ def test_a_message_is_one_line_without_control_characters(
     with pytest.raises(PermanentProviderError) as failure:
         make_client().fetch_json("/ping")
     assert str(failure.value).isprintable()
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("0", 0.0),
-        (" 12 ", 12.0),
-        ("Mon, 15 Jan 2024 08:59:00 GMT", None),
-        ("Mon, 15 Jan 2024 09:01:00 -0000", 60.0),
-        ("1.5", None),
-        ("١٢", 12.0),
-        ("9" * 400, None),
-        ("Mon, 99 Foo 2024", None),
-    ],
-)
-def test_retry_after_is_read_in_both_forms(text: str, seconds: float | None) -> None:
-    """Whole seconds or a date; anything else says nothing and never raises."""
-    found = parse_retry_after(text, datetime(2024, 1, 15, 9, 0, tzinfo=UTC))
-    assert found == seconds or (seconds is None and found == float("inf"))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.judging import judge_bars
 from market_pipeline.domain.records import BAR_DTYPES, Market, PriceSnapshot, Window
 from market_pipeline.domain.sessions import read_sessions
-from market_pipeline.providers.gate import CountingGate, OpenGate, use_gate
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.providers.mock_faults import ALIASES, AMOUNTS, Fault, parse_faults
+from market_pipeline.providers.rate_limiter import CallCounter, UnlimitedCalls, use_limiter
 
 NOW = datetime(2024, 3, 15, 15, 47, tzinfo=UTC)
 WINDOW = Window(datetime(2024, 3, 1, tzinfo=UTC), datetime(2024, 3, 16, tzinfo=UTC))
@@ -64,29 +64,32 @@ def test_a_fault_of_another_market_changes_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["throttled=90", "429=90"])
 def test_throttled_tells_how_long_to_wait(name: str) -> None:
-    """The call fails with status 429, and the gate hears for how many seconds."""
+    """The call fails with status 429, and the limiter hears for how many seconds."""
     heard = []
 
-    class ListeningGate(OpenGate):
+    class ListeningLimiter(UnlimitedCalls):
         def report_throttled(self, provider: str, seconds: float) -> None:
             heard.append((provider, seconds))
 
-    with use_gate(ListeningGate()), pytest.raises(TransientProviderError) as failure:
+    with use_limiter(ListeningLimiter()), pytest.raises(TransientProviderError) as failure:
         fetch(f"BTC-USD:{name}")
     assert failure.value.status == 429
     assert "retry after 90 s" in str(failure.value)
     assert heard == [("mock", 90.0)]
 
 
-def test_every_call_passes_the_gate() -> None:
+def test_every_call_passes_the_limiter() -> None:
     """One for each fetch of bars, refused ones too, and one for any number of live prices."""
-    provider, gate = MockProvider({"MOCK_FAULTS": "BTC-USD:timeout x1"}), CountingGate(OpenGate())
-    with use_gate(gate):
+    provider, limiter = (
+        MockProvider({"MOCK_FAULTS": "BTC-USD:timeout x1"}),
+        CallCounter(UnlimitedCalls()),
+    )
+    with use_limiter(limiter):
         with pytest.raises(TransientProviderError):
             provider.fetch_bars(find("BTC-USD"), Interval.DAY, WINDOW, NOW)
         provider.fetch_bars(find("BTC-USD"), Interval.DAY, WINDOW, NOW)
         provider.fetch_snapshots([find("ETH-USD"), find("SPX")], NOW)
-    assert gate.calls == 3
+    assert limiter.calls == 3
 
 
 def test_timeout_is_worth_another_try() -> None:
@@ -98,7 +101,9 @@ def test_timeout_is_worth_another_try() -> None:
 
 def test_wrong_symbol_is_refused_for_good() -> None:
     """Another market's prices never come through."""
-    with pytest.raises(PermanentProviderError, match="asked for BTC-USD, answered was 'ETH-USD'"):
+    with pytest.raises(
+        PermanentProviderError, match="asked for BTC-USD, the answer is for 'ETH-USD'"
+    ):
         fetch("BTC-USD:wrong_symbol")
 
 
@@ -347,25 +352,25 @@ def test_the_whole_grammar_is_read() -> None:
         ("BTC USD:timeout", "expected SYMBOL:FAULT"),
         ("$$$:timeout", r"symbol '\$\$\$' is malformed"),
         ("BTC-USD:timeout=3", "timeout takes no amount"),
-        ("BTC-USD:429=", "'' is no amount: expected a number above 0, such as 30"),
-        ("BTC-USD:429=-1", "'-1' is no amount"),
-        ("BTC-USD:429=nan", "'nan' is no amount"),
-        ("BTC-USD:429=1e9", "'1e9' is no amount"),
+        ("BTC-USD:429=", "'' is not an amount: expected a number above 0, such as 30"),
+        ("BTC-USD:429=-1", "'-1' is not an amount"),
+        ("BTC-USD:429=nan", "'nan' is not an amount"),
+        ("BTC-USD:429=1e9", "'1e9' is not an amount"),
         ("BTC-USD:truncated_history=2.5", "expected a whole number above 0, such as 10"),
         ("BTC-USD:split", "split needs a time, such as split@2024-01-05"),
         ("BTC-USD:restated_bar", "restated_bar needs a time"),
         ("BTC-USD:split@2024-01-05..2024-01-08", "split takes one moment"),
         ("BTC-USD:rescaled@2024-01-05..2024-01-08", "rescaled takes one moment"),
-        ("BTC-USD:timeout@yesterday", "'yesterday' is no time: expected UTC such as 2024-01-05"),
+        ("BTC-USD:timeout@yesterday", "'yesterday' is not a time: expected UTC such as 2024-01-05"),
         ("BTC-USD:timeout@2024-01-08..2024-01-05", "ends before it begins"),
         ("BTC-USD:timeout@2024-01-08..2024-01-08", "ends before it begins"),
-        ("BTC-USD:timeout@2024-01-08..", "'' is no time"),
+        ("BTC-USD:timeout@2024-01-08..", "'' is not a time"),
         ("BTC-USD:timeout x0", "option 'x0' is unknown: expected x2, 30%, 1h, 1d, since=TIME"),
         ("BTC-USD:timeout 101%", "option '101%' is unknown"),
         ("BTC-USD:timeout 1w", "option '1w' is unknown"),
-        ("BTC-USD:timeout until=soon", "'soon' is no time"),
-        ("BTC-USD:timeout@0001-01-01T00:00+14:00", "is no time"),
-        ("BTC-USD:timeout@9999-12-31", "is no time"),
+        ("BTC-USD:timeout until=soon", "'soon' is not a time"),
+        ("BTC-USD:timeout@0001-01-01T00:00+14:00", "is not a time"),
+        ("BTC-USD:timeout@9999-12-31", "is not a time"),
     ],
 )
 def test_a_wrong_entry_is_told_with_what_was_expected(entry: str, said: str) -> None:

@@ -1,7 +1,7 @@
 """Interactive charts as plain JSON, drawn in the browser by Plotly; no Plotly is imported here.
 
-A colour is written ``var(--name)``: the page's script puts the style sheet's value there, so that a
-chart follows the theme. Times are UTC, values as stored, and what is missing is null.
+A colour is written ``var(--name)``. The page's script replaces it with the style sheet's value, so
+a chart follows the theme. Times are UTC, values are as stored, and a missing value is null.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,19 +10,18 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import FloatArray, IntArray
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import UTC_DTYPE
-from market_pipeline.domain.returns import IntArray, build_times, fill_gaps, read_microseconds
+from market_pipeline.domain.returns import build_times, fill_gaps, read_microseconds
 from market_pipeline.domain.roi import compute_drawdowns
 from market_pipeline.domain.volatility import compute_rolling_volatility
-from market_pipeline.domain.withholding import Flaw, withhold
+from market_pipeline.domain.withholding import DataIssue, withhold
 
 # What the volatility at a close looks back on; of days it is the 30d statistic.
 VOLATILITY_DAYS = {Interval.HOUR: 7, Interval.DAY: 30, Interval.WEEK: 365}
-FloatArray = npt.NDArray[np.float64]
 Chart = dict[str, Any]
 
 
@@ -30,7 +29,7 @@ def build_market_chart(
     bars: Sequence[Mapping[str, Any]],
     interval: Interval,
     market: Mapping[str, Any],
-    flaws: Iterable[Flaw] = (),
+    flaws: Iterable[DataIssue] = (),
     min_returns: int | None = None,
 ) -> Chart | None:
     """Return candlesticks with volume, drawdown and realised volatility over one time axis.

@@ -1,7 +1,7 @@
-"""How fresh a market is on a page: what ``domain.freshness`` says, by a clock that is late.
+"""Freshness of a market on a page, from ``domain.freshness`` with a clock that is late.
 
-Runs come every quarter of an hour or so, and a page is read at any time: a market is behind when
-what was due some hours ago is not there.
+Runs come about every quarter of an hour, and a page is read at any time. So a market is behind only
+when a bar that was due some hours ago is missing.
 """
 
 import os
@@ -13,7 +13,7 @@ from functools import lru_cache
 from sqlalchemy import Connection
 
 from market_pipeline.domain.errors import SettingError
-from market_pipeline.domain.freshness import Series, find_delay
+from market_pipeline.domain.freshness import TrackedSeries, find_delay
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.ingestion.freshness import describe_series
 from market_pipeline.providers.base import Provider
@@ -42,7 +42,7 @@ class Freshness:
     interval: Interval | None = None
 
 
-def read_series(connection: Connection) -> dict[int, list[Series]]:
+def read_series(connection: Connection) -> dict[int, list[TrackedSeries]]:
     """Return every market's series, the finest first."""
     markets = read_all_markets(connection)
     known = {
@@ -62,8 +62,8 @@ def read_series(connection: Connection) -> dict[int, list[Series]]:
     }
 
 
-def judge_freshness(series: Sequence[Series], now: datetime) -> Freshness:
-    """Return how a market stands; of several late series the one that is longest behind."""
+def judge_freshness(series: Sequence[TrackedSeries], now: datetime) -> Freshness:
+    """Return the freshness of a market; of several late series that of the latest one."""
     if all(one.watermark is None for one in series):
         return Freshness("empty", None)
     late = [found for one in series if (found := _judge(one, now)) is not None]
@@ -72,8 +72,8 @@ def judge_freshness(series: Sequence[Series], now: datetime) -> Freshness:
     return Freshness("current", series[0].watermark, interval=series[0].interval)
 
 
-def _judge(series: Series, now: datetime) -> Freshness | None:
-    """Return how a late series stands; None when it is not late, or nobody can tell."""
+def _judge(series: TrackedSeries, now: datetime) -> Freshness | None:
+    """Return the delay of a series; None if it is not late, or if that is unknown."""
     # By the minute: the markets of one calendar then share an answer.
     clock = now.replace(second=0, microsecond=0) - _GRACE[series.interval]
     try:

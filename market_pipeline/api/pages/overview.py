@@ -12,7 +12,7 @@ from sqlalchemy import Row
 
 from market_pipeline.api.pages.charts import break_at_gaps
 from market_pipeline.api.pages.freshness import Freshness, judge_freshness, read_series
-from market_pipeline.api.pages.pictures import Line, draw_line
+from market_pipeline.api.pages.pictures import Polyline, draw_line
 from market_pipeline.api.pages.rendering import answer_page
 from market_pipeline.api.services import Services, get_services
 from market_pipeline.domain.intervals import Interval
@@ -88,13 +88,13 @@ def show_overview(
     return answer_page(request, "overview.html", {**shown, **told, "q": q, "sort": sort})
 
 
-def draw_spark(row: Mapping[str, Any], calendar: str) -> Line | None:
+def draw_spark(row: Mapping[str, Any], calendar: str) -> Polyline | None:
     """Return the line through a market's last daily closes; it breaks where one is missing."""
     return draw_line(break_at_gaps(row["opens"], row["closes"], [calendar], Interval.DAY))
 
 
 def rank_alerts(alerts: Sequence[Row[Any]]) -> list[Row[Any]]:
-    """Return alerts with those first whose cause lasts and nobody took on, then the worst."""
+    """Return alerts: first those that last and that nobody acknowledged, then by severity."""
     return sorted(
         alerts,
         key=lambda one: (

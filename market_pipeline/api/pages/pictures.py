@@ -1,4 +1,4 @@
-"""Pictures that need no script: lines and strips as SVG paths. Pure."""
+"""Pictures without a script: lines and strips as SVG paths. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from itertools import groupby
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Polyline:
     """A line in a box of ``width`` by ``height``, in ``parts`` that no missing value lies between.
 
     ``end`` is its last point.
@@ -19,7 +19,9 @@ class Line:
     direction: str
 
 
-def draw_line(values: Sequence[float | None], width: int = 120, height: int = 32) -> Line | None:
+def draw_line(
+    values: Sequence[float | None], width: int = 120, height: int = 32
+) -> Polyline | None:
     """Return the line through values, the oldest on the left; None for fewer than two.
 
     It breaks where a value is None.
@@ -38,11 +40,11 @@ def draw_line(values: Sequence[float | None], width: int = 120, height: int = 32
     rise = known[-1] - known[0]
     direction = "up" if rise > 0 else "down" if rise < 0 else "flat"
     end = next(place for place in reversed(places) if place is not None)
-    return Line(_join_places(places), end, width, height, direction)
+    return Polyline(_join_places(places), end, width, height, direction)
 
 
 def _join_places(places: Sequence[tuple[float, float] | None]) -> tuple[str, ...]:
-    """Return runs of places as points of lines; one that stands alone is a line to itself."""
+    """Return runs of places as points of lines; a single place is a line of its own."""
     runs = [list(run) for is_gap, run in groupby(places, lambda one: one is None) if not is_gap]
     doubled = [run * 2 if len(run) == 1 else run for run in runs]
     return tuple(" ".join(f"{x},{y}" for x, y in filter(None, run)) for run in doubled)

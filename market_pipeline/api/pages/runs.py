@@ -47,7 +47,7 @@ def show_run(
     with open_snapshot(services.engine) as connection:
         run = read_run_with_totals(connection, run_id)
         if run is None:
-            detail = f"no receipt of a run {run_id}: /runs lists them; those without change go"
+            detail = f"run {run_id} has no receipt (old ones are removed): /runs lists the receipts"
             raise ProblemError(404, "Not Found", detail)
         shown = {
             "run": run,

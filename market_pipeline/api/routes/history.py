@@ -1,4 +1,4 @@
-"""Bars, statistics and comparisons of a market: of now, of a time, of a dataset version."""
+"""Bars, statistics and comparisons of a market, as of now, a time, or a dataset version."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,7 @@ from market_pipeline.api.questions import (
     End,
     Format,
     Horizon,
-    Provider,
+    ProviderName,
     Require,
     ServicesNeeded,
     Start,
@@ -37,7 +37,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.readers.aggregates import demand_bars
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.readers.paging import MAX_CURSOR_CHARACTERS, Question, read_page
+from market_pipeline.readers.paging import MAX_CURSOR_CHARACTERS, BarQuery, read_page
 from market_pipeline.readers.questions import (
     check_version,
     parse_moment,
@@ -62,7 +62,7 @@ _DEMANDED = _TABLE | describe_problems(409)
 Limit = Annotated[int, Query(ge=1, le=MAX_ROWS, description="Most rows of one answer")]
 Cursor = Annotated[
     str | None,
-    Query(max_length=MAX_CURSOR_CHARACTERS, description="`next_cursor` of the page before"),
+    Query(max_length=MAX_CURSOR_CHARACTERS, description="`next_cursor` of the previous page"),
 ]
 
 
@@ -80,7 +80,7 @@ def list_aggregates(
     version: Version = None,
     limit: Limit = 1_000,
     cursor: Cursor = None,
-    provider: Provider = None,
+    provider: ProviderName = None,
     kind: Format = None,
     require: Require = None,
 ) -> Response:
@@ -94,7 +94,7 @@ def list_aggregates(
     moment = None if as_of is None else parse_past_moment("as_of", as_of)
     if moment is not None and version is not None:
         raise HistoryRequestError("as_of and version exclude each other: give one of them")
-    question = Question(interval, window, limit, moment, version)
+    question = BarQuery(interval, window, limit, moment, version)
     with open_snapshot(services.engine) as connection:
         key, market = find_market(connection, symbol, provider)
         origin, newest = _find_origin(connection, market, chosen, version)
@@ -125,7 +125,7 @@ def list_roi(
     end: End = None,
     as_of: AsOf = None,
     version: Version = None,
-    provider: Provider = None,
+    provider: ProviderName = None,
     kind: Format = None,
     require: Require = None,
 ) -> Response:
@@ -148,7 +148,7 @@ def list_roi(
     "/comparisons",
     response_model=ComparisonTable,
     responses=_TABLE,
-    summary="A market beside others",
+    summary="Comparisons of a market with others",
 )
 def list_comparisons(
     request: Request,
@@ -160,7 +160,7 @@ def list_comparisons(
     end: End = None,
     as_of: AsOf = None,
     version: Version = None,
-    provider: Provider = None,
+    provider: ProviderName = None,
     kind: Format = None,
 ) -> Response:
     """List the newest comparison of each pair and horizon, or with a span all of it.
@@ -185,14 +185,14 @@ def list_comparisons(
     )  # fmt: skip
 
 
-@router.get("/why", responses=_PROBLEMS, summary="Why a statistic is what it is")
+@router.get("/why", responses=_PROBLEMS, summary="The data behind a statistic")
 def explain(
     services: ServicesNeeded,
     symbol: Symbol,
     statistic: Annotated[str, Query(max_length=40, examples=["sharpe"])] = "sharpe",
     horizon: Horizon = "30d",
     at: Version = None,
-    provider: Provider = None,
+    provider: ProviderName = None,
 ) -> Explanation:
     """Trace the newest statistic to its method, bars, revisions, runs and requests.
 

@@ -1,4 +1,4 @@
-"""What is complete, and what runs did: coverage, holes, receipts."""
+"""Coverage, holes, and the receipts of runs."""
 
 from typing import Annotated
 from uuid import UUID
@@ -43,7 +43,7 @@ _NEVER_ASKED_COLUMNS = ("symbol", "provider", "interval", "starts_at", "ends_at"
     "/coverage",
     response_model=CoverageTable,
     responses=_TABLE | describe_problems(404),
-    summary="What is there, and holes",
+    summary="Coverage and holes",
 )
 def tell_coverage(
     request: Request,
@@ -100,7 +100,7 @@ def tell_run(services: ServicesNeeded, run_id: UUID) -> Response:
     with open_snapshot(services.engine) as connection:
         run = read_run(connection, run_id)
         if run is None:
-            detail = f"run {run_id} has left no receipt: GET /api/runs lists those that have"
+            detail = f"run {run_id} has no receipt: GET /api/runs lists the receipts"
             raise ProblemError(404, "Not Found", detail)
         markets = read_run_markets(connection, run_id)
         tables = read_run_tables(connection, run_id)

@@ -14,7 +14,7 @@ from market_pipeline.api.media import (
 )
 from market_pipeline.api.models import LatestValues, MarketTable
 from market_pipeline.api.problems import describe_problems
-from market_pipeline.api.questions import Format, Provider, ServicesNeeded, Symbol, name_market
+from market_pipeline.api.questions import Format, ProviderName, ServicesNeeded, Symbol, name_market
 from market_pipeline.readers.latest import fetch_latest
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
@@ -28,7 +28,7 @@ router = APIRouter(prefix="/api", tags=["read"])
     "/markets",
     response_model=MarketTable,
     responses={200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 406, 503)},
-    summary="All markets that are stored",
+    summary="All stored markets",
 )
 def list_markets(request: Request, services: ServicesNeeded, kind: Format = None) -> Response:
     """List markets by symbol and provider, also those that are no longer ingested."""
@@ -47,13 +47,13 @@ def list_markets(request: Request, services: ServicesNeeded, kind: Format = None
     "/markets/{symbol}/latest",
     response_model=LatestValues,
     responses={200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 404, 406, 503)},
-    summary="Everything that is newest of a market",
+    summary="The latest values of a market",
 )
 def tell_latest(
     request: Request,
     services: ServicesNeeded,
     symbol: Symbol,
-    provider: Provider = None,
+    provider: ProviderName = None,
     kind: Format = None,
 ) -> Response:
     """Return price, newest final bars and statistics, from the cache where it has them."""

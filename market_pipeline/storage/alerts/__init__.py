@@ -1,4 +1,4 @@
-"""What people are told: the outbox of alerts, and the stored metrics.
+"""The outbox of alerts, and the stored metrics.
 
 Not here: when an alert is raised and what it says (``alerting``).
 """

@@ -1,7 +1,7 @@
-"""The outbox of alerts: rows of ``alert`` and ``alert_delivery``, and nothing about what they say.
+"""The outbox of alerts: rows of ``alert`` and ``alert_delivery``, whatever their content.
 
-One open alert a fingerprint, held by an index. Whoever changes an alert locks its row first. The
-database's clock is not asked: the caller's is, so that a run and its tests tell one time.
+An index allows one open alert for each fingerprint. A change of an alert locks its row first. Times
+come from the caller and not from the database, so that a run and its tests use one clock.
 """
 
 from collections.abc import Collection, Mapping, Sequence

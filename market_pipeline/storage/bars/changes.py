@@ -1,4 +1,4 @@
-"""Which final bars differ between two dataset versions."""
+"""The final bars that differ between two dataset versions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

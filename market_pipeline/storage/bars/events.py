@@ -1,8 +1,8 @@
 """Events over a span of a market's series: while one is open, statistics over it wait.
 
-A ``difference`` is followed and read again by runs; of those at work a market has one at most. A
-``suspected_split`` waits for a person. A ``split`` is what the version before noted of a series
-that it was reading again: it goes on as a difference over all bars.
+Runs follow a ``difference`` and read its span again; a market has at most one that is open. A
+``suspected_split`` waits for a person. A ``split`` was written by an older version for a series
+that it was reading again: it continues as a difference over all bars.
 """
 
 from collections.abc import Mapping, Sequence

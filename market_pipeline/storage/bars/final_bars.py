@@ -1,7 +1,7 @@
-"""Final bars that statistics look at: from each market's own last bar back, whatever the clock.
+"""Final bars for statistics: from the last bar of each market back, whatever the clock.
 
-A halted or delisted market ends years ago, and two markets are compared where both last had a bar;
-so each market has spans of its own. They are planned from calendars and read at once.
+A halted or delisted market may have ended years ago, and two markets are compared up to their last
+common bar. So each market has its own spans. They are planned from calendars and read together.
 """
 
 from collections import defaultdict
@@ -65,7 +65,7 @@ _SUMMARY = text(f"""
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class FinalSpan:
     """Bars of a market that open from ``first`` to ``last`` (UTC), both included."""
 
     market_id: int
@@ -88,7 +88,7 @@ def plan_market_spans(
     interval: Interval,
     days: int,
     closed_by: Mapping[int, datetime] | None = None,
-) -> list[Span]:
+) -> list[FinalSpan]:
     """Return what a horizon may look at of each market; a market without final bars has no span.
 
     Args:
@@ -100,7 +100,7 @@ def plan_market_spans(
     """
     lasts = _read_last_opens(connection, list(calendars), interval, closed_by or {})
     return [
-        Span(one, find_reach(frozenset([calendars[one]]), interval, last, days), last)
+        FinalSpan(one, find_reach(frozenset([calendars[one]]), interval, last, days), last)
         for one, last in lasts.items()
     ]
 
@@ -112,7 +112,7 @@ def plan_pair_spans(
     days: int,
     pairs: Iterable[tuple[int, int]],
     closed_by: datetime | None = None,
-) -> list[Span]:
+) -> list[FinalSpan]:
     """Return what a horizon may look at of each market that was compared; spans do not overlap.
 
     A pair's window ends on the last date on which both have a final bar.
@@ -125,24 +125,26 @@ def plan_pair_spans(
         pairs: Base and quote.
         closed_by: Bars that close later do not count (UTC).
     """
-    spans: dict[int, list[Span]] = defaultdict(list)
+    spans: dict[int, list[FinalSpan]] = defaultdict(list)
     for (base, quote), last in _read_last_joined(connection, interval, pairs, closed_by).items():
         both = frozenset([calendars[base], calendars[quote]])
         first = find_reach(both, interval, last, days)
         for one in (base, quote):
-            spans[one].append(Span(one, first, last))
+            spans[one].append(FinalSpan(one, first, last))
     return [span for one in sorted(spans) for span in _merge(spans[one])]
 
 
 def summarise_spans(
-    connection: Connection, interval: Interval, spans: Sequence[Span]
+    connection: Connection, interval: Interval, spans: Sequence[FinalSpan]
 ) -> dict[int, Summary]:
     """Return what tells whether the final bars of spans changed, by market."""
     found = connection.execute(_SUMMARY, _spell(interval, spans))
     return {row.market_id: Summary(row.bars, row.version, row.closed) for row in found}
 
 
-def read_spans(connection: Connection, interval: Interval, spans: Sequence[Span]) -> pd.DataFrame:
+def read_spans(
+    connection: Connection, interval: Interval, spans: Sequence[FinalSpan]
+) -> pd.DataFrame:
     """Return the final bars of spans that do not overlap.
 
     Returns:
@@ -153,7 +155,7 @@ def read_spans(connection: Connection, interval: Interval, spans: Sequence[Span]
 
 
 def read_newer_bars(
-    connection: Connection, interval: Interval, spans: Sequence[Span], version: int
+    connection: Connection, interval: Interval, spans: Sequence[FinalSpan], version: int
 ) -> pd.DataFrame:
     """Return the final bars of spans that are newer than a dataset version.
 
@@ -212,19 +214,19 @@ def _read_last_joined(
     return {(row.base, row.quote): row.open_time for row in found}
 
 
-def _merge(spans: Iterable[Span]) -> list[Span]:
+def _merge(spans: Iterable[FinalSpan]) -> list[FinalSpan]:
     """Return the spans of one market with those that overlap joined."""
-    merged: list[Span] = []
+    merged: list[FinalSpan] = []
     for span in sorted(set(spans), key=lambda one: one.first):
         if merged and span.first <= merged[-1].last:
             last = merged.pop()
-            merged.append(Span(span.market_id, last.first, max(last.last, span.last)))
+            merged.append(FinalSpan(span.market_id, last.first, max(last.last, span.last)))
         else:
             merged.append(span)
     return merged
 
 
-def _spell(interval: Interval, spans: Sequence[Span]) -> dict[str, Any]:
+def _spell(interval: Interval, spans: Sequence[FinalSpan]) -> dict[str, Any]:
     return {
         "market_ids": [span.market_id for span in spans],
         "firsts": [span.first for span in spans],

@@ -59,7 +59,7 @@ def record_rejected(
         connection: In the transaction of the batch.
         run_id: The run that received them.
         market_id: Whose bars.
-        rejected: As ``JudgedBars.rejected``: a bar frame with ``rule`` and ``detail``.
+        rejected: As ``ValidatedBars.rejected``: a bar frame with ``rule`` and ``detail``.
         now: When they came (UTC).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Final values that were replaced, and by what; and the batches of a run that replaced them."""
+"""Revisions: final values that were replaced, and the batches of a run that replaced them."""
 
 from datetime import datetime
 

@@ -1,4 +1,4 @@
-"""The bars that are stored now, provisional ones too: of a market, of a span, the newest.
+"""The stored bars, provisional ones too: of a market, of a span, the newest.
 
 Not here: what bars were before (``history``, ``revisions``).
 """

@@ -1,4 +1,4 @@
-"""Getting rows to the server: ordered, one of a key, beside the table and without a lock.
+"""Staging: brings rows to the server, ordered, one for each key, beside the table, without a lock.
 
 A small batch travels inside its statement, a large one by binary COPY into a temporary table; for
 the statement that merges it, both are a relation called ``incoming``.

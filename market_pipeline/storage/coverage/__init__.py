@@ -1,4 +1,4 @@
-"""What is settled and what is missing of each market and interval.
+"""The coverage of each market and interval: what is settled and what is missing.
 
 Not here: the bars themselves (``bars``).
 """

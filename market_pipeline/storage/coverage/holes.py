@@ -1,4 +1,4 @@
-"""Holes: missing spans of a market and interval; which are explained, and which do not heal.
+"""Holes: missing spans of a market and interval, explained or not, and those that stay.
 
 Not here: when a hole opens and closes (``ledger``).
 """
@@ -86,7 +86,7 @@ def read_run_holes(connection: Connection, run_id: UUID, count: int) -> list[Row
 
 
 def read_lasting_holes(connection: Connection, before: datetime) -> list[Row]:
-    """Return ``name``, ``holes`` and a ``reason`` of active markets with holes that do not heal.
+    """Return ``name``, ``holes`` and a ``reason`` of active markets with holes that stay.
 
     Args:
         connection: Any.

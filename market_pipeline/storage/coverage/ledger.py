@@ -20,7 +20,7 @@ from market_pipeline.domain.withholding import (
     RESTATING,
     SUSPECTED_SPLIT,
     UNEXPLAINED_HOLE,
-    Flaw,
+    DataIssue,
 )
 from market_pipeline.storage.bars import events
 from market_pipeline.storage.bars.events import read_open_events
@@ -214,16 +214,18 @@ def _parse_spans(spans: Sequence[Sequence[str]]) -> tuple[Window, ...]:
     return tuple(Window(*map(datetime.fromisoformat, span)) for span in spans)
 
 
-def read_flaws(connection: Connection, market_ids: Sequence[int], interval: Interval) -> list[Flaw]:
+def read_flaws(
+    connection: Connection, market_ids: Sequence[int], interval: Interval
+) -> list[DataIssue]:
     """Return what keeps statistics of some markets from being trusted."""
     flaws = [
-        Flaw(market_id, UNEXPLAINED_HOLE, hole.window)
+        DataIssue(market_id, UNEXPLAINED_HOLE, hole.window)
         for (market_id, of), found in _read_holes(connection, market_ids).items()
         for hole in found
         if of is interval and not hole.is_explained
     ]
     flaws += [
-        Flaw(market_id, NEVER_ASKED, span)
+        DataIssue(market_id, NEVER_ASKED, span)
         for (market_id, of), spans in read_never_asked(connection, market_ids).items()
         for span in spans
         if of is interval
@@ -232,28 +234,28 @@ def read_flaws(connection: Connection, market_ids: Sequence[int], interval: Inte
     return [*flaws, *map(_describe_event, read_open_events(connection, market_ids))]
 
 
-def _describe_event(event: Mapping[str, Any]) -> Flaw:
+def _describe_event(event: Mapping[str, Any]) -> DataIssue:
     """Return what an open event withholds; what reaches up to now has no end yet."""
     reason = SUSPECTED_SPLIT if event["kind"] == events.SUSPECTED_SPLIT else RESTATING
     start, end = event["starts_at"], event["ends_at"]
     window = None if start is None else Window(start, end or _NO_END)
-    return Flaw(event["market_id"], reason, window)
+    return DataIssue(event["market_id"], reason, window)
 
 
 def _read_mixed(
     connection: Connection, market_ids: Sequence[int], interval: Interval
-) -> list[Flaw]:
+) -> list[DataIssue]:
     """Return a flaw at each moment at which bars of one parser end and those of another begin."""
     mixed = connection.execute(_HAS_OLDER, {"markets": list(market_ids)}).scalars().all()
     known = read_coverage(connection, mixed) if mixed else {}
-    flaws: list[Flaw] = []
+    flaws: list[DataIssue] = []
     for market_id in mixed:
         # Days that are built here are of the parser of their hours.
         series = known.get((market_id, interval)) or known.get((market_id, Interval.HOUR))
         spans = list_spans(series) if series is not None else []
         filled = _find_first_closes(connection, (market_id, interval), spans)
         moments = find_changes(filled)
-        flaws += [Flaw(market_id, MIXED_PARSING, Window(at, at)) for at in moments]
+        flaws += [DataIssue(market_id, MIXED_PARSING, Window(at, at)) for at in moments]
     return flaws
 
 

@@ -1,4 +1,4 @@
-"""The newest values of markets, the version that they have, and who hears of a change.
+"""The newest values of markets, their version, and the listeners to changes.
 
 Not here: what is cached (``cache``, ``readers``).
 """

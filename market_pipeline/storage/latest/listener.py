@@ -1,8 +1,8 @@
-"""A thread that knows every stamp: told by NOTIFY, and by asking when nothing was told for a while.
+"""A thread that knows every stamp: it listens to NOTIFY, and asks when nothing came for a while.
 
-What it knows is true while its lease lasts: an answer of the database to a question that was asked
-less than a second ago. A server that is gone or hangs ends the lease without anybody noticing it.
-Not here: what is done with stamps (``cache.guard``).
+Its knowledge is valid while its lease lasts: the database answered a query that was sent less than
+a second ago. If the server is gone or hangs, the lease ends by itself. Not here: the use of stamps
+(``cache.guard``).
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Stamps: for each market the version of its last change of any kind, told to listeners at commit.
+"""Stamps: the version of the last change of each market, of any kind; sent to listeners at commit.
 
 A dataset version names bars alone; a stamp also counts snapshots, statistics and the list of
 markets. Both are drawn from one sequence under the merge lock, so stamps follow commit order: who

@@ -1,4 +1,4 @@
-"""What an operator does to a market as a whole: switch it off and on, remove it for good.
+"""Operations on a whole market: switch it off and on, remove it for good.
 
 Not here: registering what a run ingests (``registration``).
 """

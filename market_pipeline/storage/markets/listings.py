@@ -1,4 +1,4 @@
-"""What is shown of many markets at once, in a bounded number of statements.
+"""Listings of many markets for pages, in a bounded number of statements.
 
 Not here: a market by its name (``lookup``).
 """

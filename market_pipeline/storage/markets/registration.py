@@ -1,4 +1,4 @@
-"""Registering markets: which there are, what is kept of them, which is a symbol's primary.
+"""Registration of markets: their rows, and the primary market of each symbol.
 
 Not here: which of them a run fetches (``ingestion.request``).
 """

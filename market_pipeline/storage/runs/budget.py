@@ -1,8 +1,9 @@
 """The request budget: one account per provider, shared by all processes and kept over restarts.
 
-Here: the gate that every call to a limited provider passes, and the reading of limits. Not here:
-the arithmetic (``domain/budgets.py``), and the hook that passes the gate (``providers/gate.py``;
-this one fits it without knowing it). The database's clock decides.
+Here: the limiter that every call to a limited provider passes, and the reading of limits. Not here:
+the arithmetic (``domain/budgets.py``), and the hook that passes the limiter
+(``providers/rate_limiter.py``; this one fits it without knowing it). The database's clock
+decides.
 """
 
 import sys
@@ -47,7 +48,7 @@ _READ = text(f"""
 
 
 @dataclass(frozen=True, slots=True)
-class DatabaseGate:
+class DatabaseRateLimiter:
     """Admits calls within each provider's limits, for all processes together.
 
     A provider without limits never touches the database.

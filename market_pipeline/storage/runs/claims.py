@@ -1,9 +1,9 @@
-"""Claims: which run is fetching a market, so that two runs do not fetch the same thing.
+"""Claims: the right of one run to fetch a market, so that two runs do not fetch the same thing.
 
-A claim is a row with a growing token. It runs out unless renewed, and at once when the session in
-which its run shows that it lives is gone: a killed run blocks nobody, a suspended one not for long.
-A writer shows its token under a lock in its own transaction, so a run that slept past its claim
-cannot commit over a newer one. The database's clock decides. Not here: who claims when.
+A claim is a row with a growing token. It expires unless it is renewed, and it ends at once with the
+session that holds its run's lock. So a killed run blocks nobody, and a suspended run not for long.
+A transaction that writes bars checks the token under a lock, so a run that was suspended past its
+claim cannot commit over a newer one. The database's clock decides. Not here: when runs claim.
 """
 
 import time

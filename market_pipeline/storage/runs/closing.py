@@ -1,4 +1,4 @@
-"""The end of a receipt: it is closed once, and what is counted of the run then.
+"""The end of a receipt: closes it once, and returns the counts of the run.
 
 Not here: the metrics that are made of it (``ingestion.closing``).
 """

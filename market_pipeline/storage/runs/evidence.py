@@ -1,4 +1,4 @@
-"""What is known of a run: what its checks judge by, and what a finished write is reported by.
+"""The evidence about a run, for its checks and for the report of a finished write.
 
 A few statements, whatever the number of markets, and cheap at any size of the tables.
 """

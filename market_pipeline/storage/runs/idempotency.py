@@ -1,8 +1,8 @@
 """Requests over HTTP that must not run twice, whichever API process they reach.
 
-A row stands for a launch: one run in Dagster. ``flight:HASH`` is the row of whoever asks the same
-while it runs; ``key:KEY`` and ``cron:MINUTE`` remember it for a day. Who launches holds a lease, so
-that a killed process wedges nothing: the next one first looks in Dagster for what it had launched.
+A row stands for a launch: one run in Dagster. Equal requests share the row ``flight:HASH`` while
+the run lasts. ``key:KEY`` and ``cron:MINUTE`` keep it for a day. The process that launches holds a
+lease. If it is killed, the next process first looks in Dagster for the run that it had launched.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Receipts of runs: what was asked, what came of it by market and by table, how a run stands.
+"""Receipts of runs: what was asked, the results by market and table, and the state of a run.
 
 How a run stands is found whenever a receipt is read, so that it is true at that moment: by the end
 of its receipt, before that by whether its process lives. Reading writes nothing.

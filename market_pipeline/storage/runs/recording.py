@@ -27,7 +27,7 @@ _ADDED = (*CHANGES, *(f"derived_{name}" for name in CHANGES), "revised", "spikes
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RecordedRequest:
     """What a run was asked, as its receipt keeps it.
 
     Attributes:
@@ -43,7 +43,7 @@ class Asked:
     request: Mapping[str, Any]
 
 
-def open_receipt(connection: Connection, asked: Asked) -> None:
+def open_receipt(connection: Connection, asked: RecordedRequest) -> None:
     """Insert the receipt of a run, unless it has one."""
     row = {name: getattr(asked, name) for name in ("run_id", "trigger", "started_at", "provider")}
     row["request"] = json.loads(json.dumps(asked.request, default=str))

@@ -1,8 +1,8 @@
-"""How long rows are kept: what old runs and prices leave behind that nobody can need again.
+"""Retention: removes rows of old runs and old prices that nobody can need again.
 
-Here: which rows go, and their removal in small transactions. What is told by bars, revisions,
-versions, the quarantine and runs that changed anything stays for good; ``docs/tables.md`` has the
-rule of every table.
+Here: which rows are removed, in small transactions. Bars, revisions, versions, the quarantine and
+the receipts of runs that changed anything stay for good. ``docs/tables.md`` has the rule of every
+table.
 """
 
 from collections.abc import Sequence

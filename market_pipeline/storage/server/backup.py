@@ -67,7 +67,7 @@ def restore_database(url: str, file: Path) -> None:
         StorageError: The file is no whole dump, or the server refused something; their words.
     """
     if not file.is_file():
-        raise StorageError(f"restoring {file}: there is no such file")
+        raise StorageError(f"restoring {file}: the file does not exist")
     address, secrets = build_psql_address(url)
     drop = "; ".join(f"DROP SCHEMA IF EXISTS {schema} CASCADE" for schema in SCHEMAS)
     load = [
@@ -154,5 +154,5 @@ def _find(program: str) -> str:
     """
     path = psql_path().with_name(program)
     if not path.exists():
-        raise StorageError(f"looking for {program} in {path.parent}: it is not there; set PG_BIN")
+        raise StorageError(f"looking for {program} in {path.parent}: it is missing; set PG_BIN")
     return str(path)

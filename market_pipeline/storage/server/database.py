@@ -1,4 +1,4 @@
-"""The database in use, opened for as long as a question takes."""
+"""The database in use, opened for the time of a query."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -57,7 +57,7 @@ from market_pipeline.storage.server.embedded_keeper import (
     POLL_SECONDS,
     PORT,
     ROLE,
-    Errand,
+    ServerSpec,
     is_listening,
     is_locked,
     open_lock,
@@ -265,7 +265,9 @@ def _send_keeper(place: _Place, pg_bin: Path | None, linger_seconds: float) -> N
     """
     programs = _find_reachable_programs(pg_bin, place)
     _refuse_other_version(place, programs)
-    errand = Errand(place.home, place.socket_dir, programs, place.account.pw_name, linger_seconds)
+    errand = ServerSpec(
+        place.home, place.socket_dir, programs, place.account.pw_name, linger_seconds
+    )
     script = str(Path(embedded_keeper.__file__).absolute())
     done = subprocess.run(  # noqa: S603 - our own script
         [sys.executable, "-I", "-S", script, *errand.to_arguments()],

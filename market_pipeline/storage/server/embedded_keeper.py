@@ -74,7 +74,7 @@ class KeeperError(Exception):
     """The server could not be started; the message says why."""
 
 
-class Errand(NamedTuple):
+class ServerSpec(NamedTuple):
     """What the keeper is told on its command line."""
 
     home: Path
@@ -84,7 +84,7 @@ class Errand(NamedTuple):
     linger_seconds: float
 
     @classmethod
-    def from_arguments(cls, arguments: list[str]) -> "Errand":
+    def from_arguments(cls, arguments: list[str]) -> "ServerSpec":
         """Read the errand from a command line."""
         home, socket_dir, pg_bin, account, linger_seconds = arguments
         return cls(Path(home), Path(socket_dir), Path(pg_bin), account, float(linger_seconds))
@@ -156,7 +156,7 @@ def become(account: str) -> None:
     os.setuid(entry.pw_uid)
 
 
-def take_server_lock(errand: Errand) -> int | None:
+def take_server_lock(errand: ServerSpec) -> int | None:
     """Wait until nothing works on the data folder; None if a server does and answers.
 
     Backends that outlived their postmaster leave by themselves when they next wait for anything;
@@ -173,19 +173,19 @@ def take_server_lock(errand: Errand) -> int | None:
             return None
         waited = time.monotonic() - begun
         if waited > ORPHAN_DEADLINE_SECONDS:
-            raise KeeperError(f"{waited:.0f} s on, processes of an earlier server still run")
+            raise KeeperError(f"processes of an earlier server still run after {waited:.0f} s")
         if waited > ORPHAN_PATIENCE_SECONDS:
             dismiss_orphans(errand)
         time.sleep(POLL_SECONDS if waited < ORPHAN_PATIENCE_SECONDS else 1.0)
     return descriptor
 
 
-def cluster_name(errand: Errand) -> str:
+def cluster_name(errand: ServerSpec) -> str:
     """Name the server in its processes' titles; ASCII, at most 63 characters."""
     return f"{ROLE}-{errand.home.stat().st_ino}"
 
 
-def dismiss_orphans(errand: Errand) -> None:
+def dismiss_orphans(errand: ServerSpec) -> None:
     """Tell backends whose postmaster is dead to leave (SIGQUIT: at once, nothing is lost)."""
     title = f"postgres: {cluster_name(errand)}: "
     with contextlib.suppress(OSError, KeeperError):
@@ -224,7 +224,7 @@ def program_environment() -> dict[str, str]:
     return {"PATH": os.defpath, **kept, "LC_ALL": "C"}
 
 
-def create_data(errand: Errand, server_lock: int) -> None:
+def create_data(errand: ServerSpec, server_lock: int) -> None:
     """Make the data folder: in a sibling first, so a kill leaves nothing half made."""
     draft = errand.home / "data.new"
     shutil.rmtree(draft, ignore_errors=True)
@@ -238,7 +238,7 @@ def create_data(errand: Errand, server_lock: int) -> None:
     draft.rename(errand.home / "data")
 
 
-def write_authentication(errand: Errand) -> None:
+def write_authentication(errand: ServerSpec) -> None:
     """Let the server's own account and root in as the role; nobody else, and no password."""
     names = dict.fromkeys((errand.account, pwd.getpwuid(0).pw_name))
     lines = [f'{ROLE} "{name}" "{ROLE}"\n' for name in names]
@@ -246,7 +246,7 @@ def write_authentication(errand: Errand) -> None:
     (errand.home / "ident.conf").write_text("".join(lines), encoding="utf-8")
 
 
-def server_command(errand: Errand) -> list[str]:
+def server_command(errand: ServerSpec) -> list[str]:
     """Build the command line; it holds what depends on the place, so a folder can be moved."""
     # A list of folders in the server's eyes: quoted, a comma or space in the path is harmless.
     sockets = '"' + str(errand.socket_dir).replace('"', '""') + '"'
@@ -265,7 +265,7 @@ def server_command(errand: Errand) -> list[str]:
     return [str(errand.pg_bin / "postgres"), "-D", data, "-p", str(PORT), *options]
 
 
-def launch(errand: Errand, server_lock: int, is_first: bool) -> int:
+def launch(errand: ServerSpec, server_lock: int, is_first: bool) -> int:
     """Start the server, which inherits the lock; return its process id.
 
     Args:
@@ -329,7 +329,7 @@ class Server:
     gone.
     """
 
-    def __init__(self, errand: Errand, pid: int) -> None:
+    def __init__(self, errand: ServerSpec, pid: int) -> None:
         self._errand, self._pid = errand, pid
         self._is_stopping = False
         self._was_killed = False
@@ -348,7 +348,7 @@ class Server:
                 os._exit(1)
             time.sleep(FIRST_PAUSE_SECONDS * 2**tries)
             tries += 1
-            sys.stdout.write(f"the server died; it is started again, try {tries}\n")
+            sys.stdout.write(f"the server died and is started again, try {tries}\n")
             sys.stdout.flush()
             self._start_again()
 
@@ -426,7 +426,7 @@ def become_keeper(home: Path) -> bool:
     return True
 
 
-def start_or_adopt(errand: Errand, is_first: bool = True) -> int:
+def start_or_adopt(errand: ServerSpec, is_first: bool = True) -> int:
     """Return the process id of the server, started unless one already answers."""
     server_lock = take_server_lock(errand)
     if server_lock is None:
@@ -441,7 +441,7 @@ def hang_up(home: Path) -> None:
     os.dup2(log, 2)
 
 
-def keep(errand: Errand) -> None:
+def keep(errand: ServerSpec) -> None:
     """Start or adopt the server, wait for its last client, stop it."""
     become(errand.account)
     os.umask(0o077)
@@ -463,7 +463,7 @@ def main(arguments: list[str]) -> None:
     if os.fork():
         os._exit(0)
     try:
-        keep(Errand.from_arguments(arguments))
+        keep(ServerSpec.from_arguments(arguments))
     except (KeeperError, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
         sys.stdout.write(f"{error}\n")
         sys.stdout.flush()

@@ -36,8 +36,8 @@ _QUESTION = text(
 )
 _SESSION = text("SELECT pg_backend_pid()")
 _CURE_POOLER = (
-    "goes through a pooler in transaction mode. Sessions do not last there, so the locks by which "
-    "runs show that they live would be lost without a word. Give it the server's own address, or "
+    "goes through a pooler in transaction mode. Sessions do not last there, so the locks of "
+    "runs would be lost without an error. Give it the server's own address, or "
     "set pool_mode = session in the pooler"
 )
 

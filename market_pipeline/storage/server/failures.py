@@ -1,4 +1,4 @@
-"""What went wrong in the database, in one sentence: the cause and the cure.
+"""Failures of the database in one sentence: the cause and what to do.
 
 An engine of ours (``server.engine``) raises an operational error as :class:`DatabaseFailedError`,
 which is SQLAlchemy's own ``OperationalError`` with these words instead of a statement and a link.
@@ -16,14 +16,17 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from market_pipeline.storage.server.watchdog import ServerHangsError
 
-_AGAIN = "then run again; what was committed before stays"
+_AGAIN = "then run again; what was already committed stays"
 # By SQLSTATE: the cause, and the cure.
 _EXPLAINED = {
     "53100": ("the disk of PostgreSQL is full", "make room on it"),
     "53200": ("PostgreSQL is out of memory", "give its machine more"),
     "53300": ("PostgreSQL takes no more connections", "end some, or raise max_connections"),
     "55P03": ("another session held a lock for too long", "end that session, or wait for it"),
-    "25P03": ("PostgreSQL ended a transaction that had stood still", "look for what held it up"),
+    "25P03": (
+        "PostgreSQL ended a transaction that was idle for too long",
+        "find out what held it up",
+    ),
     "57P01": ("PostgreSQL was stopped, or somebody ended this session", "start it"),
     "57P02": ("PostgreSQL crashed and is recovering", "wait until it has"),
     "57P03": ("PostgreSQL is starting or stopping", "wait until it is up"),

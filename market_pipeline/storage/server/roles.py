@@ -1,8 +1,8 @@
 """Least privilege on a real server: an owner, a writer and a reader, as groups without login.
 
-Who logs in is a member of one of them; ``docs/operations.md`` shows the statements. The owner alone
-changes the tables' shape, the writer runs the pipeline, the reader reads the market tables. Not
-here: who uses them; the embedded server has one user, and needs none of this.
+A login is a member of one of them; ``docs/operations.md`` shows the statements. Only the owner
+changes the tables, the writer runs the pipeline, the reader reads the market tables. Not here: the
+logins. The embedded server has one user and needs no roles.
 """
 
 from dataclasses import dataclass

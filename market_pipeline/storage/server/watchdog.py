@@ -1,4 +1,4 @@
-"""Deadlines for PostgreSQL: a server that hangs says nothing, so that every call ends by itself.
+"""Deadlines for PostgreSQL: a call ends by itself if the server hangs and says nothing.
 
 A stopped server is not noticed by ``statement_timeout`` (its own clock stands still) nor by
 ``tcp_user_timeout`` (the kernel goes on acknowledging). psycopg2 waits in C, where no signal's
@@ -162,7 +162,7 @@ class Watchdog:
 
     def _explain(self, call: _Call, now: float) -> str:
         if now < self._ends_until:
-            return "PostgreSQL had not answered yet when this process was told to end"
+            return "PostgreSQL had not answered when this process was stopped"
         return f"PostgreSQL did not answer for {call.seconds:g} s"
 
     def _wake(self) -> None:

@@ -1,4 +1,4 @@
-"""What rows were last computed from, so that the same inputs are not computed again."""
+"""The inputs of the last computation of rows, so that the same inputs are not computed again."""
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime

@@ -13,10 +13,10 @@ from market_pipeline.domain.budgets import BudgetLimit
 from market_pipeline.domain.errors import SettingError, TransientProviderError
 from market_pipeline.providers.coingecko import CoinGeckoProvider
 from market_pipeline.providers.file import FileProvider
-from market_pipeline.providers.gate import use_gate
-from market_pipeline.providers.http import HttpClient, Limits
+from market_pipeline.providers.http import CallLimits, HttpClient
+from market_pipeline.providers.rate_limiter import use_limiter
 from market_pipeline.storage.runs.budget import (
-    DatabaseGate,
+    DatabaseRateLimiter,
     count_verifications_left,
     note_verifications,
     read_account,
@@ -33,12 +33,12 @@ ROWS = text("SELECT count(*) FROM market_data.provider_budget")
 
 
 def call_often(pipe: Connection, url: str, server: str, times: int) -> None:
-    """Call the server through the shared gate, as fast as it lets this process."""
+    """Call the server through the shared limiter, as fast as it lets this process."""
     engine = open_engine(DatabaseAddress(url, is_embedded=False))
     client = HttpClient("coingecko", server)
     pipe.send("ready")
     pipe.recv()
-    with use_gate(DatabaseGate(engine, {"coingecko": RATE}, period=PERIOD)):
+    with use_limiter(DatabaseRateLimiter(engine, {"coingecko": RATE}, period=PERIOD)):
         for _ in range(times):
             client.fetch_json("/ping")
     pipe.send("done")
@@ -48,8 +48,8 @@ def call_often(pipe: Connection, url: str, server: str, times: int) -> None:
 def call_once(pipe: Connection, url: str, server: str) -> None:
     """Make one call that is refused, and say so."""
     engine = open_engine(DatabaseAddress(url, is_embedded=False))
-    client = HttpClient("coingecko", server, limits=Limits(attempts=1))
-    with use_gate(DatabaseGate(engine, {"coingecko": RATE})):
+    client = HttpClient("coingecko", server, limits=CallLimits(attempts=1))
+    with use_limiter(DatabaseRateLimiter(engine, {"coingecko": RATE})):
         try:
             client.fetch_json("/ping")
         except TransientProviderError as error:
@@ -59,13 +59,13 @@ def call_once(pipe: Connection, url: str, server: str) -> None:
 
 @dataclass
 class Stage:
-    """A gate on the test's database, made anew as a new process would."""
+    """A limiter on the test's database, made anew as a new process would."""
 
     engine: Engine
 
     def admit(self, limit: BudgetLimit, patience: timedelta = IMPATIENT) -> None:
         """Make one call to a provider of this limit."""
-        DatabaseGate(self.engine, {"coingecko": limit}, patience).admit("coingecko")
+        DatabaseRateLimiter(self.engine, {"coingecko": limit}, patience).admit("coingecko")
 
     def edit(self, changes: str) -> None:
         """Change the stored account."""
@@ -126,9 +126,9 @@ def test_a_retry_after_of_one_process_holds_the_others_back(
 
 def test_a_shorter_block_does_not_end_a_longer_one_and_nonsense_is_bounded(stage: Stage) -> None:
     """The longest counts, up to a day."""
-    gate = DatabaseGate(stage.engine, {"coingecko": RATE})
+    limiter = DatabaseRateLimiter(stage.engine, {"coingecko": RATE})
     for seconds in (float("inf"), 1.0, -5.0):
-        gate.report_throttled("coingecko", seconds)
+        limiter.report_throttled("coingecko", seconds)
     account = read_account(stage.engine, "coingecko", RATE)
     assert account.blocked_until is not None
     assert timedelta(hours=23) < account.blocked_until - account.refilled_at <= timedelta(days=1)
@@ -146,7 +146,7 @@ def test_a_used_up_rate_is_waited_for_or_explained(stage: Stage) -> None:
         stage.edit("tokens = 1")
 
     patient = timedelta(minutes=5)
-    DatabaseGate(stage.engine, {"coingecko": limit}, patient, sleep=sleep).admit("coingecko")
+    DatabaseRateLimiter(stage.engine, {"coingecko": limit}, patient, sleep=sleep).admit("coingecko")
     assert [200 < seconds < 241 for seconds in slept] == [True]
 
 
@@ -182,7 +182,7 @@ def test_a_clock_that_went_back_adds_no_tokens(stage: Stage) -> None:
         stage.edit("refilled_at = refilled_at - interval '1 hour'")
 
     patient = timedelta(minutes=5)
-    DatabaseGate(stage.engine, {"coingecko": limit}, patient, sleep=sleep).admit("coingecko")
+    DatabaseRateLimiter(stage.engine, {"coingecko": limit}, patient, sleep=sleep).admit("coingecko")
 
 
 def test_a_provider_without_limits_never_touches_the_database() -> None:
@@ -190,10 +190,10 @@ def test_a_provider_without_limits_never_touches_the_database() -> None:
     nowhere = open_engine(
         DatabaseAddress("postgresql+psycopg2://me@127.0.0.1:1/no", is_embedded=False)
     )
-    gate = DatabaseGate(nowhere, {"mock": BudgetLimit()})
-    gate.admit("mock")
-    gate.admit("unheard-of")
-    gate.report_throttled("mock", 10.0)
+    limiter = DatabaseRateLimiter(nowhere, {"mock": BudgetLimit()})
+    limiter.admit("mock")
+    limiter.admit("unheard-of")
+    limiter.report_throttled("mock", 10.0)
     assert count_verifications_left(nowhere, "mock", BudgetLimit()) > 10**9
 
 

@@ -22,7 +22,7 @@ def told(*words: str) -> Iterator[None]:
     with pytest.raises(OperationalError) as caught:
         yield
     said = str(caught.value)
-    for word in (*words, "then run again; what was committed before stays"):
+    for word in (*words, "then run again; what was already committed stays"):
         assert word in said
     for alien in ("\n", "SELECT", "sqlalche.me", "psycopg2"):
         assert alien not in said

@@ -237,7 +237,7 @@ def test_a_process_that_is_told_to_end_waits_for_nobody(hanging: TcpServer) -> N
         child.send_signal(signal.SIGTERM)
         heard, said = child.hear()
     assert heard == [signal.SIGTERM]
-    assert "was told to end" in said
+    assert "was stopped" in said
 
 
 def test_a_watched_connection_is_freed_with_its_descriptor(hanging: TcpServer) -> None:

@@ -1,10 +1,10 @@
-"""The turnstile that every call to a provider's server passes.
+"""The rate limiter that every call to a provider's server passes: it may wait, count or refuse.
 
-Here: what a gate does, which gate is in force, and a gate that counts. Not here: the budget behind
+Here: what a limiter does, which one is in force, and one that counts. Not here: the budget behind
 it, which is a table that all processes share (``storage/runs/budget.py``).
 
-The gate in force belongs to a context, as ``contextvars`` has it: a new thread starts with the open
-gate, whatever its maker uses, and puts its own in force.
+The limiter in force belongs to a context of ``contextvars``. A new thread starts with
+``UnlimitedCalls``, whatever limiter the thread that made it uses, and must put its own in force.
 """
 
 import threading
@@ -15,21 +15,21 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
-class Gate(Protocol):
+class RateLimiter(Protocol):
     """Decides when a provider may be called."""
 
     def admit(self, provider: str) -> None:
         """Return when one call may be made, which is then counted; may wait.
 
         Raises:
-            TransientProviderError: It would take longer than this gate waits.
+            TransientProviderError: It would take longer than this limiter waits.
         """
 
     def report_throttled(self, provider: str, seconds: float) -> None:
-        """Take note that the provider refused a call and wants to be left alone for so long."""
+        """Record that the provider refused a call and asked for a pause of so many seconds."""
 
 
-class OpenGate:
+class UnlimitedCalls:
     """Lets every call through and remembers none."""
 
     def admit(self, provider: str) -> None:
@@ -40,24 +40,24 @@ class OpenGate:
 
 
 @dataclass
-class CountingGate:
-    """Counts the calls that pass to another gate; safe to share between threads.
+class CallCounter:
+    """Counts the calls that pass to another limiter; safe to share between threads.
 
     Args:
-        inner: The gate that decides.
+        inner: The limiter that decides.
 
     Attributes:
         calls: Calls admitted, retries included.
         throttled: Calls that the provider refused as too many.
     """
 
-    inner: Gate
+    inner: RateLimiter
     calls: int = field(default=0, init=False)
     throttled: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def admit(self, provider: str) -> None:
-        """Ask the inner gate, then count the call."""
+        """Ask the inner limiter, then count the call."""
         self.inner.admit(provider)
         with self._lock:
             self.calls += 1
@@ -69,41 +69,44 @@ class CountingGate:
         self.inner.report_throttled(provider, seconds)
 
 
-_current: ContextVar[Gate] = ContextVar("gate", default=OpenGate())  # noqa: B039 - has no state
+_current: ContextVar[RateLimiter] = ContextVar(
+    "limiter",
+    default=UnlimitedCalls(),  # noqa: B039 - has no state
+)
 
 
-def current_gate() -> Gate:
-    """Return the gate in force; the open one where none was chosen."""
+def current_limiter() -> RateLimiter:
+    """Return the limiter in force; without one, calls are unlimited."""
     return _current.get()
 
 
 @contextmanager
-def use_gate(gate: Gate) -> Iterator[Gate]:
-    """Put a gate in force until the block ends.
+def use_limiter(limiter: RateLimiter) -> Iterator[RateLimiter]:
+    """Put a limiter in force until the block ends.
 
-    Not around a ``yield``: the gate would stay in force in the code between two steps.
+    Not around a ``yield``: the limiter would stay in force in the code between two steps.
     """
-    token = _current.set(gate)
+    token = _current.set(limiter)
     try:
-        yield gate
+        yield limiter
     finally:
         _current.reset(token)
 
 
 def admit(provider: str) -> None:
-    """Pass the gate in force before one call to a provider's server.
+    """Pass the limiter in force before one call to a provider's server.
 
     Raises:
-        TransientProviderError: It would take longer than the gate waits.
+        TransientProviderError: It would take longer than the limiter waits.
     """
-    current_gate().admit(provider)
+    current_limiter().admit(provider)
 
 
 def report_throttled(provider: str, seconds: float) -> None:
-    """Tell the gate in force that a provider refused a call as too many.
+    """Tell the limiter in force that a provider refused a call as too many.
 
     Args:
         provider: The provider's name.
-        seconds: How long it wants to be left alone.
+        seconds: The length of the pause that it asked for.
     """
-    current_gate().report_throttled(provider, seconds)
+    current_limiter().report_throttled(provider, seconds)
