@@ -13,20 +13,21 @@ from market_pipeline.providers.registry import Routing, list_provider_names, rou
 from market_pipeline.settings import check_run_settings, name_errors
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Check a request and every setting that its run will read; nothing is opened or written.
+def check_options(options: Mapping[str, Any]) -> Request:
+    """Return a request, checked with every setting that its run will read; nothing is opened.
 
     Raises:
         PipelineError: Names the option or variable, its value, and what is expected.
     """
-    route_request(options)
+    request, _ = route_request(options)
     _check_home(os.environ["DAGSTER_HOME"])
     check_run_settings()
     check_alert_settings()
-    # Dagster judges this one and takes long to load, so it comes last.
+    # Dagster checks this one and takes long to load, so it comes last.
     from market_pipeline.orchestration.automation import read_cron_expression
 
     read_cron_expression()
+    return request
 
 
 def route_request(options: Mapping[str, Any]) -> tuple[Request, Routing]:

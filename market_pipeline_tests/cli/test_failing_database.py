@@ -1,5 +1,6 @@
 """A database that hangs, dies or is full in the middle of a run: it ends with one sentence."""
 
+import json
 import signal
 import sys
 import time
@@ -128,7 +129,8 @@ def test_a_full_disk_is_told_in_a_sentence(command: Command, engine: Engine) -> 
     told = (
         'the disk of PostgreSQL is full (could not extend file "base/5/1": No space left on device'
     )
-    (line,) = [one for one in done.stderr.splitlines() if one.startswith("Error: ")]
+    lines = map(json.loads, done.stderr.splitlines())
+    (line,) = [one["event"] for one in lines if one["level"] == "error"]
     assert told in line
     assert "make room on it, then run again; what was already committed stays" in line
     assert "INSERT INTO" not in line

@@ -105,8 +105,10 @@ def test_nothing_usable_fails_with_its_causes_and_a_receipt(
 
     assert ran.returncode == 1
     assert_quiet(ran.stderr)
-    last = ran.stderr.splitlines()[-1]
-    assert last.startswith("Error: market_aggregates: no market gave a usable bar. BTC-USD: ")
+    told = [json.loads(line) for line in ran.stderr.splitlines()][-1]
+    assert told["level"] == "error"
+    last = told["event"]
+    assert last.startswith("market_aggregates: no market gave a usable bar. BTC-USD: ")
     assert "HTTP 401" in last
     assert "SPX: " in last
     assert "HTTP 404" in last
