@@ -63,7 +63,7 @@ class BarTable:
         return pd.concat([change_some(known), new]).sort_values(KEYS, ignore_index=True)
 
     def _export(self, file: Path, form: str) -> None:
-        query = f"SELECT * FROM {TABLE} ORDER BY {', '.join(KEYS)}"  # noqa: S608 - constants
+        query = f"SELECT * FROM {TABLE} ORDER BY {', '.join(KEYS)}"
         self.database.run_psql("-c", f"\\copy ({query}) TO '{file}' (FORMAT {form})")
 
     def empty(self) -> None:

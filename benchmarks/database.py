@@ -15,6 +15,7 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from market_pipeline.settings import read_variable
 from market_pipeline.storage.server import embedded
 from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
+from market_pipeline.storage.server.programs import psql_path
 from market_pipeline.storage.server.schema import upgrade_schema
 from market_pipeline.storage.server.urls import build_psql_address, normalise_database_url
 
@@ -55,7 +56,7 @@ class Database:
             subprocess.CalledProcessError: It failed.
         """
         address, secrets = build_psql_address(self.url)
-        command = [str(embedded.psql_path()), "-X", "-q", "-v", "ON_ERROR_STOP=1", address]
+        command = [str(psql_path()), "-X", "-q", "-v", "ON_ERROR_STOP=1", address]
         subprocess.run(  # noqa: S603 - psql itself
             [*command, *arguments], env={**os.environ, **secrets}, check=True
         )

@@ -86,7 +86,7 @@ def _forget_history(database: Database) -> None:
 
 
 def _refuse_missing(database: Database, expected: int) -> None:
-    stored = database.ask(f"SELECT count(*) FROM {TABLE} WHERE interval = '1h'")  # noqa: S608
+    stored = database.ask(f"SELECT count(*) FROM {TABLE} WHERE interval = '1h'")
     if stored != expected:
         raise RuntimeError(f"{stored:g} hourly bars were stored, expected {expected}")
 

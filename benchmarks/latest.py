@@ -28,7 +28,7 @@ SELECT market_id, '1h', opened, opened + interval '1 hour', 100, 101, 99, 100 + 
   'base', hour, 'traded', true, now(), 1
 FROM generate_series(1, {MARKETS}) market_id, generate_series(0, :hours - 1) hour,
   LATERAL (SELECT timestamptz '2010-01-01 00:00Z' + hour * interval '1 hour') AS t (opened)
-"""  # noqa: S608 - constants
+"""
 
 
 def measure_latest(bench: Bench, wanted: frozenset[str]) -> Iterator[Figure]:

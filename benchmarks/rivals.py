@@ -20,7 +20,7 @@ COLUMNS = [column.name for column in market_aggregate.columns]
 BATCH_ROWS = 1_000
 _OTHERS = [name for name in COLUMNS if name not in KEYS]
 _UPSERT = (
-    f"INSERT INTO {TABLE} ({', '.join(COLUMNS)}) VALUES {{values}} "  # noqa: S608 - constants
+    f"INSERT INTO {TABLE} ({', '.join(COLUMNS)}) VALUES {{values}} "
     f"ON CONFLICT ({', '.join(KEYS)}) DO UPDATE SET "
     + ", ".join(f"{name} = EXCLUDED.{name}" for name in _OTHERS)
 )

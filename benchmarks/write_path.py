@@ -124,7 +124,7 @@ def count_dead_rows(database: Database) -> float:
     with database.engine.begin() as connection:
         connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
     return database.ask(
-        f"SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = '{TABLE}'::regclass"  # noqa: S608
+        f"SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = '{TABLE}'::regclass"
     )
 
 

@@ -25,6 +25,7 @@ from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.registry import route_markets
 from market_pipeline.storage.server import embedded
+from market_pipeline.storage.server.programs import psql_path
 from market_pipeline.storage.server.urls import build_psql_address
 from market_pipeline_tests.databases import create_database
 from market_pipeline_tests.replay import RECORDINGS, ReplayServer
@@ -55,7 +56,7 @@ def load_dump(url: str) -> None:
     """Put the dump into an empty database."""
     address, secrets = build_psql_address(url)
     subprocess.run(
-        [str(embedded.psql_path()), address, "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1"],
+        [str(psql_path()), address, "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1"],
         input=gzip.decompress(DUMP.read_bytes()), env={**os.environ, **secrets},
         stdout=subprocess.DEVNULL, check=True,
     )  # fmt: skip
@@ -114,7 +115,7 @@ def _run(
 
 def _write_dump(url: str) -> None:
     address, secrets = build_psql_address(url)
-    program = str(embedded.psql_path().with_name("pg_dump"))
+    program = str(psql_path().with_name("pg_dump"))
     options = ("--schema=market_data", "--no-owner", "--no-privileges", f"--dbname={address}")
     script = subprocess.run(
         [program, *options], env={**os.environ, **secrets}, capture_output=True, check=True

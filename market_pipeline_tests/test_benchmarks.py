@@ -114,7 +114,7 @@ def test_copy_loads_what_the_product_wrote(table: BarTable) -> None:
 def test_other_tools_are_handed_what_is_stored(table: BarTable) -> None:
     """All columns agree, stamps too: a tool that skips equal rows has nothing to write either."""
     table.fill()
-    query = f"SELECT {', '.join(COLUMNS)} FROM {TABLE} ORDER BY {', '.join(KEYS)}"  # noqa: S608
+    query = f"SELECT {', '.join(COLUMNS)} FROM {TABLE} ORDER BY {', '.join(KEYS)}"
     with table.database.engine.connect() as connection:
         stored = pd.DataFrame(connection.exec_driver_sql(query).all(), columns=COLUMNS)
     handed = stamp_bars(table.bars)

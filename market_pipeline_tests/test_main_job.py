@@ -26,7 +26,7 @@ def run(
 
 def read_rows(engine: Engine, table: str) -> list[tuple[object, ...]]:
     """Return every row with its physical identity."""
-    query = text(f"SELECT xmin, t::text FROM market_data.{table} t ORDER BY 2")  # noqa: S608 - ours
+    query = text(f"SELECT xmin, t::text FROM market_data.{table} t ORDER BY 2")
     with engine.connect() as connection:
         return [tuple(row) for row in connection.execute(query)]
 

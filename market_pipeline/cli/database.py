@@ -189,8 +189,8 @@ def roles(prefix: str) -> None:
 @click.pass_context
 def shell(ctx: click.Context, arguments: Sequence[str]) -> None:
     """Open psql on the database in use; ARGUMENTS after -- are psql's."""
-    from market_pipeline.storage.server.embedded import psql_path
     from market_pipeline.storage.server.engine import find_database
+    from market_pipeline.storage.server.programs import psql_path
     from market_pipeline.storage.server.urls import build_psql_address, set_search_path
 
     with open_database():

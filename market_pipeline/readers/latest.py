@@ -93,7 +93,7 @@ def fetch_latest(
         names: ``BTC-USD`` is the symbol's primary market, ``yahoo:BTC-USD`` that of a provider;
             None: all active markets.
         engine: Of the database; None opens the database in use, if it is needed.
-        cache: RecordedRequest first, and filled; None: the database alone.
+        cache: Asked first, and filled; None: the database alone.
 
     Raises:
         UnknownMarketError: Names every market that is not stored.

@@ -61,7 +61,7 @@ def age(engine: Engine, interval: str) -> None:
 
 def read_deliveries(engine: Engine, column: str) -> list[Any]:
     """Return a column of the outbox."""
-    query = f"SELECT {column} FROM market_data.alert_delivery ORDER BY receiver"  # noqa: S608
+    query = f"SELECT {column} FROM market_data.alert_delivery ORDER BY receiver"
     return read_column(engine, query)
 
 

@@ -114,7 +114,7 @@ def read_tables(address: str) -> dict[str, bytes]:
         names = connection.execute(text(_TABLES)).scalars().all()
         rows = {
             name: "\n".join(
-                connection.execute(text(f"SELECT t::text FROM {name} t")).scalars()  # noqa: S608
+                connection.execute(text(f"SELECT t::text FROM {name} t")).scalars()
             ).encode()
             for name in names
         }

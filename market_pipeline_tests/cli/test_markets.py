@@ -175,7 +175,7 @@ def count_rows_of(address: str, market_id: object) -> dict[str, object]:
     ask = partial(read_column, address)
     counts = {
         f"{table}.{column}": ask(
-            f"SELECT count(*) FROM market_data.{table} WHERE {column} = {market_id}"  # noqa: S608
+            f"SELECT count(*) FROM market_data.{table} WHERE {column} = {market_id}"
         )[0]
         for table, column in KEYED
     }

@@ -76,7 +76,7 @@ def read_finals(engine: Engine) -> set[tuple[Any, ...]]:
 
 def count(engine: Engine, table: str) -> int:
     """Return how many rows a table has."""
-    return int(read(engine, f"SELECT count(*) AS n FROM market_data.{table}")[0]["n"])  # noqa: S608
+    return int(read(engine, f"SELECT count(*) AS n FROM market_data.{table}")[0]["n"])
 
 
 def read_older(engine: Engine) -> dict[Interval, Sequence[Window]]:

@@ -224,5 +224,5 @@ def test_a_batch_that_breaks_at_its_end_leaves_nothing(
     with pytest.raises(IntegrityError):
         Ingestion(engine, server).ingest()
     for table in ("market_aggregate", "market_coverage", "ingestion_run", "fetch_claim"):
-        query = f"SELECT count(*) FROM market_data.{table}"  # noqa: S608 - a literal above
+        query = f"SELECT count(*) FROM market_data.{table}"
         assert read_column(engine, query) == [0]

@@ -28,7 +28,7 @@ from market_pipeline.readers.aggregates import read_aggregates
 from market_pipeline.storage.coverage.ledger import read_coverage, read_flaws
 from market_pipeline.storage.markets.admin import count_rows, purge_market, set_active
 from market_pipeline.storage.markets.dump import dump_market
-from market_pipeline.storage.server import embedded
+from market_pipeline.storage.server.programs import psql_path
 from market_pipeline.storage.server.urls import build_psql_address
 from market_pipeline_tests.ingestion.reading import (
     NOON,
@@ -261,7 +261,7 @@ def test_a_dump_brings_a_market_back_as_it_was(
     assert read_finals(upgraded) == set()
     address, secrets = build_psql_address(database_url)
     subprocess.run(
-        [str(embedded.psql_path()), address, "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1"],
+        [str(psql_path()), address, "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1"],
         input=gzip.decompress(file.read_bytes()), env={**os.environ, **secrets}, check=True,
     )  # fmt: skip
     with upgraded.connect() as connection:

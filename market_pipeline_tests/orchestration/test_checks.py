@@ -117,7 +117,7 @@ def set_receipt(engine: Engine, symbol: str, **values: object) -> None:
     """Change a market's receipts."""
     changes = ", ".join(f"{name} = :{name}" for name in values)
     query = (
-        f"UPDATE market_data.ingestion_run_market SET {changes} WHERE market_id ="  # noqa: S608 - names above
+        f"UPDATE market_data.ingestion_run_market SET {changes} WHERE market_id ="
         " (SELECT market_id FROM market_data.market WHERE symbol = :symbol)"
     )
     execute(engine, query, symbol=symbol, **values)

@@ -114,7 +114,7 @@ def write(engine: Engine, table: object, computed: Computed) -> None:
 def read_rows(engine: Engine, table: str) -> list[tuple[object, ...]]:
     """Return a table with the transaction that wrote each row, in order."""
     with engine.connect() as connection:
-        found = connection.execute(text(f"SELECT xmin::text, t.* FROM market_data.{table} t"))  # noqa: S608 - ours
+        found = connection.execute(text(f"SELECT xmin::text, t.* FROM market_data.{table} t"))
         return sorted((tuple(row) for row in found), key=str)
 
 

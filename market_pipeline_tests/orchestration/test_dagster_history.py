@@ -94,7 +94,7 @@ def test_old_runs_go_with_all_their_events_but_the_newest_of_each_asset_stay(
     assert {runs[0], runs[2]} < set(left)
     assert not (logs / runs[1]).exists()
     for table in TABLES:
-        assert runs[1] not in read_column(database_url, f"SELECT run_id FROM dagster.{table}")  # noqa: S608 - ours
+        assert runs[1] not in read_column(database_url, f"SELECT run_id FROM dagster.{table}")
     for key in ("prices", "names"):
         newest = project.get_latest_materialization_event(dg.AssetKey(key))
         assert newest is not None

@@ -44,7 +44,7 @@ def read_tables(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
             kept = [name for name in names if not name.startswith("refreshed_")]
             columns = ", ".join(f'"{name}"' for name in kept)
             wrote = "" if table.name == COVERAGE else "xmin::text, "
-            query = f"SELECT {wrote}{columns} FROM {table.fullname}"  # noqa: S608 - names of our own
+            query = f"SELECT {wrote}{columns} FROM {table.fullname}"
             found[table.name] = sorted(map(tuple, connection.execute(text(query))), key=str)
     return found
 

@@ -430,7 +430,7 @@ with dg.DagsterInstance.get() as instance:
 
 
 def _has_lock(engine: Engine) -> bool:
-    query = f"SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = {0x6D70_6C76}"  # noqa: S608
+    query = f"SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = {0x6D70_6C76}"
     return bool(read_column(engine, query))
 
 

@@ -36,7 +36,7 @@ def read(pipeline: Pipeline, require: Requirement = "complete", **more: Any) -> 
 
 def change_holes(pipeline: Pipeline, change: str) -> None:
     """Change the hole of days."""
-    statement = f"UPDATE market_data.coverage_hole SET {change} WHERE interval = '1d'"  # noqa: S608
+    statement = f"UPDATE market_data.coverage_hole SET {change} WHERE interval = '1d'"
     with pipeline.engine.begin() as connection:
         assert connection.execute(text(statement)).rowcount == 1
 

@@ -16,7 +16,9 @@ from urllib.parse import quote
 import psutil
 import psycopg2
 
-from market_pipeline.storage.server import embedded, embedded_keeper
+from market_pipeline.storage.server import embedded_keeper
+from market_pipeline.storage.server.places import ServerPlace, find_place
+from market_pipeline.storage.server.programs import find_reachable_programs
 
 ROLE = "analyst"
 # Each of these characters means something else in an address unless it is percent-encoded.
@@ -59,8 +61,8 @@ def run_tcp_server() -> Iterator[TcpServer]:
     """Run a server on loopback; its data are gone at the end."""
     folder = Path(tempfile.mkdtemp(prefix="mp-tcp-", dir="/tmp"))
     folder.chmod(0o755)
-    place = embedded._find_place(folder)
-    programs = embedded._find_reachable_programs(None, place)
+    place = find_place(folder)
+    programs = find_reachable_programs(None, place)
     port = _find_free_port()
     process = _start(programs, place, port)
     server = TcpServer(port, process)
@@ -73,7 +75,7 @@ def run_tcp_server() -> Iterator[TcpServer]:
         shutil.rmtree(folder)
 
 
-def _start(programs: Path, place: embedded._Place, port: int) -> "subprocess.Popen[bytes]":
+def _start(programs: Path, place: ServerPlace, port: int) -> "subprocess.Popen[bytes]":
     password_file, data = place.home / "password", place.home / "data"
     password_file.write_text(PASSWORD)
     os.chown(password_file, place.account.pw_uid, place.account.pw_gid)
@@ -90,7 +92,7 @@ def _start(programs: Path, place: embedded._Place, port: int) -> "subprocess.Pop
     )  # fmt: skip
 
 
-def _as_account(place: embedded._Place) -> dict[str, object]:
+def _as_account(place: ServerPlace) -> dict[str, object]:
     common = {"env": embedded_keeper.program_environment(), "cwd": "/"}
     if os.geteuid() != 0:
         return common

@@ -27,10 +27,10 @@ EXPLAINED = (
     f"(reason IN ('{NO_TRADES}', '{BEFORE_FIRST}', '{AFTER_LAST}') "
     f"OR reason = '{PROVIDER_EMPTY}' AND tries >= {ASKED_OFTEN})"
 )
+_COLUMNS = "symbol, provider, hole.*"
+_FROM = "FROM market_data.coverage_hole hole JOIN market_data.market USING (market_id)"
 # Holes with the names of their markets.
-_NAMED = """
-    SELECT symbol, provider, hole.*, count(*) OVER () AS found
-    FROM market_data.coverage_hole hole JOIN market_data.market USING (market_id)"""
+_NAMED = f"SELECT {_COLUMNS} {_FROM}"
 # The holes of some markets, or of all.
 _OF_MARKETS = text(f"""{_NAMED}
     WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
@@ -39,7 +39,8 @@ _OF_MARKETS = text(f"""{_NAMED}
 # The holes of all markets that were asked for last.
 _CHECKED_LAST = text(f"{_NAMED} ORDER BY last_checked_at DESC, symbol, starts_at LIMIT :count")
 # The last holes of some markets that nothing explains.
-_UNEXPLAINED = text(f"""{_NAMED}
+_UNEXPLAINED = text(f"""
+    SELECT {_COLUMNS}, count(*) OVER () AS found {_FROM}
     WHERE market_id = ANY(:market_ids) AND NOT {EXPLAINED}
     ORDER BY starts_at DESC, market_id, interval LIMIT :count
 """)

@@ -17,7 +17,7 @@ from typing import IO
 from sqlalchemy import Engine, text
 
 from market_pipeline.domain.errors import StorageError
-from market_pipeline.storage.server.embedded import psql_path
+from market_pipeline.storage.server.programs import psql_path
 from market_pipeline.storage.server.urls import build_psql_address, redact_password
 from market_pipeline.storage.tables import SCHEMA
 

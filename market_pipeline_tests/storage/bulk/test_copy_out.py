@@ -32,7 +32,7 @@ def read(engine: Engine, *words: str | None) -> pd.DataFrame:
             CASE WHEN row_number() OVER () % 2 = 1 THEN 0.5::float8 END AS x,
             CASE WHEN row_number() OVER () % 2 = 1 THEN '{RUN}'::uuid END AS run,
             timestamptz '2024-02-29 23:59:59.999999Z' AS at
-            FROM (VALUES {named}) given (word)) row ORDER BY n LIMIT {len(words)}"""  # noqa: S608 - our own words
+            FROM (VALUES {named}) given (word)) row ORDER BY n LIMIT {len(words)}"""
 
     parameters = {f"word{at}": word for at, word in enumerate(words)}
     with engine.connect() as connection:

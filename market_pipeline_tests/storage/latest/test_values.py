@@ -26,7 +26,7 @@ FILL = f"""
         'traded', day < {BARS}, opened, 1
     FROM market_data.market, generate_series(1, {BARS}) day,
         LATERAL (SELECT timestamptz '2024-01-01 00:00Z' + day * interval '1 day') AS t (opened)
-"""  # noqa: S608 - constants
+"""
 
 
 @pytest.mark.owner

@@ -70,7 +70,7 @@ class Stage:
     def edit(self, changes: str) -> None:
         """Change the stored account."""
         with self.engine.begin() as connection:
-            connection.execute(text(f"UPDATE market_data.provider_budget SET {changes}"))  # noqa: S608
+            connection.execute(text(f"UPDATE market_data.provider_budget SET {changes}"))
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def test_old_receipts_of_runs_without_change_go_with_all_their_parts(database: E
     assert prune(database, NOW) == PrunedCounts(receipts=1, snapshots=0)
     assert read_column(database, RUNS) == [2, 3]
     for child in CHILDREN:
-        assert read_column(database, f"SELECT count(*) FROM market_data.{child}") == [2]  # noqa: S608 - ours
+        assert read_column(database, f"SELECT count(*) FROM market_data.{child}") == [2]
     assert prune(database, NOW) == PrunedCounts(0, 0)
 
 

@@ -27,7 +27,7 @@ from sqlalchemy.exc import OperationalError
 
 import market_pipeline
 from market_pipeline.domain.errors import EmbeddedServerError
-from market_pipeline.storage.server import embedded, embedded_keeper
+from market_pipeline.storage.server import embedded_keeper, places, programs
 
 IS_ROOT = os.geteuid() == 0
 NOBODY = pwd.getpwnam("nobody")
@@ -40,9 +40,9 @@ CLIENT = """
 import os, sys
 from pathlib import Path
 import psycopg2
-from market_pipeline.storage.server import embedded, embedded_keeper
+from market_pipeline.storage.server import embedded, embedded_keeper, places
 state, linger_seconds, system_dir, account, python, keeper, pg_bin = sys.argv[1:]
-embedded.SYSTEM_DIR = Path(system_dir)
+places.SYSTEM_DIR = Path(system_dir)
 embedded.SILENT_SECONDS = 5.0
 if account:
     import pwd
@@ -231,7 +231,7 @@ class Stage:
                 process.kill()
         for lock in self.folder.rglob("keeper.lock"):
             wait_until(lambda lock=lock: is_stopped(lock.parent))
-            sockets = embedded.SOCKET_PARENT / f"market-pipeline-{embedded._hash(lock.parent)}"
+            sockets = places.SOCKET_PARENT / f"market-pipeline-{places.hash_path(lock.parent)}"
             shutil.rmtree(sockets, ignore_errors=True)
         shutil.rmtree(self.folder)
         self.folder.with_name(f"{self.folder.name}-keeper.py").unlink(missing_ok=True)
@@ -240,7 +240,7 @@ class Stage:
 @pytest.fixture
 def stage() -> Iterator[Stage]:
     """Yield a stage; pytest's own folders are closed to the server's account when we are root."""
-    folder = Path(tempfile.mkdtemp(prefix="mp-", dir=embedded.SOCKET_PARENT))
+    folder = Path(tempfile.mkdtemp(prefix="mp-", dir=places.SOCKET_PARENT))
     folder.chmod(0o755)
     stage = Stage(folder)
     yield stage
@@ -284,7 +284,7 @@ def test_url_works_for_psql_whatever_the_environment_says(stage: Stage) -> None:
     url = stage.client(environment={"PGPORT": "6000"}).read()
 
     done = subprocess.run(
-        [embedded.psql_path(), "-Atc", "select 41 + 1", url.replace("+psycopg2", "")],
+        [programs.psql_path(), "-Atc", "select 41 + 1", url.replace("+psycopg2", "")],
         capture_output=True,
         text=True,
         check=True,
@@ -736,7 +736,7 @@ def test_state_folder_of_somebody_else_is_refused_by_name(stage: Stage) -> None:
     stage.state.mkdir()
     if not IS_ROOT:
         with pytest.raises(EmbeddedServerError, match=r"/etc.* belongs to root"):
-            embedded._refuse_foreign(Path("/etc"))
+            places.refuse_foreign(Path("/etc"))
         return
 
     answer = stage.client(account="nobody").read()
@@ -793,7 +793,7 @@ def test_private_clone_of_root_keeps_its_permissions(stage: Stage) -> None:
 
 def test_programs_in_a_private_folder_are_copied_once(stage: Stage) -> None:
     """Root's own virtual environment may be closed: the server's account gets a copy to run."""
-    package = embedded._find_wheel_programs().parents[1]
+    package = programs.find_wheel_programs().parents[1]
     private = stage.folder / "private"
     private.mkdir(mode=0o700)
     shutil.copytree(package, private / package.name)
@@ -827,7 +827,7 @@ def test_state_folder_may_have_any_name(stage: Stage, name: str) -> None:
     socket_dir = Path(url.split("host=")[1].split("&")[0])
 
     assert query(url, "select 1") == [(1,)]
-    assert socket_dir.parent == embedded.SOCKET_PARENT
+    assert socket_dir.parent == places.SOCKET_PARENT
     assert socket_dir.stat().st_mode & 0o777 == 0o700
     assert (stage.folder / name / "state" / "postgres" / "data" / "PG_VERSION").exists()
 
@@ -846,7 +846,7 @@ def test_socket_folder_does_not_follow_the_environment(stage: Stage) -> None:
 def test_squatted_socket_folder_is_refused(stage: Stage, kind: str) -> None:
     """Somebody who guesses the name in /tmp and makes it first is not trusted with the socket."""
     state = stage.folder / ("n" * 120)
-    folder = embedded.SOCKET_PARENT / f"market-pipeline-{embedded._hash(state / 'postgres')}"
+    folder = places.SOCKET_PARENT / f"market-pipeline-{places.hash_path(state / 'postgres')}"
     if kind == "symlink":
         folder.symlink_to(stage.folder)
     else:
@@ -953,7 +953,7 @@ def test_missing_programs_are_one_clear_error(stage: Stage) -> None:
 
     assert answer.startswith("REFUSED looking for postgres in /no/such/bin")
     with pytest.raises(EmbeddedServerError, match="psql in /elsewhere"):
-        embedded.psql_path(Path("/elsewhere"))
+        programs.psql_path(Path("/elsewhere"))
 
 
 def test_long_log_is_moved_aside_in_place(tmp_path: Path) -> None:

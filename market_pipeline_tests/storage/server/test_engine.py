@@ -15,13 +15,13 @@ from market_pipeline.domain.errors import (
     PipelineError,
     ReadOnlyDatabaseError,
 )
-from market_pipeline.storage.server import embedded
 from market_pipeline.storage.server.engine import (
     DatabaseAddress,
     check_database,
     find_database,
     open_engine,
 )
+from market_pipeline.storage.server.programs import psql_path
 from market_pipeline.storage.server.urls import build_psql_address
 from market_pipeline.storage.server.watchdog import CONNECT_SECONDS
 from market_pipeline_tests.databases import read_column
@@ -141,7 +141,7 @@ def test_of_several_hosts_the_one_that_accepts_writes_is_used(
     open_configured(monkeypatch, url)
     address, secrets = build_psql_address(find_database().url)
     done = subprocess.run(
-        [embedded.psql_path(), address, "-Atc", "select 41 + 1"],
+        [psql_path(), address, "-Atc", "select 41 + 1"],
         env={**os.environ, **secrets}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "42\n"
