@@ -1,4 +1,4 @@
-"""What a terminal sees of a run while it goes on: a bar by bars, or by markets with words.
+"""The progress of a run on a terminal: a bar by bars, or a bar by markets with words.
 
 Bars are counted in the run's receipt, whatever process does the work; markets as their lines come.
 """
