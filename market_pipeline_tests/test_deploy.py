@@ -114,7 +114,7 @@ def walk(expression: Any) -> Iterator[Any]:
 
 
 def test_every_panels_query_runs_as_the_reader(engine: Engine) -> None:
-    """PostgreSQL itself judges them, with the rights of `market-pipeline db roles`."""
+    """PostgreSQL itself checks them, with the rights of `market-pipeline db roles`."""
     prefix = f"test{uuid4().hex[:10]}"
     roles = name_roles(prefix)
     with engine.begin() as connection:

@@ -38,7 +38,7 @@ class Finding:
     Attributes:
         kind: Of alert.
         members: Whom it is true of now, each with its reason; none: its cause is gone.
-        judged: Who was looked at; None: everybody. Others stay as they were.
+        evaluated: Who was looked at; None: everybody. Others stay as they were.
         subject: What tells alerts of one kind apart, such as a job.
         message: Where the kind has no summary of its members.
         severity: Where it is not the kind's.
@@ -47,7 +47,7 @@ class Finding:
 
     kind: AlertKind
     members: Mapping[str, str] = field(default_factory=dict)
-    judged: Collection[str] | None = None
+    evaluated: Collection[str] | None = None
     subject: str = ""
     message: str = ""
     severity: str = ""
@@ -113,16 +113,16 @@ def report(connection: Connection, findings: Sequence[Finding], now: datetime) -
         _apply(connection, by_fingerprint[fingerprint], known.get(fingerprint), now)
 
 
-def settle(connection: Connection, now: datetime) -> int:
+def resolve_cleared(connection: Connection, now: datetime) -> int:
     """End the alerts whose cause has been gone for the cool-down, and return their number."""
     events = [kind.name for kind in KINDS.values() if kind.is_event]
     outbox.clear_silent(connection, events, now - _SILENCE, now)
-    settled = outbox.find_settled(connection, now - read_cooldown())
-    for row in settled:
+    cleared = outbox.find_settled(connection, now - read_cooldown())
+    for row in cleared:
         outbox.change_alert(connection, row.alert_id, resolved_at=now)
         if row.noticed_at is not None:
             _post(connection, "resolved", row.alert_id, now)
-    return len(settled)
+    return len(cleared)
 
 
 def acknowledge(connection: Connection, alert_id: UUID, now: datetime) -> bool:
@@ -200,8 +200,8 @@ def _apply(connection: Connection, found: Finding, row: Row[Any] | None, now: da
 def _merge(found: Finding, row: Row[Any] | None) -> dict[str, str]:
     """Return the current members: those found, and earlier ones that were not checked."""
     before = {} if row is None or row.cleared_at is not None else row.members
-    judged = before if found.judged is None else found.judged
-    kept = {name: why for name, why in before.items() if name not in judged}
+    evaluated = before if found.evaluated is None else found.evaluated
+    kept = {name: why for name, why in before.items() if name not in evaluated}
     return dict(sorted({**kept, **found.members}.items())[:_MAX_MEMBERS])
 
 
@@ -266,10 +266,10 @@ def _describe(found: Finding, members: Mapping[str, str]) -> dict[str, Any]:
 def _post(connection: Connection, event: str, alert_id: UUID, now: datetime) -> None:
     row = outbox.find_alert(connection, alert_id)
     assert row is not None  # noqa: S101 - written in this transaction
-    outbox.post(connection, alert_id, build_body(event, tell(row), now), now)
+    outbox.post(connection, alert_id, build_body(event, view_alert(row), now), now)
 
 
-def tell(row: Row[Any]) -> AlertView:
+def view_alert(row: Row[Any]) -> AlertView:
     """Return a stored alert as it is sent."""
     return AlertView(
         row.alert_id, row.kind, row.severity, row.message, row.members, row.context, row.run_id,

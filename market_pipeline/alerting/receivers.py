@@ -161,14 +161,14 @@ def _ask_once(
 
     limits = httpx.Timeout(SEND_SECONDS, connect=CONNECT_SECONDS)
     named = {**headers, "host": url.netloc.decode(), "user-agent": "market-pipeline"}
-    # No proxy and no redirect: both would choose another address than the one that was judged.
+    # No proxy and no redirect: both would choose another address than the one that was checked.
     with (
         httpx.Client(trust_env=False, timeout=limits) as client,
         client.stream(
             method, target, content=body or None, headers=named, extensions=extensions
         ) as answer,
     ):
-        return _judge(answer)
+        return _read_result(answer)
 
 
 def _pin(url: "httpx.URL") -> "list[tuple[httpx.URL, dict[str, Any]]]":
@@ -179,7 +179,7 @@ def _pin(url: "httpx.URL") -> "list[tuple[httpx.URL, dict[str, Any]]]":
     return [(url.copy_with(host=one), {"sni_hostname": url.host}) for one in found]
 
 
-def _judge(answer: "httpx.Response") -> Sent:
+def _read_result(answer: "httpx.Response") -> Sent:
     if answer.is_success:
         return Sent(is_ok=True)
     error = f"HTTP {answer.status_code}"

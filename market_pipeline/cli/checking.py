@@ -23,7 +23,7 @@ def check_options(options: Mapping[str, Any]) -> Request:
     _check_home(os.environ["DAGSTER_HOME"])
     check_run_settings()
     check_alert_settings()
-    # Dagster judges this one and takes long to load, so it comes last.
+    # Dagster checks this one and takes long to load, so it comes last.
     from market_pipeline.orchestration.automation import read_cron_expression
 
     read_cron_expression()

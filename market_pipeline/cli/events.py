@@ -32,7 +32,7 @@ def events() -> None:
 @AS_JSON
 def list_all(symbols: list[str] | None, is_all: bool, as_json: bool) -> None:
     """List open events, the newest first."""
-    from market_pipeline.readers.questions import find_market_ids
+    from market_pipeline.readers.resolve import find_market_ids
     from market_pipeline.storage.bars.events import list_events
 
     with open_database() as engine, engine.connect() as connection:

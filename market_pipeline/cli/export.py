@@ -107,7 +107,7 @@ def export(
 
 def _choose(connection: "Connection", symbols: list[str] | None) -> list[str]:
     """Return the markets by their full names."""
-    from market_pipeline.readers.questions import find_markets, read_all_markets
+    from market_pipeline.readers.resolve import find_markets, read_all_markets
 
     found = find_markets(connection, symbols) if symbols else read_all_markets(connection)
     return [f"{one.provider}:{one.symbol}" for one in found.values()]

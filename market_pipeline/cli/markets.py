@@ -162,7 +162,7 @@ def _describe(table: str, rows: int) -> dict[str, Any]:
 
 
 def _find_market(connection: "Connection", name: str) -> tuple[int, str]:
-    from market_pipeline.readers.questions import find_markets
+    from market_pipeline.readers.resolve import find_markets
 
     [(market_id, one)] = find_markets(connection, name).items()
     return market_id, f"{one.provider}:{one.symbol}"

@@ -124,7 +124,7 @@ def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_jso
     Exits with 3 when --verify finds bars that the ledger does not know, or misses some.
     """
     from market_pipeline.cli.database import open_database
-    from market_pipeline.readers.questions import find_market_ids
+    from market_pipeline.readers.resolve import find_market_ids
     from market_pipeline.storage.coverage.holes import list_holes
     from market_pipeline.storage.coverage.listings import (
         list_coverage,
@@ -204,10 +204,10 @@ def _estimate(given: Mapping[str, Any]) -> "tuple[Sequence[ProviderEstimate], Ma
     from market_pipeline.cli.checking import route_request
     from market_pipeline.cli.database import open_database
     from market_pipeline.ingestion.estimate import estimate_request
-    from market_pipeline.ingestion.request import keep_active
+    from market_pipeline.ingestion.request import filter_active
 
     request, routing = route_request(given)
     with open_database() as engine, engine.connect() as connection:
-        active = keep_active(connection, routing.routes)
+        active = filter_active(connection, routing.routes)
         estimates = estimate_request(connection, active, request, os.environ)
     return estimates, routing.unserved

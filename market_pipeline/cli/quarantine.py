@@ -50,7 +50,7 @@ def quarantine() -> None:
 @AS_JSON
 def list_rows(symbols: list[str] | None, status: str, limit: int, as_json: bool) -> None:
     """List rows, the last seen first."""
-    from market_pipeline.readers.questions import find_market_ids
+    from market_pipeline.readers.resolve import find_market_ids
     from market_pipeline.storage.bars.quarantine import read_quarantine
 
     chosen = None if status == "all" else status
@@ -97,7 +97,7 @@ def show(row_id: int, as_json: bool) -> None:
 @click.option("--all", "is_all", is_flag=True, help="Every open row.")
 @click.pass_context
 def replay(ctx: click.Context, row_ids: Sequence[int], is_all: bool) -> None:
-    """Judge rows again by today's rules, and store those that are good now.
+    """Validate rows again by today's rules, and store those that are good now.
 
     A row that contradicts a stored bar is still bad. Weeks follow; statistics do with the next run.
     """

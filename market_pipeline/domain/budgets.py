@@ -87,7 +87,7 @@ class Account:
         return cls(limit.burst, now, None, today, 0, 0, today.replace(day=1), 0)
 
 
-def turn_to(account: Account, limit: BudgetLimit, now: datetime, period: timedelta) -> Account:
+def refill(account: Account, limit: BudgetLimit, now: datetime, period: timedelta) -> Account:
     """Return the account at another moment: tokens refilled, counts of past days at zero.
 
     A clock that went back adds no tokens and brings no old day back.
@@ -119,7 +119,7 @@ def spend_call(account: Account) -> Account:
     )
 
 
-def find_used_up(account: Account, limit: BudgetLimit) -> tuple[str, datetime] | None:
+def find_exhausted_quota(account: Account, limit: BudgetLimit) -> tuple[str, datetime] | None:
     """Return the quota that is used up and when it starts again (UTC); of two, the later one."""
     quotas = (
         (limit.calls_per_day, account.calls_today, "day", _begin_next_day(account.day)),

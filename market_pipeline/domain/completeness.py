@@ -24,9 +24,9 @@ from market_pipeline.domain.coverage import (
 )
 from market_pipeline.domain.grids import Grid, Micros, find_grid, from_micros, to_micros
 from market_pipeline.domain.intervals import Interval, floor_to_monday
+from market_pipeline.domain.masking import NEVER_ASKED
+from market_pipeline.domain.reconciliation import find_known
 from market_pipeline.domain.records import Market, Window
-from market_pipeline.domain.settling import find_known
-from market_pipeline.domain.withholding import NEVER_ASKED
 
 PROVISIONAL = "provisional"
 NOT_ASKED_YET = "not_asked_yet"
@@ -55,7 +55,7 @@ _FIRST_MONDAY_US = 4 * 86_400_000_000
 
 @dataclass(frozen=True, slots=True)
 class ExpectedSeries:
-    """Which bars are judged.
+    """Which bars are checked.
 
     Attributes:
         interval: Of the bars. fetched: What they are made of, or the same.
@@ -126,7 +126,7 @@ def measure_completeness(
             ledger's word is taken.
     """
     grid, slots = _build_slots(series)
-    codes = _judge(coverage, grid)
+    codes = _classify(coverage, grid)
     if len(slots.first):
         codes = np.maximum.reduceat(codes, slots.first)
     if found is not None:
@@ -189,7 +189,7 @@ def _join_weeks(days: _Slots) -> _Slots:
     return _Slots(opens, days.closes[first + counts - 1], days.first[first])
 
 
-def _judge(coverage: Coverage, grid: Grid) -> npt.NDArray[np.int64]:
+def _classify(coverage: Coverage, grid: Grid) -> npt.NDArray[np.int64]:
     """Return for each fetched bar whether it is there, as a place in ``_LABELS``."""
     codes = np.full(len(grid.opens), _CODES[NEVER_ASKED, False])
     if coverage.settled:

@@ -21,10 +21,10 @@ def cut_time(start: datetime, end: datetime, count: int) -> list[Window]:
 
 def map_coverage(coverage: Coverage, spans: Sequence[Window]) -> npt.NDArray[np.int8]:
     """Return the state of each span, shape (len(spans),)."""
-    return np.array([_judge(coverage, span) for span in spans], dtype=np.int8)
+    return np.array([_classify(coverage, span) for span in spans], dtype=np.int8)
 
 
-def _judge(coverage: Coverage, span: Window) -> int:
+def _classify(coverage: Coverage, span: Window) -> int:
     holes = [hole for hole in coverage.holes if _touches(hole, span)]
     if any(not hole.is_explained for hole in holes):
         return HOLE

@@ -1,7 +1,8 @@
 """Spikes: bars that jump so far that somebody should look at them.
 
 Here: which bars of a batch jump. They are flagged and stored like all others, because crashes are
-real, and only a person can tell a crash from a unit error. Not here: impossible bars (``judging``).
+real, and only a person can tell a crash from a unit error. Not here: impossible bars
+(``validation``).
 
 The return of a bar is that of its close over the close before it. A bar is a spike when both hold:
 

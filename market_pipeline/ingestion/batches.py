@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 
 from market_pipeline.domain.differences import Difference
-from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.domain.planning import RETRY, VERIFY
+from market_pipeline.domain.validation import NOT_A_SESSION
 from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.request import Route
 
@@ -53,7 +53,7 @@ class Progress:
         self.retries += page.request.purpose == RETRY
         if is_needed and page.error is not None:
             self.failures.append(f"{page.request.interval}: {page.error}")
-        for rule in page.judged.rejected["rule"] if len(page.judged.rejected) else ():
+        for rule in page.validated.rejected["rule"] if len(page.validated.rejected) else ():
             self.quarantined[rule] = self.quarantined.get(rule, 0) + 1
 
 

@@ -22,8 +22,9 @@ _AHEAD = timedelta(days=180)
 def load_calendars(engine: Engine, calendars: Iterable[str]) -> None:
     """Make this process know calendars, from the table where it has them; fills it otherwise.
 
-    Bars that a calendar had no session for are judged again when it is filled: the library may have
-    learned of one. While a market of it is busy, the table is left for a later process to fill.
+    Bars that a calendar had no session for are validated again when it is filled: the library may
+    have learned of one. While a market of it is busy, the table is left for a later process to
+    fill.
 
     Raises:
         SettingError: A calendar is unknown.

@@ -1,7 +1,7 @@
 """Replaying quarantined bars: validates them by the current rules, and writes those that pass.
 
 Here: the decision on each row and its transaction. Not here: the table
-(``storage.bars.quarantine``), the rules (``domain.judging``).
+(``storage.bars.quarantine``), the rules (``domain.validation``).
 
 A row passes if it breaks no rule and does not contradict a stored bar: what the provider sent later
 and was accepted counts more than a row that was once refused. If several rows of one bar pass, the
@@ -20,12 +20,12 @@ from sqlalchemy import Connection, Engine
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.errors import ClaimTimeoutError, PipelineError, SupersededError
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.judging import NOT_A_SESSION, find_strays
+from market_pipeline.domain.reconciliation import FetchResult, apply_fetch
 from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, Market, Window
 from market_pipeline.domain.sessions import EPOCH, LAST_DAY, read_sessions_around
-from market_pipeline.domain.settling import FetchResult, settle_answer
+from market_pipeline.domain.validation import NOT_A_SESSION, find_strays
 from market_pipeline.ingestion.derived import find_absence
-from market_pipeline.ingestion.fetching import judge_page
+from market_pipeline.ingestion.fetching import validate_page
 from market_pipeline.ingestion.receipts import (
     Run,
     add_table_receipt,
@@ -82,7 +82,7 @@ class Replay:
 
 
 def replay_rows(engine: Engine, row_ids: Sequence[int] | None, now: datetime) -> Replay:
-    """Judge rows again and store the good ones, market by market, each in one transaction.
+    """Validate rows again and store the good ones, market by market, each in one transaction.
 
     Args:
         engine: The database.
@@ -102,7 +102,7 @@ def replay_rows(engine: Engine, row_ids: Sequence[int] | None, now: datetime) ->
 
 
 def replay_sessions(engine: Engine, calendar: str, now: datetime) -> bool:
-    """Judge again the bars of dates or hours that a calendar has a session for by now.
+    """Validate again the bars of dates or hours that a calendar has a session for by now.
 
     Nobody is waited for.
 
@@ -112,7 +112,7 @@ def replay_sessions(engine: Engine, calendar: str, now: datetime) -> bool:
         now: By this clock bars lie in the future, or not (UTC).
 
     Returns:
-        Whether all were judged: a market that is being ingested is left for another time.
+        Whether all were validated: a market that is being ingested is left for another time.
     """
     with engine.connect() as connection:
         rows = read_quarantine(connection, status="open", rule=NOT_A_SESSION, calendar=calendar)
@@ -181,7 +181,7 @@ def _replay_market(
             with engine.begin() as connection:
                 hold_claim(connection, market_id, token)
                 one = read_market(connection, market_id).record
-                refused, good = _judge(connection, one, market_id, rows, now)
+                refused, good = _validate_again(connection, one, market_id, rows, now)
                 kept = sorted(set(rows["row_id"]) - refused.keys())
                 if kept:
                     run = describe_run(run_id, TRIGGER, one, good, now)
@@ -192,7 +192,7 @@ def _replay_market(
     return Replay(run_id, tuple(kept), refused)
 
 
-def _judge(
+def _validate_again(
     connection: Connection, one: Market, market_id: int, rows: pd.DataFrame, now: datetime
 ) -> tuple[dict[int, str], pd.DataFrame]:
     """Return why rows are refused, and the bar frame of the others."""
@@ -205,14 +205,14 @@ def _judge(
     bars = bars[~bars["row_id"].isin(refused.keys())]
     stored = _read_stored(connection, market_id, bars)
     # Of equals the last is kept, so that a stored bar is contradicted, never replaced by its equal.
-    judged = judge_page(pd.concat([bars, stored], ignore_index=True), one, now)
-    for row in judged.rejected.itertuples():
+    validated = validate_page(pd.concat([bars, stored], ignore_index=True), one, now)
+    for row in validated.rejected.itertuples():
         refused[int(str(row.row_id))] = f"{row.rule}: {row.detail}"
     refused.pop(_STORED, None)
     kept = bars[~bars["row_id"].isin(refused.keys())]
     keys = kept.set_index(["interval", "open_time"]).index
-    wanted = judged.good.set_index(["interval", "open_time"]).index.isin(keys)
-    return refused, judged.good.loc[wanted, list(BAR_COLUMNS)].reset_index(drop=True)
+    wanted = validated.good.set_index(["interval", "open_time"]).index.isin(keys)
+    return refused, validated.good.loc[wanted, list(BAR_COLUMNS)].reset_index(drop=True)
 
 
 def _read_stored(connection: Connection, market_id: int, bars: pd.DataFrame) -> pd.DataFrame:
@@ -270,14 +270,14 @@ def _heal_coverage(before: Coverages, run: Run, one: Market, good: pd.DataFrame)
     """Close the holes that the bars leave; nothing was asked of the provider."""
     groups = {Interval(str(name)): bars for name, bars in good.groupby("interval")}
     return {
-        interval: _settle(
+        interval: _apply_bars(
             before.get(interval, Coverage()), interval, one.calendar, bars, run.request.now
         )
         for interval, bars in groups.items()
     }
 
 
-def _settle(
+def _apply_bars(
     coverage: Coverage, interval: Interval, calendar: str, bars: pd.DataFrame, now: datetime
 ) -> Coverage:
     kept = {name: getattr(coverage, name) for name in ("verified", "round")}
@@ -289,5 +289,5 @@ def _settle(
         answer = FetchResult(
             Window(opens, opens + timedelta(microseconds=1)), bar, nothing, now, now
         )
-        coverage = settle_answer(coverage, interval, calendar, timedelta(0), answer)
+        coverage = apply_fetch(coverage, interval, calendar, timedelta(0), answer)
     return replace(coverage, **kept)

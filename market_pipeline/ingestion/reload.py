@@ -203,7 +203,9 @@ def _compare(connection: Connection, market_id: int, page: BarPage) -> dict[str,
     stored = read_bars(connection, market_id, interval, window.start, window.end)
     stored = stored[stored["is_final"]]
     columns = ["open_time", *_PRICES]
-    both = stored[columns].merge(page.judged.good[columns], on="open_time", suffixes=("", "_new"))
+    both = stored[columns].merge(
+        page.validated.good[columns], on="open_time", suffixes=("", "_new")
+    )
     came = both[[f"{name}_new" for name in _PRICES]].to_numpy()
     changes = abs(both["close_new"] / both["close"] - 1)
     return {

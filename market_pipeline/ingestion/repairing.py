@@ -27,8 +27,8 @@ from market_pipeline.domain.differences import (
 from market_pipeline.domain.grids import find_grid, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.ranges import merge_windows, subtract_windows
+from market_pipeline.domain.reconciliation import find_inside
 from market_pipeline.domain.records import Window
-from market_pipeline.domain.settling import find_inside
 from market_pipeline.ingestion.planning import find_earliest, find_left
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.storage.bars.stored import read_versioned_bars
@@ -69,7 +69,7 @@ class RepairState:
         return self.resolution is not None or self.stage == SEAM
 
 
-def judge_repair(
+def assess_repair(
     connection: Connection,
     market_id: int,
     route: Route,

@@ -132,7 +132,7 @@ def parse_moment(text: str, latest: datetime | None) -> datetime:
     return moment
 
 
-def keep_active(connection: Connection, routes: Sequence[Route]) -> list[Route]:
+def filter_active(connection: Connection, routes: Sequence[Route]) -> list[Route]:
     """Return the routes whose markets nobody has deactivated, with the stored facts of theirs.
 
     Raises:

@@ -86,7 +86,10 @@ class MarketOutcomes:
         receipt = read_run(connection, run.run_id)
         unserved: Mapping[str, str] = receipt["request"].get("unserved", {}) if receipt else {}
         known = [end for end in self._ends.values() if not end.is_other_runs]
-        findings = [*_judge_providers(known, run.run_id), *_judge_markets(known, unserved, run)]
+        findings = [
+            *_evaluate_providers(known, run.run_id),
+            *_evaluate_markets(known, unserved, run),
+        ]
         report(connection, findings, datetime.now(UTC))
         return unserved
 
@@ -104,7 +107,7 @@ def report_prices(
     """
     names = {market.symbol: name_market((provider, market)) for provider, market in routes}
     missing = {names[symbol]: reason for symbol, reason in failures.items()}
-    finding = Finding(PRICES_MISSING, missing, judged=set(names.values()), run_id=run_id)
+    finding = Finding(PRICES_MISSING, missing, evaluated=set(names.values()), run_id=run_id)
     report(connection, [finding], datetime.now(UTC))
 
 
@@ -113,17 +116,17 @@ def name_market(route: Route) -> str:
     return f"{route[1].provider}:{route[1].symbol}"
 
 
-def _judge_providers(ends: Sequence[MarketEnding], run_id: UUID) -> Iterable[Finding]:
+def _evaluate_providers(ends: Sequence[MarketEnding], run_id: UUID) -> Iterable[Finding]:
     """Yield findings of providers: one in trouble is told, not each of its markets."""
     by_provider = _group(ends)
     for kind in (PROVIDER_DOWN, CREDENTIALS_REFUSED):
         members = {
             name: its[0].reason for name, its in by_provider.items() if _find_trouble(its) is kind
         }
-        yield Finding(kind, members, judged=by_provider, run_id=run_id)
+        yield Finding(kind, members, evaluated=by_provider, run_id=run_id)
 
 
-def _judge_markets(
+def _evaluate_markets(
     ends: Sequence[MarketEnding], unserved: Mapping[str, str], run: Run
 ) -> Iterable[Finding]:
     """Yield findings of the markets of providers that are in no trouble.
@@ -138,11 +141,11 @@ def _judge_markets(
     yield Finding(
         MARKETS_SHORT,
         {**short, **unserved},
-        judged={end.name for end in rest}.union(run.request.symbols),
+        evaluated={end.name for end in rest}.union(run.request.symbols),
         severity="error" if all_failed else "",
         run_id=run.run_id,
     )
-    yield _judge_quarantine([end for end in rest if end.received], run.run_id)
+    yield _evaluate_quarantine([end for end in rest if end.received], run.run_id)
 
 
 def _group(ends: Sequence[MarketEnding]) -> dict[str, list[MarketEnding]]:
@@ -167,10 +170,10 @@ def _find_trouble(ends: Sequence[MarketEnding]) -> AlertKind | None:
     return PROVIDER_DOWN if is_down else None
 
 
-def _judge_quarantine(ends: Sequence[MarketEnding], run_id: UUID) -> Finding:
+def _evaluate_quarantine(ends: Sequence[MarketEnding], run_id: UUID) -> Finding:
     bad = {
         end.name: f"{end.quarantined:,} of {end.received:,} bars"
         for end in ends
         if end.quarantined > MAX_QUARANTINE_RATIO * end.received
     }
-    return Finding(QUARANTINE_RATE, bad, judged={end.name for end in ends}, run_id=run_id)
+    return Finding(QUARANTINE_RATE, bad, evaluated={end.name for end in ends}, run_id=run_id)

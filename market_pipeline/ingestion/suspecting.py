@@ -103,7 +103,7 @@ def tell_suspicions(
     """Raise the alert about a market's suspected splits, or let it end when there are none."""
     rows = [row for row in read_suspicions(connection, market_id) if row["resolved_at"] is None]
     members = {name: "; ".join(row["detail"] for row in rows)} if rows else {}
-    finding = Finding(SPLIT_SUSPECTED, members, judged={name}, run_id=run_id)
+    finding = Finding(SPLIT_SUSPECTED, members, evaluated={name}, run_id=run_id)
     report(connection, [finding], datetime.now(UTC))
 
 

@@ -36,13 +36,13 @@ from market_pipeline.domain.grids import Micros, find_grid, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.planning import TRACE, FetchRequest
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
-from market_pipeline.domain.records import HistoryTerms, Window
-from market_pipeline.domain.sessions import EPOCH, LAST_DAY
-from market_pipeline.domain.settling import (
+from market_pipeline.domain.reconciliation import (
     find_inside,
     list_known_spans,
     release_settled,
 )
+from market_pipeline.domain.records import HistoryTerms, Window
+from market_pipeline.domain.sessions import EPOCH, LAST_DAY
 from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.planning import find_earliest, plan_reloads
 from market_pipeline.ingestion.request import Request, Route
@@ -147,7 +147,7 @@ class DifferenceWatch:
         return trace is not None and bool(intersect_windows(trace.released, [request.window]))
 
     def _compare(self, page: BarPage, stored: pd.DataFrame) -> BarPage:
-        request, good = page.request, page.judged.good
+        request, good = page.request, page.validated.good
         is_own = (good["interval"] == request.interval.value).to_numpy()
         own = good[is_own].reset_index(drop=True)
         noise = self._describe_terms(request.interval).noise_ratio
@@ -160,7 +160,7 @@ class DifferenceWatch:
         is_kept[seen.places[(seen.differs & is_known) | is_ours]] = False
         kept = [keep_prices(own, seen)[is_kept], good[~is_own]]
         bars = pd.concat([part for part in kept if len(part)] or [own.iloc[:0]], ignore_index=True)
-        return replace(page, judged=replace(page.judged, good=bars))
+        return replace(page, validated=replace(page.validated, good=bars))
 
     def _follow(self, request: FetchRequest, seen: BarComparison) -> None:
         known, calendar = self.difference, self._market.calendar

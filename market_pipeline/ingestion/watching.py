@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection
 
 from market_pipeline.alerting.kinds import DATA_STALE, HOLES_STAY, NO_RUN
-from market_pipeline.alerting.raising import Finding, forget_inactive, report, settle
+from market_pipeline.alerting.raising import Finding, forget_inactive, report, resolve_cleared
 from market_pipeline.ingestion.freshness import find_delays, index_coverage
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.run_alerts import name_market
@@ -42,7 +42,7 @@ def watch(
         findings.append(_find_stale(connection, routes, ticks[2]))
     report(connection, findings, now)
     forget_inactive(connection, now, wanted)
-    settle(connection, now)
+    resolve_cleared(connection, now)
 
 
 def find_idleness(

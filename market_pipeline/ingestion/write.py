@@ -13,20 +13,20 @@ from market_pipeline.domain.coverage import Coverage, lose_reach
 from market_pipeline.domain.differences import REPAIRING, WITHDRAWN, Difference, find_span
 from market_pipeline.domain.errors import StorageError, SupersededError
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.domain.parsing import adopt_parsing, renew_spans
 from market_pipeline.domain.planning import TRACE
 from market_pipeline.domain.ranges import merge_windows
-from market_pipeline.domain.records import Market, Window, build_empty_bar_frame
-from market_pipeline.domain.sessions import LAST_DAY
-from market_pipeline.domain.settling import (
+from market_pipeline.domain.reconciliation import (
     FetchResult,
+    apply_failure,
+    apply_fetch,
     release_settled,
-    settle_answer,
-    settle_failure,
     skip_turn,
 )
+from market_pipeline.domain.records import Market, Window, build_empty_bar_frame
+from market_pipeline.domain.sessions import LAST_DAY
 from market_pipeline.domain.spikes import find_spikes
+from market_pipeline.domain.validation import NOT_A_SESSION
 from market_pipeline.ingestion.batches import BarBatch
 from market_pipeline.ingestion.derived import (
     NOTHING_ABSENT,
@@ -48,9 +48,9 @@ from market_pipeline.ingestion.receipts import (
 )
 from market_pipeline.ingestion.repairing import (
     RepairState,
+    assess_repair,
     describe_bars,
     describe_difference,
-    judge_repair,
 )
 from market_pipeline.ingestion.request import Request
 from market_pipeline.ingestion.strays import suspect_calendar
@@ -168,7 +168,7 @@ def write_batch(engine: Engine, run: Run, batch: BarBatch) -> BatchResult:
         hold_claim(connection, batch.market_id, batch.token)
         begin_receipt(connection, run)
         before = _read_coverages(connection, batch.market_id)
-        after = _settle(run.request, batch, _release(batch, before))
+        after = _apply_pages(run.request, batch, _release(batch, before))
         absence = find_absence(batch.route[1], before, after)
         written = _write_bars(connection, run, batch, absence)
         kept = Kept(written, add_inserted(after, written))
@@ -178,7 +178,7 @@ def write_batch(engine: Engine, run: Run, batch: BarBatch) -> BatchResult:
         _suspect_splits(connection, run, batch, kept, before)
         _write_coverages(connection, run, batch, before, after)
         suspicion = suspect_calendar(connection, batch.route[1], batch.market_id, after)
-        result = _judge_batch(run, batch, written, after, kept.reason, suspicion)
+        result = _decide_result(run, batch, written, after, kept.reason, suspicion)
         row = _describe_batch(batch, written, result, before, after)
         add_to_market(connection, run.run_id, batch.market_id, row)
         add_requests(connection, run, batch.market_id, batch.pages)
@@ -239,9 +239,9 @@ def _write_bars(
 ) -> BarWriteResult:
     bars = _join_good(batch.pages)
     for page in batch.pages:
-        if len(page.judged.rejected):
+        if len(page.validated.rejected):
             now = page.asked_at
-            rejected = page.judged.rejected
+            rejected = page.validated.rejected
             record_rejected(connection, run.run_id, batch.market_id, rejected, now)
     if bars.empty and not absence.new:
         return BarWriteResult()
@@ -263,7 +263,7 @@ def write_market_bars(
         run: On whose behalf.
         one: The market.
         market_id: Its key.
-        bars: A judged bar frame of fetched intervals; none, where only ``absence`` is news.
+        bars: A validated bar frame of fetched intervals; none, where only ``absence`` is news.
         absence: Bars that will never come: days and weeks do not wait for them.
     """
     groups = sorted(bars.groupby("interval"), key=lambda group: -len(group[1]))
@@ -319,7 +319,7 @@ def _keep_difference(
         return replace(kept, ended_from=run.request.window.start)
     ending = RepairState(one.stage, find_span(one, batch.route[1].calendar))
     if one.stage == REPAIRING:
-        ending = judge_repair(connection, market_id, batch.route, run.request, one, kept.coverages)
+        ending = assess_repair(connection, market_id, batch.route, run.request, one, kept.coverages)
     span, known = EventSpan(*ending.span, describe_bars(one)), replace(one, stage=ending.stage)
     if batch.opens_event:
         open_difference(connection, market_id, known, span, run.run_id)
@@ -370,7 +370,7 @@ def _suspect_splits(
 
 
 def _join_good(pages: Iterable[BarPage]) -> pd.DataFrame:
-    frames = [page.judged.good for page in pages if len(page.judged.good)]
+    frames = [page.validated.good for page in pages if len(page.validated.good)]
     return pd.concat(frames, ignore_index=True) if frames else build_empty_bar_frame()
 
 
@@ -379,7 +379,7 @@ def _read_coverages(connection: Connection, market_id: int) -> Coverages:
     return {interval: coverage for (_, interval), coverage in found.items()}
 
 
-def _settle(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
+def _apply_pages(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
     provider, one = batch.route
     terms = {interval: provider.describe_history(one, interval) for interval in one.intervals}
     after = dict(before)
@@ -390,7 +390,7 @@ def _settle(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
         if page.request.purpose == TRACE and page.error is not None:
             continue  # It was asked for to compare what is stored: nothing is missing.
         known = after.get(interval, Coverage(parsing=terms[interval].parsing))
-        after[interval] = _settle_page(known, page, one.calendar, lag, request.asked_at)
+        after[interval] = _apply_page(known, page, one.calendar, lag, request.asked_at)
     for interval in after.keys() & terms.keys():
         after[interval] = lose_reach(after[interval], find_earliest(terms[interval], request))
     return after
@@ -404,20 +404,20 @@ def add_inserted(coverages: Coverages, written: BarWriteResult) -> Coverages:
     }
 
 
-def _settle_page(
+def _apply_page(
     known: Coverage, page: BarPage, calendar: str, lag: timedelta, asked_at: datetime
 ) -> Coverage:
     request = page.request
     if page.error is not None:
-        failed = settle_failure(known, request.window, asked_at, page.error, page.status)
+        failed = apply_failure(known, request.window, asked_at, page.error, page.status)
         return skip_turn(failed, request.window, page.now) if request.is_turn else failed
-    rejected = page.judged.rejected
+    rejected = page.validated.rejected
     refused = rejected.loc[rejected["interval"] == request.interval.value, "open_time"]
-    good = page.judged.good
+    good = page.validated.good
     bars = good[good["interval"] == request.interval.value]
     answer = FetchResult(request.window, bars, refused, page.now, asked_at, request.is_turn)
     known = renew_spans(known, request.interval, calendar, request.window, bars)
-    return settle_answer(known, request.interval, calendar, lag, answer)
+    return apply_fetch(known, request.interval, calendar, lag, answer)
 
 
 def _write_coverages(
@@ -437,7 +437,7 @@ def _write_coverages(
         write_coverage(connection, key, known, coverage, refreshed_at, run.run_id)
 
 
-def _judge_batch(
+def _decide_result(
     run: Run,
     batch: BarBatch,
     written: BarWriteResult,
@@ -489,7 +489,7 @@ def _describe_batch(
     after: Coverages,
 ) -> dict[str, Any]:
     progress = batch.progress
-    spikes = [find_spikes(page.judged.good) for page in batch.pages if len(page.judged.good)]
+    spikes = [find_spikes(page.validated.good) for page in batch.pages if len(page.validated.good)]
     return {
         "requested": progress.requested,
         "received": progress.received,

@@ -169,9 +169,9 @@ class RunHandler(logging.StreamHandler):  # type: ignore[type-arg]
         """Leave Dagster's events to its event log, but for failures."""
         about = getattr(record, "dagster_meta", None) or {}
         happened = about.get("dagster_event")
-        is_said = happened is None or happened.event_type_value in _FAILURES
+        should_emit = happened is None or happened.event_type_value in _FAILURES
         is_read = self.is_silent or self._is_terminal
-        return is_said and not is_read and bool(super().filter(record))
+        return should_emit and not is_read and bool(super().filter(record))
 
 
 def escape_controls(text: str) -> str:

@@ -29,9 +29,9 @@ logger = logging.getLogger("market_pipeline.observability")
 
 
 class SpanHandle(Protocol):
-    """What is at work, to be told more about."""
+    """The span at work, to be given what is known only within it."""
 
-    def tell(self, **attributes: str | float) -> None:
+    def set_attributes(self, **attributes: str | float) -> None:
         """Add what is known only now."""
 
 
@@ -43,7 +43,7 @@ def span(name: str, **attributes: str | float) -> AbstractContextManager[SpanHan
         attributes: About what, by short names.
     """
     tracing = _open()
-    return _SILENT if tracing is None else tracing.trace(name, attributes)
+    return _NOOP if tracing is None else tracing.trace(name, attributes)
 
 
 def begin_run(run_id: UUID, job: str) -> None:
@@ -58,12 +58,12 @@ def end_run() -> None:
         tracing.end_run()
 
 
-class _Silence:
-    def tell(self, **attributes: str | float) -> None:
+class _NoopSpan:
+    def set_attributes(self, **attributes: str | float) -> None:
         """Say nothing."""
 
 
-_SILENT: AbstractContextManager[SpanHandle] = nullcontext(_Silence())
+_NOOP: AbstractContextManager[SpanHandle] = nullcontext(_NoopSpan())
 
 
 @cache
@@ -114,10 +114,10 @@ class _Tracing:
         with self.tracer.start_as_current_span(
             name, context=parent, record_exception=False, set_status_on_exception=False
         ) as current:
-            told = _Span(current)
-            told.tell(**attributes)
+            handle = _Span(current)
+            handle.set_attributes(**attributes)
             try:
-                yield told
+                yield handle
             except BaseException as error:
                 # Its message may hold anything.
                 current.set_status(trace.StatusCode.ERROR, type(error).__name__)
@@ -127,7 +127,7 @@ class _Tracing:
         """Open the span that everything else belongs to."""
         self.trace_id = run_id.int
         self.run = self.tracer.start_span("run")
-        _Span(self.run).tell(run_id=str(run_id), job=job)
+        _Span(self.run).set_attributes(run_id=str(run_id), job=job)
 
     def end_run(self) -> None:
         """Close it, and send."""
@@ -141,6 +141,6 @@ class _Span:
     def __init__(self, current: Any) -> None:
         self._current = current
 
-    def tell(self, **attributes: str | float) -> None:
+    def set_attributes(self, **attributes: str | float) -> None:
         for name, value in attributes.items():
             self._current.set_attribute(f"market_pipeline.{name}", value)

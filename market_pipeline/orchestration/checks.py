@@ -13,7 +13,7 @@ from uuid import UUID
 
 import dagster as dg
 
-from market_pipeline.domain.withholding import NEVER_ASKED
+from market_pipeline.domain.masking import NEVER_ASKED
 from market_pipeline.ingestion.freshness import find_delays, index_coverage
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.run_alerts import MAX_QUARANTINE_RATIO
@@ -32,7 +32,7 @@ _SHORT = ("outcome", "reason")
 
 @dataclass(frozen=True, slots=True)
 class CheckInput:
-    """What a check judges: the evidence, and what was asked for."""
+    """What a check reads: the evidence, and what was asked for."""
 
     evidence: RunEvidence
     request: Request
@@ -47,7 +47,7 @@ class CheckResult:
     objections: Sequence[ReportRow] = ()
 
 
-def judge_completeness(case: CheckInput) -> CheckResult:
+def check_completeness(case: CheckInput) -> CheckResult:
     """Every market of the run gave all its bars; a short one makes the outcome partial."""
     receipt = case.evidence.receipt
     lines = [
@@ -68,7 +68,7 @@ def judge_completeness(case: CheckInput) -> CheckResult:
     return CheckResult({"markets": len(receipt) + len(absent), "short": len(lines)}, lines)
 
 
-def judge_freshness(case: CheckInput) -> CheckResult:
+def check_freshness(case: CheckInput) -> CheckResult:
     """The newest bar that its calendar and provider promise by the run's clock is final and stored.
 
     A bar that the provider is known not to have is not waited for.
@@ -94,7 +94,7 @@ def judge_freshness(case: CheckInput) -> CheckResult:
     return CheckResult({"series": series, "late": len(late)}, late)
 
 
-def judge_holes(case: CheckInput) -> CheckResult:
+def check_holes(case: CheckInput) -> CheckResult:
     """No bars of these markets, at any time, are missing that should be there unexplained.
 
     Time between settled spans that nobody asked for is missing too: `market-pipeline coverage` says
@@ -118,14 +118,14 @@ def _describe_span(row: Mapping[Any, Any], reason: str, tries: int) -> ReportRow
     }
 
 
-def judge_keys(case: CheckInput) -> CheckResult:
+def check_keys(case: CheckInput) -> CheckResult:
     """Each bar that the run wrote is stored once."""
     written = case.evidence.written
     lines = _locate(case, written.repeated_examples, "copies")
     return CheckResult({"bars": written.bars, "repeated": written.repeated}, lines)
 
 
-def judge_order(case: CheckInput) -> CheckResult:
+def check_order(case: CheckInput) -> CheckResult:
     """In each bar that the run wrote, low is the lowest price, high the highest, all are real."""
     written = case.evidence.written
     lines = _locate(case, written.disordered_examples)
@@ -147,7 +147,7 @@ def _locate(
     ]
 
 
-def judge_spikes(case: CheckInput) -> CheckResult:
+def check_spikes(case: CheckInput) -> CheckResult:
     """No bar jumps beyond ten robust standard deviations and 15 %; those that do are stored."""
     lines = [
         {**_name(row), "spikes": row["spikes"]} for row in case.evidence.receipt if row["spikes"]
@@ -155,7 +155,7 @@ def judge_spikes(case: CheckInput) -> CheckResult:
     return CheckResult({"spikes": sum(line["spikes"] for line in lines)}, lines)
 
 
-def judge_quarantine(case: CheckInput) -> CheckResult:
+def check_quarantine(case: CheckInput) -> CheckResult:
     """Of no market's bars more than 1 % are impossible; they are in the quarantine, not stored."""
     rows = case.evidence.receipt
     lines = [
@@ -170,14 +170,14 @@ def judge_quarantine(case: CheckInput) -> CheckResult:
     )
 
 
-JUDGES: Mapping[str, Callable[[CheckInput], CheckResult]] = {
-    "ingestion_complete": judge_completeness,
-    "bars_fresh": judge_freshness,
-    "no_unexplained_holes": judge_holes,
-    "keys_unique": judge_keys,
-    "ohlc_in_order": judge_order,
-    "no_spikes": judge_spikes,
-    "quarantine_rate": judge_quarantine,
+CHECKS: Mapping[str, Callable[[CheckInput], CheckResult]] = {
+    "ingestion_complete": check_completeness,
+    "bars_fresh": check_freshness,
+    "no_unexplained_holes": check_holes,
+    "keys_unique": check_keys,
+    "ohlc_in_order": check_order,
+    "no_spikes": check_spikes,
+    "quarantine_rate": check_quarantine,
 }
 BLOCKING = frozenset({"keys_unique", "ohlc_in_order"})
 
@@ -188,10 +188,10 @@ BLOCKING = frozenset({"keys_unique", "ohlc_in_order"})
         dg.AssetCheckSpec(
             name,
             asset=market_aggregates,
-            description=(judge.__doc__ or "").strip(),
+            description=(check.__doc__ or "").strip(),
             blocking=name in BLOCKING,
         )
-        for name, judge in JUDGES.items()
+        for name, check in CHECKS.items()
     ],
     can_subset=True,
 )
@@ -201,14 +201,14 @@ def check_market_aggregates(
     request: IngestionRequest,
     providers: Providers,
 ) -> Iterator[dg.AssetCheckResult]:
-    """Judge this run's receipt; in a run of checks alone, the last receipt by today's clock."""
+    """Check this run's receipt; in a run of checks alone, the last receipt by today's clock."""
     with database.engine.connect() as connection:
         evidence = read_run_evidence(connection, UUID(context.run.run_id))
     asked = request.build(_find_clock(context))
     routes = keep_routes(database, providers.route(asked).routes)
     case = CheckInput(evidence, asked, routes)
     for key in sorted(context.selected_asset_check_keys):
-        yield _build_result(key, JUDGES[key.name](case), evidence.run_id)
+        yield _build_result(key, CHECKS[key.name](case), evidence.run_id)
 
 
 def _find_clock(context: dg.AssetCheckExecutionContext) -> datetime:

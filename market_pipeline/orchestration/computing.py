@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 
 from market_pipeline.domain import comparisons, roi
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.masking import DataIssue, mask_unreliable
 from market_pipeline.domain.records import UTC_DTYPE
 from market_pipeline.domain.roi import compute_roi_statistics
 from market_pipeline.domain.volatility import (
@@ -24,7 +25,6 @@ from market_pipeline.domain.volatility import (
     SNAPSHOT_MEASURES,
     compute_snapshot_statistics,
 )
-from market_pipeline.domain.withholding import DataIssue, withhold
 from market_pipeline.readers.comparing import Pairs, compare_spans
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.settings import StatisticsSettings
@@ -95,7 +95,7 @@ def compute_prices(
         flaws = read_flaws(connection, list(wanted), _DAY)
     found = compute_snapshot_statistics(bars, wanted, priced["price"], observed_at=observed)
     dated = found.assign(as_of=found["bars_as_of"], horizon=f"{SNAPSHOT_HORIZON_DAYS}d")
-    kept = withhold(dated, ("market_id",), SNAPSHOT_MEASURES, flaws)
+    kept = mask_unreliable(dated, ("market_id",), SNAPSHOT_MEASURES, flaws)
     return prices.merge(kept.drop(columns=["as_of", "horizon"]), on="market_id")
 
 
@@ -127,7 +127,7 @@ def compute_roi(
         risk_free_annual=settings.risk_free_annual,
         min_returns=settings.min_returns,
     ).rename(columns={"reasons": "reason"})
-    rows = withhold(rows, ("market_id",), (*roi.MEASURES, *roi.DRAWDOWN_TIMES), flaws)
+    rows = mask_unreliable(rows, ("market_id",), (*roi.MEASURES, *roi.DRAWDOWN_TIMES), flaws)
     return Computed(rows, changed, len(prints) - len(changed))
 
 

@@ -23,8 +23,8 @@ from market_pipeline.ingestion.write import commit_item, write_markets, write_ro
 from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import SpanHandle, span
 from market_pipeline.orchestration.computing import Computed
-from market_pipeline.orchestration.gallery import WriteContext, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.market_reader import MarketReader
+from market_pipeline.orchestration.plots import WriteContext, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.report import (
     MAX_LINES,
     MaterializationSummary,
@@ -106,9 +106,9 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         if isinstance(output, BarStream):
             return _drain(context, engine, run, output)
         if isinstance(output, list):
-            with span("upsert", table=table.name) as told:
+            with span("upsert", table=table.name) as handle:
                 counts = write_markets(engine, run, output)
-                tell_counts(told, counts)
+                set_counts(handle, counts)
             return MaterializationSummary(
                 counts, build_market_lines(output), {"markets": len(output)}
             )
@@ -149,7 +149,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         outcome = "partial" if short else "ok"
         with span("upsert", table=table.name) as trace:
             counts = write_rows(self.database.engine, run, table, rows, outcome, tell)
-            tell_counts(trace, counts)
+            set_counts(trace, counts)
         markets = self._read_for(run).markets
         lines = build_row_lines(
             rows, dict(zip(markets["market_id"], markets["symbol"], strict=True))
@@ -198,7 +198,7 @@ def _drain(
     for item in stream:
         with span("upsert", table=market_aggregate.name, market=item.route[1].symbol) as trace:
             result = commit_item(engine, run, item)
-            tell_counts(trace, result.counts + result.derived)
+            set_counts(trace, result.counts + result.derived)
         ends.note(item, result)
         counts, derived = totals.get(item.route, (WriteCounts(), WriteCounts()))
         totals[item.route] = counts + result.counts, derived + result.derived
@@ -222,9 +222,11 @@ def _drain(
     return MaterializationSummary(total, sort_worst_first(told), summarise_receipt(told))
 
 
-def tell_counts(told: SpanHandle, counts: WriteCounts) -> None:
+def set_counts(handle: SpanHandle, counts: WriteCounts) -> None:
     """Tell a trace what the database did."""
-    told.tell(inserted=counts.inserted, updated=counts.updated, unchanged=counts.unchanged)
+    handle.set_attributes(
+        inserted=counts.inserted, updated=counts.updated, unchanged=counts.unchanged
+    )
 
 
 def _warn(context: dg.OutputContext, failures: Mapping[str, str]) -> None:

@@ -46,9 +46,9 @@ def latest_market_cache(
 
     routes = find_routes(providers, database, describe_run(context, request))
     markets = [(market.provider, market.symbol) for _, market in routes]
-    with span("cache", store="redis", markets=len(markets)) as told:
+    with span("cache", store="redis", markets=len(markets)) as handle:
         done = refresh_latest(database.engine, markets)
-        told.tell(written=done.written, dropped=done.dropped)
+        handle.set_attributes(written=done.written, dropped=done.dropped)
     if done.trouble:
         context.log.warning("the cache was not refreshed: Redis is in trouble (%s)", done.trouble)
     metadata: dict[str, Any] = {

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from market_pipeline.domain.triggers import find_trigger
 from market_pipeline.ingestion.calendars import load_calendars
 from market_pipeline.ingestion.receipts import Run, note_left_out
-from market_pipeline.ingestion.request import Request, Route, build_request, keep_active
+from market_pipeline.ingestion.request import Request, Route, build_request, filter_active
 from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import begin_run, end_run
 from market_pipeline.orchestration.dead_runs import mark_as_watched
@@ -168,7 +168,7 @@ def keep_routes(database: Database, routes: Sequence[Route]) -> list[Route]:
         NothingIngestedError: Every market is deactivated.
     """
     with database.engine.connect() as connection:
-        kept = keep_active(connection, routes)
+        kept = filter_active(connection, routes)
     load_calendars(database.engine, [one.calendar for _, one in kept])
     return kept
 

@@ -21,7 +21,7 @@ from market_pipeline.alerting.raising import Finding, clear_member, report
 from market_pipeline.alerting.receivers import call_heartbeat
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.triggers import find_trigger
-from market_pipeline.ingestion.request import Route, build_request, keep_active
+from market_pipeline.ingestion.request import Route, build_request, filter_active
 from market_pipeline.ingestion.watching import watch
 from market_pipeline.orchestration.automation import find_last_ticks, is_schedule_on
 from market_pipeline.orchestration.causes import Cause, find_cause
@@ -163,7 +163,7 @@ def _find_routes(
     try:
         request = build_request(now)
         wanted = request.symbols
-        return keep_active(connection, Providers().route(request).routes), wanted
+        return filter_active(connection, Providers().route(request).routes), wanted
     except PipelineError as error:
         logger.warning("the list of ingested markets could not be read: %s", error)
         return [], wanted

@@ -88,7 +88,7 @@ class Provider(Protocol):
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
         """Return the latest price of each market that has one, in as few calls as possible.
 
-        ``observed_at`` is when the provider says that the price was true. A run judges it by the
+        ``observed_at`` is when the provider says that the price was true. A run validates it by the
         moment at which the answer came: a price from more than 5 seconds later is refused. A run
         with a window end refuses every price from after that.
 

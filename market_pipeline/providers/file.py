@@ -17,7 +17,6 @@ import pandas as pd
 
 from market_pipeline.domain.errors import PermanentProviderError, ProviderError, SettingError
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
-from market_pipeline.domain.judging import find_strays
 from market_pipeline.domain.records import (
     HistoryTerms,
     Market,
@@ -27,6 +26,7 @@ from market_pipeline.domain.records import (
 )
 from market_pipeline.domain.sessions import read_sessions_around
 from market_pipeline.domain.symbols import parse_symbol
+from market_pipeline.domain.validation import find_strays
 from market_pipeline.providers.file_markets import (
     ADJUSTED,
     PRICE_BASES,

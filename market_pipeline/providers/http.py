@@ -221,7 +221,7 @@ class HttpClient:
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             kind = PermanentProviderError if _is_bad_certificate(error) else _RetryableError
             raise kind(self.provider, self._hide(_describe(path, error))) from error
-        return self._judge(path, answer)
+        return self._check_status(path, answer)
 
     def _send(self, path: str, params: Params, seconds: float) -> HttpResponse:
         request = self._open().build_request(
@@ -250,7 +250,7 @@ class HttpClient:
             raise kind(self.provider, f"{path} answered {error}", response.status_code) from None
         return HttpResponse(response.status_code, headers, body)
 
-    def _judge(self, path: str, answer: HttpResponse) -> HttpResponse:
+    def _check_status(self, path: str, answer: HttpResponse) -> HttpResponse:
         status = answer.status
         message = f"{path} answered HTTP {status}{self._hide(_quote_error(answer))}"
         if status in TRANSIENT_STATUSES or status >= 500:

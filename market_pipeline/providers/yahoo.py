@@ -346,7 +346,7 @@ def _read_zone(chart: _Chart) -> ZoneInfo:
 def _place_daily(rows: pd.DataFrame, market: Market, chart: _Chart) -> pd.DataFrame:
     """Add open_time (the session date) and close_time to daily rows.
 
-    A row on a date the calendar does not know keeps the whole date: judging it is not done here.
+    A row on a date the calendar does not know keeps the whole date: validating it is not done here.
     """
     local = rows["stamp"].dt.tz_convert(_read_zone(chart))
     dates = local.dt.tz_localize(None).dt.normalize().dt.tz_localize("UTC")

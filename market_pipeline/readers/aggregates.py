@@ -19,13 +19,13 @@ from market_pipeline.readers.completeness import (
     CheckedSelection,
     Requirement,
     check_requirement,
+    check_spans,
     demand,
     find_fetched_interval,
-    judge_spans,
     summarise,
 )
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.readers.questions import (
+from market_pipeline.readers.resolve import (
     check_version,
     find_markets,
     parse_interval,
@@ -82,7 +82,7 @@ def read_aggregates(
             there, no open event touches it and no two parsing versions mix. Expected is what the
             provider should have published by now; with ``as_of`` by that time, with ``version`` by
             the time when it was written. Weeks are complete when their days are. ``explained``
-            lets bars be missing that nobody will ever have. Events and parsing are judged as they
+            lets bars be missing that nobody will ever have. Events and parsing are checked as they
             are now.
 
     Returns:
@@ -124,11 +124,11 @@ def read_aggregates(
         span = BarSpan(tuple(markets), chosen, window)
         bars = _read_columns(connection, markets, span, moment, version, basis)
         clock = find_clock(connection, moment, version)
-        judged = judge_bars(connection, markets, span, bars, clock, require)
-    demand(judged, require)
+        checked = check_bars(connection, markets, span, bars, clock, require)
+    demand(checked, require)
     frame = _arrange(bars, markets, chosen)
     frame.attrs["dataset_version"] = newest if version is None else version
-    frame.attrs["completeness"] = summarise(judged)
+    frame.attrs["completeness"] = summarise(checked)
     return frame
 
 
@@ -147,7 +147,7 @@ def demand_bars(
     """
     bars = _read_columns(connection, markets, span, as_of, version)
     clock = find_clock(connection, as_of, version)
-    demand(judge_bars(connection, markets, span, bars, clock, require), require)
+    demand(check_bars(connection, markets, span, bars, clock, require), require)
 
 
 def find_clock(connection: Connection, as_of: datetime | None, version: int | None) -> datetime:
@@ -157,7 +157,7 @@ def find_clock(connection: Connection, as_of: datetime | None, version: int | No
     return as_of or datetime.now(UTC)
 
 
-def judge_bars(
+def check_bars(
     connection: Connection,
     markets: Mapping[int, Market],
     span: BarSpan,
@@ -174,7 +174,7 @@ def judge_bars(
         )
         for market_id, market in markets.items()
     }  # fmt: skip
-    return judge_spans(connection, spans, require)
+    return check_spans(connection, spans, require)
 
 
 def read_span(

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Engine
 
 from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.readers.questions import check_version, find_markets
+from market_pipeline.readers.resolve import check_version, find_markets
 from market_pipeline.storage.bars.changes import Changes, read_changed_bars
 from market_pipeline.storage.bars.history import read_newest_version
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from market_pipeline.domain import comparisons
 from market_pipeline.domain.comparisons import compute_comparisons
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.withholding import DataIssue, withhold
+from market_pipeline.domain.masking import DataIssue, mask_unreliable
 from market_pipeline.settings import StatisticsSettings
 from market_pipeline.storage.bars.final_bars import FinalSpan, plan_pair_spans, read_spans
 from market_pipeline.storage.coverage.ledger import read_flaws
@@ -72,4 +72,4 @@ def compare_spans(
     rows = compute_comparisons(
         bars, markets, Interval.DAY, horizons_days, pairs, min_returns=settings.min_returns
     )
-    return withhold(rows.dropna(subset=["as_of"]), PAIR_KEYS, comparisons.MEASURES, flaws)
+    return mask_unreliable(rows.dropna(subset=["as_of"]), PAIR_KEYS, comparisons.MEASURES, flaws)

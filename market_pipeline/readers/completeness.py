@@ -30,13 +30,13 @@ from market_pipeline.domain.errors import (
 )
 from market_pipeline.domain.grids import Micros
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
+from market_pipeline.domain.masking import MIXED_PARSING, NEVER_ASKED, UNEXPLAINED_HOLE
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.sessions import (
     describe_source,
     is_schedule_known,
     remember_schedule,
 )
-from market_pipeline.domain.withholding import MIXED_PARSING, NEVER_ASKED, UNEXPLAINED_HOLE
 from market_pipeline.providers.registry import load_provider
 from market_pipeline.storage.coverage.ledger import read_coverage, read_flaws
 from market_pipeline.storage.markets.trading_sessions import read_schedule
@@ -50,7 +50,7 @@ _FETCHED_BY_A_BACKFILL = (FETCH_FAILED, NEVER_ASKED, NOT_ASKED_YET, PROVISIONAL)
 
 @dataclass(frozen=True, slots=True)
 class BarSelection:
-    """A span of a market's bars, to be judged.
+    """A span of a market's bars, to be checked.
 
     Attributes:
         market: Whose. interval: Of the bars. window: By open_time (UTC).
@@ -105,14 +105,14 @@ def check_requirement(require: str | None) -> None:
         raise HistoryRequestError(f"require={require!r}: expected 'complete', 'explained' or None")
 
 
-def judge_spans(
+def check_spans(
     connection: Connection, spans: Mapping[int, BarSelection], require: Requirement = None
 ) -> list[CheckedSelection]:
     """Return how complete spans are, one for each market.
 
     Args:
         connection: With one snapshot for all its queries.
-        spans: What is judged, by market_id.
+        spans: What is checked, by market_id.
         require: With a requirement, doubts are looked for too: the answer takes more queries.
 
     Raises:
@@ -132,23 +132,23 @@ def judge_spans(
     ]
 
 
-def demand(judged: Iterable[CheckedSelection], require: Requirement) -> None:
+def demand(checked: Iterable[CheckedSelection], require: Requirement) -> None:
     """Refuse spans that do not meet a requirement.
 
     Raises:
         IncompleteHistoryError: Lists what is missing, why, and what would bring it.
     """
     objections = [
-        (one.span, objection) for one in judged for objection in one.list_objections(require)
+        (one.span, objection) for one in checked for objection in one.list_objections(require)
     ]
     if require is not None and objections:
         raise _build_error(require, objections)
 
 
-def summarise(judged: Iterable[CheckedSelection]) -> dict[str, Any]:
+def summarise(checked: Iterable[CheckedSelection]) -> dict[str, Any]:
     """Return the value of ``attrs["completeness"]``: expected, present, and missing by reason."""
     expected, missing = 0, Counter[str]()
-    for one in judged:
+    for one in checked:
         expected += one.completeness.expected
         missing.update(one.completeness.missing)
     present = expected - missing.total()

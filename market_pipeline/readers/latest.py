@@ -19,7 +19,7 @@ from market_pipeline.cache.protocol import Cache, Entry, Fill, write_json
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.readers.questions import find_named_markets
+from market_pipeline.readers.resolve import find_named_markets
 from market_pipeline.storage.latest.market_versions import read_stamps
 from market_pipeline.storage.latest.values import (
     LatestRow,

@@ -14,7 +14,7 @@ from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.readers.aggregates import read_span
-from market_pipeline.readers.questions import check_version
+from market_pipeline.readers.resolve import check_version
 from market_pipeline.storage.bars.history import BarSpan
 
 MAX_CURSOR_CHARACTERS = 200

@@ -19,14 +19,14 @@ from market_pipeline.readers.completeness import (
     BarSelection,
     Requirement,
     check_requirement,
+    check_spans,
     demand,
-    judge_spans,
     summarise,
 )
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.outdated import flag_outdated
 from market_pipeline.readers.pairs import read_pairs
-from market_pipeline.readers.questions import (
+from market_pipeline.readers.resolve import (
     check_version,
     find_markets,
     parse_interval,
@@ -94,10 +94,10 @@ def read_roi_statistics(
         markets = _choose_markets(connection, symbols, asked, newest)
         rows = read_roi_rows(connection, replace(asked, market_ids=list(markets)))
         flags = flag_outdated(connection, rows, ["market_id"], markets, Interval(asked.interval))
-        judged = judge_spans(connection, _find_spans(rows, markets, asked.interval), require)
-    demand(judged, require)
+        checked = check_spans(connection, _find_spans(rows, markets, asked.interval), require)
+    demand(checked, require)
     frame = _tidy(rows.assign(is_outdated=flags), {"": markets}, newest)
-    frame.attrs["completeness"] = summarise(judged)
+    frame.attrs["completeness"] = summarise(checked)
     return frame
 
 

@@ -23,7 +23,7 @@ from market_pipeline.domain.returns import find_reach
 from market_pipeline.domain.roi import MEASURES, compute_roi_statistics
 from market_pipeline.domain.sufficiency import parse_min_returns
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.readers.questions import check_version, find_markets, shorten_list
+from market_pipeline.readers.resolve import check_version, find_markets, shorten_list
 from market_pipeline.storage.bars.history import (
     BarSpan,
     read_bars_at_version,

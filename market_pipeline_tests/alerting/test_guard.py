@@ -48,7 +48,7 @@ def test_one_private_answer_of_several_refuses_all(monkeypatch: pytest.MonkeyPat
 def test_a_name_is_looked_up_once_and_that_answer_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Rebinding, public when judged and private when connected to, finds no second question."""
+    """Rebinding, public when checked and private when connected to, finds no second question."""
     asked: list[Any] = []
 
     def answer(host: str, port: int, *_: Any, **__: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from market_pipeline.alerting.raising import (
     forget_inactive,
     raise_alert,
     report,
-    settle,
+    resolve_cleared,
 )
 from market_pipeline.domain.errors import SettingError
 from market_pipeline_tests.databases import read_column
@@ -40,9 +40,9 @@ def read_messages(engine: Engine) -> list[tuple[str, dict[str, Any]]]:
     return [(body["type"], body["data"]) for body in read_column(engine, query)]  # type: ignore[index]
 
 
-def short(*names: str, judged: tuple[str, ...] | None = None) -> Finding:
+def short(*names: str, evaluated: tuple[str, ...] | None = None) -> Finding:
     """Markets that came short."""
-    return Finding(MARKETS_SHORT, dict.fromkeys(names, "timeout"), judged=judged)
+    return Finding(MARKETS_SHORT, dict.fromkeys(names, "timeout"), evaluated=evaluated)
 
 
 def test_the_same_finding_is_one_alert_and_one_message(engine: Engine) -> None:
@@ -76,10 +76,10 @@ def test_a_thousand_markets_are_one_short_message(engine: Engine) -> None:
 
 def test_markets_that_nobody_looked_at_stay(engine: Engine) -> None:
     """A run of one market says nothing of another."""
-    find(engine, short("mock:A", "mock:B", judged=("mock:A", "mock:B")))
-    find(engine, short(judged=("mock:A",)))
+    find(engine, short("mock:A", "mock:B", evaluated=("mock:A", "mock:B")))
+    find(engine, short(evaluated=("mock:A",)))
     assert read_column(engine, "SELECT members FROM market_data.alert") == [{"mock:B": "timeout"}]
-    find(engine, short(judged=("mock:B",)))
+    find(engine, short(evaluated=("mock:B",)))
     assert read_column(engine, "SELECT cleared_at FROM market_data.alert") == [NOW]
 
 
@@ -89,13 +89,15 @@ def test_a_market_that_comes_and_goes_is_told_of_once_and_resolved_once(engine: 
     for quarter in range(12):
         moment = NOW + quarter * 15 * MINUTE
         find(
-            engine, short(*(["mock:A"] if quarter % 2 == 0 else []), judged=("mock:A",)), at=moment
+            engine,
+            short(*(["mock:A"] if quarter % 2 == 0 else []), evaluated=("mock:A",)),
+            at=moment,
         )
         with engine.begin() as connection:
-            settle(connection, moment)
+            resolve_cleared(connection, moment)
     with engine.begin() as connection:
-        assert settle(connection, moment + 61 * MINUTE) == 1
-        assert settle(connection, moment + 62 * MINUTE) == 0
+        assert resolve_cleared(connection, moment + 61 * MINUTE) == 1
+        assert resolve_cleared(connection, moment + 62 * MINUTE) == 0
     assert [kind for kind, _ in read_messages(engine)] == ["alert.raised", "alert.resolved"]
     find(engine, short("mock:A"), at=moment + 63 * MINUTE)
     assert [kind for kind, _ in read_messages(engine)][-1] == "alert.raised"
@@ -140,9 +142,9 @@ def test_an_event_ends_when_it_is_acknowledged_or_after_a_week(engine: Engine) -
     query = "SELECT alert_id FROM market_data.alert WHERE fingerprint = 'run_failed:a'"
     with engine.begin() as connection:
         assert acknowledge(connection, read_column(engine, query)[0], NOW)  # type: ignore[arg-type]
-        assert settle(connection, NOW + 61 * MINUTE) == 1
-        settle(connection, NOW + timedelta(days=8))
-        assert settle(connection, NOW + timedelta(days=8, hours=2)) == 1
+        assert resolve_cleared(connection, NOW + 61 * MINUTE) == 1
+        resolve_cleared(connection, NOW + timedelta(days=8))
+        assert resolve_cleared(connection, NOW + timedelta(days=8, hours=2)) == 1
     open_ones = "SELECT kind FROM market_data.alert WHERE resolved_at IS NULL"
     assert read_column(engine, open_ones) == ["data_stale"]
 
@@ -154,7 +156,7 @@ def test_two_transactions_at_once_open_one_alert(engine: Engine) -> None:
     def work(name: str) -> None:
         with engine.begin() as connection:
             barrier.wait()
-            report(connection, [short(name, judged=(name,))], NOW)
+            report(connection, [short(name, evaluated=(name,))], NOW)
 
     threads = [threading.Thread(target=work, args=(f"mock:{one}",)) for one in "AB"]
     for thread in threads:

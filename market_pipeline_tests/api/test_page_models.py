@@ -27,16 +27,16 @@ from market_pipeline.api.pages.formats import (
     format_price,
     format_span,
 )
-from market_pipeline.api.pages.freshness import judge_freshness
+from market_pipeline.api.pages.freshness import summarise_freshness
 from market_pipeline.api.pages.market import build_cells, build_strip
 from market_pipeline.api.pages.overview import PAGE_ROWS, list_markets
 from market_pipeline.api.pages.pictures import Piece, draw_line, join_states
 from market_pipeline.domain.coverage import FETCH_FAILED, Coverage, Hole
 from market_pipeline.domain.freshness import TrackedSeries
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.masking import DataIssue
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.roi import compute_roi_statistics
-from market_pipeline.domain.withholding import DataIssue
 
 NOW = datetime(2024, 3, 15, 12, tzinfo=UTC)  # a Friday; New York opens at 13:30 UTC
 
@@ -280,11 +280,13 @@ def test_a_cell_has_a_value_or_a_reason() -> None:
     assert (cells["roi"].is_fraction, cells["sharpe"].is_fraction) == (True, False)
 
 
-def test_freshness_is_judged_by_the_markets_own_calendar() -> None:
+def test_freshness_is_checked_by_the_markets_own_calendar() -> None:
     """On Friday before the bell New York's Thursday is as fresh as can be; a coin's is not."""
     thursday = datetime(2024, 3, 14, 20, tzinfo=UTC)
     state = {
-        calendar: judge_freshness([TrackedSeries(calendar, Interval.HOUR, watermark=thursday)], NOW)
+        calendar: summarise_freshness(
+            [TrackedSeries(calendar, Interval.HOUR, watermark=thursday)], NOW
+        )
         for calendar in ("XNYS", "24/7", "nowhere")
     }
     assert {name: found.state for name, found in state.items()} == {
@@ -293,22 +295,22 @@ def test_freshness_is_judged_by_the_markets_own_calendar() -> None:
         "nowhere": "current",
     }
     assert state["24/7"].behind == timedelta(hours=13)  # of sixteen, three are grace
-    assert judge_freshness([TrackedSeries("24/7", Interval.HOUR)], NOW).state == "empty"
+    assert summarise_freshness([TrackedSeries("24/7", Interval.HOUR)], NOW).state == "empty"
 
 
 def test_a_market_is_as_fresh_as_its_worst_series() -> None:
     """Hours of now do not hide days that are ten days late; what will never come is not late."""
     hours = TrackedSeries("24/7", Interval.HOUR, watermark=NOW)
     days = TrackedSeries("24/7", Interval.DAY, watermark=NOW.replace(hour=0) - timedelta(days=10))
-    found = judge_freshness([hours, days], NOW)
+    found = summarise_freshness([hours, days], NOW)
     assert (found.state, found.interval) == ("behind", Interval.DAY)
     assert (found.final_to, found.behind) == (days.watermark, timedelta(days=10))
     gone = Window(NOW - timedelta(days=11), NOW + timedelta(days=1))
     explained = TrackedSeries("24/7", Interval.DAY, watermark=days.watermark, explained=gone)
-    assert judge_freshness([hours, explained], NOW).state == "current"
+    assert summarise_freshness([hours, explained], NOW).state == "current"
     late = TrackedSeries("24/7", Interval.DAY, timedelta(days=11), days.watermark)
-    assert judge_freshness([hours, late], NOW).state == "current"
-    never = judge_freshness([hours, TrackedSeries("24/7", Interval.DAY)], NOW)
+    assert summarise_freshness([hours, late], NOW).state == "current"
+    never = summarise_freshness([hours, TrackedSeries("24/7", Interval.DAY)], NOW)
     assert (never.state, never.final_to, never.behind) == ("behind", None, None)
 
 

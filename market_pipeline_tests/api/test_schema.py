@@ -47,7 +47,7 @@ def test_every_route_keeps_to_its_description(engine: Engine, services: Services
 
 
 def ask_examples(strategy: SearchStrategy[schemathesis.Case[Any]], checks: list[Any]) -> None:
-    """Ask made up requests of one operation, and judge each answer."""
+    """Ask made up requests of one operation, and check each answer."""
 
     @settings(
         max_examples=EXAMPLES,

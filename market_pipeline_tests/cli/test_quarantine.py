@@ -116,7 +116,7 @@ def test_a_row_that_is_still_bad_names_its_rule_and_the_good_ones_land(
     assert read_column(engine, "SELECT count(*) FROM market_data.ingestion_run") == [1]
 
 
-def test_a_row_is_judged_by_its_own_markets_sessions(command: Command, engine: Engine) -> None:
+def test_a_row_is_validated_by_its_own_markets_sessions(command: Command, engine: Engine) -> None:
     """New York's hours begin at half past; those of a market that never closes do not."""
     quarantine(engine, LATE_HOUR)
     quarantine(engine, LATE_HOUR, symbol="SPX")

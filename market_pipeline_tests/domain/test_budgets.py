@@ -11,11 +11,11 @@ from market_pipeline.domain.budgets import (
     Account,
     BudgetLimit,
     count_verifications,
-    find_used_up,
+    find_exhausted_quota,
     find_wait,
     parse_retry_after,
+    refill,
     spend_call,
-    turn_to,
 )
 
 NOW = datetime(2024, 1, 31, 12, 0, tzinfo=UTC)
@@ -27,10 +27,10 @@ def make_calls(limit: BudgetLimit, pauses: list[float]) -> list[datetime]:
     now, account, made = NOW, Account.open(limit, NOW), []
     for pause in pauses:
         now += timedelta(seconds=pause)
-        account = turn_to(account, limit, now, MINUTE)
+        account = refill(account, limit, now, MINUTE)
         while wait := find_wait(account, limit, MINUTE):
             now += wait + timedelta(microseconds=1)
-            account = turn_to(account, limit, now, MINUTE)
+            account = refill(account, limit, now, MINUTE)
         account = spend_call(account)
         made.append(now)
     return made
@@ -66,18 +66,21 @@ def test_a_clock_that_goes_back_adds_no_tokens_and_stops_nothing() -> None:
     """The account goes on from the new time; refilling begins there."""
     limit = BudgetLimit(calls_per_minute=10)
     empty = replace(Account.open(limit, NOW), tokens=0.0)
-    back = turn_to(empty, limit, NOW - HOUR, MINUTE)
+    back = refill(empty, limit, NOW - HOUR, MINUTE)
     assert (back.tokens, back.refilled_at) == (0.0, NOW - HOUR)
     assert find_wait(back, limit, MINUTE) == MINUTE / 9
-    assert turn_to(back, limit, NOW, MINUTE).tokens == limit.burst
+    assert refill(back, limit, NOW, MINUTE).tokens == limit.burst
 
 
 def test_a_clock_that_goes_back_brings_no_quota_back() -> None:
     """Yesterday and last month, seen again, still have today's counts."""
     limit = BudgetLimit(calls_per_day=1, calls_per_month=1)
     used = spend_call(Account.open(limit, datetime(2024, 2, 1, tzinfo=UTC)))
-    back = turn_to(used, limit, NOW, MINUTE)
-    assert find_used_up(back, limit) == ("1 calls a month", datetime(2024, 3, 1, tzinfo=UTC))
+    back = refill(used, limit, NOW, MINUTE)
+    assert find_exhausted_quota(back, limit) == (
+        "1 calls a month",
+        datetime(2024, 3, 1, tzinfo=UTC),
+    )
     assert (back.day, back.calls_today) == (date(2024, 2, 1), 1)
 
 
@@ -85,12 +88,15 @@ def test_quotas_begin_anew_with_their_utc_day_and_month() -> None:
     """At midnight the day's; on the first the month's too."""
     limit = BudgetLimit(calls_per_day=2, calls_per_month=3)
     account = spend_call(spend_call(Account.open(limit, NOW)))
-    assert find_used_up(account, limit) == ("2 calls a day", datetime(2024, 2, 1, tzinfo=UTC))
-    evening = turn_to(account, limit, datetime(2024, 1, 31, 23, 59, 59, tzinfo=UTC), MINUTE)
+    assert find_exhausted_quota(account, limit) == (
+        "2 calls a day",
+        datetime(2024, 2, 1, tzinfo=UTC),
+    )
+    evening = refill(account, limit, datetime(2024, 1, 31, 23, 59, 59, tzinfo=UTC), MINUTE)
     assert (evening.calls_today, evening.calls_this_month) == (2, 2)
-    anew = turn_to(account, limit, datetime(2024, 2, 1, tzinfo=UTC), MINUTE)
+    anew = refill(account, limit, datetime(2024, 2, 1, tzinfo=UTC), MINUTE)
     assert (anew.calls_today, anew.calls_this_month) == (0, 0)
-    assert find_used_up(anew, limit) is None
+    assert find_exhausted_quota(anew, limit) is None
 
 
 def test_calls_without_a_rate_leave_no_debt() -> None:

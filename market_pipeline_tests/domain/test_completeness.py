@@ -25,9 +25,9 @@ from market_pipeline.domain.coverage import (
 )
 from market_pipeline.domain.grids import find_grid
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
+from market_pipeline.domain.masking import NEVER_ASKED
+from market_pipeline.domain.reconciliation import find_known
 from market_pipeline.domain.records import Window
-from market_pipeline.domain.settling import find_known
-from market_pipeline.domain.withholding import NEVER_ASKED
 from market_pipeline_tests.domain.test_never_asked import (
     CALENDARS,
     DAY,

@@ -31,8 +31,13 @@ from market_pipeline.domain.planning import (
     plan_verification,
 )
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
+from market_pipeline.domain.reconciliation import (
+    FetchResult,
+    apply_failure,
+    apply_fetch,
+    find_known,
+)
 from market_pipeline.domain.records import HistoryTerms, Window
-from market_pipeline.domain.settling import FetchResult, find_known, settle_answer, settle_failure
 
 NOW = datetime(2024, 3, 15, 15, 20, tzinfo=UTC)
 MONTH = Window(NOW - timedelta(days=30), NOW)
@@ -95,7 +100,7 @@ def answer(
         bars = bars[~missing[: len(bars)]]
     none = pd.Series([], dtype="datetime64[us, UTC]")
     settled = FetchResult(request.window, bars, none, now, now, request.is_turn)
-    return settle_answer(coverage, request.interval, calendar, timedelta(0), settled)
+    return apply_fetch(coverage, request.interval, calendar, timedelta(0), settled)
 
 
 def plan(
@@ -162,7 +167,7 @@ def test_a_failed_request_is_asked_for_again_with_back_off() -> None:
     request = plan(Coverage(), ALWAYS_OPEN, Interval.DAY)[0]
     coverage, now = Coverage(), NOW
     for tries in range(1, 4):
-        coverage = settle_failure(coverage, request.window, now, "HTTP 500", 500)
+        coverage = apply_failure(coverage, request.window, now, "HTTP 500", 500)
         assert [(hole.reason, hole.tries) for hole in coverage.holes] == [(FETCH_FAILED, tries)]
     assert coverage.settled == ()
     assert plan(coverage, ALWAYS_OPEN, Interval.DAY) == []
@@ -177,7 +182,7 @@ def test_a_market_that_ended_is_not_asked_for_again() -> None:
     for _ in range(3):
         now += timedelta(days=1)
         for tail in plan(coverage, ALWAYS_OPEN, Interval.DAY, now=now):
-            coverage = settle_failure(coverage, tail.window, now, "HTTP 404", 404)
+            coverage = apply_failure(coverage, tail.window, now, "HTTP 404", 404)
     assert [hole.reason for hole in coverage.holes] == [AFTER_LAST]
     assert plan(coverage, ALWAYS_OPEN, Interval.DAY, now=now + timedelta(days=9)) == []
 

@@ -35,8 +35,8 @@ from market_pipeline.domain.planning import (
     plan_retries,
 )
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
+from market_pipeline.domain.reconciliation import apply_failure
 from market_pipeline.domain.records import HistoryTerms, Window
-from market_pipeline.domain.settling import settle_failure
 from market_pipeline_tests.domain.test_coverage_planning import answer
 
 NOW = datetime(2024, 3, 15, 15, 20, tzinfo=UTC)
@@ -69,7 +69,7 @@ def load(calendar: str, interval: Interval, spans: list[tuple[int, int]]) -> Cov
             continue
         window = Window(from_micros(opens[0]), window.end)  # As requests do.
         if number % 3 == 2:
-            coverage = settle_failure(coverage, window, NOW, "HTTP 500", 500)
+            coverage = apply_failure(coverage, window, NOW, "HTTP 500", 500)
         else:
             missing = np.arange(ask_for(calendar, interval, window).bars) % 11 == number
             asked = ask_for(calendar, interval, window)
@@ -222,13 +222,13 @@ def test_the_end_of_an_outage_makes_its_failures_due() -> None:
     for _ in range(6):
         later += DAY
         failed = Window(WEEK.end, later)
-        coverage = settle_failure(coverage, failed, later, "HTTP 500", 500)
+        coverage = apply_failure(coverage, failed, later, "HTTP 500", 500)
     later += timedelta(hours=1)
     assert not any(hole.is_due(later) for hole in coverage.holes)
     tail = ask_for(ALWAYS_OPEN, Interval.DAY, Window(later - DAY, later))
     healed = answer(coverage, tail, ALWAYS_OPEN, now=later)
     assert [hole.is_due(later) for hole in healed.holes] == [True]
-    again = settle_failure(healed, healed.holes[0].window, later, "HTTP 500", 500)
+    again = apply_failure(healed, healed.holes[0].window, later, "HTTP 500", 500)
     answered = answer(again, tail, ALWAYS_OPEN, now=later + timedelta(minutes=1))
     assert [hole.is_due(later + timedelta(minutes=1)) for hole in answered.holes] == [False]
 

@@ -8,8 +8,8 @@ from market_pipeline.domain.coverage import Coverage, measure_round
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.planning import TAIL, VERIFY, FetchRequest, plan_verification
 from market_pipeline.domain.ranges import merge_windows
+from market_pipeline.domain.reconciliation import skip_turn
 from market_pipeline.domain.records import HistoryTerms, Window
-from market_pipeline.domain.settling import skip_turn
 from market_pipeline_tests.domain.test_coverage_planning import answer
 
 NOW = datetime(2024, 3, 15, tzinfo=UTC)

@@ -83,7 +83,7 @@ def test_constant_prices_have_no_spike_and_a_jump_out_of_them_is_one() -> None:
     assert positions(series([7.0] * 20 + [5.0] * 20)) == [20]
 
 
-def test_fewer_than_twenty_bars_are_not_judged() -> None:
+def test_fewer_than_twenty_bars_are_not_examined() -> None:
     """The twentieth bar makes the difference."""
     crash = [100.0, 101.0] * 9 + [100.0]
     assert positions(series([*crash[:-1], 10.0])) == []
@@ -98,7 +98,7 @@ def test_each_interval_is_measured_by_itself() -> None:
 
 
 def test_missing_and_impossible_closes_are_left_aside() -> None:
-    """No return leads to or from them, and the others are judged as ever."""
+    """No return leads to or from them, and the others are examined as ever."""
     closes = wander()
     closes[10], closes[20], closes[25] = np.nan, 0.0, -3.0
     closes[40] *= 1000

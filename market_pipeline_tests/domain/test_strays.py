@@ -22,7 +22,7 @@ PRE_MARKET = SESSIONS["open_time"] - pd.Timedelta(hours=2)
 
 
 def find(strays: "pd.DatetimeIndex | pd.Series[pd.Timestamp]") -> str | None:
-    """Judge strays of the year 2023."""
+    """Find strays of the year 2023."""
     return find_stray_rule(pd.Series(strays), SESSIONS)
 
 

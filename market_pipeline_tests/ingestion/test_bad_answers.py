@@ -49,7 +49,7 @@ class Ingestion:
         self.provider = YahooProvider(server.environ, clocks=FakeTime().clocks, limits=QUICK)
 
     def ingest(self, now: datetime = NOW, symbols: tuple[str, ...] = ("SPX",)) -> dict[str, Any]:
-        """Fetch, judge and commit, and return the receipt of the last symbol's market."""
+        """Fetch, validate and commit, and return the receipt of the last symbol's market."""
         request = build_request(datetime.now(UTC), symbols, "yahoo", 14, now.isoformat())
         run = Run(uuid4(), "manual", now, request)
         markets = [self.provider.find_market(symbol) for symbol in symbols]

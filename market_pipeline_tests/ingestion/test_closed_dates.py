@@ -183,10 +183,10 @@ def test_a_calendar_that_learns_of_a_session_takes_its_bars_in(
     assert files.run(NOW + timedelta(minutes=5))["outcome"] == "ok"
 
 
-def test_the_replay_command_judges_by_the_calendar_of_today(
+def test_the_replay_command_validates_by_the_calendar_of_today(
     files: Files, load: Callable[..., None], database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of no session are among those that `quarantine replay --all` judges again."""
+    """Rows of no session are among those that `quarantine replay --all` validates again."""
     load(*CLOSED_BY_MISTAKE, source="exchange_calendars 1")
     files.write(SATURDAY)
     files.run()
@@ -199,7 +199,7 @@ def test_the_replay_command_judges_by_the_calendar_of_today(
     assert "is still bad: not_a_session" in replayed.stderr
 
 
-def test_a_market_that_is_busy_is_judged_again_by_a_later_process(
+def test_a_market_that_is_busy_is_validated_again_by_a_later_process(
     files: Files, load: Callable[..., None]
 ) -> None:
     """A run goes on without; the calendar's source is not noted before the rows are in."""

@@ -15,9 +15,9 @@ from sqlalchemy import Engine
 from market_pipeline.domain.differences import PRICES
 from market_pipeline.domain.errors import TransientProviderError
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.masking import RESTATING, SUSPECTED_SPLIT, DataIssue
 from market_pipeline.domain.records import HistoryTerms, Market, Window
 from market_pipeline.domain.sessions import read_sessions
-from market_pipeline.domain.withholding import RESTATING, SUSPECTED_SPLIT, DataIssue
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.stream import BarStream

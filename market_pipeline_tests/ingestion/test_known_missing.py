@@ -10,9 +10,9 @@ from sqlalchemy import Engine, text
 
 from market_pipeline.domain import sessions
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.masking import NEVER_ASKED
 from market_pipeline.domain.records import HistoryTerms, Market, Window
 from market_pipeline.domain.sessions import build_schedule
-from market_pipeline.domain.withholding import NEVER_ASKED
 from market_pipeline.ingestion.estimate import estimate_request
 from market_pipeline.ingestion.planning import describe_cut
 from market_pipeline.ingestion.receipts import Run

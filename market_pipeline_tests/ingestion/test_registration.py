@@ -8,9 +8,9 @@ from sqlalchemy import Engine, text
 
 from market_pipeline.domain.errors import UnknownMarketError
 from market_pipeline.domain.records import Market
-from market_pipeline.ingestion.request import keep_active
+from market_pipeline.ingestion.request import filter_active
 from market_pipeline.providers.mock import MockProvider
-from market_pipeline.readers.questions import find_markets
+from market_pipeline.readers.resolve import find_markets
 from market_pipeline.storage.markets.registration import ensure_market, register_markets
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
 
@@ -146,8 +146,8 @@ def test_a_run_goes_on_with_the_stored_facts_and_says_so(engine: Engine) -> None
     assert ether is not None
     told = replace(bitcoin, calendar="XETR", quote="EUR", assumed="quote EUR assumed")
     with engine.connect() as connection:
-        kept = keep_active(connection, [(provider, told), (provider, ether)])
-        same = keep_active(connection, [(provider, bitcoin)])
+        kept = filter_active(connection, [(provider, told), (provider, ether)])
+        same = filter_active(connection, [(provider, bitcoin)])
     assert [market for _, market in kept] == [bitcoin, ether]
     assert kept[1][1].assumed is same[0][1].assumed is None
     assert kept[0][1].assumed == (

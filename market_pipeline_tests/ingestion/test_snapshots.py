@@ -1,4 +1,4 @@
-"""Which live prices are stored: judged by the moment they were asked for, or the window's end."""
+"""Which live prices are stored: by the moment they were asked for, or the window's end."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta

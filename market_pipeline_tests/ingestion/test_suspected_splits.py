@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Engine
 
 from market_pipeline.domain.errors import PipelineError
+from market_pipeline.domain.masking import SUSPECTED_SPLIT
 from market_pipeline.domain.records import Market, Window
-from market_pipeline.domain.withholding import SUSPECTED_SPLIT
 from market_pipeline.ingestion.deciding import confirm_split, dismiss_event
 from market_pipeline_tests.ingestion.test_differences import (
     EVENTS,

@@ -23,8 +23,8 @@ RUN = (
 OFF = """
 import sys
 from market_pipeline.observability import tracing
-with tracing.span("fetch", market="BTC-USD") as told:
-    told.tell(bars=1)
+with tracing.span("fetch", market="BTC-USD") as handle:
+    handle.set_attributes(bars=1)
 tracing.end_run()
 assert not [name for name in sys.modules if name.startswith("opentelemetry")]
 """
@@ -32,8 +32,8 @@ NOT_INSTALLED = """
 import sys
 sys.modules["opentelemetry"] = None
 from market_pipeline.observability import tracing
-with tracing.span("fetch") as told:
-    told.tell(bars=1)
+with tracing.span("fetch") as handle:
+    handle.set_attributes(bars=1)
 """
 Ingest = Callable[..., str]
 

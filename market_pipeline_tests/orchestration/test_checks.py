@@ -13,7 +13,7 @@ from market_pipeline.domain.coverage import ASKED_OFTEN, Hole
 from market_pipeline.domain.freshness import find_newest_due
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
-from market_pipeline.orchestration.checks import BLOCKING, JUDGES, check_market_aggregates
+from market_pipeline.orchestration.checks import BLOCKING, CHECKS, check_market_aggregates
 from market_pipeline.storage.runs.evidence import read_run_evidence
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.orchestration.conftest import Materialise
@@ -57,7 +57,7 @@ def ingest(database: Engine, materialise: Materialise) -> Callable[[], dg.Execut
 
 @pytest.fixture
 def check(database_url: str, instance: dg.DagsterInstance, ingest: Callable[[], Any]) -> Check:
-    """Ingests, and then runs checks alone, which judge the last receipt."""
+    """Ingests, and then runs checks alone, which check the last receipt."""
     assert ingest().success
     selection = dg.AssetSelection.checks(check_market_aggregates)
     alone = dg.Definitions(jobs=[dg.define_asset_job("checks", selection=selection)])
@@ -129,7 +129,7 @@ def test_a_good_run_passes_every_check_with_its_numbers(
     """One step says it all: what was looked at is counted, so that nothing passes unseen."""
     result = ingest()
     evaluations = list_evaluations(result)
-    assert set(evaluations) == set(JUDGES)
+    assert set(evaluations) == set(CHECKS)
     assert find_failed(evaluations) == set()
     assert all(one.asset_key == dg.AssetKey("market_aggregates") for one in evaluations.values())
     (stored,) = read_column(database, "SELECT count(*) FROM market_data.market_aggregate")
@@ -151,7 +151,7 @@ def test_a_good_run_passes_every_check_with_its_numbers(
 def test_a_later_run_looks_at_what_it_wrote_alone(
     ingest: Callable[[], dg.ExecuteInProcessResult], materialise: Materialise, database: Engine
 ) -> None:
-    """Neither at the bars it only read again nor at those between; nothing written, none judged."""
+    """Neither at the bars it only read again nor at those between; none written, none checked."""
     ingest()
     later = materialise(symbols=SYMBOLS, window_end="2024-03-15T12:00Z", lookback_days=7)
     query = text("SELECT count(*) FROM market_data.market_aggregate WHERE run_id = :run_id")
@@ -164,7 +164,7 @@ def test_a_later_run_looks_at_what_it_wrote_alone(
     assert read_numbers(list_evaluations(same)["ohlc_in_order"]) == {"bars": 0, "disordered": 0}
 
 
-def test_checks_alone_judge_the_last_receipt(check: Check, database: Engine) -> None:
+def test_checks_alone_check_the_last_receipt(check: Check, database: Engine) -> None:
     """The UI's button on a check has no receipt of its own; the result says whose it was."""
     (run_id,) = read_column(database, "SELECT run_id::text FROM market_data.ingestion_run")
     evaluations = check()
@@ -353,7 +353,7 @@ def test_a_repeated_key_fails_the_run_and_stops_the_statistics(
     assert not result.success
     evaluations = list_evaluations(result)
     assert find_failed(evaluations) == {"keys_unique"}
-    assert set(evaluations) == set(JUDGES)
+    assert set(evaluations) == set(CHECKS)
     assert evaluations["keys_unique"].severity is dg.AssetCheckSeverity.ERROR
     assert read_numbers(evaluations["keys_unique"])["repeated"] == 3
     lines = list_objections(evaluations["keys_unique"])

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from market_pipeline.orchestration.gallery import _build_matrix, show_gaps
 from market_pipeline.orchestration.pictures import (
     MAX_BYTES,
     Panel,
@@ -17,6 +16,7 @@ from market_pipeline.orchestration.pictures import (
     has_range,
     shorten,
 )
+from market_pipeline.orchestration.plots import _build_matrix, show_gaps
 
 
 def make_bars(days: int, start: float = 100.0, seed: int = 1) -> pd.DataFrame:

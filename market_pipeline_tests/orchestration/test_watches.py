@@ -146,7 +146,7 @@ def test_a_provider_is_down_also_when_one_market_had_nothing_to_ask(
 def test_markets_that_all_failed_are_an_error_not_a_warning(
     engine: Engine, materialise: Materialise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Judged among those that were due; one of several is a warning."""
+    """Checked among those that were due; one of several is a warning."""
     severity = "SELECT severity FROM market_data.alert WHERE kind = 'markets_short'"
     monkeypatch.setenv("MOCK_FAULTS", "ETH-USD:wrong_symbol")
     assert materialise("market_aggregates", lookback_days=2).success
@@ -353,7 +353,7 @@ def test_a_blocking_check_that_fails_is_critical(
     from market_pipeline.orchestration import checks
 
     bad = checks.CheckResult({"bars": 1}, [{"market": "BTC-USD"}])
-    monkeypatch.setitem(checks.JUDGES, "keys_unique", lambda _: bad)  # type: ignore[arg-type]
+    monkeypatch.setitem(checks.CHECKS, "keys_unique", lambda _: bad)  # type: ignore[arg-type]
     assert not run(instance, lookback_days=2).success
     tick("run_failure_alert")
     assert read_open(engine) == {"check_failed:ingest": ["ingest"]}
@@ -394,7 +394,7 @@ def test_a_killed_run_is_ended_within_two_looks_and_its_slot_is_free(
 
 
 def test_runs_of_others_are_left_alone(instance: dg.DagsterInstance, tick: Tick) -> None:
-    """A run that never showed its life by a lock cannot be judged by it."""
+    """A run that never showed its life by a lock cannot be checked by it."""
     other = instance.create_run_for_job(_other_job, status=dg.DagsterRunStatus.STARTED)
     for _ in range(3):
         tick("dead_run_watch")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from market_pipeline.domain.errors import PermanentProviderError, SettingError
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.judging import judge_bars
 from market_pipeline.domain.records import Market, Window
+from market_pipeline.domain.validation import validate_bars
 from market_pipeline.providers.coingecko import (
     CoinGeckoProvider,
     build_bars,
@@ -164,10 +164,10 @@ def test_two_prices_at_one_boundary_are_none() -> None:
         ("13:01", 10.0), ("14:01", 12.0), ("14:03", 12.5), ("15:02", 11.0), ("16:03", 13.0)
     )
     bars = build_bars(points, Interval.HOUR, at("2024-01-02"))
-    judged = judge_bars(bars, at("2024-01-02"))
-    assert judged.good["open_time"].dt.hour.tolist() == [15]
-    assert judged.rejected["open_time"].dt.hour.tolist() == [13, 13, 14, 14]
-    assert set(judged.rejected["rule"]) == {"conflicting_duplicate"}
+    validated = validate_bars(bars, at("2024-01-02"))
+    assert validated.good["open_time"].dt.hour.tolist() == [15]
+    assert validated.rejected["open_time"].dt.hour.tolist() == [13, 13, 14, 14]
+    assert set(validated.rejected["rule"]) == {"conflicting_duplicate"}
 
 
 def test_two_equal_prices_at_one_boundary_count_once() -> None:
@@ -200,9 +200,9 @@ def test_five_minute_points_make_no_hours() -> None:
     """An answer in another step than was asked for is in doubt at every hour: none is guessed."""
     points = parse_points(load_recording(MINUTES_2024), EVER)
     now = at("2024-01-15T12:00")
-    judged = judge_bars(build_bars(points, Interval.HOUR, now), now)
-    assert judged.good.empty
-    assert set(judged.rejected["rule"]) == {"conflicting_duplicate"}
+    validated = validate_bars(build_bars(points, Interval.HOUR, now), now)
+    assert validated.good.empty
+    assert set(validated.rejected["rule"]) == {"conflicting_duplicate"}
 
 
 def test_null_points_are_left_out() -> None:
@@ -235,10 +235,10 @@ def test_e1_two_prices_at_one_moment_are_quarantined(interval: Interval) -> None
     pairs = [[stamp.timestamp() * 1000, 10.0 + step] for step, stamp in enumerate(stamps)]
     body = {"prices": [*pairs, [pairs[2][0], 99.0]], "total_volumes": pairs}
     now = at("2024-02-01")
-    judged = judge_bars(build_bars(parse_points(body, EVER), interval, now), now)
-    assert judged.good["open_time"].tolist() == [stamps[0], stamps[3]]
-    assert set(judged.rejected["open_time"]) == {stamps[1], stamps[2]}
-    assert set(judged.rejected["rule"]) == {"conflicting_duplicate"}
+    validated = validate_bars(build_bars(parse_points(body, EVER), interval, now), now)
+    assert validated.good["open_time"].tolist() == [stamps[0], stamps[3]]
+    assert set(validated.rejected["open_time"]) == {stamps[1], stamps[2]}
+    assert set(validated.rejected["rule"]) == {"conflicting_duplicate"}
 
 
 def test_e1_the_same_point_twice_counts_once() -> None:

@@ -206,8 +206,8 @@ def test_missing_marks_are_no_prices(tmp_path: Path) -> None:
     assert bars["close"].tolist() == [5.0]
 
 
-def test_e8_impossible_prices_pass_for_others_to_judge(tmp_path: Path) -> None:
-    """The provider hands on what the file says; judging has one place."""
+def test_e8_impossible_prices_pass_for_others_to_validate(tmp_path: Path) -> None:
+    """The provider hands on what the file says; validating has one place."""
     bars = fetch(write(tmp_path, "date,close\n2024-01-02,-1\n2024-01-03,inf\n2024-01-04,0\n"))
     assert bars["close"].tolist() == [-1.0, float("inf"), 0.0]
 

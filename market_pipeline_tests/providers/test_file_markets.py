@@ -152,7 +152,7 @@ def test_no_few_weekend_rows_are_a_pattern(folder: Folder, weekend: set[pd.Times
 
 @pytest.mark.parametrize("symbol", ["SAP.DE", "EURUSD", "AAPL"])
 def test_one_weekend_row_changes_nothing(folder: Folder, symbol: str) -> None:
-    """Whatever the market: it goes on to be judged by the calendar."""
+    """Whatever the market: it goes on to be validated by the calendar."""
     folder.write(symbol)
     expected = folder.find(symbol)
     folder.write(symbol, WEEKDAYS.union(pd.DatetimeIndex(["2024-02-10"])))

@@ -132,7 +132,7 @@ def test_an_open_event_is_refused(pipeline: Pipeline) -> None:
         read(pipeline, "explained")
 
 
-def test_a_version_is_judged_by_its_own_time(pipeline: Pipeline) -> None:
+def test_a_version_is_checked_by_its_own_time(pipeline: Pipeline) -> None:
     """What was written later is not in it, though the ledger has it now."""
     first = NOON - 3 * DAY
     run(pipeline, first)

@@ -1,4 +1,4 @@
-"""The files of ``deploy/``, each judged by the tool that reads it in production, or its linter."""
+"""The files of ``deploy/``, each checked by the tool that reads it in production, or its linter."""
 
 import shutil
 import subprocess

@@ -14,11 +14,11 @@ import pandas as pd
 
 from market_pipeline.domain.arrays import FloatArray, IntArray
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.masking import DataIssue, mask_unreliable
 from market_pipeline.domain.records import UTC_DTYPE
 from market_pipeline.domain.returns import build_times, fill_gaps, read_microseconds
 from market_pipeline.domain.roi import compute_drawdowns
 from market_pipeline.domain.volatility import compute_rolling_volatility
-from market_pipeline.domain.withholding import DataIssue, withhold
 
 # What the volatility at a close looks back on; of days it is the 30d statistic.
 VOLATILITY_DAYS = {Interval.HOUR: 7, Interval.DAY: 30, Interval.WEEK: 365}
@@ -55,7 +55,7 @@ def build_market_chart(
         final.assign(market_id=market["market_id"]), market["market_id"], market["calendar"],
         interval, days, min_returns,
     )  # fmt: skip
-    kept = withhold(rolled, ("market_id",), ("realised_volatility",), flaws)
+    kept = mask_unreliable(rolled, ("market_id",), ("realised_volatility",), flaws)
     volatility = kept.set_index("open_time")["realised_volatility"].reindex(final["open_time"])
     at, place = fill_gaps([market["calendar"]], interval, read_microseconds(final["open_time"]))
     drawdown = compute_drawdowns(final["close"].to_numpy())

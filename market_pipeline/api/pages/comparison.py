@@ -17,7 +17,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.readers.comparing import PAIR_KEYS
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.pairs import read_pairs
-from market_pipeline.readers.questions import read_all_markets
+from market_pipeline.readers.resolve import read_all_markets
 from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage.bars.stored import read_ratio
 from market_pipeline.storage.markets.lookup import read_active_markets

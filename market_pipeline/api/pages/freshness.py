@@ -18,7 +18,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.ingestion.freshness import describe_series
 from market_pipeline.providers.base import Provider
 from market_pipeline.providers.registry import load_provider
-from market_pipeline.readers.questions import read_all_markets
+from market_pipeline.readers.resolve import read_all_markets
 from market_pipeline.storage.coverage.listings import read_coverage_rows
 
 _GRACE = {Interval.HOUR: timedelta(hours=3), Interval.DAY: timedelta(hours=12)}
@@ -62,17 +62,17 @@ def read_series(connection: Connection) -> dict[int, list[TrackedSeries]]:
     }
 
 
-def judge_freshness(series: Sequence[TrackedSeries], now: datetime) -> Freshness:
+def summarise_freshness(series: Sequence[TrackedSeries], now: datetime) -> Freshness:
     """Return the freshness of a market; of several late series that of the latest one."""
     if all(one.watermark is None for one in series):
         return Freshness("empty", None)
-    late = [found for one in series if (found := _judge(one, now)) is not None]
+    late = [found for one in series if (found := _find_delay(one, now)) is not None]
     if late:
         return max(late, key=lambda found: (found.behind is None, found.behind or _NOT_LATE))
     return Freshness("current", series[0].watermark, interval=series[0].interval)
 
 
-def _judge(series: TrackedSeries, now: datetime) -> Freshness | None:
+def _find_delay(series: TrackedSeries, now: datetime) -> Freshness | None:
     """Return the delay of a series; None if it is not late, or if that is unknown."""
     # By the minute: the markets of one calendar then share an answer.
     clock = now.replace(second=0, microsecond=0) - _GRACE[series.interval]

@@ -18,7 +18,7 @@ from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.coverage_map import EXPLAINED, HOLE, MISSING, cut_time, map_coverage
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.readers.questions import build_unknown_error, find_market_called
+from market_pipeline.readers.resolve import build_unknown_error, find_market_called
 from market_pipeline.readers.why import pick_value
 from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage.bars.quarantine import list_quarantine

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from sqlalchemy import Row
 
 from market_pipeline.api.pages.charts import break_at_gaps
-from market_pipeline.api.pages.freshness import Freshness, judge_freshness, read_series
+from market_pipeline.api.pages.freshness import Freshness, read_series, summarise_freshness
 from market_pipeline.api.pages.pictures import Polyline, draw_line
 from market_pipeline.api.pages.rendering import answer_page
 from market_pipeline.api.services import Services, get_services
@@ -131,7 +131,7 @@ def build_line(row: Mapping[str, Any], now: datetime) -> MarketLine:
     is_close = row["price"] is None
     price = row["close"] if is_close else row["price"]
     price_at = row["close_time"] if is_close else row["observed_at"]
-    return MarketLine(row, price, price_at, is_close, judge_freshness(row["series"], now))
+    return MarketLine(row, price, price_at, is_close, summarise_freshness(row["series"], now))
 
 
 def _spell(row: Mapping[str, Any]) -> str:

@@ -18,8 +18,7 @@ from market_pipeline.api.media import (
     make_etag,
 )
 from market_pipeline.api.models import BarTable, ComparisonTable, RoiTable
-from market_pipeline.api.problems import ProblemError, describe_problems
-from market_pipeline.api.questions import (
+from market_pipeline.api.params import (
     AsOf,
     End,
     Format,
@@ -32,13 +31,14 @@ from market_pipeline.api.questions import (
     Version,
     find_market,
 )
+from market_pipeline.api.problems import ProblemError, describe_problems
 from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.readers.aggregates import demand_bars
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.paging import MAX_CURSOR_CHARACTERS, BarQuery, read_page
-from market_pipeline.readers.questions import (
+from market_pipeline.readers.resolve import (
     check_version,
     parse_moment,
     parse_past_moment,
@@ -88,7 +88,7 @@ def list_aggregates(
 
     Without ``start`` a week of hours, a year of days or five years of weeks. A cursor pins the
     dataset version, so that pages belong together whatever is written meanwhile. ``require`` is
-    judged with the first page, for the whole span.
+    checked with the first page, for the whole span.
     """
     chosen, window = choose_format(request, kind), _choose_window(interval, start, end)
     moment = None if as_of is None else parse_past_moment("as_of", as_of)

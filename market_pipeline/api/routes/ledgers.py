@@ -9,12 +9,12 @@ from fastapi.responses import Response
 
 from market_pipeline.api.media import OTHER_FORMATS, Origin, answer_table, choose_format
 from market_pipeline.api.models import CoverageTable, RunReceipt, RunTable
+from market_pipeline.api.params import Format, ServicesNeeded
 from market_pipeline.api.problems import ProblemError, describe_problems
-from market_pipeline.api.questions import Format, ServicesNeeded
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.encoding import encode_json, list_records
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.readers.questions import find_market_ids
+from market_pipeline.readers.resolve import find_market_ids
 from market_pipeline.settings import split_list
 from market_pipeline.storage.bars.history import read_newest_version
 from market_pipeline.storage.coverage.holes import list_holes

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select, text
 
-from market_pipeline.domain.judging import NOT_A_SESSION
+from market_pipeline.domain.validation import NOT_A_SESSION
 from market_pipeline.observability.metrics import (
     MAX_SERIES,
     Labels,

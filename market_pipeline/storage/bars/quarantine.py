@@ -1,6 +1,6 @@
 """Impossible bars as they came: each kept once with its reason, so that nothing is lost.
 
-Here: a bar as JSON and back, and the table's rows. Not here: the rules (``domain.judging``), and
+Here: a bar as JSON and back, and the table's rows. Not here: the rules (``domain.validation``), and
 what replaying a row writes (``ingestion.quarantine``).
 """
 
@@ -16,8 +16,8 @@ import pandas as pd
 from sqlalchemy import Connection, Select, select, text, update
 
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.judging import NOT_A_SESSION
 from market_pipeline.domain.records import BAR_DTYPES, UTC_DTYPE, build_bar_frame
+from market_pipeline.domain.validation import NOT_A_SESSION
 from market_pipeline.storage.ledgers import quarantined_row
 from market_pipeline.storage.rows import Row, fetch, read_frame
 from market_pipeline.storage.tables import market

@@ -12,9 +12,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, text
 
 from market_pipeline.domain.coverage import Coverage, Hole, Round, find_never_asked
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.parsing import ReadSpan, find_changes, list_spans
-from market_pipeline.domain.records import Window
-from market_pipeline.domain.withholding import (
+from market_pipeline.domain.masking import (
     MIXED_PARSING,
     NEVER_ASKED,
     RESTATING,
@@ -22,6 +20,8 @@ from market_pipeline.domain.withholding import (
     UNEXPLAINED_HOLE,
     DataIssue,
 )
+from market_pipeline.domain.parsing import ReadSpan, find_changes, list_spans
+from market_pipeline.domain.records import Window
 from market_pipeline.storage.bars import events
 from market_pipeline.storage.bars.events import read_open_events
 from market_pipeline.storage.ledgers import coverage_hole

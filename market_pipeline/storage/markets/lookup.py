@@ -1,7 +1,7 @@
 """Markets found by key and by name, and those that are active.
 
 Not here: what is shown of many markets (``listings``), which market a name means
-(``readers.questions``).
+(``readers.resolve``).
 """
 
 from collections.abc import Mapping, Sequence

@@ -21,10 +21,10 @@ from market_pipeline.domain.budgets import (
     Account,
     BudgetLimit,
     count_verifications,
-    find_used_up,
+    find_exhausted_quota,
     find_wait,
+    refill,
     spend_call,
-    turn_to,
 )
 from market_pipeline.domain.errors import TransientProviderError
 from market_pipeline.settings import read_provider_call_limits
@@ -97,7 +97,7 @@ class DatabaseRateLimiter:
     def _try_admit(self, provider: str, limit: BudgetLimit, patience: timedelta) -> timedelta:
         """Count a call and return zero, or return how long to wait before trying again."""
         with _open_account(self.engine, provider, limit, self.period) as (connection, account):
-            if used_up := find_used_up(account, limit):
+            if used_up := find_exhausted_quota(account, limit):
                 raise TransientProviderError(provider, _explain_quota(*used_up))
             if wait := find_wait(account, limit, self.period):
                 if wait > patience:
@@ -181,7 +181,7 @@ def _read(connection: Connection, provider: str, limit: BudgetLimit, period: tim
     if row["day"] is None:
         return Account.open(limit, row["now"])
     stored = {name: row[name] for name in row if name != "now"}
-    return turn_to(Account(**stored), limit, row["now"], period)
+    return refill(Account(**stored), limit, row["now"], period)
 
 
 def _create(connection: Connection, account: Account, provider: str) -> None:

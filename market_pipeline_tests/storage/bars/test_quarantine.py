@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
-from market_pipeline.domain.judging import judge_bars
 from market_pipeline.domain.records import BAR_COLUMNS, build_bar_frame, build_empty_bar_frame
+from market_pipeline.domain.validation import validate_bars
 from market_pipeline.storage.bars.quarantine import (
     parse_payloads,
     read_quarantine,
@@ -45,8 +45,8 @@ def bars_of(*changes: dict[str, Any]) -> pd.DataFrame:
 
 
 def reject(*changes: dict[str, Any]) -> pd.DataFrame:
-    """Judge bars and return the rejected ones."""
-    return judge_bars(bars_of(*changes), NOW).rejected
+    """Validate bars and return the rejected ones."""
+    return validate_bars(bars_of(*changes), NOW).rejected
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_nothing_rejected_asks_nothing_of_the_database(engine: Engine, market_id
     """The ordinary batch costs nothing; any other, one statement."""
     statements: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *call: statements.append(call[2]))
-    record(engine, market_id, judge_bars(build_empty_bar_frame(), NOW).rejected)
+    record(engine, market_id, validate_bars(build_empty_bar_frame(), NOW).rejected)
     assert statements == []
     record(engine, market_id, reject(*({"low": 10.5 + step / 1e6} for step in range(1500))))
     assert len(statements) == 1

@@ -168,7 +168,7 @@ def test_the_same_data_again_rewrites_nothing(engine: Engine, count: int) -> Non
 def test_an_impossible_row_leaves_nothing_of_its_batch(
     engine: Engine, count: int, price: float
 ) -> None:
-    """The table's CHECKs stand behind the judges, and a batch lands whole or not at all."""
+    """The table's CHECKs stand behind the checks, and a batch lands whole or not at all."""
     with engine.begin() as connection:
         bars = build_bars(add_market(connection), count)
     bars.loc[count - 1, ["low", "close"]] = price

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market_pipeline.domain.judging import judge_bars
 from market_pipeline.domain.records import BAR_COLUMNS, build_bar_frame, build_empty_bar_frame
 from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
+from market_pipeline.domain.validation import validate_bars
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 SOUND = {
@@ -65,10 +65,10 @@ def frame_of(*changes: dict[str, Any]) -> pd.DataFrame:
 )
 def test_an_impossible_bar_is_rejected_under_its_rule(rule: str, change: dict[str, Any]) -> None:
     """The row is kept with the rule it breaks and the values that break it; its neighbour lands."""
-    judged = judge_bars(frame_of(change, {"open_time": "2024-04-29T00:00Z"}), NOW)
-    assert list(judged.rejected["rule"]) == [rule]
-    assert "=" in judged.rejected["detail"][0]
-    assert list(judged.good["open_time"]) == [pd.Timestamp("2024-04-29", tz="UTC")]
+    validated = validate_bars(frame_of(change, {"open_time": "2024-04-29T00:00Z"}), NOW)
+    assert list(validated.rejected["rule"]) == [rule]
+    assert "=" in validated.rejected["detail"][0]
+    assert list(validated.good["open_time"]) == [pd.Timestamp("2024-04-29", tz="UTC")]
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_an_impossible_bar_is_rejected_under_its_rule(rule: str, change: dict[st
 )
 def test_an_unusual_bar_passes(change: dict[str, Any]) -> None:
     """Unknown volume, spikes, bars without shadows and the running bar are possible."""
-    judged = judge_bars(frame_of(change), NOW)
-    assert (len(judged.good), len(judged.rejected), judged.duplicates) == (1, 0, 0)
+    validated = validate_bars(frame_of(change), NOW)
+    assert (len(validated.good), len(validated.rejected), validated.duplicates) == (1, 0, 0)
 
 
 def new_york(first: datetime = datetime(2024, 1, 1, tzinfo=UTC), days: int = 180) -> pd.DataFrame:
@@ -97,9 +97,9 @@ def new_york(first: datetime = datetime(2024, 1, 1, tzinfo=UTC), days: int = 180
 def test_hourly_bars_of_an_exchange_start_where_its_grid_says() -> None:
     """Within a session the half hour is right and the full hour is not."""
     hours = ({"interval": "1h", "open_time": f"2024-05-06T{at}Z"} for at in ("13:30", "14:00"))
-    judged = judge_bars(frame_of(*hours), NOW, new_york())
-    assert [f"{time:%H:%M}" for time in judged.good["open_time"]] == ["13:30"]
-    assert list(judged.rejected["rule"]) == ["off_grid"]
+    validated = validate_bars(frame_of(*hours), NOW, new_york())
+    assert [f"{time:%H:%M}" for time in validated.good["open_time"]] == ["13:30"]
+    assert list(validated.rejected["rule"]) == ["off_grid"]
 
 
 @pytest.mark.parametrize(
@@ -119,17 +119,17 @@ def test_a_bar_that_no_session_has_is_told_from_an_impossible_one(
 ) -> None:
     """Its stamp is a start of a bar, but the calendar has no session then; the neighbour lands."""
     change = {"close_time": "2024-05-28T00:00Z", **change}
-    judged = judge_bars(frame_of(change, {"open_time": "2024-05-06T00:00Z"}), NOW, new_york())
-    assert list(judged.rejected["rule"]) == [rule]
-    assert list(judged.good["open_time"]) == [pd.Timestamp("2024-05-06", tz="UTC")]
+    validated = validate_bars(frame_of(change, {"open_time": "2024-05-06T00:00Z"}), NOW, new_york())
+    assert list(validated.rejected["rule"]) == [rule]
+    assert list(validated.good["open_time"]) == [pd.Timestamp("2024-05-06", tz="UTC")]
 
 
 @pytest.mark.parametrize("date", ["2023-12-30", "2024-06-29"])
 def test_a_date_beyond_what_the_calendar_knows_is_no_closed_date(date: str) -> None:
     """Before its first session and after its last one a calendar says nothing."""
     bar = {"open_time": f"{date}T00:00Z", "close_time": "2024-07-01T00:00Z"}
-    judged = judge_bars(frame_of(bar), datetime(2024, 8, 1, tzinfo=UTC), new_york())
-    assert len(judged.good) == 1
+    validated = validate_bars(frame_of(bar), datetime(2024, 8, 1, tzinfo=UTC), new_york())
+    assert len(validated.good) == 1
 
 
 def test_a_market_that_never_closes_has_a_session_for_every_bar() -> None:
@@ -137,7 +137,7 @@ def test_a_market_that_never_closes_has_a_session_for_every_bar() -> None:
     days = ({"open_time": f"2024-05-{day:02}T00:00Z"} for day in range(1, 7))
     bars = frame_of(*({**day, "close_time": "2024-05-09T00:00Z"} for day in days))
     sessions = read_sessions("24/7", datetime(2024, 5, 1, tzinfo=UTC), NOW)
-    assert judge_bars(bars, NOW, sessions).rejected.empty
+    assert validate_bars(bars, NOW, sessions).rejected.empty
 
 
 @settings(max_examples=60, deadline=None)
@@ -150,79 +150,83 @@ def test_every_bar_is_of_a_session_or_says_that_it_is_not(hours: list[int], is_d
     opens = sorted({first + (n % 170 if is_daily else n) * step for n in hours})
     interval = "1d" if is_daily else "1h"
     bars = ({"interval": interval, "open_time": at, "close_time": at + step} for at in opens)
-    judged = judge_bars(frame_of(*bars), datetime(2025, 1, 1, tzinfo=UTC), sessions)
+    validated = validate_bars(frame_of(*bars), datetime(2025, 1, 1, tzinfo=UTC), sessions)
     expected = sessions["session_date"] if is_daily else pd.Series(build_hourly_grid(sessions))
     known = expected[expected.isin(opens)]
-    assert list(judged.good["open_time"]) == list(known)
-    assert set(judged.rejected["rule"]) <= {"not_a_session", "off_grid"}
-    assert is_daily is False or set(judged.rejected["rule"]) <= {"not_a_session"}
+    assert list(validated.good["open_time"]) == list(known)
+    assert set(validated.rejected["rule"]) <= {"not_a_session", "off_grid"}
+    assert is_daily is False or set(validated.rejected["rule"]) <= {"not_a_session"}
 
 
 def test_the_detail_shows_the_values_that_break_the_rule() -> None:
     """The reason can be read without the payload."""
-    judged = judge_bars(frame_of({"low": 10.5}), NOW)
-    assert judged.rejected["detail"][0] == "open=10.0, high=12.0, low=10.5, close=11.0"
+    validated = validate_bars(frame_of({"low": 10.5}), NOW)
+    assert validated.rejected["detail"][0] == "open=10.0, high=12.0, low=10.5, close=11.0"
 
 
 def test_equal_rows_are_one_bar_and_are_counted() -> None:
     """A repeated row is neither stored twice nor quarantined, unknown values included."""
-    judged = judge_bars(frame_of({"trades": np.nan}, {"trades": np.nan}, {"trades": np.nan}), NOW)
-    assert (len(judged.good), len(judged.rejected), judged.duplicates) == (1, 0, 2)
+    validated = validate_bars(
+        frame_of({"trades": np.nan}, {"trades": np.nan}, {"trades": np.nan}), NOW
+    )
+    assert (len(validated.good), len(validated.rejected), validated.duplicates) == (1, 0, 2)
 
 
 def test_of_contradicting_rows_the_last_received_is_kept() -> None:
     """The other is rejected as a conflicting duplicate."""
-    judged = judge_bars(frame_of({"close": 11.0}, {"close": 11.5}), NOW)
-    assert list(judged.good["close"]) == [11.5]
-    assert list(judged.rejected["close"]) == [11.0]
-    assert list(judged.rejected["rule"]) == ["conflicting_duplicate"]
+    validated = validate_bars(frame_of({"close": 11.0}, {"close": 11.5}), NOW)
+    assert list(validated.good["close"]) == [11.5]
+    assert list(validated.rejected["close"]) == [11.0]
+    assert list(validated.rejected["rule"]) == ["conflicting_duplicate"]
 
 
 def test_of_contradicting_rows_made_of_points_none_is_kept() -> None:
     """A price at one moment is a fact of which two versions came: neither is better."""
     rows = ({"close": close, "source_kind": "points"} for close in (11.0, 11.5, 11.5))
-    judged = judge_bars(frame_of(*rows), NOW)
-    assert judged.good.empty
-    assert list(judged.rejected["close"]) == [11.0, 11.5]
-    assert set(judged.rejected["rule"]) == {"conflicting_duplicate"}
-    assert judged.duplicates == 1
+    validated = validate_bars(frame_of(*rows), NOW)
+    assert validated.good.empty
+    assert list(validated.rejected["close"]) == [11.0, 11.5]
+    assert set(validated.rejected["rule"]) == {"conflicting_duplicate"}
+    assert validated.duplicates == 1
 
 
 @pytest.mark.parametrize("finals", [(True, False), (False, True)])
 def test_a_final_row_wins_over_a_provisional_one_in_any_order(finals: tuple[bool, bool]) -> None:
     """Finality counts more than the order of arrival."""
     rows = ({"is_final": final, "close": 11.0 if final else 11.5} for final in finals)
-    judged = judge_bars(frame_of(*rows), NOW)
-    assert list(judged.good["close"]) == [11.0]
-    assert list(judged.rejected["close"]) == [11.5]
+    validated = validate_bars(frame_of(*rows), NOW)
+    assert list(validated.good["close"]) == [11.0]
+    assert list(validated.rejected["close"]) == [11.5]
 
 
 def test_a_provisional_row_with_the_final_values_is_only_a_repeat() -> None:
     """Equal values do not conflict, and the bar is final."""
-    judged = judge_bars(frame_of({"is_final": True}, {"is_final": False}), NOW)
-    assert list(judged.good["is_final"]) == [True]
-    assert (len(judged.rejected), judged.duplicates) == (0, 1)
+    validated = validate_bars(frame_of({"is_final": True}, {"is_final": False}), NOW)
+    assert list(validated.good["is_final"]) == [True]
+    assert (len(validated.rejected), validated.duplicates) == (0, 1)
 
 
 def test_an_impossible_row_does_not_displace_a_sound_one() -> None:
     """Duplicates are settled among sound rows only."""
-    judged = judge_bars(frame_of({}, {"close": np.nan}), NOW)
-    assert list(judged.good["close"]) == [11.0]
-    assert list(judged.rejected["rule"]) == ["not_finite"]
+    validated = validate_bars(frame_of({}, {"close": np.nan}), NOW)
+    assert list(validated.good["close"]) == [11.0]
+    assert list(validated.rejected["rule"]) == ["not_finite"]
 
 
 def test_good_bars_are_ordered_by_interval_and_time() -> None:
     """Whatever order the provider sends them in."""
-    judged = judge_bars(frame_of({"interval": "1w"}, {}, {"open_time": "2024-05-05T00:00Z"}), NOW)
-    assert list(judged.good["interval"]) == ["1d", "1d", "1w"]
-    assert judged.good["open_time"].dt.day.tolist() == [5, 6, 6]
+    validated = validate_bars(
+        frame_of({"interval": "1w"}, {}, {"open_time": "2024-05-05T00:00Z"}), NOW
+    )
+    assert list(validated.good["interval"]) == ["1d", "1d", "1w"]
+    assert validated.good["open_time"].dt.day.tolist() == [5, 6, 6]
 
 
-def test_nothing_is_judged_to_nothing() -> None:
+def test_nothing_stays_nothing() -> None:
     """An empty frame gives empty frames with their columns."""
-    judged = judge_bars(build_empty_bar_frame(), NOW)
-    assert tuple(judged.good.columns) == BAR_COLUMNS
-    assert tuple(judged.rejected.columns) == (*BAR_COLUMNS, "rule", "detail")
+    validated = validate_bars(build_empty_bar_frame(), NOW)
+    assert tuple(validated.good.columns) == BAR_COLUMNS
+    assert tuple(validated.rejected.columns) == (*BAR_COLUMNS, "rule", "detail")
 
 
 numbers = st.one_of(st.floats(), st.sampled_from([1.0, 2.0, 0.0, -1.0, 1e308]))
@@ -257,17 +261,17 @@ near_rows = st.fixed_dictionaries(
 @given(st.lists(st.one_of(rows, near_rows), max_size=8))
 def test_every_row_is_good_rejected_or_a_repeat(changes: list[dict[str, Any]]) -> None:
     """No row is lost, no number raises, and keys of good bars are unique."""
-    judged = judge_bars(frame_of(*changes), NOW)
-    assert len(judged.good) + len(judged.rejected) + judged.duplicates == len(changes)
-    assert not judged.good.duplicated(["interval", "open_time"]).any()
-    assert (judged.rejected["rule"] != "").all()
+    validated = validate_bars(frame_of(*changes), NOW)
+    assert len(validated.good) + len(validated.rejected) + validated.duplicates == len(changes)
+    assert not validated.good.duplicated(["interval", "open_time"]).any()
+    assert (validated.rejected["rule"] != "").all()
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(rows, near_rows), max_size=8))
-def test_judging_good_bars_again_changes_nothing(changes: list[dict[str, Any]]) -> None:
-    """Judging is idempotent."""
-    good = judge_bars(frame_of(*changes), NOW).good
-    again = judge_bars(good, NOW)
+def test_validating_good_bars_again_changes_nothing(changes: list[dict[str, Any]]) -> None:
+    """Validating is idempotent."""
+    good = validate_bars(frame_of(*changes), NOW).good
+    again = validate_bars(good, NOW)
     pd.testing.assert_frame_equal(again.good, good)
     assert (len(again.rejected), again.duplicates) == (0, 0)

@@ -63,7 +63,7 @@ class FetchResult:
     is_turn: bool = False
 
 
-def settle_answer(
+def apply_fetch(
     coverage: Coverage,
     interval: Interval,
     calendar: str,
@@ -102,7 +102,7 @@ def settle_answer(
     )
 
 
-def settle_failure(
+def apply_failure(
     coverage: Coverage, window: Window, asked_at: datetime, detail: str, status: int | None
 ) -> Coverage:
     """Return the coverage after a request that failed: what it would have settled is a hole.

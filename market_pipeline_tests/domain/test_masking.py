@@ -8,17 +8,17 @@ import pandas as pd
 import pytest
 
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import Window
-from market_pipeline.domain.roi import MEASURES, compute_roi_statistics
-from market_pipeline.domain.withholding import (
+from market_pipeline.domain.masking import (
     MIXED_PARSING,
     NEVER_ASKED,
     REASONS,
     RESTATING,
     UNEXPLAINED_HOLE,
     DataIssue,
-    withhold,
+    mask_unreliable,
 )
+from market_pipeline.domain.records import Window
+from market_pipeline.domain.roi import MEASURES, compute_roi_statistics
 
 MARCH = datetime(2024, 3, 1, tzinfo=UTC)
 LAST = 59
@@ -44,7 +44,7 @@ def compute(*missing: int, days: tuple[int, ...] = (30,)) -> pd.DataFrame:
 
 def find_reasons(rows: pd.DataFrame, *flaws: DataIssue) -> list[str | None]:
     """Return the reason of each row that is withheld, and None for the others."""
-    told = withhold(rows, ("market_id",), MEASURES, flaws)
+    told = mask_unreliable(rows, ("market_id",), MEASURES, flaws)
     withheld = told[list(MEASURES)].isna().all(axis=1)
     return [reason if gone else None for reason, gone in zip(told["reason"], withheld, strict=True)]
 
@@ -110,6 +110,6 @@ def test_the_other_side_of_a_pair_withholds_as_well() -> None:
     )
     keys = ("base_market_id", "quote_market_id")
     flaws = [hole(30, 31, market_id=2), hole(29, 30, market_id=3)]
-    told = withhold(rows, keys, ["correlation"], flaws)
+    told = mask_unreliable(rows, keys, ["correlation"], flaws)
     assert told["reason"].tolist() == [UNEXPLAINED_HOLE, UNEXPLAINED_HOLE]
     assert told["correlation"].isna().all()

@@ -83,14 +83,14 @@ class ValidatedBars:
     duplicates: int
 
 
-def judge_bars(
+def validate_bars(
     frame: pd.DataFrame, now: datetime, sessions: pd.DataFrame | None = None
 ) -> ValidatedBars:
     """Separate possible bars from impossible ones.
 
     Of several rows with one key the final one is kept, and among equals the last received; of bars
-    made of price points that differ none is. Never raises on any number or time; judging ``good``
-    again changes nothing.
+    made of price points that differ none is. Never raises on any number or time; validating
+    ``good`` again changes nothing.
 
     Args:
         frame: A bar frame in the order received.
@@ -145,7 +145,7 @@ def find_strays(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> BoolArray
 
     Args:
         frame: Columns ``interval`` and ``open_time``.
-        sessions: See :func:`judge_bars`.
+        sessions: See :func:`validate_bars`.
     """
     strays = np.zeros(len(frame), dtype=bool)
     if sessions is None or sessions.empty:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from market_pipeline.api.services import Services, get_services
 from market_pipeline.domain.records import Market
 from market_pipeline.domain.symbols import parse_symbols
-from market_pipeline.readers.questions import find_named_markets
+from market_pipeline.readers.resolve import find_named_markets
 
 MAX_VERSION = 2**63 - 1
 

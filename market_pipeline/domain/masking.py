@@ -40,7 +40,7 @@ class DataIssue:
     window: Window | None = None
 
 
-def withhold(
+def mask_unreliable(
     rows: pd.DataFrame, keys: Sequence[str], measures: Sequence[str], flaws: Iterable[DataIssue]
 ) -> pd.DataFrame:
     """Return rows whose measures are NaN, with the reason, where a flaw touches their window.
