@@ -101,7 +101,8 @@ def _watch(
     begun, screen = time.monotonic(), None
     while not signals and all(process.poll() is None for process in started):
         if screen is None:
-            _show_seconds("Starting", begun)
+            part = "Dagster's UI" if _is_served(api) else "PostgreSQL and the dashboard"
+            _show_seconds(f"Starting {part}", begun)
             screen = asyncio.run(_build_screen(port, api))
             if screen is not None:
                 _show(screen)
