@@ -30,6 +30,12 @@ _LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $
   __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message }
   ... on RunConfigValidationInvalid { errors { message } } } }"""
 
+_SCHEDULE = """query ($location: String!, $repository: String!, $schedule: String!) {
+  scheduleOrError(scheduleSelector: {repositoryLocationName: $location,
+    repositoryName: $repository, scheduleName: $schedule}) {
+  __typename ... on Schedule { cronSchedule scheduleState { status } } } }"""
+_SCHEDULE_NAMES = {"location": LOCATION, "repository": REPOSITORY, "schedule": "ingest_schedule"}
+
 
 @dataclass(frozen=True, slots=True)
 class RunState:
@@ -130,6 +136,19 @@ class DagsterClient:
             return None
         ended = told["endTime"]
         return RunState(told["status"], datetime.fromtimestamp(ended, UTC) if ended else None)
+
+    async def read_schedule(self) -> tuple[str, bool] | None:
+        """Return the cron expression of the ingest schedule and whether it is on.
+
+        None when Dagster could not load the project.
+
+        Raises:
+            ProblemError: 503: the webserver does not answer.
+        """
+        found = (await self._ask(_SCHEDULE, **_SCHEDULE_NAMES))["scheduleOrError"]
+        if found["__typename"] != "Schedule":
+            return None
+        return found["cronSchedule"], found["scheduleState"]["status"] == "RUNNING"
 
     def describe_silence(self, kind: type[ProblemError] = ProblemError) -> ProblemError:
         """Return the problem for a webserver that does not answer."""

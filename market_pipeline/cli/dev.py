@@ -1,5 +1,6 @@
 """``market-pipeline dev``: Dagster's UI with its daemon, and the API with the dashboard."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -25,9 +26,6 @@ _STOP_SECONDS = 60.0
 _ANSWER_SECONDS = 5.0
 _HOST = "127.0.0.1"
 _SERVICES = "Dagster's UI, its daemon and the dashboard"
-_SCHEDULE = """{ scheduleOrError(scheduleSelector: {repositoryLocationName: "market_pipeline",
-  repositoryName: "__repository__", scheduleName: "ingest_schedule"}) {
-  ... on Schedule { cronSchedule scheduleState { status } } } }"""
 
 
 @click.command(short_help="Run Dagster's UI, its daemon and the API until interrupted.")
@@ -100,15 +98,29 @@ def _watch(
     api: "Configuration",
 ) -> None:
     """Wait for a signal or an end; when all of it answers, show where it is."""
-    begun, is_ready = time.monotonic(), False
+    begun, screen = time.monotonic(), None
     while not signals and all(process.poll() is None for process in started):
-        if not is_ready:
-            _show_seconds("Starting", begun)
-            schedule = _read_schedule(port) if _is_served(api) else None
-            is_ready = schedule is not None
-            if schedule is not None:
-                _show(_describe(port, api, schedule))
+        if screen is None:
+            part = "Dagster's UI" if _is_served(api) else "PostgreSQL and the dashboard"
+            _show_seconds(f"Starting {part}", begun)
+            screen = asyncio.run(_build_screen(port, api))
+            if screen is not None:
+                _show(screen)
         time.sleep(_POLL_SECONDS)
+
+
+async def _build_screen(port: int, api: "Configuration") -> str | None:
+    """Return the screen that ends the start; None while something does not answer."""
+    from market_pipeline.api.dagster_client import DagsterClient
+    from market_pipeline.api.problems import ProblemError
+
+    client = DagsterClient(f"http://{_HOST}:{port}")
+    try:
+        return describe(port, api, await client.read_schedule()) if _is_served(api) else None
+    except ProblemError:
+        return None
+    finally:
+        await client.close()
 
 
 def _is_served(api: "Configuration") -> bool:
@@ -119,21 +131,14 @@ def _is_served(api: "Configuration") -> bool:
     return True
 
 
-def _read_schedule(port: int) -> dict[str, Any] | None:
-    """Return what Dagster says of the schedule; None while it does not answer."""
-    import httpx
+def describe(port: int, api: "Configuration", schedule: tuple[str, bool] | None) -> str:
+    """Return what there is, where, and how to go on.
 
-    address = f"http://{_HOST}:{port}/graphql"
-    try:
-        answer = httpx.post(address, json={"query": _SCHEDULE}, timeout=_ANSWER_SECONDS)
-        found: dict[str, Any] = answer.raise_for_status().json()["data"]["scheduleOrError"]
-    except (httpx.HTTPError, ValueError):
-        return None
-    return found
-
-
-def _describe(port: int, api: "Configuration", schedule: Mapping[str, Any]) -> str:
-    """Return the screen that ends the start."""
+    Args:
+        port: Of Dagster's UI.
+        api: How the API is served.
+        schedule: Its cron expression and whether it is on; None: Dagster knows none.
+    """
     lines = {
         "Dagster's UI": f"http://{_HOST}:{port}",
         "Dashboard": f"http://{api.host}:{api.port}",
@@ -145,16 +150,14 @@ def _describe(port: int, api: "Configuration", schedule: Mapping[str, Any]) -> s
     return "".join(f"\n  {name:<13} {text}" for name, text in lines.items()) + "\n\n"
 
 
-def _describe_schedule(schedule: Mapping[str, Any]) -> str:
-    if "scheduleState" not in schedule:
+def _describe_schedule(schedule: tuple[str, bool] | None) -> str:
+    if schedule is None:
         return "unknown: Dagster could not load the project, its page Deployment says why"
-    cron = schedule["cronSchedule"]
-    if schedule["scheduleState"]["status"] == "RUNNING":
-        return f"on ({cron}, UTC); ingest_schedule under Automation in the UI turns it off"
-    return (
-        f"off ({cron}, UTC); ingest_schedule under Automation in the UI\n{' ' * 16}turns it on, "
-        "or INGESTION_SCHEDULE_ENABLED=true in .env"
-    )
+    cron, is_on = schedule
+    switch = f"({cron}, UTC); ingest_schedule under Automation in the UI"
+    if is_on:
+        return f"on {switch} turns it off"
+    return f"off {switch}\n{' ' * 16}turns it on, or INGESTION_SCHEDULE_ENABLED=true in .env"
 
 
 def _describe_data() -> str:

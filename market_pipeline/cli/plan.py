@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import click
 
@@ -15,12 +15,13 @@ from market_pipeline.cli.options import (
     check_span,
     make_from_option,
 )
-from market_pipeline.cli.runs import show_run, tell_causes
+from market_pipeline.cli.runs import show_run, tell, tell_causes
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from market_pipeline.cli.progress import RunDisplay
     from market_pipeline.ingestion.estimate import ProviderEstimate
 
 _COVERAGE_PARTS = {
@@ -83,30 +84,36 @@ def plan(ctx: click.Context, /, as_json: bool, **options: object) -> None:
 @click.pass_context
 def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
     """Fetch what is missing of a span of history, then compute the statistics once."""
-    from market_pipeline.cli.checking import check_options
+    from market_pipeline.cli.progress import display_run
 
-    given = _keep_given(options)
+    given, run_id = _keep_given(options), uuid4()
     _check_span(given)
-    check_options(given)
-    estimates, _ = _estimate(given)
-    expected = sum(estimate.bars for estimate in estimates)
-    calls = sum(estimate.calls for estimate in estimates)
-    click.echo(f"{calls:,} requests, about {expected:,} bars", err=True)
-    from market_pipeline.cli.progress import show_progress
-    from market_pipeline.cli.run import run_job
-
-    run_id = uuid4()
-    with show_progress(run_id, expected):
-        finished = run_job("backfill_history", given, run_id, trigger="backfill")
-    causes = finished.causes
-    if finished.succeeded:
-        later: dict[str, Any] = {
-            name: given[name] for name in ("symbols", "provider") if name in given
-        }
-        causes = run_job("statistics", later, trigger="backfill").causes
+    with display_run() as display:
+        causes = _fill(given, run_id, display)
     outcome = show_run(run_id, as_json, has_failed=bool(causes))
     tell_causes(causes)
     ctx.exit(EXIT_CODES.get(outcome or "", EXIT_FAILED))
+
+
+def _fill(given: Mapping[str, Any], run_id: UUID, display: "RunDisplay | None") -> tuple[str, ...]:
+    """Run both jobs, and return the causes of what failed."""
+    from market_pipeline.cli.checking import check_options
+
+    request = check_options(given)
+    if display:
+        display.expect(len(request.symbols))
+        display.say("Counting the requests")
+    estimates, _ = _estimate(given)
+    calls = sum(estimate.calls for estimate in estimates)
+    bars = sum(estimate.bars for estimate in estimates)
+    tell(f"{calls:,} requests, about {bars:,} bars", display)
+    from market_pipeline.cli.run import run_job
+
+    finished = run_job("backfill_history", given, run_id, trigger="backfill", display=display)
+    if not finished.succeeded:
+        return finished.causes
+    later = {name: given[name] for name in ("symbols", "provider") if name in given}
+    return run_job("statistics", later, trigger="backfill", display=display).causes
 
 
 @click.command(short_help="Show what is complete, and every hole with its reason.")

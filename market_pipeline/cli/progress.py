@@ -161,6 +161,10 @@ class RunDisplay(logging.Handler):
         self._shown.reset(self._task, total=total, description=doing, counted=counted, told="")
         self._shown.refresh()
 
+    def keep(self, text: str) -> None:
+        """Print a line that stays, above the one that changes."""
+        self._shown.console.print(Text(text))
+
     def expect(self, markets: int) -> None:
         """Say how many markets the bar stands for, while bars are fetched."""
         self._expected = markets
@@ -182,7 +186,7 @@ class RunDisplay(logging.Handler):
 
     def _show_text(self, text: str, about: Mapping[str, Any], *, is_warning: bool) -> None:
         if is_warning and "market" not in about:
-            self._shown.console.print(Text(text))
+            self.keep(text)
             return
         if about.get("is_done"):
             self._done.add(f"{about.get('provider')}:{about['market']}")

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from market_pipeline.cli.ingest import EXIT_CODES, EXIT_FAILED
 from market_pipeline.cli.plan import show_older
 from market_pipeline.cli.progress import show_progress
-from market_pipeline.cli.runs import show_run, tell_causes
+from market_pipeline.cli.runs import show_run, tell, tell_causes
 from market_pipeline.cli.show import print_json, print_rows
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.ingestion.closing import close_run
@@ -81,7 +81,7 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
         return EXIT_FAILED
     file = _name_dump(name, asked_at)
     size = dump_market(engine, market_id, file)
-    click.echo(f"Dumped the market to {file} ({size / 1e6:,.1f} MB)", err=True)
+    tell(f"Dumped the market to {file} ({size / 1e6:,.1f} MB)")
     run = Run(uuid4(), TRIGGER, asked_at, _cover(request, plan))
     with show_progress(run.run_id, sum(fetch.bars for fetch in plan.requests)):
         _reload(engine, run, route, market_id)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from market_pipeline.cli.progress import RunDisplay
+
 _SHOWN_RUNS = 20
 # What a screen holds: of many markets first those that went wrong.
 _SHOWN_MARKETS = 15
@@ -122,8 +124,18 @@ def show_run(run_id: UUID, as_json: bool, has_failed: bool = False) -> str | Non
     return outcome
 
 
+def tell(text: str, display: "RunDisplay | None" = None) -> None:
+    """Say something about a run on stderr: as words on a terminal, else as a line of its log."""
+    if display:
+        display.keep(text)
+    elif sys.stderr.isatty():
+        click.echo(text, err=True)
+    else:
+        get_logger(__name__).info(text)
+
+
 def tell_causes(causes: Sequence[str]) -> None:
-    """Say on stderr why a run failed: as words on a terminal, else as lines of its log."""
+    """Say on stderr why a run failed, in the same way."""
     for cause in causes:
         if sys.stderr.isatty():
             click.echo(f"Error: {cause}", err=True)

@@ -10,13 +10,12 @@ from market_pipeline.api.configuration import Configuration
 from market_pipeline.cli import dev
 from market_pipeline_tests.terminal import run_in_terminal
 
-OFF = {"cronSchedule": "0 * * * *", "scheduleState": {"status": "STOPPED"}}
-ON = {"cronSchedule": "0 * * * *", "scheduleState": {"status": "RUNNING"}}
+OFF, ON = ("0 * * * *", False), ("0 * * * *", True)
 
 
-def show(schedule: dict[str, object]) -> str:
+def show(schedule: tuple[str, bool] | None) -> str:
     """Return the screen in one line."""
-    return " ".join(dev._describe(3000, Configuration(), schedule).split())
+    return " ".join(dev.describe(3000, Configuration(), schedule).split())
 
 
 def test_the_screen_says_how_to_turn_the_schedule_on_or_off() -> None:
@@ -24,7 +23,7 @@ def test_the_screen_says_how_to_turn_the_schedule_on_or_off() -> None:
     switch = "(0 * * * *, UTC); ingest_schedule under Automation in the UI turns it"
     assert f"Schedule off {switch} on, or INGESTION_SCHEDULE_ENABLED=true in .env" in show(OFF)
     assert f"Schedule on {switch} off" in show(ON)
-    assert "Schedule unknown: Dagster could not load the project" in show({})
+    assert "Schedule unknown: Dagster could not load the project" in show(None)
 
 
 def test_the_screen_says_where_data_lives_without_secrets(
@@ -41,7 +40,7 @@ def test_the_screen_says_where_data_lives_without_secrets(
 
 def test_the_screen_fits_80_columns() -> None:
     """It is read on any terminal."""
-    assert max(map(len, dev._describe(65_535, Configuration(), OFF).splitlines())) <= 80
+    assert max(map(len, dev.describe(65_535, Configuration(), OFF).splitlines())) <= 80
 
 
 def test_when_one_part_ends_so_do_the_others(tmp_path: Path) -> None:

@@ -113,6 +113,23 @@ def test_a_failure_on_a_terminal_is_said_once(
     assert "Error: market_aggregates: no market gave a usable bar. BTC-USD: " in said
 
 
+def test_a_backfill_shows_the_same_on_a_terminal_and_lines_on_a_pipe(
+    project_environment: Mapping[str, str], command: Command, tmp_path: Path
+) -> None:
+    """How much it will ask for stays; a market that failed is in the summary alone."""
+    span = ["backfill", "--from", "2024-03-01", "--to", "2024-03-10"]
+    environment = {**project_environment, **QUICK, "MOCK_FAULTS": "ETH-USD:timeout"}
+    shown = run_in_terminal([SCRIPTS / "market-pipeline", *span], environment, tmp_path)
+    assert shown.code == 3, shown.text
+    left = shown.screen.splitlines()
+    assert re.fullmatch(r"[0-9]+ requests, about [0-9,]+ bars", left[0])
+    assert [line.split()[0] for line in left[1:4]] == ["market", "ETH-USD", "BTC-USD"]
+    piped = command(*span, **QUICK)
+    assert piped.returncode == 0, piped.stderr
+    events = [json.loads(line)["event"] for line in piped.stderr.splitlines()]
+    assert re.fullmatch(r"[0-9]+ requests, about [0-9,]+ bars", events[0])
+
+
 def test_dagsters_command_on_a_terminal_adds_no_lines_of_json(
     project_environment: Mapping[str, str], tmp_path: Path
 ) -> None:
