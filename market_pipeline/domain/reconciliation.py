@@ -1,4 +1,4 @@
-"""Settling: what an answer proves about the span that was asked for.
+"""Reconciliation: what an answer proves about the span that was asked for.
 
 Every expected bar of the span ends up in one of three ways: it came and is final (settled); it is
 running, or its provider may still change it (asked for again); it should be there and is not (a

@@ -1,7 +1,7 @@
 """Pictures of what was written: prices with volume, drawdowns, a heat map of correlations.
 
 Here: frames in, a small PNG out. Not here: when to draw, what to read, where it is shown
-(``gallery``, ``report``). Matplotlib is imported while drawing only: it takes a third of a second
+(``plots``, ``report``). Matplotlib is imported while drawing only: it takes a third of a second
 that a run with nothing to draw should not spend.
 """
 

@@ -1,7 +1,7 @@
 """What a materialisation tells Dagster's UI: numbers that plot, the relation, a table, a picture.
 
 Here: metadata values, and how much of a write is worth an event's bytes. Not here: the write
-(``io_manager``), which picture (``gallery``).
+(``io_manager``), which picture (``plots``).
 """
 
 import base64
