@@ -4,8 +4,9 @@ PYTHON ?= python3
 PORT ?= 3000
 VENV := .venv
 BIN := $(VENV)/bin
-# In the environment, so that removing .venv by hand sets it up anew.
+# In the environment, so that removing .venv by hand sets it up anew. Each builds on the first.
 STAMP := $(VENV)/.stamp
+DEV_STAMP := $(VENV)/.stamp-dev
 SYSTEM_STAMP := $(VENV)/.stamp-system
 BENCH_STAMP := $(VENV)/.stamp-bench
 CHROMIUM := /usr/bin/chromium
@@ -13,7 +14,6 @@ NGINX := /usr/sbin/nginx
 PGBOUNCER := /usr/sbin/pgbouncer
 PROMTOOL := /usr/bin/promtool
 POSTGRESQL := /usr/lib/postgresql
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help setup ingest dev web scheduler serve test test-watch test-writer test-system system-check system-deps \
 	bench check format lint types contracts
@@ -23,19 +23,22 @@ help: ## List the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Each sets up what it needs. Options: PYTHON=python3.12, PORT=3001 (of make dev and web)'
 
-setup: $(STAMP) ## Create the virtual environment and write DAGSTER_HOME into .env
+setup: $(STAMP) ## Install what the product needs, and write DAGSTER_HOME into .env
 
 $(STAMP): setup.py constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[dev]'
-	$(BIN)/python -m compileall -q market_pipeline
-	$(BIN)/market-pipeline init
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11 or newer, or name yours: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "%s is Python %d.%d, and 3.11 or newer is needed: install it, or name yours: make PYTHON=python3.12" % (("$(PYTHON)",) + sys.version_info[:2]))'
+	@$(PYTHON) install.py
+	@$(BIN)/python -m compileall -q market_pipeline
+	@$(BIN)/market-pipeline init
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	@$(BIN)/python install.py dev
 	@touch $@
 
 ingest: setup ## Run the main job and show what it wrote
-	$(BIN)/dagster job execute -m market_pipeline.definitions -j ingest
-	$(BIN)/market-pipeline runs show
+	$(BIN)/market-pipeline ingest
 
 dev: setup ## Open Dagster's UI and daemon on http://127.0.0.1:3000, the dashboard on :8000
 	@$(BIN)/market-pipeline dev --port $(PORT)
@@ -52,20 +55,20 @@ scheduler: setup ## Run the daemon with the schedule on
 serve: setup ## Serve the HTTP API and the dashboard on http://127.0.0.1:8000 (API_PORT)
 	$(BIN)/market-pipeline serve
 
-test: setup ## Run the tests that need Python wheels only
+test: $(DEV_STAMP) ## Run the tests that need Python wheels only
 	$(BIN)/python -m pytest -m "not system" -n 3 --dist loadfile --durations 10
 
-test-writer: setup ## Run them with no more rights than a writer has (market-pipeline db roles)
+test-writer: $(DEV_STAMP) ## Run them with no more rights than a writer has (market-pipeline db roles)
 	$(BIN)/python -m pytest -m "not system" -n 2 --dist loadfile --as-writer
 
-test-watch: setup ## Run the tests again whenever a file changes
+test-watch: $(DEV_STAMP) ## Run the tests again whenever a file changes
 	$(BIN)/ptw . -m "not system"
 
 test-system: system-check $(SYSTEM_STAMP) ## Run the tests that need Debian packages as well
 	$(BIN)/python -m pytest -m system -n 2 --dist loadfile
 
-$(SYSTEM_STAMP): $(STAMP)
-	$(PIP) -e '.[dev,system]'
+$(SYSTEM_STAMP): $(DEV_STAMP)
+	@$(BIN)/python install.py dev system
 	@touch $@
 
 system-check: ## Name the Debian packages that make test-system misses
@@ -90,22 +93,22 @@ system-deps: ## Install the Debian packages of make test-system (as root)
 bench: $(BENCH_STAMP) ## Measure beside other tools what it costs (a part: ONLY=name,...)
 	$(BIN)/python -m benchmarks $(ONLY)
 
-$(BENCH_STAMP): $(STAMP)
-	$(PIP) -e '.[dev,bench]'
+$(BENCH_STAMP): $(DEV_STAMP)
+	@$(BIN)/python install.py dev bench
 	@touch $@
 
 check: lint types contracts ## Check format, lint, types and architecture contracts
 
-format: setup ## Format the code
+format: $(DEV_STAMP) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint: setup ## Check format and lint alone
+lint: $(DEV_STAMP) ## Check format and lint alone
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: setup ## Check types alone
+types: $(DEV_STAMP) ## Check types alone
 	$(BIN)/mypy
 
-contracts: setup ## Check the architecture contracts alone
+contracts: $(DEV_STAMP) ## Check the architecture contracts alone
 	$(BIN)/lint-imports

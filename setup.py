@@ -1,6 +1,10 @@
 """Package definition: run-time dependencies, extras, the command and the provider entry points."""
 
+from pathlib import Path
+from shutil import copy
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 RUNTIME = [
     # dagster-webserver and dagster-postgres pin dagster exactly; the three move as one set.
@@ -63,9 +67,24 @@ BENCH = [
     "pangres>=4.2,<5",
 ]
 
+
+class BuildWithProjectFiles(build_py):
+    """Puts Dagster's two files into the wheel, from which `market-pipeline init` writes them."""
+
+    def run(self) -> None:
+        """Copy them to where package data goes; an editable install reads the checkout's own."""
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "market_pipeline" / "project"
+            target.mkdir(parents=True, exist_ok=True)
+            for name in ("dagster.yaml", "workspace.yaml"):
+                copy(name, target)
+
+
 setup(
+    cmdclass={"build_py": BuildWithProjectFiles},
     name="market-pipeline",
-    version="0.1.0",
+    version="0.1.0",  # The only place; CHANGELOG.md has a heading for it.
     description="A market data pipeline on Dagster and PostgreSQL that knows what it knows",
     license="MIT",
     python_requires=">=3.11",

@@ -12,8 +12,8 @@ from sqlalchemy import insert
 
 from benchmarks.bars import MARKETS, Span, build_bars, change_some
 from benchmarks.database import Database
+from market_pipeline.storage.bulk.upsert import WriteCounts, take_dataset_version, upsert_frame
 from market_pipeline.storage.tables import market, market_aggregate, metadata
-from market_pipeline.storage.upsert import WriteCounts, take_dataset_version, upsert_frame
 
 TABLE = f"{market_aggregate.schema}.{market_aggregate.name}"
 RUN_ID = UUID("00000000-0000-4000-8000-000000000001")

@@ -13,10 +13,10 @@ from uuid import uuid4
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from market_pipeline.settings import read_variable
-from market_pipeline.storage import embedded
-from market_pipeline.storage.engine import DatabaseAddress, open_engine
-from market_pipeline.storage.schema import upgrade_schema
-from market_pipeline.storage.urls import build_psql_address, normalise_database_url
+from market_pipeline.storage.server import embedded
+from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
+from market_pipeline.storage.server.schema import upgrade_schema
+from market_pipeline.storage.server.urls import build_psql_address, normalise_database_url
 
 
 @dataclass(frozen=True, slots=True)

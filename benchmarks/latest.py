@@ -13,11 +13,11 @@ from benchmarks.bars import MARKETS
 from benchmarks.bench import Bench, Measurement
 from benchmarks.database import Database
 from benchmarks.figures import Figure
-from market_pipeline.storage.latest_queries import (
+from market_pipeline.storage.latest.values import (
     build_latest_query,
-    read_active_markets,
     read_latest_rows,
 )
+from market_pipeline.storage.markets.lookup import read_active_markets
 
 BARS = 10_000_000
 _FIGURES = ("latest_10m", "latest_10m_scans")
@@ -60,8 +60,8 @@ def _generate(database: Database, bars: int) -> None:
 
 def _explain(connection: Connection) -> list[str]:
     """Return the plan's nodes, outermost first, with the relation or index they read."""
-    query, parameters = build_latest_query(read_active_markets(connection))
-    answer = connection.exec_driver_sql(f"EXPLAIN (FORMAT json) {query}", parameters)
+    query, parameters = build_latest_query(_list_pairs(connection))
+    answer = connection.execute(text(f"EXPLAIN (FORMAT json) {query}"), parameters)
     plan = answer.scalar_one()
     return list(_walk((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]))
 
@@ -73,8 +73,12 @@ def _walk(node: dict[str, Any]) -> Iterator[str]:
         yield from _walk(child)
 
 
+def _list_pairs(connection: Connection) -> list[tuple[str, str]]:
+    return [(row["provider"], row["symbol"]) for row in read_active_markets(connection)]
+
+
 def _time_query(connection: Connection) -> float:
-    pairs = read_active_markets(connection)
+    pairs = _list_pairs(connection)
     began = time.perf_counter()
     rows = read_latest_rows(connection, pairs)
     taken = time.perf_counter() - began

@@ -12,7 +12,7 @@ from benchmarks.bars import MARKETS, Span, build_bars
 from benchmarks.bench import Bench, Measurement
 from benchmarks.database import Database
 from benchmarks.figures import Figure
-from market_pipeline.storage.engine import DatabaseAddress, open_engine
+from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
 
 _PROCESS = Path("/proc/self")
 _RESET_PEAK = "5"

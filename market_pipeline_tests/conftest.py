@@ -12,9 +12,9 @@ import hypothesis
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from market_pipeline.storage import embedded
-from market_pipeline.storage.engine import DatabaseAddress, open_engine
-from market_pipeline.storage.schema import upgrade_schema
+from market_pipeline.storage.server import embedded
+from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
+from market_pipeline.storage.server.schema import upgrade_schema
 from market_pipeline_tests.commands import ROOT, run_command
 
 # A busy machine is no failure of the property.

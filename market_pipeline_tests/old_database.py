@@ -24,8 +24,8 @@ from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.registry import route_markets
-from market_pipeline.storage import embedded
-from market_pipeline.storage.urls import build_psql_address
+from market_pipeline.storage.server import embedded
+from market_pipeline.storage.server.urls import build_psql_address
 from market_pipeline_tests.databases import create_database
 from market_pipeline_tests.replay import RECORDINGS, ReplayServer
 

@@ -17,9 +17,13 @@ DOORS = "HTTP leaves by three doors: to providers, receivers of alerts and Dagst
 # The contract, a module, and an import that the module must not have.
 FORBIDDEN = [
     ("Each room knows only the floors below it", "ingestion/request", "market_pipeline.cli.main"),
-    ("Each room knows only the floors below it", "storage/urls", "market_pipeline.providers.base"),
+    (
+        "Each room knows only the floors below it",
+        "storage/tables",
+        "market_pipeline.providers.base",
+    ),
     ("The domain knows no clock, network, database or Dagster", "domain/symbols", "sqlalchemy"),
-    (ON_TOP, "storage/urls", "dagster"),
+    (ON_TOP, "storage/tables", "dagster"),
     (ON_TOP, "cli/options", "dagster_postgres"),
     (DOORS, "providers/yahoo", "httpx"),
     (DOORS, "alerting/signing", "requests"),

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from market_pipeline.api.app import build_app
 from market_pipeline.observability.metrics import Metric
 from market_pipeline.settings import SETTINGS, SEVERITIES
-from market_pipeline.storage.roles import Roles, create_roles, name_roles
+from market_pipeline.storage.server.roles import Roles, create_roles, name_roles
 from market_pipeline_tests.commands import ROOT
 
 DEPLOY = ROOT / "deploy"

@@ -11,8 +11,12 @@ from market_pipeline.readers.changes import read_changes
 from market_pipeline.readers.latest import read_latest
 from market_pipeline.readers.statistics import read_comparisons, read_roi_statistics
 from market_pipeline.readers.why import explain_statistic
-from market_pipeline.storage.engine import DatabaseAddress, open_engine
-from market_pipeline.storage.schema import read_newest_revision, read_revision, upgrade_schema
+from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
+from market_pipeline.storage.server.schema import (
+    read_newest_revision,
+    read_revision,
+    upgrade_schema,
+)
 from market_pipeline_tests.databases import create_database, read_column
 from market_pipeline_tests.old_database import LATER, REPLAYED_UNTIL, ingest_again, load_dump
 from market_pipeline_tests.replay import ReplayServer

@@ -1,6 +1,5 @@
-"""Alerts: who is told of what, once, with what to do.
+"""Alerts: one for each problem, with what happened and what to do.
 
-Raising writes to the outbox in the caller's transaction (``raising``); delivery is another
-process's work, and at least once (``delivery``). Kinds are listed in ``kinds``, receivers in
-``receivers``.
+Raising writes to the outbox in the caller's transaction (``raising``). Another process delivers, at
+least once (``delivery``). Kinds are listed in ``kinds``, receivers in ``receivers``.
 """

@@ -1,4 +1,4 @@
-"""Every setting of alerts, read before an alert can be lost to a wrong one."""
+"""A check of every setting of alerts, so that a wrong one is found before an alert is lost."""
 
 from market_pipeline.alerting.raising import read_cooldown
 from market_pipeline.alerting.receivers import check_web, read_receivers
@@ -7,7 +7,7 @@ from market_pipeline.settings import SEVERITIES, read_choice, read_variable
 
 
 def check_alert_settings() -> None:
-    """Read all of them.
+    """Read all of them, and refuse wrong ones.
 
     Raises:
         SettingError: Names the variable and what is accepted; never repeats a secret.

@@ -1,8 +1,9 @@
-"""Delivery: the outbox is emptied, at least once each, without anybody waiting for a receiver.
+"""Delivery: sends the messages in the outbox, each at least once.
 
-A message is addressed when it is delivered, not when it is raised: a run needs no receiver's
-address. It waits for a process that has a receiver; a receiver that no process has any more gives
-its messages to the others. A process that dies in between sends again under the same id.
+Runs do not wait for a receiver. A message gets its address when it is delivered, not when it is
+raised, so a run needs no receiver's address. A message waits for a process that has a receiver. If
+no process has a receiver any more, its messages go to the others. If a process dies while sending,
+the message is sent again under the same id.
 """
 
 import logging
@@ -20,7 +21,7 @@ from market_pipeline.alerting.messages import AlertView, build_body
 from market_pipeline.alerting.raising import Finding
 from market_pipeline.alerting.receivers import Sent, read_receivers
 from market_pipeline.settings import SEVERITIES, read_choice
-from market_pipeline.storage import alerts
+from market_pipeline.storage.alerts import outbox
 
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(minutes=15)
@@ -52,7 +53,7 @@ class Outbox:
 
     @property
     def trouble(self) -> str | None:
-        """Return what is wrong with alerting itself; None: nothing, or nobody is to be told."""
+        """Return the trouble of alerting itself; None: no trouble, or no receiver."""
         if not self.receivers:
             return None
         if self.gone:
@@ -83,7 +84,7 @@ def deliver(engine: Engine, seconds: float) -> int:
             _address(connection, list(receivers), datetime.now(UTC))
     while receivers and time.monotonic() < end:
         with engine.begin() as connection:
-            due = alerts.take_due(connection, receivers, datetime.now(UTC))
+            due = outbox.take_due(connection, receivers, datetime.now(UTC))
             if due is None:
                 break
             sent = receivers[due.receiver].send(str(due.message_id), due.body)
@@ -101,48 +102,48 @@ def read_outbox(connection: Connection, now: datetime) -> Outbox:
         SettingError: ALERT_WEBHOOK_URL is wrong.
     """
     names = [receiver.name for receiver in read_receivers()]
-    gone = sorted(alerts.find_gone(connection).intersection(names))
-    state = alerts.read_outbox_state(connection, names, now)
+    gone = sorted(outbox.find_gone(connection).intersection(names))
+    state = outbox.read_outbox_state(connection, names, now)
     return Outbox(
         names, gone, state.pending, state.oldest_pending, state.last_sent, state.given_up, now
     )
 
 
 def note(connection: Connection, due: Row[Any], sent: Sent, now: datetime) -> None:
-    """Note what became of a try, and when the next one is."""
+    """Record the result of an attempt, and the time of the next one."""
     if sent.is_ok:
-        alerts.note_try(connection, due, sent_at=now, given_up_at=None, error=None)
+        outbox.note_try(connection, due, sent_at=now, given_up_at=None, error=None)
     elif sent.is_gone:
         logger.error("%s wants no more alerts (410): it is sent none", due.receiver)
-        alerts.note_try(connection, due, given_up_at=now, error=alerts.GONE)
+        outbox.note_try(connection, due, given_up_at=now, error=outbox.GONE)
     elif now - due.created_at > GIVEN_UP_AFTER:
         logger.error("an alert to %s was given up: %s", due.receiver, sent.error)
-        alerts.note_try(connection, due, given_up_at=now, error=sent.error)
+        outbox.note_try(connection, due, given_up_at=now, error=sent.error)
     else:
         logger.warning("an alert to %s could not be delivered yet: %s", due.receiver, sent.error)
         pause = max(min(FIRST_PAUSE * 2 ** min(due.tries, 10), LONGEST_PAUSE), sent.wait)
-        alerts.note_try(connection, due, next_try_at=now + pause, error=sent.error)
+        outbox.note_try(connection, due, next_try_at=now + pause, error=sent.error)
 
 
 def _address(connection: Connection, names: Sequence[str], now: datetime) -> None:
-    """Give what was raised to every receiver; what is not severe enough goes to nobody.
+    """Address raised messages to every receiver; those below the least severity to none.
 
     Nothing that is older than three days is sent, so a first receiver is not flooded.
     """
-    alerts.give_up_old(connection, names, now - GIVEN_UP_AFTER, now)
+    outbox.give_up_old(connection, names, now - GIVEN_UP_AFTER, now)
     least = SEVERITIES.index(read_choice("ALERT_MIN_SEVERITY", SEVERITIES))
-    messages = alerts.take_unaddressed(connection, names, now - BROKEN_AFTER, _BATCH)
-    gone = alerts.find_gone(connection) if messages else set()
+    messages = outbox.take_unaddressed(connection, names, now - BROKEN_AFTER, _BATCH)
+    gone = outbox.find_gone(connection) if messages else set()
     for message in messages:
         if SEVERITIES.index(message.body["data"]["severity"]) < least:
             continue
         for name in names:
-            lost = {"given_up_at": now, "error": alerts.GONE} if name in gone else {}
-            alerts.address(connection, message, name, **lost)
+            lost = {"given_up_at": now, "error": outbox.GONE} if name in gone else {}
+            outbox.address(connection, message, name, **lost)
 
 
 def send_test(engine: Engine) -> dict[str, Sent]:
-    """Send a test to every receiver now, and return what became of it by the receiver's name.
+    """Send a test to every receiver now, and return the results by the receiver's name.
 
     One that was taken for gone is sent alerts again once it takes a test.
 
@@ -174,7 +175,7 @@ def send_at_once(finding: Finding) -> None:
 
 
 def _tell(finding: Finding, now: datetime) -> AlertView:
-    """Return a finding as it is told before it has a row."""
+    """Return a finding as an alert that has no row yet."""
     severity = finding.severity or finding.kind.severity
     return AlertView(
         uuid4(), finding.kind.name, severity, finding.message, finding.members, finding.context,
@@ -188,6 +189,6 @@ def _record_test(
     now = datetime.now(UTC)
     values = {"fingerprint": f"test:{message_id}", "kind": told.kind, "severity": told.severity}
     times = {"raised_at": now, "seen_at": now, "cleared_at": now, "resolved_at": now, "times": 1}
-    alert_id = alerts.insert_alert(connection, values | times | {"message": told.message})
+    alert_id = outbox.insert_alert(connection, values | times | {"message": told.message})
     row = {"alert_id": alert_id, "body": body, "created_at": now, "next_try_at": now, "tries": 1}
-    alerts.insert_delivery(connection, message_id, receiver, **row, sent_at=now)
+    outbox.insert_delivery(connection, message_id, receiver, **row, sent_at=now)

@@ -1,7 +1,7 @@
-"""Where alerts may go: an address is looked up once, every answer is checked, and that one is used.
+"""The addresses that alerts may go to: looked up once, checked, and used as they were checked.
 
-A receiver's name is a setting, but what it resolves to is the network's word: it must not lead to
-the machine itself, its neighbours or a cloud's metadata. ``ALERT_ALLOW_PRIVATE`` lifts that.
+The name of a receiver is a setting, but the network decides which address it has. That address must
+not be this machine, its neighbours or a cloud's metadata. ``ALERT_ALLOW_PRIVATE`` allows them.
 """
 
 import socket

@@ -1,4 +1,4 @@
-"""What raises an alert: every kind, its severity, and the runbook's entry for it."""
+"""The kinds of alert, each with its severity and its entry in the runbook."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ class AlertKind:
     """A kind of alert.
 
     Attributes:
-        name: As stored and sent. severity: info, warning, error or critical.
-        meaning: What it says, in one sentence.
-        summary: What is said of its members, before they are listed. Empty: there is one message.
+        severity: info, warning, error or critical.
+        meaning: Its cause, as docs/alerts.md lists it.
+        summary: The words before the list of members. Empty: the alert has its own message.
         runbook: The heading of RUNBOOK.md that says what to do.
-        lists_markets: Members are markets; those that are deactivated leave it.
-        is_event: Its cause is a moment, not a state: it ends when it is acknowledged, or after a
-            week in which it did not come again.
+        lists_markets: Members are markets; deactivated markets leave the alert.
+        is_event: The cause is a moment and not a state. The alert ends when it is acknowledged, or
+            after a week in which it was not raised again.
     """
 
     name: str
@@ -27,7 +27,7 @@ class AlertKind:
 
     @property
     def anchor(self) -> str:
-        """Return where the runbook's entry is, as a link within the project."""
+        """Return the link to the runbook's entry, within the project."""
         words = "".join(sign for sign in self.runbook.lower() if sign.isalnum() or sign in " -_")
         return f"RUNBOOK.md#{words.replace(' ', '-')}"
 
@@ -35,7 +35,7 @@ class AlertKind:
 RUN_FAILED = AlertKind(
     "run_failed",
     "error",
-    "A run failed, of any job; one alert a job, step and class of error.",
+    "A run of any job failed. There is one alert for each job, step and class of error.",
     "",
     "A run failed",
     is_event=True,
@@ -43,7 +43,7 @@ RUN_FAILED = AlertKind(
 CHECK_FAILED = AlertKind(
     "check_failed",
     "critical",
-    "A blocking check found what no constraint should have let in: stored bars are wrong.",
+    "A blocking check found wrong bars in the database.",
     "",
     "A run failed",
     is_event=True,
@@ -65,7 +65,7 @@ CREDENTIALS_REFUSED = AlertKind(
 MARKETS_SHORT = AlertKind(
     "markets_short",
     "warning",
-    "Markets gave no bars, or not all; an error when all that were due failed.",
+    "Some markets gave no bars, or not all. It is an error if all markets that were due failed.",
     "markets short",
     "Some markets came short (outcome partial)",
     lists_markets=True,
@@ -73,7 +73,7 @@ MARKETS_SHORT = AlertKind(
 PRICES_MISSING = AlertKind(
     "prices_missing",
     "warning",
-    "A run ended partial: markets gave no live price.",
+    "A run ended with outcome partial because some markets gave no live price.",
     "markets without a price",
     "Some markets came short (outcome partial)",
     lists_markets=True,
@@ -89,15 +89,16 @@ QUARANTINE_RATE = AlertKind(
 HOLES_STAY = AlertKind(
     "holes_stay",
     "warning",
-    "Holes that nobody explained were asked for four times, or are a day old.",
-    "markets with holes that do not heal",
+    "Holes without an explanation were asked for four times, or are a day old.",
+    "markets with holes that stay",
     "Holes",
     lists_markets=True,
 )
 SPLIT_SUSPECTED = AlertKind(
     "split_suspected",
     "warning",
-    "A close jumped as after a split that nobody announced; statistics over it wait.",
+    "A close jumped as it does after a split, and no split was announced. "
+    "Statistics over the jump are NULL.",
     "markets with a suspected split",
     "A split is suspected",
     lists_markets=True,
@@ -105,7 +106,7 @@ SPLIT_SUSPECTED = AlertKind(
 DATA_STALE = AlertKind(
     "data_stale",
     "error",
-    "By a market's own calendar newer final bars should be stored.",
+    "A market's calendar expects newer final bars than are stored.",
     "markets with stale data",
     "No runs are started",
     lists_markets=True,
@@ -113,19 +114,25 @@ DATA_STALE = AlertKind(
 NO_RUN = AlertKind(
     "no_run",
     "error",
-    "The schedule is on, and no run began for twice its distance.",
+    "The schedule is on, and no run began for twice its interval.",
     "",
     "No runs are started",
 )
 CUSTOM = AlertKind(
     "custom",
     "warning",
-    "Raised by code of yours: `raise_alert`.",
+    "Your own code raised it with `raise_alert`.",
     "",
     "An alert came, or none did",
     is_event=True,
 )
-TEST = AlertKind("test", "info", "`market-pipeline alerts test`.", "", "An alert came, or none did")
+TEST = AlertKind(
+    "test",
+    "info",
+    "You sent it with `market-pipeline alerts test`.",
+    "",
+    "An alert came, or none did",
+)
 
 KINDS = {
     kind.name: kind

@@ -1,4 +1,4 @@
-"""What a receiver is sent: one message, bounded in size, in which foreign text is inert."""
+"""The message to a receiver: bounded in size, with foreign text made inert."""
 
 import json
 import re
@@ -26,7 +26,7 @@ _EDGE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 @dataclass(frozen=True, slots=True)
 class AlertView:
-    """An alert as it is told.
+    """An alert as it is sent.
 
     Attributes:
         alert_id: Its key. kind, severity, message: As stored.

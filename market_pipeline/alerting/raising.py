@@ -1,8 +1,8 @@
-"""Raising: what was found becomes one open alert a fingerprint, and few messages about it.
+"""Raising: makes one open alert for each problem, and few messages about it.
 
-An alert follows its cause: found again it is counted, not repeated; a cause that is gone for
-``ALERT_COOLDOWN_MINUTES`` ends it, so a market that comes and goes is told of once. All of it lands
-in the caller's transaction or not at all.
+An alert follows its cause. A problem that is found again is counted and not repeated. When the
+cause has been gone for ``ALERT_COOLDOWN_MINUTES``, the alert ends, so a market that fails and
+recovers often causes one alert. Everything is written in the caller's transaction.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -23,7 +23,8 @@ from market_pipeline.alerting.messages import (
 )
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.settings import SEVERITIES, read_whole_number
-from market_pipeline.storage import alerts, database
+from market_pipeline.storage.alerts import outbox
+from market_pipeline.storage.server import database
 
 REMINDER = timedelta(days=1)
 _SILENCE = timedelta(days=7)
@@ -32,7 +33,7 @@ _MAX_MEMBERS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What somebody found out, good or bad.
+    """The result of a check, good or bad.
 
     Attributes:
         kind: Of alert.
@@ -55,7 +56,7 @@ class Finding:
 
     @property
     def fingerprint(self) -> str:
-        """Return what makes two alerts the same."""
+        """Return the key that two reports of the same problem share."""
         return f"{self.kind.name}:{self.subject}" if self.subject else self.kind.name
 
 
@@ -107,7 +108,7 @@ def report(connection: Connection, findings: Sequence[Finding], now: datetime) -
         now: The wall clock (UTC).
     """
     by_fingerprint = {one.fingerprint: one for one in findings}
-    known = alerts.find_open(connection, by_fingerprint)
+    known = outbox.find_open(connection, by_fingerprint)
     for fingerprint in sorted(by_fingerprint):
         _apply(connection, by_fingerprint[fingerprint], known.get(fingerprint), now)
 
@@ -115,32 +116,32 @@ def report(connection: Connection, findings: Sequence[Finding], now: datetime) -
 def resolve_cleared(connection: Connection, now: datetime) -> int:
     """End the alerts whose cause has been gone for the cool-down, and return their number."""
     events = [kind.name for kind in KINDS.values() if kind.is_event]
-    alerts.clear_silent(connection, events, now - _SILENCE, now)
-    cleared = alerts.find_settled(connection, now - read_cooldown())
+    outbox.clear_silent(connection, events, now - _SILENCE, now)
+    cleared = outbox.find_settled(connection, now - read_cooldown())
     for row in cleared:
-        alerts.change_alert(connection, row.alert_id, resolved_at=now)
+        outbox.change_alert(connection, row.alert_id, resolved_at=now)
         if row.noticed_at is not None:
             _post(connection, "resolved", row.alert_id, now)
     return len(cleared)
 
 
 def acknowledge(connection: Connection, alert_id: UUID, now: datetime) -> bool:
-    """Take an open alert on: no more reminders, and an event ends; False when there is none."""
-    row = alerts.find_alert(connection, alert_id)
+    """Acknowledge an open alert: no more reminders; an event ends. False if there is none."""
+    row = outbox.find_alert(connection, alert_id)
     if row is None or row.resolved_at is not None:
         return False
     ends = {"cleared_at": row.cleared_at or now} if KINDS[row.kind].is_event else {}
-    alerts.change_alert(connection, alert_id, acknowledged_at=now, **ends)
+    outbox.change_alert(connection, alert_id, acknowledged_at=now, **ends)
     return True
 
 
 def clear_member(
     connection: Connection, kinds: Collection[AlertKind], member: str, now: datetime
 ) -> None:
-    """Take the cause of the open alerts of some kinds that are about a member for gone."""
-    for row in alerts.find_open_kinds(connection, [kind.name for kind in kinds]):
+    """Mark the cause of open alerts as gone: those of some kinds that list a member."""
+    for row in outbox.find_open_kinds(connection, [kind.name for kind in kinds]):
         if member in row.members:
-            alerts.change_alert(connection, row.alert_id, cleared_at=now)
+            outbox.change_alert(connection, row.alert_id, cleared_at=now)
 
 
 def forget_inactive(
@@ -156,9 +157,9 @@ def forget_inactive(
         now: The wall clock (UTC).
         wanted: The symbols that runs are asked for; None: that cannot be told.
     """
-    inactive = alerts.read_inactive_names(connection)
+    inactive = outbox.read_inactive_names(connection)
     kinds = [kind.name for kind in KINDS.values() if kind.lists_markets]
-    for row in alerts.find_open_kinds(connection, kinds):
+    for row in outbox.find_open_kinds(connection, kinds):
         members = {
             name: why
             for name, why in row.members.items()
@@ -188,7 +189,7 @@ def _apply(connection: Connection, found: Finding, row: Row[Any] | None, now: da
     members = _merge(found, row)
     if not members:
         if row is not None and row.cleared_at is None:
-            alerts.change_alert(connection, row.alert_id, cleared_at=now)
+            outbox.change_alert(connection, row.alert_id, cleared_at=now)
         return
     if row is None:
         _open(connection, found, members, now)
@@ -197,7 +198,7 @@ def _apply(connection: Connection, found: Finding, row: Row[Any] | None, now: da
 
 
 def _merge(found: Finding, row: Row[Any] | None) -> dict[str, str]:
-    """Return the members of now: those found, and those of before that nobody looked at."""
+    """Return the current members: those found, and earlier ones that were not checked."""
     before = {} if row is None or row.cleared_at is not None else row.members
     evaluated = before if found.evaluated is None else found.evaluated
     kept = {name: why for name, why in before.items() if name not in evaluated}
@@ -216,11 +217,11 @@ def _open(
         "times": 1,
         "noticed_at": now,
     }
-    alert_id = alerts.insert_alert(connection, values)
+    alert_id = outbox.insert_alert(connection, values)
     if alert_id is not None:
         _post(connection, "raised", alert_id, now)
         return
-    row = alerts.find_open(connection, [found.fingerprint]).get(found.fingerprint)
+    row = outbox.find_open(connection, [found.fingerprint]).get(found.fingerprint)
     if row is not None:  # Another transaction has opened it meanwhile.
         _repeat(connection, found, row, _merge(found, row), now)
 
@@ -233,7 +234,7 @@ def _repeat(
     event = _choose_event(row, severity, members, now)
     if event is not None:
         values["noticed_at"] = now
-    alerts.change_alert(connection, row.alert_id, times=row.times + 1, **values)
+    outbox.change_alert(connection, row.alert_id, times=row.times + 1, **values)
     if event is not None:
         _post(connection, event, row.alert_id, now)
 
@@ -241,7 +242,7 @@ def _repeat(
 def _choose_event(
     row: Row[Any], severity: str, members: Mapping[str, str], now: datetime
 ) -> str | None:
-    """Return what is worth another message: it got worse, somebody joined, or a day went by."""
+    """Return the reason for another message: it got worse, a member joined, or a day passed."""
     if severity != row.severity:
         return "updated"
     quiet = now - (row.noticed_at or row.raised_at)
@@ -263,13 +264,13 @@ def _describe(found: Finding, members: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _post(connection: Connection, event: str, alert_id: UUID, now: datetime) -> None:
-    row = alerts.find_alert(connection, alert_id)
+    row = outbox.find_alert(connection, alert_id)
     assert row is not None  # noqa: S101 - written in this transaction
-    alerts.post(connection, alert_id, build_body(event, view_alert(row), now), now)
+    outbox.post(connection, alert_id, build_body(event, view_alert(row), now), now)
 
 
 def view_alert(row: Row[Any]) -> AlertView:
-    """Return a stored alert as it is told."""
+    """Return a stored alert as it is sent."""
     return AlertView(
         row.alert_id, row.kind, row.severity, row.message, row.members, row.context, row.run_id,
         row.raised_at, row.times, row.cleared_at,

@@ -1,7 +1,7 @@
-"""Receivers: what ALERT_WEBHOOK_URL names, checked, and how each is sent a message.
+"""Receivers: parses ALERT_WEBHOOK_URL and sends messages to each address in it.
 
-``https://`` is sent JSON by Standard Webhooks; every other scheme is Apprise's. An address is a
-secret: a receiver is called by its scheme and a hash, in rows, logs and answers alike.
+An ``https://`` address gets JSON by Standard Webhooks. Apprise sends to every other scheme. An
+address is a secret: rows, logs and answers name a receiver by its scheme and a hash.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class Receiver:
 
     @property
     def name(self) -> str:
-        """Return what it is called where its address must not be told."""
+        """Return its name without the address, which is a secret."""
         digest = hashlib.sha256(self.address.encode()).hexdigest()[:8]
         return f"{self.address.partition('://')[0]}:{digest}"
 
@@ -196,7 +196,7 @@ def _read_wait(text: str | None) -> timedelta:
 
 
 def _send_chat(address: str, body: Mapping[str, Any]) -> Sent:
-    """Hand a message to Apprise; what it says of a failure is not repeated: it names addresses."""
+    """Give a message to Apprise. Its own error texts are not repeated, as they hold addresses."""
     import requests
 
     service, data = _build_chat(address), body["data"]

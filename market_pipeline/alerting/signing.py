@@ -1,4 +1,4 @@
-"""Standard Webhooks: the three headers by which a receiver knows who sent a message, and when."""
+"""Standard Webhooks: three headers by which a receiver verifies who sent a message, and when."""
 
 import base64
 import binascii

@@ -1,6 +1,7 @@
-"""Floor 3: HTTP. Programs trigger runs and read data here; people look at pages.
+"""Floor 3: HTTP. Programs trigger runs and read data here. People look at pages.
 
-``app`` puts it together from ``routes`` (JSON and files) and ``pages`` (HTML); ``services`` is what
-every route may use; ``security`` stands before all of them; ``problems`` is the one shape of
-errors. Runs are started in Dagster over its GraphQL (``dagster_client``), never here.
+``app`` is made of ``routes`` (JSON and files) and ``pages`` (HTML). ``services`` holds what every
+route may use. ``security`` checks every request first. ``problems`` defines the one form of errors.
+Dagster runs the jobs (``dagster_client``), or a child process where it has no webserver
+(``child_runs``).
 """

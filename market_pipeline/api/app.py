@@ -1,4 +1,4 @@
-"""The app: routes and pages behind the gate, with one shape of errors."""
+"""The app: routes and pages behind the security layer, with one form of errors."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,7 +30,9 @@ ROUTERS = (
     sign_in.router,
     *(page.router for page in (overview, market, comparison, runs, why, assets)),
 )
-_SUMMARY = "Market data that knows what it knows: trigger ingestion, read prices and statistics."
+_SUMMARY = (
+    "Market data with a record of what is missing: start ingestion, read prices and statistics."
+)
 
 
 def build_app(services: Services) -> FastAPI:

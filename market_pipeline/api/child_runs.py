@@ -1,8 +1,8 @@
-"""Runs that this process starts itself where there is no webserver of Dagster: as child processes.
+"""Runs as child processes of this process, where Dagster has no webserver.
 
-One at a time, each the command ``market-pipeline ingest`` with this process's environment, so that
-it is recorded on the same instance and writes the same receipt. What it logs goes where this
-process's log goes. Those that wait are kept in memory: they are gone with this process.
+One run at a time. Each is the command ``market-pipeline ingest`` with this process's environment,
+so it is recorded on the same instance and writes the same receipt. Its log goes to this process's
+log. Waiting runs are kept in memory, so they are lost when this process ends.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class ChildRuns:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def find_state(self, run_id: UUID) -> RunState | None:
-        """Return how a run stands; None for one that this process did not start, or forgot."""
+        """Return the state of a run; None if this process did not start it, or forgot it."""
         return self._states.get(run_id)
 
     async def count_queued(self) -> int:

@@ -1,4 +1,4 @@
-"""What the environment says about the API, checked as a whole before anything is opened."""
+"""The API's settings, checked as a whole before anything is opened."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,7 +92,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _choose_hosts(host: str, named: set[str]) -> frozenset[str]:
-    """Return the names to answer to; with a token and none named, DNS is not ours to know."""
+    """Return the host names to serve; empty: any, because no name is set and DNS is not known."""
     if is_loopback(host):
         shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
         return LOOPBACK_NAMES | named | {shown.lower()}

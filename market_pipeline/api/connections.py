@@ -1,9 +1,9 @@
-"""Connections: what one may cost before and between requests.
+"""Limits of a connection, before and between requests.
 
-uvicorn bounds neither the bytes nor the time of a header, and counts connections only when a header
-is complete. This protocol does; it is the one place that builds on uvicorn's own protocol, whose
-methods and attributes are not a published interface. Not here: what a request may cost
-(``security``); limits by address, which belong to the proxy.
+uvicorn limits neither the bytes nor the time of a header, and counts a connection only when a
+header is complete. This protocol does both. It is the one place that builds on uvicorn's own
+protocol, whose methods and attributes are not a published interface. Not here: limits of a request
+(``security``); limits by address, which are the proxy's task.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What the API counts of itself: requests by route and status, and how long they took."""
+"""Metrics of the API itself: requests by route and status, and how long they took."""
 
 import time
 

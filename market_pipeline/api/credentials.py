@@ -1,4 +1,4 @@
-"""Who may come in: bearer tokens and the cookie of a browser that signed in, compared at length.
+"""Credentials: bearer tokens and the cookie of a signed-in browser, compared in constant time.
 
 Not here: which paths need them (``security``).
 """
@@ -61,5 +61,5 @@ def _sign(until: str, token: str) -> str:
 
 
 def _equals(given: bytes, expected: bytes) -> bool:
-    """Compare in constant time; of digests, so that lengths tell nothing either."""
+    """Compare in constant time; digests, so that the time does not depend on lengths."""
     return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(expected).digest())

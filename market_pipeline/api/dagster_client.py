@@ -1,4 +1,4 @@
-"""Dagster over its GraphQL: the one door through which the API starts and watches runs."""
+"""Dagster over its GraphQL: the only way by which the API starts and watches runs."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -84,7 +84,7 @@ class DagsterClient:
         if not _is_daemon_alive(statuses, time.time()):
             raise _describe_missing(
                 "daemon",
-                "Dagster's daemon gives no sign of life, so that no run would leave the queue: "
+                "Dagster's daemon does not run, so a run would stay in the queue: "
                 "start it with `make dev`, or alone with `make scheduler`. Nothing was started",
             )
         return int(told["runsOrError"]["count"])
@@ -119,7 +119,7 @@ class DagsterClient:
             raise _describe_missing(
                 "webserver",
                 f"Dagster's webserver refused the run ({launched['__typename']}): its page "
-                "Deployment tells whether the code location market_pipeline is loaded",
+                "Deployment shows whether the code location market_pipeline is loaded",
             )
         return UUID(launched["run"]["runId"])
 
@@ -132,11 +132,11 @@ class DagsterClient:
         return RunState(told["status"], datetime.fromtimestamp(ended, UTC) if ended else None)
 
     def describe_silence(self, kind: type[ProblemError] = ProblemError) -> ProblemError:
-        """Return the problem that is told when the webserver does not answer."""
+        """Return the problem for a webserver that does not answer."""
         return _describe_missing(
             "webserver",
             f"Dagster's webserver does not answer at {self._base}: start it with `make dev`, "
-            "or let DAGSTER_UI_URL or DAGSTER_GRAPHQL_URL name it. What was started goes on",
+            "or name it in DAGSTER_UI_URL or DAGSTER_GRAPHQL_URL. Started runs continue",
             kind,
         )
 

@@ -1,4 +1,4 @@
-"""What is answered about a run that ingested: from its receipt, never from memory."""
+"""Answers about a run that ingested, from its receipt and never from memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +8,9 @@ from uuid import UUID
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine
 
-from market_pipeline.storage import queries
-from market_pipeline.storage.tables import ingestion_run
+from market_pipeline.storage.runs.receipts import read_run, read_run_markets, read_run_tables
 
 STATUSES = {"ok": "success", "partial": "partial", "failed": "failed"}
 _EXAMPLE_ID = "3f6c1d1e-6a51-4f43-9f6e-0c1a2b3c4d5e"
@@ -49,10 +48,10 @@ class MarketOutcome(BaseModel):
     symbol: str = Field(examples=["BTC-USD"])
     provider: str | None = Field(examples=["mock"], description="null: no provider serves it")
     outcome: Literal["ok", "partial", "failed", "missing"] = Field(
-        description="missing: the run did not come to it"
+        description="missing: the run did not reach it"
     )
-    reason: str | None = Field(description="What went wrong, in one line")
-    inserted: int | None = Field(description="Fetched bars; null: none was asked for")
+    reason: str | None = Field(description="The cause, in one line")
+    inserted: int | None = Field(description="Fetched bars; null: no bars were requested")
     updated: int | None
     unchanged: int | None
     derived_inserted: int | None = Field(description="Days and weeks built from them")
@@ -64,7 +63,7 @@ class Receipt(BaseModel):
     """What the run recorded about itself."""
 
     outcome: Literal["ok", "partial", "failed", "running", "interrupted"] | None
-    error: str | None = Field(description="What ended the run; null: no step failed")
+    error: str | None = Field(description="The error that ended the run; null: no step failed")
     markets: list[MarketOutcome]
     tables: dict[str, dict[str, int]] = Field(
         examples=[{"market_aggregate": {"inserted": 2352, "updated": 0, "unchanged": 0}}]
@@ -76,7 +75,7 @@ class IngestAnswer(BaseModel):
 
     status: Literal["success", "partial", "failed"]
     result: IngestResult | None = Field(description="null: it failed before it wrote anything")
-    markets: list[MarketOutcome] = Field(description="Those that came short, with reasons")
+    markets: list[MarketOutcome] = Field(description="The markets that came short, with reasons")
     runId: UUID = Field(examples=[_EXAMPLE_ID])  # noqa: N815
     link: str = Field(description="The run in Dagster")
     receipt: Receipt
@@ -89,7 +88,7 @@ class IngestPending(BaseModel):
     runId: UUID = Field(examples=[_EXAMPLE_ID])  # noqa: N815
     link: str = Field(description="The run in Dagster")
     statusUrl: str = Field(  # noqa: N815
-        description="Ask here how it ended", examples=[f"/api/ingest/{_EXAMPLE_ID}"]
+        description="The address of its result", examples=[f"/api/ingest/{_EXAMPLE_ID}"]
     )
 
 
@@ -114,8 +113,9 @@ def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) ->
         200 for all or some markets; 502 for a run that failed: the body is the same.
     """
     with engine.connect() as connection:
-        receipt = _read_receipt(connection, run_id)
-        result = _read_result(connection, run_id, receipt["tables"])
+        run = read_run(connection, run_id)
+        receipt = _read_receipt(connection, run_id, run)
+    result = None if run is None else _build_result(run, receipt["tables"])
     outcome = receipt["outcome"] if dagster_status == "SUCCESS" else "failed"
     short = [one for one in receipt["markets"] if one["outcome"] != "ok"]
     body = {
@@ -129,13 +129,14 @@ def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) ->
     return RunResponse(502 if body["status"] == "failed" else 200, body)
 
 
-def _read_receipt(connection: Connection, run_id: UUID) -> dict[str, Any]:
-    markets = _list_rows(queries.read_run_markets(connection, run_id))
-    tables = _list_rows(queries.read_run_tables(connection, run_id))
-    run = queries.read_run(connection, run_id) or {"outcome": None, "error": None}
+def _read_receipt(
+    connection: Connection, run_id: UUID, run: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    markets = _list_rows(read_run_markets(connection, run_id))
+    tables = _list_rows(read_run_tables(connection, run_id))
     return {
-        "outcome": run["outcome"],
-        "error": run["error"],
+        "outcome": run["outcome"] if run else None,
+        "error": run["error"] if run else None,
         "markets": [{name: row[name] for name in _MARKET_FIELDS} for row in markets],
         "tables": {
             row["table_name"]: {name: row[name] for name in ("inserted", "updated", "unchanged")}
@@ -144,18 +145,13 @@ def _read_receipt(connection: Connection, run_id: UUID) -> dict[str, Any]:
     }
 
 
-def _read_result(
-    connection: Connection, run_id: UUID, tables: Mapping[str, Mapping[str, int]]
-) -> dict[str, Any] | None:
-    run = ingestion_run.c
-    query = select(run.started_at, run.completed_at, run.trigger).where(run.run_id == run_id)
-    row = connection.execute(query).one_or_none()
-    if row is None:
-        return None
+def _build_result(
+    run: Mapping[str, Any], tables: Mapping[str, Mapping[str, int]]
+) -> dict[str, Any]:
     counts = {name: sum(tables.get(table, {}).values()) for name, table in _RESULTS.items()}
-    times = {"startedAt": row.started_at, "completedAt": row.completed_at}
+    times = {"startedAt": run["started_at"], "completedAt": run["completed_at"]}
     told = {name: time and time.isoformat() for name, time in times.items()}
-    return {**counts, **told, "trigger": row.trigger}
+    return {**counts, **told, "trigger": run["trigger"]}
 
 
 def _list_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,8 +1,7 @@
-"""From a request to its run: exactly one for all who ask the same while it runs.
+"""Launching: one run for all equal requests that come while it runs.
 
-Nothing is kept in memory but the watch on runs, and runs that wait where there is no webserver of
-Dagster: whoever dies, the rows of ``storage.idempotency`` and what the run has written tell the
-next process where things stand.
+Only the watchers of runs and the waiting child runs are kept in memory. If a process dies, the next
+one continues from the rows of ``storage.runs.idempotency`` and from what the run has written.
 """
 
 import asyncio
@@ -21,7 +20,7 @@ from market_pipeline.api.problems import ProblemError
 from market_pipeline.api.run_starting import RunStarter
 from market_pipeline.api.services import Services
 from market_pipeline.api.watching import Watches
-from market_pipeline.storage.idempotency import (
+from market_pipeline.storage.runs.idempotency import (
     Claim,
     claim_launch,
     note_run,
@@ -76,7 +75,7 @@ class Launcher:
         self._watches = Watches(self._runs.read_state, self._store)
 
     async def close(self) -> None:
-        """Stop watching; runs in Dagster go on, one that this process runs itself is ended."""
+        """Stop watching. Runs in Dagster continue; the child run of this process is ended."""
         await self._watches.close()
         await self._runs.close()
 
@@ -102,11 +101,11 @@ class Launcher:
                 return Started(claim.run_id)
             else:
                 ended = claim.run_id
-        detail = "another process is starting this run and has not come to it: ask again"
+        detail = "another process is starting this run and has not finished: try again"
         raise ProblemError(503, "Service Unavailable", detail, {"Retry-After": "5"})
 
     async def read_state(self, run_id: UUID) -> RunState | None:
-        """Return how a run stands; None for a run that nobody knows.
+        """Return the state of a run; None for an unknown run.
 
         Raises:
             ProblemError: Nobody can tell now.

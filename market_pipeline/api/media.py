@@ -1,8 +1,8 @@
-"""Answers in the format that was asked for, with their age, source and dataset version.
+"""Answers in the requested format, with their age, source and dataset version.
 
-JSON unless ``?format=`` or ``Accept`` say otherwise; tables also as CSV, Parquet and Arrow: what is
-no longer than a page is sent whole, with its length, anything else streamed. Not here: the encoding
-itself (``readers.encoding``).
+The format is JSON unless ``?format=`` or ``Accept`` asks for another. Tables also come as CSV,
+Parquet and Arrow. A table no longer than a page is sent as a whole, with its length. Longer tables
+are streamed. Not here: the encoding itself (``readers.encoding``).
 """
 
 from collections.abc import Mapping
@@ -74,7 +74,7 @@ def choose_format(request: Request, given: str | None) -> str:
         for name, media_type in MEDIA_TYPES.items():
             if media_range in {media_type, "*/*", f"{media_type.partition('/')[0]}/*"}:
                 return name
-    detail = f"this can be had as {', '.join(MEDIA_TYPES.values())}"
+    detail = f"this comes as {', '.join(MEDIA_TYPES.values())}"
     raise ProblemError(406, "Not Acceptable", detail)
 
 

@@ -1,4 +1,4 @@
-"""What routes of the read side answer, field by field; OpenAPI shows them.
+"""The answers of the read routes, field by field; OpenAPI shows them.
 
 Times are UTC in ISO 8601, ratios fractions, prices in the market's quote currency. Null means
 unknown; where a number could have been expected, ``reason`` says why.
@@ -15,7 +15,7 @@ _VERSION = Field(description="Newest version of the data; null before the first 
 
 
 class Table(BaseModel):
-    """What every table tells beside its rows."""
+    """The fields of every table beside its rows."""
 
     dataset_version: int | None = _VERSION
     next_cursor: str | None = _CURSOR
@@ -33,7 +33,7 @@ class MarketRow(BaseModel):
     calendar: str = Field(examples=["24/7"])
     price_basis: str = Field(examples=["unadjusted"])
     is_active: bool = Field(description="Still ingested")
-    is_primary: bool = Field(description="Meant when only the symbol is named")
+    is_primary: bool = Field(description="The market that the bare symbol means")
 
 
 class MarketTable(Table):
@@ -60,7 +60,7 @@ class Bar(BaseModel):
     volume: float | None
     volume_kind: str
     source_kind: str = Field(description=SOURCE_KIND)
-    known_at: datetime = Field(description="When these values became ours")
+    known_at: datetime = Field(description="When these values became known")
     dataset_version: int
     run_id: UUID | None
 
@@ -218,7 +218,7 @@ class CoverageRow(BaseModel):
     never_asked: int = Field(description="Spans between settled ones that nobody asked for")
     verified: float | None = Field(description="Share of history read again in this turn")
     verified_at: datetime | None = Field(description="When a page of this turn was last read")
-    turn_days: float | None = Field(description="How long a turn takes at its pace")
+    turn_days: float | None = Field(description="Days that a whole turn takes at this pace")
 
 
 class HoleRow(BaseModel):
@@ -236,14 +236,14 @@ class HoleRow(BaseModel):
 
 
 class NeverAskedRow(BaseModel):
-    """A span between settled ones that nobody asked for."""
+    """A span between settled spans that no run has asked for."""
 
     symbol: str
     provider: str
     interval: str
     starts_at: datetime
     ends_at: datetime
-    bars: int = Field(description="That the calendar expects in it")
+    bars: int = Field(description="Bars that the calendar expects in it")
 
 
 class CoverageTable(Table):
@@ -264,9 +264,9 @@ class RunRow(BaseModel):
     completed_at: datetime | None
     ended_at: datetime | None
     outcome: str | None = Field(
-        description="ok, partial or failed; before its end running, or interrupted when it died"
+        description="ok, partial or failed; before the end running, or interrupted (process died)"
     )
-    error: str | None = Field(description="What ended it; null: no step failed")
+    error: str | None = Field(description="The error that ended it; null: no step failed")
     request: dict[str, Any]
 
 

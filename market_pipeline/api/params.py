@@ -1,4 +1,4 @@
-"""What the read side's routes take: markets and times, in one form."""
+"""The parameters of the read routes: markets and times, in one form."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -17,29 +17,33 @@ ServicesNeeded = Annotated[Services, Depends(get_services)]
 Symbol = Annotated[
     str,
     Path(
-        description="`BTC-USD` is the symbol's primary market, `mock:BTC-USD` a provider's",
+        description="`BTC-USD` is the primary market, `mock:BTC-USD` that of a provider",
         max_length=80,
         examples=["BTC-USD"],
     ),
 ]
 ProviderName = Annotated[
     str | None,
-    Query(description="Whose market; without it the primary one", max_length=40, examples=["mock"]),
+    Query(
+        description="The provider; default: that of the primary market",
+        max_length=40,
+        examples=["mock"],
+    ),
 ]
 Format = Annotated[
     Literal["json", "csv", "parquet", "arrow"] | None,
     Query(alias="format", description="Instead of the header Accept"),
 ]
-Start = Annotated[datetime | None, Query(description="First moment, UTC without a zone")]
-End = Annotated[datetime | None, Query(description="First moment no longer wanted; default now")]
-AsOf = Annotated[datetime | None, Query(description="What was known, or newest, at this time")]
+Start = Annotated[datetime | None, Query(description="Start, included; UTC if it has no zone")]
+End = Annotated[datetime | None, Query(description="End, not included; default now")]
+AsOf = Annotated[datetime | None, Query(description="As it was known, or newest, at this time")]
 Version = Annotated[
-    int | None, Query(ge=0, le=MAX_VERSION, description="What this dataset version holds")
+    int | None, Query(ge=0, le=MAX_VERSION, description="As in this dataset version")
 ]
 Require = Annotated[
     Literal["complete", "explained"] | None,
     Query(
-        description="Refuse (409) unless every expected bar is there; `explained`: or will never be"
+        description="Refuse (409) if expected bars are missing; `explained`: unless they never come"
     ),
 ]
 Horizon = Annotated[

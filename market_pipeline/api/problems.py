@@ -1,7 +1,8 @@
-"""The one shape of errors on every route: problem details (RFC 9457).
+"""The one form of errors on every route: problem details (RFC 9457).
 
-What is told: what was wrong with the request, or which part does not answer and what to do. Never:
-SQL, stack traces, addresses with passwords; those are in the API's log under the id of the answer.
+An error says what was wrong with the request, or which part does not answer and what to do. It
+never holds SQL, stack traces or addresses with passwords. Those are in the API's log, under the id
+that the answer names.
 """
 
 import logging
@@ -29,12 +30,12 @@ from market_pipeline.domain.errors import (
     StorageError,
     UnknownMarketError,
 )
-from market_pipeline.storage.failures import summarise_failure
+from market_pipeline.storage.server.failures import summarise_failure
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 5
 _DATABASE_DOWN = "the database does not answer"
-_LOOK = "`market-pipeline db status` tells where it is, the API's log what it said"
+_LOOK = "`market-pipeline db status` shows its address, the API's log its answer"
 # The first class that fits decides; those that are not here are faults of ours.
 _STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (UnknownMarketError, 404),
@@ -102,7 +103,7 @@ def build_problem(
     headers: Mapping[str, str] | None = None,
     **members: Any,
 ) -> JSONResponse:
-    """Return the answer that tells a problem."""
+    """Return the answer for a problem."""
     told = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     body = {**told, "instance": path, **members}
     return JSONResponse(body, status, {**(headers or {})}, media_type=MEDIA_TYPE)
@@ -141,8 +142,8 @@ def _tell_http(request: Request, error: Exception) -> JSONResponse:
     error = cast("HTTPException", error)
     title = HTTPStatus(error.status_code).phrase
     detail = {
-        404: "nothing is served at this path: /docs lists what is",
-        405: "this path does not take this method: /docs lists what it takes",
+        404: "this path does not exist: /docs lists all paths",
+        405: "this path does not accept this method: /docs lists its methods",
     }.get(error.status_code, str(error.detail))
     return build_problem(error.status_code, title, detail, request.url.path, error.headers)
 
@@ -190,5 +191,5 @@ def _tell_database(request: Request, error: Exception) -> JSONResponse:
 def _tell_fault(request: Request, error: Exception) -> JSONResponse:
     fault_id = uuid4().hex
     logger.error("fault %s at %s", fault_id, request.url.path, exc_info=error)
-    detail = f"a fault of the API itself: its log tells more under {fault_id}"
+    detail = f"an error in the API: its log has details under {fault_id}"
     return build_problem(500, "Internal Server Error", detail, request.url.path, fault_id=fault_id)

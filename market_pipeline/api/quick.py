@@ -1,9 +1,8 @@
-"""The quick way: latest values that are in this process's memory are sent as they are.
+"""The fast path for latest values: sends values in this process's memory without the route.
 
-It asks the same guarded cache as the route does, so it gives nothing that the route would not, and
-leaves to the route whatever is not plain: other formats, a tag to compare, a miss, a cache that is
-a server. Here: which questions are plain, and ready headers. Not here: what may be served
-(``cache.guard``).
+It asks the same guarded cache as the route, so it gives nothing that the route would not. It leaves
+everything unusual to the route: other formats, a tag to compare, a miss, a cache on a server. Here:
+the requests that qualify, and their headers. Not here: which entry may be served (``cache.guard``).
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
-"""Where runs are started and who tells how they stand: Dagster's webserver, or this process.
+"""Starting runs and reading their state: in Dagster's webserver, or in this process.
 
-A webserver that listens starts them, under Dagster's queue. Where nobody listens at its address,
-this process starts them itself.
+A webserver that listens starts runs under Dagster's queue. If no process listens at its address,
+this process starts them.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 from market_pipeline.api.child_runs import ChildRuns
 from market_pipeline.api.dagster_client import DagsterClient, RunState, WebserverMissingError
 from market_pipeline.api.problems import ProblemError
-from market_pipeline.storage.claims import find_living
-from market_pipeline.storage.queries import read_run_end
+from market_pipeline.storage.runs.claims import find_living
+from market_pipeline.storage.runs.receipts import read_run_end
 
 MAX_QUEUED_RUNS = 25
 _QUEUE_RETRY_SECONDS = 30
@@ -89,7 +89,7 @@ async def _launch_by(
 ) -> UUID:
     waiting = await starter.count_queued()
     if waiting >= MAX_QUEUED_RUNS:
-        detail = f"{waiting} runs wait in the queue already: ask again when some are done"
+        detail = f"{waiting} runs already wait in the queue: try again when some have ended"
         retry = {"Retry-After": str(_QUEUE_RETRY_SECONDS)}
         raise ProblemError(429, "Too Many Requests", detail, retry)
     return await starter.launch_run(symbols, launch_id, trigger)

@@ -1,7 +1,7 @@
-"""What stands before every route: who asks, from where, and how much; and headers on the answer.
+"""Checks before every route: credentials, origin and size of a request; headers of the answer.
 
-A plain ASGI layer, because the quick routes pass it too. Not here: the errors' shape
-(``problems``), the sign-in page (``pages.sign_in``).
+It is a plain ASGI layer, because requests on the fast path pass it too. Not here: the form of
+errors (``problems``), the sign-in page (``pages.sign_in``).
 """
 
 import asyncio
@@ -82,7 +82,7 @@ class RequestGuard:
         if is_served(headers, self._configuration.allowed_hosts):
             return None
         detail = (
-            "the Host header names another host than this API answers to: use 127.0.0.1 or "
+            "the Host header names a host that this API does not serve: use 127.0.0.1 or "
             "localhost, or set API_ALLOWED_HOSTS"
         )
         return build_problem(421, "Misdirected Request", detail, scope["path"])
@@ -125,7 +125,7 @@ def _refuse_content_type(scope: Scope) -> Response | None:
 
 
 async def _read_body(scope: Scope, receive: Receive) -> bytes | Response:
-    """Return the whole body, or the refusal of one that is too long or comes too slowly."""
+    """Return the whole body, or the refusal of a body that is too long or too slow."""
     declared = find_header(scope["headers"], b"content-length")
     if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
         return _refuse_size(scope)

@@ -1,4 +1,4 @@
-"""The server process: settings checked, services opened, uvicorn until it is told to end."""
+"""The server process: checks settings, opens services, and runs uvicorn until it is stopped."""
 
 from collections.abc import Mapping
 

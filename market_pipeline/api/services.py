@@ -1,4 +1,4 @@
-"""What routes work with: the database, the cache, Dagster; opened once a process."""
+"""The services of routes: the database, the cache, Dagster; opened once for each process."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -14,7 +14,7 @@ from market_pipeline.api.dagster_client import DagsterClient
 from market_pipeline.api.throttling import WrongSignIns
 from market_pipeline.cache.protocol import Cache
 from market_pipeline.readers.serving import open_serving_cache
-from market_pipeline.storage.database import open_database
+from market_pipeline.storage.server.database import open_database
 
 
 @dataclass(frozen=True, slots=True)

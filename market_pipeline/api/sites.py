@@ -1,7 +1,7 @@
-"""Which site a request is for, and which site's page sent it.
+"""The site that a request is for, and the site of the page that sent it.
 
-What the API's gate and the guard before Dagster's webserver decide alike. Not here: what is
-refused, and how that is told.
+The API's security layer and the guard before Dagster's webserver share these decisions. Not here:
+which requests are refused, and the text of the refusal.
 """
 
 from collections.abc import Iterable

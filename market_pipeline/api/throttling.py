@@ -1,6 +1,6 @@
-"""Wrong sign-ins: counted by address in this process, so that nobody tries tokens by the thousand.
+"""Wrong sign-ins, counted by address in this process, so that nobody can try thousands of tokens.
 
-Behind a proxy all visitors share the proxy's address; the proxy counts by theirs.
+Behind a proxy, all visitors have the proxy's address. The proxy counts by their own addresses.
 """
 
 import math
@@ -49,7 +49,7 @@ class WrongSignIns:
 
 
 def _find_group(address: str) -> str:
-    """Return what is counted together: whoever has one IPv6 address has a network of them."""
+    """Return the network that is counted as one: an IPv6 user has a whole network of addresses."""
     try:
         parsed = ip_address(address)
     except ValueError:

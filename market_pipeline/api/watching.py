@@ -1,4 +1,4 @@
-"""Watching runs until they end: one watcher a run and process, however many wait for it."""
+"""Watching runs until they end: one watcher for each run and process, for all who wait."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from market_pipeline.api.problems import ProblemError
 
 POLL_SECONDS = 0.5
 _MAX_PAUSE_SECONDS = 10.0
-_CLOSED = ("Service Unavailable", "the API is ending: ask again when it has been started")
+_CLOSED = ("Service Unavailable", "the API is stopping: try again when it has started")
 logger = logging.getLogger("market_pipeline.api")
 ReadState = Callable[[UUID], Awaitable[RunState | None]]
 OnEnd = Callable[[UUID, RunState], object]
@@ -36,7 +36,7 @@ class _Watch:
 
 
 class Watches:
-    """The runs that somebody waits for and that have not ended yet.
+    """The runs that have not ended yet and that a request waits for.
 
     Args:
         read_state: Tells how a run stands; may fail with a problem.
@@ -48,7 +48,7 @@ class Watches:
         self._watches: dict[UUID, _Watch] = {}
 
     def begin(self, run_id: UUID) -> None:
-        """Watch a run, whether or not somebody waits for it."""
+        """Watch a run, also if no request waits for it."""
         self._open(run_id)
 
     def find_last(self, run_id: UUID) -> RunState | None:

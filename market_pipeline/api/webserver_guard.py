@@ -1,8 +1,8 @@
-"""What stands before Dagster's webserver, which asks nobody who they are and launches runs by GET.
+"""The guard before Dagster's webserver, which has no users and starts runs by GET.
 
-Any page that a browser shows can send requests to a webserver on the same machine. This lets
-through what Dagster's own page sends and what programs send, and nothing that another site's page
-can. Not here: how the webserver is started (``cli.web``); who may use it, which a proxy decides.
+Any page in a browser can send requests to a webserver on the same machine. The guard accepts the
+requests of Dagster's own page and of programs, and refuses those that another site's page can send.
+Not here: starting the webserver (``cli.web``); users, which are the proxy's task.
 """
 
 from starlette.responses import Response
@@ -54,7 +54,7 @@ class WebserverGuard:
         if is_served(headers, self._allowed):
             return None
         detail = (
-            "the Host header names another host than Dagster's webserver answers to: use "
+            "the Host header names a host that Dagster's webserver does not serve: use "
             "127.0.0.1 or localhost, or let DAGSTER_UI_URL name it"
         )
         return build_problem(421, "Misdirected Request", detail, scope["path"])

@@ -1,7 +1,8 @@
 """Floor 1: values that were read from the database, kept for the next reader.
 
-Here: the stores (Redis, in process), what happens when Redis fails, and how entries are written.
-Not here: what is cached (``readers``), which version is the newest (``storage.stamps``).
+Here: the stores (Redis, in process), the fallback when Redis fails, and the form of entries.
+Not here: what is cached (``readers``), which version is the newest
+(``storage.latest.market_versions``).
 """
 
 from collections.abc import Iterable

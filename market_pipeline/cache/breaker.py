@@ -1,6 +1,6 @@
-"""The breaker: after the first trouble nobody asks the server again until it was seen to work.
+"""The breaker: after a failure, no reader asks the server until a test of it has succeeded.
 
-Readers never wait for it: a thread of its own tries the server, at growing intervals.
+Readers never wait for it. A thread of its own tests the server, at growing intervals.
 """
 
 import logging
@@ -36,7 +36,7 @@ class Breaker:
         return self._trouble
 
     def open(self, reason: str) -> bool:
-        """Stop asking; return whether this is the first to say so."""
+        """Stop asking; return whether it was closed before."""
         with self._lock:
             if self._trouble is not None or self._stopped.is_set():
                 return False

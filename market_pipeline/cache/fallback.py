@@ -1,8 +1,8 @@
-"""Redis while it works, the process's own memory while it does not.
+"""The cache with a fallback: Redis while it works, the process's own memory while it does not.
 
-Neither store can give a stale value: entries of both are compared with the market's version
-(``guard``). Memory begins empty at each trouble, and what is written meanwhile stays out of Redis,
-where the next reader fills it again.
+Neither store can give a stale value, because entries of both are compared with the market's version
+(``guard``). Memory is empty at the start of each failure. Entries that are written to memory are
+not copied to Redis afterwards. The next reader adds them there again.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

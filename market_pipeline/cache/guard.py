@@ -1,9 +1,9 @@
-"""The guard: an entry is served only while it is known to be what the database holds.
+"""The guard: serves an entry only while it is known to be equal to the database.
 
-An entry's version must equal the newest known version of its market. So neither a crash between
-commit and invalidation, nor a lost invalidation, nor another process's late fill, nor Redis coming
-back with what it had before can make a reader see an old value. While versions cannot be known,
-nothing is served and nothing is filled.
+An entry's version must equal the newest known version of its market. So no reader sees an old value
+after a crash between commit and invalidation, a lost invalidation, a late fill by another process,
+or a restart of Redis with old entries. While versions cannot be known, nothing is served and
+nothing is filled.
 """
 
 import threading
@@ -15,11 +15,11 @@ from market_pipeline.cache.protocol import Cache, Entry, Fill, Json, write_json
 
 
 class Versions(Protocol):
-    """The newest versions, as somebody knows them who listens to the database."""
+    """The newest versions, known to a listener of the database."""
 
     @property
     def epoch(self) -> int:
-        """Changes when it began to listen anew, and so may have missed something."""
+        """Changes when it started to listen again, so that it may have missed a change."""
 
     def find_version(self, scope: str) -> int | None:
         """Return the version of ``provider:symbol`` or ``*``; None while it cannot be known."""
@@ -83,7 +83,7 @@ class GuardedCache:
         self._cache.forget()
 
     def close(self) -> None:
-        """Close the cache; the versions are somebody else's."""
+        """Close the cache; the versions belong to the caller."""
         self._cache.close()
 
     def _is_current(self, fill: Fill) -> bool:

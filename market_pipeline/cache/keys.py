@@ -1,4 +1,4 @@
-"""The names of entries, and the market that each belongs to."""
+"""The names of entries, and the market of each."""
 
 import re
 from functools import lru_cache

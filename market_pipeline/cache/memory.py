@@ -1,4 +1,4 @@
-"""The cache within a process: the least recently used entries go first, none outlives its time."""
+"""The cache within a process: drops the least recently used entries first, and expired ones."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The cache of REDIS_URL, or of this process."""
+"""The choice of the cache: Redis if REDIS_URL is set, otherwise the memory of this process."""
 
 import weakref
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,9 @@
-"""What a cache is to those who use it: entries with versions, by key, that may be gone at any time.
+"""The interface of a cache: entries with versions, by key, that may be gone at any time.
 
 Keys are ``market:{provider}:{symbol}:latest`` and ``market:{provider}:{symbol}:aggregates:...``.
-The version of an entry is the market's stamp (``storage.stamps``) in the snapshot it was read from.
-No method raises because a store is in trouble: a value that cannot be had is a miss.
+The version of an entry is the market's stamp (``storage.latest.market_versions``) in the snapshot
+that it was read from. No method raises because a store has failed: a value that cannot be read is a
+miss.
 """
 
 import json
@@ -32,7 +33,7 @@ class Entry:
 
     @cached_property
     def value(self) -> Json:
-        """The value; parsed once and shared, so nobody may change it."""
+        """The value; parsed once and shared, so do not change it."""
         return parse_json(self.body)
 
     @property
@@ -92,7 +93,7 @@ class Cache(Protocol):
         """Store several values, each as ``put`` does, and count those stored."""
 
     def invalidate(self, pattern: str) -> int:
-        """Drop the entries whose keys match a pattern, or are below one that does; count them.
+        """Drop the entries with a key that matches a pattern, or below such a key; count them.
 
         Args:
             pattern: ``*`` is any text: ``market:*:aggregates`` also drops

@@ -1,9 +1,9 @@
 """The cache in Redis, or a server that speaks its protocol: entries as versioned JSON.
 
 A value that is not ours (another format, wrong type, too large, not JSON) is a miss, never an
-error, and is overwritten by the next value. Trouble with the server is ``StoreTroubleError``,
-after 100 ms of silence; who falls back on what is decided elsewhere (``fallback``).
-The library is imported when a store is opened, so that nobody pays for it who has no REDIS_URL.
+error, and the next value overwrites it. A failure of the server is ``StoreTroubleError``, after
+100 ms of silence. ``fallback`` decides what happens then. The library is imported when a store is
+opened, so that processes without REDIS_URL do not import it.
 """
 
 import json
@@ -135,7 +135,7 @@ class RedisStore:
         self._client.connection_pool.disconnect()
 
     def _decode(self, key: str, answer: Any) -> Entry | None:
-        """Return what was found; None for what nobody of ours has written."""
+        """Return the entry; None for a value that this project did not write."""
         if isinstance(answer, Exception):
             raise StoreTroubleError(find_reason(answer)) from answer
         head = _HEADER.match(answer)

@@ -1,4 +1,4 @@
-"""``market-pipeline alerts``: who is told, what is open, whether telling works."""
+"""``market-pipeline alerts``: test receivers, list and acknowledge alerts, check the delivery."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -38,20 +38,20 @@ def test() -> None:
     with open_database() as engine:
         results = send_test(engine)
     if not results:
-        raise PipelineError("ALERT_WEBHOOK_URL is not set: alerts are recorded, and nobody is told")
+        raise PipelineError("ALERT_WEBHOOK_URL is not set: alerts are recorded and not sent")
     for name, sent in results.items():
         click.echo(f"{name}: {'delivered' if sent.is_ok else sent.error}")
     if not all(sent.is_ok for sent in results.values()):
-        raise PipelineError("not every receiver took the message")
+        raise PipelineError("not every receiver accepted the message")
 
 
 @alerts.command("list")
-@click.option("--all", "with_resolved", is_flag=True, help="Those that were resolved as well.")
+@click.option("--all", "with_resolved", is_flag=True, help="List resolved alerts too.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
 @AS_JSON
 def list_alerts(with_resolved: bool, limit: int, as_json: bool) -> None:
     """List open alerts, the newest first."""
-    from market_pipeline.storage.alerts import read_alerts
+    from market_pipeline.storage.alerts.outbox import read_alerts
 
     with open_database() as engine, engine.connect() as connection:
         rows = [_describe(row) for row in read_alerts(connection, limit, with_resolved)]

@@ -1,4 +1,4 @@
-"""What a run was asked for, checked before anything is opened."""
+"""The request of a run, checked before anything is opened."""
 
 import os
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from market_pipeline.providers.registry import Routing, list_provider_names, rou
 from market_pipeline.settings import check_run_settings, name_errors
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Check a request and every setting that its run will read; nothing is opened or written.
+def check_options(options: Mapping[str, Any]) -> Request:
+    """Return a request, checked with every setting that its run will read; nothing is opened.
 
     Raises:
         PipelineError: Names the option or variable, its value, and what is expected.
     """
-    route_request(options)
+    request, _ = route_request(options)
     _check_home(os.environ["DAGSTER_HOME"])
     check_run_settings()
     check_alert_settings()
@@ -27,6 +27,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     from market_pipeline.orchestration.automation import read_cron_expression
 
     read_cron_expression()
+    return request
 
 
 def route_request(options: Mapping[str, Any]) -> tuple[Request, Routing]:

@@ -35,7 +35,7 @@ def open_database(with_schema: bool = True) -> "Iterator[Engine]":
     Raises:
         StorageError: Unreachable, read-only, or at another schema version.
     """
-    from market_pipeline.storage import database
+    from market_pipeline.storage.server import database
 
     with database.open_database(with_schema) as engine:
         yield engine
@@ -49,7 +49,7 @@ def db() -> None:
 @db.command()
 def upgrade() -> None:
     """Apply the migrations that are missing."""
-    from market_pipeline.storage.schema import read_revision, upgrade_schema
+    from market_pipeline.storage.server.schema import read_revision, upgrade_schema
 
     with open_database(with_schema=False) as engine:
         upgrade_schema(engine)
@@ -64,7 +64,7 @@ def revision(message: str) -> None:
     Read it before `market-pipeline db upgrade` applies it: a renamed column looks like a lost and
     a new one.
     """
-    from market_pipeline.storage.schema import write_revision
+    from market_pipeline.storage.server.schema import write_revision
 
     with open_database() as engine:
         file = write_revision(engine, message)
@@ -75,9 +75,9 @@ def revision(message: str) -> None:
 @AS_JSON
 def status(as_json: bool) -> None:
     """Show where the database is, and at which revision."""
-    from market_pipeline.storage.engine import find_database
-    from market_pipeline.storage.schema import read_newest_revision, read_revision
-    from market_pipeline.storage.urls import hide_password
+    from market_pipeline.storage.server.engine import find_database
+    from market_pipeline.storage.server.schema import read_newest_revision, read_revision
+    from market_pipeline.storage.server.urls import hide_password
 
     address = find_database()
     with open_database(with_schema=False) as engine:
@@ -101,7 +101,7 @@ def prune(dry_run: bool) -> None:
     """
     from datetime import UTC, datetime
 
-    from market_pipeline.storage import retention
+    from market_pipeline.storage.runs import retention
 
     now = datetime.now(UTC)
     with open_database() as engine:
@@ -134,8 +134,8 @@ def _prune_dagster(now: "datetime", dry_run: bool) -> int:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def dump(file: Path) -> None:
     """Write a backup of the market tables and Dagster's storage to FILE, while runs go on."""
-    from market_pipeline.storage.backup import dump_database
-    from market_pipeline.storage.engine import find_database
+    from market_pipeline.storage.server.backup import dump_database
+    from market_pipeline.storage.server.engine import find_database
 
     with open_database(with_schema=False):
         size = dump_database(find_database().url, file)
@@ -144,7 +144,7 @@ def dump(file: Path) -> None:
 
 @db.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--replace", is_flag=True, help="Also where the database holds data: they go.")
+@click.option("--replace", is_flag=True, help="Replace the data that the database holds.")
 def restore(file: Path, replace: bool) -> None:
     """Put the backup FILE into the database in use: all of it, or nothing.
 
@@ -152,8 +152,8 @@ def restore(file: Path, replace: bool) -> None:
     `market-pipeline db upgrade` afterwards (the embedded database: by itself).
     """
     from market_pipeline.domain.errors import StorageError
-    from market_pipeline.storage.backup import has_tables, restore_database
-    from market_pipeline.storage.engine import find_database
+    from market_pipeline.storage.server.backup import has_tables, restore_database
+    from market_pipeline.storage.server.engine import find_database
 
     with open_database(with_schema=False) as engine:
         if has_tables(engine) and not replace:
@@ -166,7 +166,7 @@ def restore(file: Path, replace: bool) -> None:
 
 
 @db.command()
-@click.option("--prefix", default="market", show_default=True, help="What their names begin with.")
+@click.option("--prefix", default="market", show_default=True, help="The beginning of their names.")
 def roles(prefix: str) -> None:
     """Create an owner, a writer and a reader with the least rights each needs.
 
@@ -174,7 +174,7 @@ def roles(prefix: str) -> None:
     """
     import dagster as dg
 
-    from market_pipeline.storage.roles import create_roles, name_roles
+    from market_pipeline.storage.server.roles import create_roles, name_roles
 
     names = name_roles(prefix)
     with open_database() as engine, dg.DagsterInstance.get():  # so that its tables are there
@@ -189,9 +189,9 @@ def roles(prefix: str) -> None:
 @click.pass_context
 def shell(ctx: click.Context, arguments: Sequence[str]) -> None:
     """Open psql on the database in use; ARGUMENTS after -- are psql's."""
-    from market_pipeline.storage.embedded import psql_path
-    from market_pipeline.storage.engine import find_database
-    from market_pipeline.storage.urls import build_psql_address, set_search_path
+    from market_pipeline.storage.server.embedded import psql_path
+    from market_pipeline.storage.server.engine import find_database
+    from market_pipeline.storage.server.urls import build_psql_address, set_search_path
 
     with open_database():
         url = set_search_path(find_database().url, "market_data,public")

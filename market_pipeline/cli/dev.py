@@ -10,15 +10,24 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from market_pipeline.domain.errors import PipelineError
-from market_pipeline.settings import read_dagster_retention_days
+from market_pipeline.settings import find_state_dir, read_dagster_retention_days, read_log_level
+
+if TYPE_CHECKING:
+    from market_pipeline.api.configuration import Configuration
 
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 60.0
+_ANSWER_SECONDS = 5.0
 _HOST = "127.0.0.1"
+_SERVICES = "Dagster's UI, its daemon and the dashboard"
+_SCHEDULE = """{ scheduleOrError(scheduleSelector: {repositoryLocationName: "market_pipeline",
+  repositoryName: "__repository__", scheduleName: "ingest_schedule"}) {
+  ... on Schedule { cronSchedule scheduleState { status } } } }"""
 
 
 @click.command(short_help="Run Dagster's UI, its daemon and the API until interrupted.")
@@ -33,15 +42,15 @@ def dev(port: int) -> None:
     _refuse_taken(api.port, f"it is API_PORT: try API_PORT={api.port + 1} make dev")
     if days := read_dagster_retention_days():  # Without the schedule nothing else prunes them.
         prune_tick_logs(datetime.now(UTC) - timedelta(days=days))
-    click.echo(f"Dagster's UI: http://{_HOST}:{port} (Ctrl-C ends all)")
-    click.echo(f"Dashboard and API: http://{api.host}:{api.port}")
+    click.echo(f"Starting {_SERVICES}: http://{_HOST}:{port} and http://{api.host}:{api.port}")
     environment = {**os.environ, "DAGSTER_UI_URL": f"http://{_HOST}:{port}"}
     command = str(Path(sys.executable).parent / "market-pipeline")
+    level = "debug" if read_log_level() == "debug" else "warning"
     commands = (
-        [command, "dagster-dev", "-h", _HOST, "-p", str(port)],
-        [command, "serve"],
+        [command, "dagster-dev", "-h", _HOST, "-p", str(port), "--log-level", level],
+        [command, "serve", "--quiet"],
     )
-    sys.exit(_run(commands, environment))
+    sys.exit(_run(commands, environment, port, api))
 
 
 def _refuse_taken(port: int, cure: str) -> None:
@@ -55,13 +64,18 @@ def _refuse_taken(port: int, cure: str) -> None:
             ) from None
 
 
-def _run(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> int:
+def _run(
+    commands: Sequence[Sequence[str]],
+    environment: Mapping[str, str],
+    port: int,
+    api: "Configuration",
+) -> int:
     """Run commands until one ends or a signal comes; return the exit code of the first to end."""
-    is_told: list[int] = []
+    signals: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
-        is_told.append(number)
+        signals.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
@@ -71,19 +85,106 @@ def _run(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> i
         for command in commands
     ]
     try:
-        while not is_told and all(one.poll() is None for one in started):
-            time.sleep(_POLL_SECONDS)
-        return 0 if is_told else next(filter(None, (one.poll() for one in started)), 0)
+        _watch(started, signals, port, api)
+        return 0 if signals else next(filter(None, (one.poll() for one in started)), 0)
     finally:
         _stop(started)
+        why = "Ended" if signals else "One part ended by itself, and so the others were ended"
+        _show(f"{why}: {_SERVICES}. What is stored stays.\n")
+
+
+def _watch(
+    started: Sequence["subprocess.Popen[bytes]"],
+    signals: Sequence[int],
+    port: int,
+    api: "Configuration",
+) -> None:
+    """Wait for a signal or an end; when all of it answers, show where it is."""
+    begun, is_ready = time.monotonic(), False
+    while not signals and all(process.poll() is None for process in started):
+        if not is_ready:
+            _show_seconds("Starting", begun)
+            schedule = _read_schedule(port) if _is_served(api) else None
+            is_ready = schedule is not None
+            if schedule is not None:
+                _show(_describe(port, api, schedule))
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_served(api: "Configuration") -> bool:
+    try:
+        socket.create_connection((api.host, api.port), _ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _read_schedule(port: int) -> dict[str, Any] | None:
+    """Return what Dagster says of the schedule; None while it does not answer."""
+    import httpx
+
+    address = f"http://{_HOST}:{port}/graphql"
+    try:
+        answer = httpx.post(address, json={"query": _SCHEDULE}, timeout=_ANSWER_SECONDS)
+        found: dict[str, Any] = answer.raise_for_status().json()["data"]["scheduleOrError"]
+    except (httpx.HTTPError, ValueError):
+        return None
+    return found
+
+
+def _describe(port: int, api: "Configuration", schedule: Mapping[str, Any]) -> str:
+    """Return the screen that ends the start."""
+    lines = {
+        "Dagster's UI": f"http://{_HOST}:{port}",
+        "Dashboard": f"http://{api.host}:{api.port}",
+        "Schedule": _describe_schedule(schedule),
+        "Data": _describe_data(),
+        "Look into it": "market-pipeline db shell",
+        "End": "Ctrl-C",
+    }
+    return "".join(f"\n  {name:<13} {text}" for name, text in lines.items()) + "\n\n"
+
+
+def _describe_schedule(schedule: Mapping[str, Any]) -> str:
+    if "scheduleState" not in schedule:
+        return "unknown: Dagster could not load the project, its page Deployment says why"
+    cron = schedule["cronSchedule"]
+    if schedule["scheduleState"]["status"] == "RUNNING":
+        return f"on ({cron}, UTC); ingest_schedule under Automation in the UI turns it off"
+    return (
+        f"off ({cron}, UTC); ingest_schedule under Automation in the UI\n{' ' * 16}turns it on, "
+        "or INGESTION_SCHEDULE_ENABLED=true in .env"
+    )
+
+
+def _describe_data() -> str:
+    from market_pipeline.settings import read_variable
+    from market_pipeline.storage.server.urls import hide_password
+
+    url = read_variable("DATABASE_URL")
+    return hide_password(url) if url else f"PostgreSQL in {find_state_dir()}"
+
+
+def _show_seconds(doing: str, begun: float) -> None:
+    """Show on a terminal that it goes on; the next line is written over it."""
+    if sys.stdout.isatty():
+        _show(f"{doing}: {time.monotonic() - begun:.0f} s\r")
+
+
+def _show(text: str) -> None:
+    """Write over what the line shows."""
+    erase = "\r\x1b[K" if sys.stdout.isatty() else ""
+    click.echo(f"{erase}{text}", nl=False)
 
 
 def _stop(started: Sequence["subprocess.Popen[bytes]"]) -> None:
-    for one in started:
-        if one.poll() is None:
-            one.terminate()
-    for one in started:
-        try:
-            one.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            one.kill()
+    begun = time.monotonic()
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+    while any(process.poll() is None for process in started):
+        _show_seconds("Ending", begun)
+        time.sleep(_POLL_SECONDS)
+        if time.monotonic() - begun > _STOP_SECONDS:
+            for process in started:
+                process.kill()

@@ -1,4 +1,4 @@
-"""``market-pipeline events``: what changed a span of a series, and what to do about it."""
+"""``market-pipeline events``: restated history and suspected splits, and decisions about them."""
 
 from typing import Any
 
@@ -28,12 +28,12 @@ def events() -> None:
 
 @events.command("list")
 @STORED_SYMBOLS
-@click.option("--all", "is_all", is_flag=True, help="Those that ended as well.")
+@click.option("--all", "is_all", is_flag=True, help="List ended events too.")
 @AS_JSON
 def list_all(symbols: list[str] | None, is_all: bool, as_json: bool) -> None:
     """List open events, the newest first."""
     from market_pipeline.readers.resolve import find_market_ids
-    from market_pipeline.storage.events import list_events
+    from market_pipeline.storage.bars.events import list_events
 
     with open_database() as engine, engine.connect() as connection:
         of = None if symbols is None else find_market_ids(connection, symbols)
@@ -59,7 +59,7 @@ def dismiss(event_id: int) -> None:
 
 @events.command()
 @_EVENT_ID
-@click.option("--yes", is_flag=True, help="Do it; without it nothing is changed.")
+@click.option("--yes", is_flag=True, help="Do it; without --yes nothing is changed.")
 def confirm(event_id: int, yes: bool) -> None:
     """Say that ID is a split: the bars before it are multiplied by its ratio.
 

@@ -1,4 +1,4 @@
-"""``market-pipeline export``: final bars as files, one a market and interval."""
+"""``market-pipeline export``: final bars as files, one for each market and interval."""
 
 import os
 import tempfile
@@ -59,7 +59,7 @@ such bars are not written.
 @click.option("--version", type=click.IntRange(0), help="The values of a dataset version.")
 @click.option(
     "--require", type=click.Choice(["complete", "explained"]),
-    help="Write nothing unless every expected bar is there; explained: or will never be had.",
+    help="Write nothing if expected bars are missing; explained: unless they never come.",
 )  # fmt: skip
 def export(
     kind: str,
@@ -84,7 +84,7 @@ def export(
     if as_of is not None and version is not None:
         raise SettingError("--as-of and --version exclude each other: give one of them")
     if require is not None and history_from is None:
-        raise SettingError(f"--require {require}: say --from as well; history has a beginning")
+        raise SettingError(f"--require {require}: set --from as well, as history has a beginning")
     check_span(history_from or _BEGINNING, history_to)
     _make_folder(folder)
     span = (history_from or _BEGINNING, history_to or datetime.now(UTC).isoformat())

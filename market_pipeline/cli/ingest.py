@@ -1,14 +1,20 @@
 """``market-pipeline ingest``: options checked before anything runs, then Dagster's job, here."""
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
 
 from market_pipeline.cli.options import PROVIDER, SYMBOLS, check_with, parse_time
-from market_pipeline.cli.runs import show_run
+from market_pipeline.cli.runs import show_run, tell_causes
 from market_pipeline.cli.show import AS_JSON
 from market_pipeline.domain.triggers import TRIGGERS
 from market_pipeline.settings import parse_lookback_days
+
+if TYPE_CHECKING:
+    from market_pipeline.cli.progress import RunDisplay
+    from market_pipeline.cli.run import FinishedRun
 
 EXIT_FAILED = 1
 EXIT_PARTIAL = 3
@@ -56,14 +62,25 @@ def ingest(
 
     Every market's bars are committed as they come; one market's failure does not lose the others.
     """
-    from market_pipeline.cli.checking import check_options
+    from market_pipeline.cli.progress import display_run
 
     given = {name: value for name, value in options.items() if value is not None}
-    check_options(given)
+    with display_run() as display:
+        finished = _run(given, run_id, trigger, display)
+    outcome = show_run(finished.run_id, as_json, has_failed=not finished.succeeded)
+    tell_causes(finished.causes)
+    ctx.exit(EXIT_CODES.get(outcome or "", EXIT_FAILED))
+
+
+def _run(
+    given: Mapping[str, Any], run_id: UUID | None, trigger: str, display: "RunDisplay | None"
+) -> "FinishedRun":
+    from market_pipeline.cli.checking import check_options
+
+    request = check_options(given)
+    if display:
+        display.expect(len(request.symbols))
+        display.say("Loading the pipeline")
     from market_pipeline.cli.run import run_job  # A second's worth of imports.
 
-    finished = run_job("ingest", given, run_id, trigger)
-    outcome = show_run(finished.run_id, as_json, has_failed=not finished.succeeded)
-    for cause in finished.causes:
-        click.echo(f"Error: {cause}", err=True)
-    ctx.exit(EXIT_CODES.get(outcome or "", EXIT_FAILED))
+    return run_job("ingest", given, run_id, trigger, display)

@@ -1,6 +1,7 @@
 """``market-pipeline``: the same job as Dagster's, the database's housekeeping, and listings."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,13 +26,14 @@ from market_pipeline.observability.logs import configure_logs
 from market_pipeline.observability.redaction import redact
 from market_pipeline.settings import find_project_dir, load_dotenv
 
+_PROJECT_FILES = Path(__file__).resolve().parent.parent / "project"
 _EPILOG = """\b
 Examples:
   market-pipeline ingest
   market-pipeline ingest --symbols BTC-USD,SPX --provider yahoo --lookback-days 90
   market-pipeline db shell -- -c 'select * from market_roi_statistic'
 
-Settings are environment variables, also read from .env in this folder; the README lists them.
+Settings are environment variables, also read from .env in this folder; docs/settings.md lists them.
 """
 
 
@@ -57,28 +59,41 @@ class _Command(click.Group):
 
 def _is_database_failure(error: Exception) -> bool:
     """Tell whether an error is the database's; a command that did not use it loads no driver."""
-    failures = sys.modules.get("market_pipeline.storage.failures")
+    failures = sys.modules.get("market_pipeline.storage.server.failures")
     return failures is not None and isinstance(error, failures.DatabaseFailedError)
 
 
 @click.group(cls=_Command, epilog=_EPILOG)
+@click.version_option(package_name="market-pipeline", message="%(prog)s %(version)s")
 def main() -> None:
-    """Market data into PostgreSQL, by a pipeline that knows what it knows."""
+    """Market data into PostgreSQL, with a record of what is missing."""
     load_dotenv()
     os.environ["DAGSTER_HOME"] = os.environ.get("DAGSTER_HOME") or str(find_project_dir())
     configure_logs("")
 
 
-@main.command(short_help="Write DAGSTER_HOME into .env of this folder.")
+@main.command(short_help="Make this folder a project: Dagster's files and .env.")
 def init() -> None:
-    """Write an absolute DAGSTER_HOME into .env of this folder; other lines stay."""
+    """Write dagster.yaml and workspace.yaml where they are missing, and DAGSTER_HOME into .env.
+
+    Other lines of .env stay, and so does a file that is there. In a checkout only .env is written.
+    """
     from dotenv import set_key
 
-    file, home = Path.cwd() / ".env", str(find_project_dir())
+    file, home = Path.cwd() / ".env", find_project_dir()
+    for name in _list_missing(home):
+        shutil.copy(_PROJECT_FILES / name, home)
+        click.echo(f"Wrote {home / name}")
     file.touch(mode=0o600)
     # Resolved, because the library would put a file in the place of a link.
-    set_key(file.resolve(), "DAGSTER_HOME", home, quote_mode="auto")
+    set_key(file.resolve(), "DAGSTER_HOME", str(home), quote_mode="auto")
     click.echo(f"DAGSTER_HOME in {file.name} is {home}")
+
+
+def _list_missing(home: Path) -> list[str]:
+    """Return which of the files that a wheel brings are missing; a checkout has them itself."""
+    brought = _PROJECT_FILES.glob("*.yaml")
+    return sorted(file.name for file in brought if not (home / file.name).exists())
 
 
 for command in (

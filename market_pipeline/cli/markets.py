@@ -44,10 +44,10 @@ def markets() -> None:
 @AS_JSON
 def list_markets(as_json: bool) -> None:
     """List stored markets, and those of INGESTION_MARKETS that no run has stored yet."""
-    from market_pipeline.storage import market_admin
+    from market_pipeline.storage.markets.listings import list_markets
 
     with open_database() as engine, engine.connect() as connection:
-        rows = market_admin.list_markets(connection)
+        rows = list_markets(connection)
     wanted = read_ingestion_defaults().symbols
     stored = {row["symbol"] for row in rows}
     told = [{**row, "ingested": row["active"] and row["symbol"] in wanted} for row in rows]
@@ -62,16 +62,16 @@ def list_markets(as_json: bool) -> None:
 
 @markets.command()
 @click.argument("symbol")
-@click.option("--provider", metavar="NAME", help="Who shall serve it; default INGESTION_PROVIDER.")
+@click.option("--provider", metavar="NAME", help="The provider; default INGESTION_PROVIDER.")
 def add(symbol: str, provider: str | None) -> None:
     """Make sure that a provider serves SYMBOL, register it, and say how runs come to ingest it.
 
     A market that was deactivated is ingested again. No provider is asked: its catalogue decides.
     """
     from market_pipeline.domain.symbols import parse_symbols
-    from market_pipeline.ingestion.registration import activate_market
     from market_pipeline.providers.registry import route_markets
     from market_pipeline.settings import parse_provider_names
+    from market_pipeline.storage.markets.registration import activate_market
 
     defaults = read_ingestion_defaults()
     names = parse_provider_names(provider) if provider else defaults.providers
@@ -80,7 +80,7 @@ def add(symbol: str, provider: str | None) -> None:
         activate_market(engine, one, claim_primary=names == defaults.providers)
     click.echo(f"{one.provider} serves {one.symbol} ({one.name}): registered")
     for name, value in _find_settings(one.symbol, one.provider):
-        click.echo(f"To let runs ingest it, set {name}={value}")
+        click.echo(f"To ingest it, set {name}={value}")
 
 
 def _find_settings(symbol: str, provider: str) -> list[tuple[str, str]]:
@@ -97,7 +97,7 @@ def _find_settings(symbol: str, provider: str) -> list[tuple[str, str]]:
 @click.argument("name", metavar="MARKET")
 def deactivate(name: str) -> None:
     """Ingest MARKET no longer; what is stored stays readable. `markets add` takes it back."""
-    from market_pipeline.storage.market_admin import set_active
+    from market_pipeline.storage.markets.admin import set_active
 
     with open_database() as engine:
         with engine.connect() as connection:
@@ -115,7 +115,7 @@ def purge(name: str, yes: bool, as_json: bool) -> None:
 
     In small transactions, so that nobody waits for it. Interrupted, it is done by calling it again.
     """
-    from market_pipeline.storage.market_admin import count_rows, purge_market
+    from market_pipeline.storage.markets.admin import count_rows, purge_market
 
     with open_database() as engine:
         with engine.connect() as connection:
@@ -131,7 +131,7 @@ def purge(name: str, yes: bool, as_json: bool) -> None:
 @markets.command("reload", epilog=_RELOAD_EPILOG, short_help="Read stored history again.")
 @click.argument("name", metavar="MARKET")
 @click.option("--provider", metavar="NAME", help="Whose market; default the symbol's primary one.")
-@click.option("--yes", is_flag=True, help="Do it; without it only what it would do is shown.")
+@click.option("--yes", is_flag=True, help="Do it; without --yes only show what would be done.")
 @AS_JSON
 @click.pass_context
 def reload_stored(

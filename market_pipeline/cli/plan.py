@@ -1,4 +1,4 @@
-"""``market-pipeline plan``, ``coverage``, ``backfill``: what is there, what is missing, get it."""
+"""``market-pipeline plan``, ``coverage``, ``backfill``: list what is missing, and fetch it."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from market_pipeline.cli.options import (
     check_span,
     make_from_option,
 )
-from market_pipeline.cli.runs import show_run
+from market_pipeline.cli.runs import show_run, tell_causes
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ Exits with 0 when every market gave all its bars, 3 when some came short, 1 when
 """
 
 
-@click.command(short_help="Show what a run would ask for, without asking.")
+@click.command(short_help="Show what a run would ask for; asks nobody.")
 @SYMBOLS
 @PROVIDER
 @make_from_option(is_required=False)
@@ -74,9 +74,7 @@ def plan(ctx: click.Context, /, as_json: bool, **options: object) -> None:
     ctx.exit(EXIT_PARTIAL if unserved else 0)
 
 
-@click.command(
-    short_help="Fill history; goes on where it was interrupted.", epilog=_BACKFILL_EPILOG
-)
+@click.command(short_help="Fill history; continue if it was interrupted.", epilog=_BACKFILL_EPILOG)
 @make_from_option(is_required=True)
 @TO
 @SYMBOLS
@@ -107,8 +105,7 @@ def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
         }
         causes = run_job("statistics", later, trigger="backfill").causes
     outcome = show_run(run_id, as_json, has_failed=bool(causes))
-    for cause in causes:
-        click.echo(f"Error: {cause}", err=True)
+    tell_causes(causes)
     ctx.exit(EXIT_CODES.get(outcome or "", EXIT_FAILED))
 
 
@@ -128,9 +125,9 @@ def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_jso
     """
     from market_pipeline.cli.database import open_database
     from market_pipeline.readers.resolve import find_market_ids
-    from market_pipeline.storage.coverage_queries import (
+    from market_pipeline.storage.coverage.holes import list_holes
+    from market_pipeline.storage.coverage.listings import (
         list_coverage,
-        list_holes,
         list_never_asked,
         list_older,
         verify_bars,
@@ -165,7 +162,7 @@ def show_older(rows: Sequence[Mapping[str, Any]]) -> None:
     print_rows("Read by an older parser, and to be read again", rows)
     for name in dict.fromkeys(f"{row['provider']}:{row['symbol']}" for row in rows):
         click.echo(
-            "Statistics across the change wait. What reading again would cost and change: "
+            "Statistics across the change are NULL. To see the cost and effect of reading again: "
             f"market-pipeline markets reload {name}"
         )
 
@@ -180,7 +177,7 @@ def _price_backfills(connection: "Connection", of: Sequence[int] | None) -> list
     import os
     from datetime import UTC, datetime
 
-    from market_pipeline.storage.coverage import read_never_asked
+    from market_pipeline.storage.coverage.ledger import read_never_asked
 
     gaps = read_never_asked(connection, of)
     if not gaps:
@@ -207,7 +204,7 @@ def _estimate(given: Mapping[str, Any]) -> "tuple[Sequence[ProviderEstimate], Ma
     from market_pipeline.cli.checking import route_request
     from market_pipeline.cli.database import open_database
     from market_pipeline.ingestion.estimate import estimate_request
-    from market_pipeline.ingestion.registration import filter_active
+    from market_pipeline.ingestion.request import filter_active
 
     request, routing = route_request(given)
     with open_database() as engine, engine.connect() as connection:

@@ -1,20 +1,46 @@
-"""A progress bar that follows a run's receipt, whatever process does the work."""
+"""What a terminal sees of a run while it goes on: a bar by bars, or by markets with words.
 
+Bars are counted in the run's receipt, whatever process does the work; markets as their lines come.
+"""
+
+import logging
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event, Thread
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TextIO
 from uuid import UUID
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 from market_pipeline.cli.database import open_database
-from market_pipeline.storage.queries import count_received
+from market_pipeline.observability.logs import escape_controls, read_context
+from market_pipeline.observability.redaction import redact
+from market_pipeline.settings import read_log_level
 
 PERIOD_SECONDS = 0.3
+_BAR_WIDTH = 20
+_STEPS = {
+    "markets": "Registering markets",
+    "market_aggregates": "Fetching bars",
+    "market_snapshots": "Fetching prices",
+    "market_comparisons": "Comparing markets",
+    "market_roi_statistics": "Computing statistics",
+    "latest_market_cache": "Refreshing the cache",
+}
 
 
 def is_terminal() -> bool:
@@ -61,6 +87,8 @@ class BarProgress:
         self._thread.join()
 
     def _follow(self) -> None:
+        from market_pipeline.storage.runs.receipts import count_received
+
         columns = (TextColumn("bars"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with (
             Progress(*columns, console=Console(stderr=True)) as shown,
@@ -73,3 +101,94 @@ class BarProgress:
                 with engine.connect() as connection:
                     received = count_received(connection, self._run_id)
                 shown.update(task, completed=min(received, self._expected))
+
+
+@contextmanager
+def display_run() -> "Iterator[RunDisplay | None]":
+    """Show a line on a terminal that says what a run does; None where nobody watches.
+
+    LOG_LEVEL=debug shows Dagster's own log instead.
+    """
+    if not is_terminal() or read_log_level() == "debug":
+        yield None
+        return
+    # A copy: while a step runs, Dagster takes what is written to stderr into the step's log.
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w") as stream, RunDisplay(stream) as display:
+        yield display
+
+
+class RunDisplay(logging.Handler):
+    """One line of a terminal, which changes as a run goes on; warnings stay above it.
+
+    What concerns one market is in the summary that follows, and is not said twice.
+
+    Args:
+        stream: The terminal.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._done: set[str] = set()
+        self._expected = 0
+        self._shown = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(_BAR_WIDTH),
+            TextColumn("{task.fields[counted]}"),
+            TimeElapsedColumn(),
+            TextColumn(
+                "{task.fields[told]}", markup=False, table_column=Column(ratio=1, no_wrap=True)
+            ),
+            console=Console(file=stream), transient=True, expand=True,
+            redirect_stdout=False, redirect_stderr=False,
+        )  # fmt: skip
+        self._task = self._shown.add_task("Checking the settings", total=None, counted="", told="")
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        self._shown.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing of the line."""
+        self._shown.stop()
+
+    def say(self, doing: str) -> None:
+        """Show what is being done from now on."""
+        total = self._expected if doing == _STEPS["market_aggregates"] else None
+        counted = f"{len(self._done)}/{total}" if total else ""
+        self._shown.reset(self._task, total=total, description=doing, counted=counted, told="")
+        self._shown.refresh()
+
+    def expect(self, markets: int) -> None:
+        """Say how many markets the bar stands for, while bars are fetched."""
+        self._expected = markets
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Of Dagster's events only the beginning of a step; errors are the run's causes."""
+        happened = _get_event(record)
+        is_step = happened is not None and happened.event_type_value == "STEP_START"
+        return is_step or (happened is None and logging.INFO <= record.levelno < logging.ERROR)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show what a step says."""
+        if (happened := _get_event(record)) is not None:
+            self.say(_STEPS.get(happened.step_key, str(happened.step_key)))
+        else:
+            about = read_context()
+            text = redact(escape_controls(record.dagster_meta["orig_message"]))  # type: ignore[attr-defined]
+            self._show_text(text, about, is_warning=record.levelno >= logging.WARNING)
+
+    def _show_text(self, text: str, about: Mapping[str, Any], *, is_warning: bool) -> None:
+        if is_warning and "market" not in about:
+            self._shown.console.print(Text(text))
+            return
+        if about.get("is_done"):
+            self._done.add(f"{about.get('provider')}:{about['market']}")
+        counted, done = f"{len(self._done)}/{self._expected}", len(self._done)
+        self._shown.update(self._task, completed=done, counted=counted, told=text, refresh=True)
+
+
+def _get_event(record: logging.LogRecord) -> Any:
+    """Return the event of Dagster that a record tells, if it does."""
+    return getattr(record, "dagster_meta", {}).get("dagster_event")

@@ -1,4 +1,4 @@
-"""``market-pipeline quarantine``: impossible rows: look, take in after all, dismiss."""
+"""``market-pipeline quarantine``: list, replay or discard impossible rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,7 @@ def quarantine() -> None:
 def list_rows(symbols: list[str] | None, status: str, limit: int, as_json: bool) -> None:
     """List rows, the last seen first."""
     from market_pipeline.readers.resolve import find_market_ids
-    from market_pipeline.storage.quarantine import read_quarantine
+    from market_pipeline.storage.bars.quarantine import read_quarantine
 
     chosen = None if status == "all" else status
     with open_database() as engine, engine.connect() as connection:
@@ -74,7 +74,7 @@ def list_rows(symbols: list[str] | None, status: str, limit: int, as_json: bool)
 @AS_JSON
 def show(row_id: int, as_json: bool) -> None:
     """Show a row with the whole bar as it came."""
-    from market_pipeline.storage.quarantine import read_quarantine
+    from market_pipeline.storage.bars.quarantine import read_quarantine
 
     with open_database() as engine, engine.connect() as connection:
         rows = _describe_rows(read_quarantine(connection, row_ids=[row_id]))

@@ -1,4 +1,4 @@
-"""What ``market-pipeline markets reload`` shows and does."""
+"""The work of ``market-pipeline markets reload``: the preview and the reload."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from market_pipeline.cli.ingest import EXIT_CODES, EXIT_FAILED
 from market_pipeline.cli.plan import show_older
 from market_pipeline.cli.progress import show_progress
-from market_pipeline.cli.runs import show_run
+from market_pipeline.cli.runs import show_run, tell_causes
 from market_pipeline.cli.show import print_json, print_rows
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.ingestion.closing import close_run
@@ -32,9 +32,9 @@ from market_pipeline.ingestion.reload import (
 from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.providers.registry import route_markets
 from market_pipeline.settings import find_state_dir
-from market_pipeline.storage.budget import read_budget_limits
-from market_pipeline.storage.coverage_queries import list_older
-from market_pipeline.storage.market_dump import dump_market
+from market_pipeline.storage.coverage.listings import list_older
+from market_pipeline.storage.markets.dump import dump_market
+from market_pipeline.storage.runs.budget import read_budget_limits
 
 
 def preview_reload(
@@ -61,11 +61,11 @@ def preview_reload(
 def _show_preview(told: dict[str, Any], name: str, *, has_requests: bool) -> None:
     print_rows("Would be read again", told["requests"])
     print_rows("Cost", [told["cost"]])
-    print_rows("Stays as it is: the provider has no more of it", told["out of reach"])
-    print_rows("What the provider says of the market", told["facts"])
-    print_rows("A sample: the newest of these bars, as they come now", told["sample"])
+    print_rows("Unchanged, because the provider has these bars no more", told["out of reach"])
+    print_rows("The provider's description of the market", told["facts"])
+    print_rows("A sample: the newest of these bars, as the provider sends them now", told["sample"])
     if not has_requests:
-        click.echo("Nothing can be read again: the provider reaches back to none of it.")
+        click.echo("Nothing can be read again: the provider does not reach back that far.")
         return
     click.echo(f"Nothing was changed. To do it: market-pipeline markets reload {name} --yes")
 
@@ -75,7 +75,9 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
     route, request = _find_route(name, asked_at)
     plan = _plan(engine, route, market_id, request)
     if not plan.requests:
-        click.echo("Nothing can be read again: the provider reaches back to none of it.", err=True)
+        click.echo(
+            "Nothing can be read again: the provider does not reach back that far.", err=True
+        )
         return EXIT_FAILED
     file = _name_dump(name, asked_at)
     size = dump_market(engine, market_id, file)
@@ -85,8 +87,7 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
         _reload(engine, run, route, market_id)
     causes = _compute_statistics(route)
     outcome = show_run(run.run_id, as_json, has_failed=bool(causes))
-    for cause in causes:
-        click.echo(f"Error: {cause}", err=True)
+    tell_causes(causes)
     with engine.connect() as connection:
         left = list_older(connection, [market_id])
     if left and not as_json:
@@ -95,7 +96,7 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
 
 
 def _reload(engine: Engine, run: Run, route: Route, market_id: int) -> None:
-    error: str | None = "the reload was interrupted: start it again, and it goes on from there"
+    error: str | None = "the reload was interrupted: start it again, and it continues from there"
     try:
         for _ in reload_market(engine, run, route, market_id):
             pass

@@ -1,12 +1,11 @@
 """Running a job in this process, recorded in Dagster like any other run."""
 
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import dagster as dg
@@ -14,11 +13,13 @@ import dagster as dg
 from market_pipeline.cli.database import open_database
 from market_pipeline.domain.errors import DatabaseUnreachableError
 from market_pipeline.domain.triggers import TRIGGER_TAG
-from market_pipeline.observability.logs import LineHandler, RunHandler, escape_controls
-from market_pipeline.observability.redaction import redact
+from market_pipeline.observability.logs import LineHandler, RunHandler
 from market_pipeline.orchestration.causes import describe_error, find_cause
-from market_pipeline.settings import read_log_level
-from market_pipeline.storage.failures import explain_failure, find_failure
+from market_pipeline.settings import read_log_level, read_variable
+from market_pipeline.storage.server.failures import explain_failure, find_failure
+
+if TYPE_CHECKING:
+    from market_pipeline.cli.progress import RunDisplay
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,11 @@ class FinishedRun:
 
 
 def run_job(
-    name: str, options: Mapping[str, Any], run_id: UUID | None = None, trigger: str = "manual"
+    name: str,
+    options: Mapping[str, Any],
+    run_id: UUID | None = None,
+    trigger: str = "manual",
+    display: "RunDisplay | None" = None,
 ) -> FinishedRun:
     """Run a job to its end, with a line on stderr for each market.
 
@@ -40,6 +45,7 @@ def run_job(
         options: Fields of ``IngestionRequest``.
         run_id: The run's; a new one by default.
         trigger: What the receipt says started it.
+        display: Shows the run instead of the lines.
 
     Raises:
         PipelineError: A setting is wrong, or the database cannot be used, now or in the middle.
@@ -47,9 +53,13 @@ def run_job(
     from market_pipeline.definitions import defs
     from market_pipeline.orchestration.executor import describe_asked, keep_receipt, list_job_assets
 
+    if display:
+        display.say(
+            "Opening the database" if read_variable("DATABASE_URL") else "Starting PostgreSQL"
+        )
     with open_database():  # A misfit is told in one line here, before Dagster opens its storage.
         pass
-    loggers = {"console": dg.colored_console_logger, "progress": show_progress}
+    loggers = {"console": dg.colored_console_logger, "progress": _make_logger(display)}
     job = defs.resolve_job_def(name).with_logger_defs(loggers)
     tags = {TRIGGER_TAG: trigger}
     config = {
@@ -103,23 +113,21 @@ class _Progress(LineHandler):
         about = getattr(record, "dagster_meta", {})
         return about.get("dagster_event") is None and record.levelno < logging.ERROR
 
-    def format(self, record: logging.LogRecord) -> str:
-        """On a terminal the words alone are enough."""
-        if sys.stderr.isatty():
-            return redact(escape_controls(record.dagster_meta["orig_message"]))  # type: ignore[attr-defined]
-        return super().format(record)
 
+def _make_logger(display: "RunDisplay | None") -> dg.LoggerDefinition:
+    """Return a logger of the steps' own messages, to a display or as lines at LOG_LEVEL."""
 
-@dg.logger
-def show_progress(init_context: dg.InitLoggerContext) -> logging.Logger:
-    """Return a logger that writes the steps' own messages at LOG_LEVEL and above, to stderr."""
-    del init_context
-    RunHandler.is_silent = True
-    logger = logging.getLogger("market_pipeline.progress")
-    logger.setLevel(read_log_level().upper())
-    logger.propagate = False
-    logger.handlers = [_Progress()]
-    return logger
+    @dg.logger
+    def show_steps(init_context: dg.InitLoggerContext) -> logging.Logger:
+        del init_context
+        RunHandler.is_silent = True
+        logger = logging.getLogger("market_pipeline.progress")
+        logger.setLevel(logging.DEBUG if display else read_log_level().upper())
+        logger.propagate = False
+        logger.handlers = [display or _Progress()]
+        return logger
+
+    return show_steps
 
 
 def _find_causes(result: dg.ExecuteInProcessResult) -> tuple[str, ...]:

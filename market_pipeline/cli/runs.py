@@ -1,18 +1,25 @@
 """``market-pipeline runs``: the receipts of runs, and one of them whole."""
 
-from collections.abc import Mapping
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
 
-from market_pipeline.cli.show import AS_JSON, print_json, print_rows
+from market_pipeline.cli.show import AS_JSON, format_cell, print_json, print_rows
 from market_pipeline.domain.errors import PipelineError
+from market_pipeline.observability.logs import get_logger
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
 
 _SHOWN_RUNS = 20
+# What a screen holds: of many markets first those that went wrong.
+_SHOWN_MARKETS = 15
+_WORST = ("failed", "interrupted", "missing", "partial", "running", "ok")
 _NONE_YET = "no run has written anything yet: run `market-pipeline ingest`"
 _VERSIONS = ("first_version", "last_version")
 _COUNTS = (
@@ -52,7 +59,7 @@ def runs(ctx: click.Context, limit: int, as_json: bool) -> None:
     if ctx.invoked_subcommand:
         return
     from market_pipeline.cli.database import open_database
-    from market_pipeline.storage.page_run_queries import read_run_totals
+    from market_pipeline.storage.runs.receipts import read_run_totals
 
     with open_database() as engine, engine.connect() as connection:
         totals = read_run_totals(connection, limit)
@@ -72,12 +79,14 @@ def show(run_id: UUID | None, as_json: bool) -> None:
     weeks built from them. Holes left are those in the run's own window, when it ended.
     """
     if show_run(run_id or _read_last_run_id(), as_json) is None:
-        raise PipelineError(f"run {run_id} has left no receipt: `market-pipeline runs` lists them")
+        raise PipelineError(
+            f"run {run_id} has no receipt: `market-pipeline runs` lists the receipts"
+        )
 
 
 def _read_last_run_id() -> UUID:
     from market_pipeline.cli.database import open_database
-    from market_pipeline.storage.queries import read_last_run_id
+    from market_pipeline.storage.runs.receipts import read_last_run_id
 
     with open_database() as engine, engine.connect() as connection:
         chosen = read_last_run_id(connection)
@@ -97,6 +106,10 @@ def show_run(run_id: UUID, as_json: bool, has_failed: bool = False) -> str | Non
     receipt = _read_receipt(run_id, has_failed)
     if as_json:
         print_json(receipt)
+    elif receipt["outcome"] is not None and sys.stdout.isatty():
+        from rich.console import Console
+
+        print_summary(receipt, Console(highlight=False), has_failed)
     elif receipt["outcome"] is not None:
         print_rows("Bars by market", [_pick_columns(row) for row in receipt["markets"]])
         for row in receipt["markets"]:
@@ -109,18 +122,110 @@ def show_run(run_id: UUID, as_json: bool, has_failed: bool = False) -> str | Non
     return outcome
 
 
+def tell_causes(causes: Sequence[str]) -> None:
+    """Say on stderr why a run failed: as words on a terminal, else as lines of its log."""
+    for cause in causes:
+        if sys.stderr.isatty():
+            click.echo(f"Error: {cause}", err=True)
+        else:
+            get_logger(__name__).error(cause)
+
+
+def print_summary(receipt: Mapping[str, Any], console: "Console", has_failed: bool = False) -> None:
+    """Print a receipt for people, in the width of their terminal: what went wrong comes first.
+
+    Args:
+        receipt: As --json prints it.
+        console: Where to.
+        has_failed: The command says the causes itself, after the summary.
+    """
+    from rich.text import Text
+
+    markets = sorted(receipt["markets"], key=_rank)
+    if markets:
+        console.print(_build_table(markets[:_SHOWN_MARKETS], _has_one_provider(markets)))
+    for line in (*_list_reasons(receipt, markets), *_list_ends(receipt, markets, has_failed)):
+        console.print(Text(line))
+
+
+def _rank(row: Mapping[str, Any]) -> int:
+    return _WORST.index(row["outcome"]) if row["outcome"] in _WORST else 0
+
+
+def _has_one_provider(markets: Sequence[Mapping[str, Any]]) -> bool:
+    return len({row["provider"] for row in markets if row["provider"]}) == 1
+
+
+def _build_table(markets: Sequence[Mapping[str, Any]], is_short: bool) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("market", overflow="fold")
+    for name in ("new", "changed", "holes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("final to", "result"):
+        table.add_column(name, no_wrap=True)
+    for row in markets:
+        table.add_row(*map(format_cell, _pick_cells(row, is_short)))
+    return table
+
+
+def _pick_cells(row: Mapping[str, Any], is_short: bool) -> tuple[object, ...]:
+    name = row["symbol"] if is_short else _name(row)
+    new = _add(row, "inserted", "derived_inserted")
+    changed = _add(row, "updated", "derived_updated", "revised")
+    return name, new, changed, row["holes_left"], row["watermark_after"], row["outcome"]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """Return a market as readers take it; one that no provider serves has its symbol alone."""
+    return ":".join(filter(None, (row["provider"], row["symbol"])))
+
+
+def _add(row: Mapping[str, Any], *names: str) -> int:
+    """Return a sum; a market that was never asked for has no counts."""
+    return sum(row[name] or 0 for name in names)
+
+
+def _list_reasons(receipt: Mapping[str, Any], markets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what went wrong with the markets that are shown, or was assumed of them."""
+    shown = [(row, row["reason"] or row["assumed"]) for row in markets[:_SHOWN_MARKETS]]
+    error = receipt["error"] or ""
+    return [
+        f"{_name(row)}: {text}"
+        for row, text in shown
+        if text and text not in error  # An error that lists them says it already.
+    ]
+
+
+def _list_ends(
+    receipt: Mapping[str, Any], markets: Sequence[Mapping[str, Any]], has_failed: bool
+) -> list[str]:
+    """Return the last lines: markets that are not shown, rows by table, and the outcome."""
+    run, rest = receipt["run_id"], Counter(row["outcome"] for row in markets[_SHOWN_MARKETS:])
+    counted = ", ".join(f"{count} {outcome}" for outcome, count in rest.items())
+    rows = [(row["table_name"], row["inserted"] + row["updated"]) for row in receipt["tables"]]
+    written = ", ".join(f"{table} {count:,}" for table, count in rows if count)
+    error = f": {receipt['error']}" if receipt["error"] and not has_failed else ""
+    return [
+        *([f"and {counted}: market-pipeline runs show {run} --json"] if rest else ()),
+        f"Rows written: {written or 'none'}",
+        f"Run {run}: {receipt['outcome']}{error}",
+    ]
+
+
 def _read_receipt(run_id: UUID, has_failed: bool) -> dict[str, Any]:
     from market_pipeline.cli.database import open_database
-    from market_pipeline.storage import queries
+    from market_pipeline.storage.runs.receipts import read_run, read_run_markets, read_run_tables
 
     with open_database() as engine, engine.connect() as connection:
-        run = queries.read_run(connection, run_id) or {"outcome": None, "error": None}
+        run = read_run(connection, run_id) or {"outcome": None, "error": None}
         return {
             "run_id": str(run_id),
             "outcome": "failed" if has_failed else run["outcome"],
             "error": run["error"],
-            "markets": _list_records(queries.read_run_markets(connection, run_id)),
-            "tables": _list_records(queries.read_run_tables(connection, run_id)),
+            "markets": _list_records(read_run_markets(connection, run_id)),
+            "tables": _list_records(read_run_tables(connection, run_id)),
         }
 
 

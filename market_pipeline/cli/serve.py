@@ -16,12 +16,14 @@ nobody listens there, by this process, one at a time.
 
 
 @click.command(epilog=_EPILOG, short_help="Serve the HTTP API and the dashboard.")
-def serve() -> None:
+@click.option("--quiet", is_flag=True, hidden=True, help="Do not say where; make dev does.")
+def serve(quiet: bool) -> None:
     """Serve the HTTP API and the dashboard until interrupted."""
     from market_pipeline.api.configuration import read_configuration
 
     configuration = read_configuration()
-    click.echo(f"http://{configuration.host}:{configuration.port} (Ctrl-C ends it)")
+    if not quiet:
+        click.echo(f"http://{configuration.host}:{configuration.port} (Ctrl-C ends it)")
     from market_pipeline.api import server
 
     server.serve()

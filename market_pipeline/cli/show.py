@@ -1,4 +1,4 @@
-"""How commands show what they found, as tables or JSON; and the list of providers."""
+"""The output of commands, as tables or JSON; and the list of providers."""
 
 import json
 import os
@@ -52,11 +52,12 @@ def print_rows(title: str, rows: Sequence[Mapping[Any, Any]], as_json: bool = Fa
         justify: JustifyMethod = "right" if isinstance(value, int) else "left"
         table.add_column(str(name).replace("_", " "), justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*map(_format_cell, row.values()))
+        table.add_row(*map(format_cell, row.values()))
     Console(width=None if sys.stdout.isatty() else _UNATTENDED_WIDTH).print(table)
 
 
-def _format_cell(value: object) -> Any:
+def format_cell(value: object) -> Any:
+    """Return a value as a cell of a table: times in UTC to the minute, None as nothing."""
     from rich.text import Text
 
     if value is None:

@@ -1,4 +1,4 @@
-"""``market-pipeline diff`` and ``why``: what changed, and where a number comes from."""
+"""``market-pipeline diff`` and ``why``: list changed bars, and trace a number to its origin."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ def diff(versions: str, symbols: list[str] | None, limit: int | None, as_json: b
 @click.option("--horizon", default="30d", show_default=True, help="The span it looks back.")
 @click.option(
     "--at", "at_version", type=click.IntRange(min=0), metavar="VERSION",
-    help="Compute it from the bars of this dataset version too, and say what moved it.",
+    help="Compute it from the bars of this dataset version too, and show what changed it.",
 )  # fmt: skip
 @AS_JSON
 def why(symbol: str, statistic: str, horizon: str, at_version: int | None, as_json: bool) -> None:

@@ -1,5 +1,5 @@
-"""Floor 0: what the field means by its words, as pure computation.
+"""Floor 0: the concepts of the field, as pure computation.
 
 Here: errors, symbols, intervals, records, sessions, validation, statistics.
-Not here: a clock, the network, a database, Dagster. They are the callers' business.
+Not here: a clock, the network, a database, Dagster. The callers have them.
 """

@@ -1,4 +1,4 @@
-"""Building coarser bars from finer ones: weeks from days, days from hours.
+"""Coarser bars built from finer ones: weeks from days, days from hours.
 
 Here: which fine bars make up a coarse one, their values together, and when the result is final.
 Not here: reading or storing them. Every frame holds the bars of one market.

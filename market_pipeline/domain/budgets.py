@@ -1,4 +1,4 @@
-"""How often a provider may be called: a token bucket and quotas, as arithmetic on one account.
+"""The request limits of a provider: a token bucket and quotas, as arithmetic on one account.
 
 The bucket holds a small burst and fills slowly, so that burst and refill together stay within the
 limit in any minute, not only in calendar minutes.
@@ -120,7 +120,7 @@ def spend_call(account: Account) -> Account:
 
 
 def find_exhausted_quota(account: Account, limit: BudgetLimit) -> tuple[str, datetime] | None:
-    """Return the quota that is used up and when it begins anew (UTC); of two, the later one."""
+    """Return the quota that is used up and when it starts again (UTC); of two, the later one."""
     quotas = (
         (limit.calls_per_day, account.calls_today, "day", _begin_next_day(account.day)),
         (limit.calls_per_month, account.calls_this_month, "month", _begin_next_month(account)),

@@ -1,4 +1,4 @@
-"""Comparing two markets: price and volume ratio, ROI spread and correlation.
+"""Comparisons of two markets: price and volume ratio, ROI spread and correlation.
 
 Here: the formulas, for many pairs at once. Not here: which pairs are worth storing.
 
@@ -530,7 +530,7 @@ def _blank_and_explain(
 
 
 def _blank_infinite(columns: Columns) -> BoolArray:
-    """Blank what is beyond a double, and tell where a price ratio or ROI spread was."""
+    """Blank values beyond a double, and mark rows where a price ratio or ROI spread was blanked."""
     unknown = ~np.isfinite(columns["price_ratio"]) | ~np.isfinite(columns["roi_spread"])
     for name in MEASURES:
         columns[name][np.isinf(columns[name])] = np.nan

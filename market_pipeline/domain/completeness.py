@@ -1,4 +1,4 @@
-"""Completeness: of the bars that a calendar expects, how many are there, and why others are not.
+"""Completeness: how many of the expected bars are there, and why the others are not.
 
 Here: arithmetic over the ledger and the calendar's grid. Bars that are made of others (weeks of
 days, days of hours) are complete when those are. Not here: what a reader does about it.

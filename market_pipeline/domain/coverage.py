@@ -1,8 +1,8 @@
-"""What is known about one interval of a market: what is settled, what is missing, and why.
+"""Coverage of one interval of a market: what is settled, what is missing, and why.
 
-*Settled* is time that was asked for and answered for good: its bars are final, or known not to be
-there. A *hole* is an exception with a reason and, mostly, a time at which to ask again. Time that
-is neither is missing; between the first and the last settled span it was *never asked* for.
+*Settled* is time that was asked for and answered for good: its bars are final, or known not to
+exist. A *hole* is an exception with a reason and, mostly, a time at which to ask again. Time that
+is neither is missing. Between the first and the last settled span it was *never asked* for.
 """
 
 from collections.abc import Iterable, Mapping
@@ -61,7 +61,7 @@ class Hole:
 
     @property
     def is_explained(self) -> bool:
-        """Whether statistics may go on over it: nobody will ever have these bars."""
+        """Whether statistics may span it, because these bars will never exist."""
         if self.reason == PROVIDER_EMPTY:
             return self.tries >= ASKED_OFTEN
         return self.reason in (NO_TRADES, BEFORE_FIRST, AFTER_LAST)
@@ -177,7 +177,7 @@ def _add_up(windows: Iterable[Window]) -> timedelta:
 
 
 def find_never_asked(coverage: Coverage, interval: Interval, calendar: str) -> list[Window]:
-    """Return the spans between the first and the last settled one that nobody asked for, in order.
+    """Return the spans between the first and the last settled span that no run asked for, in order.
 
     They are neither settled nor in a hole, and the calendar expects bars in each of them.
     """

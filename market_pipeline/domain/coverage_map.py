@@ -1,4 +1,4 @@
-"""Coverage as a map: spans of time on one side, and how well each of them is known."""
+"""Coverage as a map: for each span of time, how well it is known."""
 
 from collections.abc import Sequence
 from datetime import datetime

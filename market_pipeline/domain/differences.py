@@ -1,12 +1,12 @@
-"""Differences: final bars that come back with other prices than are stored, and how far they go.
+"""Differences: final bars that come back with other prices, and how far the change reaches.
 
 Here: comparing bars, following a difference to both sides until it ends, and what to ask for next.
 Not here: asking, and storing what came again (``ingestion``).
 
-A difference begins with one page. Its two edges, the lowest and the highest bar that differs, are
-followed outwards in pages that double what has been compared, until 20 bars beyond an edge agree
-one after another, or no stored bar is left. Then the span between the edges is read again.
-Moments are microseconds since 1970, UTC, as in grids.
+A difference begins with one page. It has two edges: the lowest and the highest bar that differs.
+Each edge is followed outwards, in pages that double what has been compared. An edge is found when
+20 bars beyond it agree one after another, or when no stored bar is left. Then the span between the
+edges is read again. Moments are microseconds since 1970, UTC, as in grids.
 """
 
 import math

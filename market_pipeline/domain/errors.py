@@ -1,16 +1,16 @@
-"""Every error this project raises on purpose, as one tree.
+"""The errors that this project raises on purpose, as one tree.
 
 PipelineError
 ├── SettingError                 an environment variable or run setting is wrong
 ├── MarketNotServedError         no configured provider has a market
 ├── NothingIngestedError         a run ended without one usable market
-├── SupersededError              another run took over a market while this one slept
+├── SupersededError              another run took over a market while this one was paused
 ├── ClaimTimeoutError            another run kept a market longer than this one waits
-├── KeyReusedError               an Idempotency-Key stands for another request
-├── HistoryRequestError          stored history was asked for in a way that has no answer
+├── KeyReusedError               another request used the same Idempotency-Key
+├── HistoryRequestError          a question about stored history has no answer
 │   ├── UnknownMarketError       no stored market has the name
-│   ├── NothingKnownYetError     nothing was known at the time asked for, though it is now
-│   └── IncompleteHistoryError   bars were demanded that are not all there
+│   ├── NothingKnownYetError     nothing was known at the given time, although it is known now
+│   └── IncompleteHistoryError   complete history was required, and bars are missing
 ├── ProviderError                a provider did not answer as it should
 │   ├── TransientProviderError   worth another try: timeout, 429, 5xx
 │   └── PermanentProviderError   will fail again: 401, 404, malformed payload
@@ -37,7 +37,7 @@ class SettingError(PipelineError):
 
 
 class MarketNotServedError(PipelineError):
-    """No provider in the list serves a symbol; the message lists who was asked and why not."""
+    """No provider in the list serves a symbol; the message gives the reason of each provider."""
 
 
 class NothingIngestedError(PipelineError):
@@ -45,11 +45,11 @@ class NothingIngestedError(PipelineError):
 
 
 class SupersededError(PipelineError):
-    """Another run claimed the market meanwhile; nothing was written, its result stands."""
+    """Another run claimed the market in the meantime; this run wrote nothing."""
 
 
 class HistoryRequestError(PipelineError):
-    """Stored history was asked for in a way that has no answer; the message says what there is."""
+    """A question about stored history has no answer; the message says what there is."""
 
 
 class UnknownMarketError(HistoryRequestError):
@@ -57,11 +57,11 @@ class UnknownMarketError(HistoryRequestError):
 
 
 class NothingKnownYetError(HistoryRequestError):
-    """Bars exist, but came after the time asked for; the message names when the first one did."""
+    """All bars came after the given time; the message says when the first one came."""
 
 
 class IncompleteHistoryError(HistoryRequestError):
-    """Complete history was demanded, and it is not.
+    """Complete history was required, and bars are missing.
 
     Args:
         message: What is missing, why, and what would bring it.
@@ -81,11 +81,11 @@ class IncompleteHistoryError(HistoryRequestError):
 
 
 class ClaimTimeoutError(PipelineError):
-    """Another run holds the market's claim; the message names it, and until when it holds."""
+    """Another run holds the market's claim; the message names the run and the end of the claim."""
 
 
 class KeyReusedError(PipelineError):
-    """A client's key stands for another request than the one it came with."""
+    """A client sent a key that it had used for another request."""
 
 
 class ProviderError(PipelineError):
@@ -124,11 +124,11 @@ class PermanentProviderError(ProviderError):
 
 
 class StorageError(PipelineError):
-    """The database could not do what was asked."""
+    """A call to the database failed."""
 
 
 class DatabaseUnreachableError(StorageError):
-    """Nobody answers at the database's address, or it refuses the credentials."""
+    """The database does not answer at its address, or refuses the credentials."""
 
 
 class ReadOnlyDatabaseError(StorageError):

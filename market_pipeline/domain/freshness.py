@@ -1,6 +1,6 @@
-"""Freshness: up to where a market should be known by now, and whether it is.
+"""Freshness: the time up to which a market should be known by now, and whether it is.
 
-Checks, alerts and pages all ask :func:`find_delay`; they differ in the clock alone.
+Checks, alerts and pages all call :func:`find_delay`. They differ only in the clock.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class TrackedSeries:
 
 
 def find_delay(series: TrackedSeries, end: datetime, now: datetime) -> datetime | None:
-    """Return up to where a series should be final (UTC); None when it is, or nobody can tell.
+    """Return the time up to which a series should be final (UTC); None if it is, or if unknown.
 
     A bar that the provider is known not to have is not waited for.
 

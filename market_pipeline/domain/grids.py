@@ -1,7 +1,7 @@
-"""Where bars are expected: the bars a calendar gives, whether or not anyone has them.
+"""Grids: the bars that a calendar expects, whether or not they are stored.
 
-A grid is a function of the calendar alone, so it is built once a process and year, and planning a
-thousand markets of one calendar looks it up a thousand times.
+A grid depends on the calendar alone. It is built once for each process and year, so planning a
+thousand markets of one calendar only looks it up.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The bar lengths in use, and how many of them a year holds."""
+"""The bar lengths in use, and how many bars of each a year has."""
 
 from datetime import datetime, timedelta
 from enum import StrEnum

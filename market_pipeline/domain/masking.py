@@ -1,4 +1,4 @@
-"""Withholding statistics of a market that is known to be incomplete; the others go on."""
+"""Withholding statistics of markets that are incomplete; other markets are not affected."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

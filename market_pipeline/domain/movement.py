@@ -1,4 +1,4 @@
-"""What moved a number: the bars it was made of before and after, side by side. Pure."""
+"""The movement of a number: the bars it was made of before and after, side by side. Pure."""
 
 import pandas as pd
 

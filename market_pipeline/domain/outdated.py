@@ -1,7 +1,7 @@
-"""Which stored rows are older than a bar of their own window: corrected or loaded since.
+"""Outdated rows: statistics older than a bar of their window that was corrected or loaded later.
 
 A row keeps the newest dataset version of the bars in its window. Only the newest row of a series is
-computed again when a bar changes, so an older one may be out of date; this tells which.
+computed again when a bar changes, so an older row may be out of date.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
-"""Versions of how a provider's answers are read, and which stored bars each of them read.
+"""Parsing versions: the ways in which a provider's answers were read, and the bars that each made.
 
 When the reading changes, the same answer gives other bars. Bars of an older version stay as they
-are: what comes again for them is no correction, so nothing is compared with them and nothing
-written over them, until the market is read again on purpose.
+are until somebody reads the market again on purpose. New answers for them are no corrections, so
+they are neither compared with the stored bars nor written over them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

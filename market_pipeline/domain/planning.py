@@ -1,9 +1,9 @@
-"""Planning: what to ask a provider for, so that everything that should be there is.
+"""Planning: the requests to a provider that complete what should be stored.
 
-Missing is what is wanted less what is settled: arithmetic on spans, whatever the number of bars.
-To that come a few known bars before the newest (a restated history shows there first), time that
-was never asked for, holes whose time has come, and settled spans that are read again: at growing
-ages, and then all of them in turn.
+Missing time is wanted time less settled time: arithmetic on spans, whatever the number of bars.
+A plan adds a few known bars before the newest one (a restated history shows there first), time that
+was never asked for, holes that are due, and settled spans to be read again: at growing ages, and
+then all of them in turn.
 """
 
 from collections.abc import Sequence

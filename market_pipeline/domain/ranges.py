@@ -1,4 +1,4 @@
-"""Arithmetic on half-open spans of time: what planning is made of."""
+"""Arithmetic on half-open spans of time, for planning."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta

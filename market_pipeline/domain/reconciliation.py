@@ -1,8 +1,8 @@
-"""Reconciliation: what an answer proves about the span that was asked for.
+"""Reconciliation: the conclusions from an answer about the span that was asked for.
 
-Every expected bar of the span ends up in one of three ways: it came and is final (settled); it is
-running, or its provider may still change it (asked for again); it should be there and is not (a
-hole with a reason, asked for again at growing distances, then remembered).
+Every expected bar of the span ends up in one of three ways. It came and is final: it is settled. It
+is running, or its provider may still change it: it is asked for again. It should be there and is
+not: it is a hole with a reason, asked for again at growing intervals, then remembered.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def apply_fetch(
     publication_lag: timedelta,
     answer: FetchResult,
 ) -> Coverage:
-    """Return the coverage after an answer; ``bars`` is left to whoever counts them.
+    """Return the coverage after an answer; the caller sets ``bars``.
 
     Args:
         coverage: As it was.
@@ -146,7 +146,7 @@ def _go_on(coverage: Coverage, answer: FetchResult) -> Round:
 
 
 def _turn_to(coverage: Coverage, page: Window, now: datetime) -> Round:
-    """Return the turn up to the end of a page; one that lies behind it begins a new turn."""
+    """Return the turn up to the end of a page; a page before the turn begins a new one."""
     turn = coverage.round or Round(now, page.start, now)
     if page.start < turn.reached:
         return Round(turn.read_at, page.end, now)
@@ -289,7 +289,7 @@ def _count_tries(holes: Sequence[Hole], window: Window, now: datetime) -> tuple[
 def _forget_progress(
     coverage: Coverage, present: npt.NDArray[np.int64], asked_at: datetime
 ) -> Coverage:
-    """Count the tries of a hole anew when some of its bars came: the others may come as well."""
+    """Restart the count of tries when some bars of a hole came: the others may come as well."""
     holes = [
         replace(hole, tries=0, next_check_at=asked_at) if _contains_any(hole, present) else hole
         for hole in coverage.holes

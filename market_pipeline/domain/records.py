@@ -1,4 +1,4 @@
-"""The records every provider yields, whatever its wire format.
+"""The records that every provider gives, whatever its wire format.
 
 A market, a price snapshot, and the bar frame: the one shape in which bars travel from a provider's
 parser to the database.

@@ -5,10 +5,10 @@ horizon, and what counts as no variance. Not here: any statistic (``roi``, ``vol
 ``comparisons``).
 
 The grid of a calendar holds every open_time at which it expects a bar, so a missing close shows as
-NaN between its neighbours. A return exists only between adjacent places of the grid; nothing is
+NaN between its neighbours. A return exists only between adjacent places of the grid. Nothing is
 filled forward. Bars beside the grid, and closes that are not finite and positive, count as missing.
 
-What comes out for a market does not depend, to the last bit, on which other markets are there.
+The result for a market does not depend, to the last bit, on which other markets are in the matrix.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

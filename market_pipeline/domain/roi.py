@@ -1,4 +1,4 @@
-"""ROI statistics: what a market returned over a horizon, and at what risk.
+"""ROI statistics: the return of a market over a horizon, and its risk.
 
 Here: the formulas, for all markets at once. Not here: which closes a horizon looks back on
 (``returns``). Each measure equals empyrical-reloaded's, given a per-period risk-free rate and MAR

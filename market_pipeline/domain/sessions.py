@@ -1,7 +1,7 @@
-"""Trading sessions: when a market is open, and which bars it should therefore have.
+"""Trading sessions: the hours of a market, and the bars that they lead to expect.
 
-Exchange hours come from ``exchange_calendars``; a market with the calendar ``24/7`` has one session
-a UTC day. Holidays, half days and daylight saving time are the library's knowledge, not ours.
+Exchange hours come from ``exchange_calendars``, with holidays, half days and daylight saving time.
+A market with the calendar ``24/7`` has one session for each UTC day.
 """
 
 from datetime import UTC, datetime, timedelta

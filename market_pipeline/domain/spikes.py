@@ -1,15 +1,16 @@
 """Spikes: bars that jump so far that somebody should look at them.
 
-Here: which bars of a batch jump. They are flagged and stored like all others: crashes are real, and
-only a person can tell one from a unit error. Impossible bars are ``validation``'s.
+Here: which bars of a batch jump. They are flagged and stored like all others, because crashes are
+real, and only a person can tell a crash from a unit error. Not here: impossible bars
+(``validation``).
 
-A bar is a spike when both hold, its return being that of its close over the close before it:
+The return of a bar is that of its close over the close before it. A bar is a spike when both hold:
 
 - Its log return lies more than 10 robust standard deviations from the batch's median return. The
   robust deviation is 1.4826 times the median absolute deviation, which equals the standard
   deviation for normal returns and, unlike that, is not widened by the very spikes it should find
-  (Hampel's identifier). Its usual threshold of 3 to 3.5 supposes thin tails; daily returns have
-  heavy ones, and would be flagged every few weeks.
+  (Hampel's identifier). Its usual threshold of 3 to 3.5 assumes thin tails. Daily returns have
+  heavy tails, and would be flagged every few weeks.
 - It moved by more than 15 %. In a series that hardly moves, ten deviations are nothing.
 
 A single wrong bar is two spikes: the way there and the way back. Below 20 bars the deviation of a

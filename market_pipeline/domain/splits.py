@@ -1,9 +1,9 @@
-"""Jumps from session to session that look like a split that nobody announced.
+"""Suspected splits: jumps between sessions that look like a split that was not announced.
 
 An unadjusted series falls to a half on the day of a 2:1 split, and every statistic over that day is
 wrong. A jump is suspected when the close is within 1 % of n times or an n-th of the close before (n
 from 2 to 50), or of 3:2 or 2:3, and more than ten times the market's median absolute return.
-Closes up to five sessions apart are looked at, so that a hole hides no split.
+Closes up to five sessions apart are compared, so that a hole cannot hide a split.
 """
 
 from dataclasses import dataclass

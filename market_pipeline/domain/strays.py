@@ -1,8 +1,8 @@
-"""Bars of no session: whether so many came that the calendar is wrong rather than they.
+"""Bars of no session: so many that the calendar must be wrong, or only strays.
 
-A rule of the provider is: on more than half of the dates of one kind, and on four of them at least.
-The kinds are the weekends on which the calendar is closed, the weekdays on which it is closed, and
-the days of its sessions (hours outside them).
+The calendar is wrong when such bars come on more than half of the dates of one kind, and on at
+least four. The kinds are the weekends on which the calendar is closed, the weekdays on which it is
+closed, and the days of its sessions (hours outside them).
 """
 
 import pandas as pd

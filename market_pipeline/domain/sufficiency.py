@@ -1,8 +1,8 @@
-"""How many returns a statistic needs, and how its method says so.
+"""The number of returns that a statistic needs, and its notation in the method.
 
-Without a number of its own a statistic needs four fifths of the returns that the calendar expects
-within its horizon, and at least five; three for horizons of up to seven days. A holiday is then no
-reason for NULL, and a hole is. A number that was set counts instead, whatever the calendar expects.
+By default a statistic needs four fifths of the returns that the calendar expects within its
+horizon, and at least five (three for horizons of up to seven days). So a holiday does not make a
+statistic NULL, and a hole does. A number from the settings replaces this rule.
 """
 
 import re
@@ -34,7 +34,7 @@ class MinReturns:
 
     @property
     def name(self) -> str:
-        """What a method says of it: ``min=0.8/5`` or ``min=20``."""
+        """Its notation in a method: ``min=0.8/5`` or ``min=20``."""
         return f"min={'0.8/5' if self.number is None else self.number}"
 
     def find(self, days: int, expected: IntArray) -> IntArray:
@@ -48,7 +48,7 @@ class MinReturns:
 
 
 def parse_min_returns(method: str) -> MinReturns:
-    """Return the fewest returns that a method names; one that names none was written with 20."""
+    """Return the fewest returns that a method names; a method without a number means 20."""
     named = _NAMED.search(method)
     if named is None:
         return MinReturns(_FIRST_NUMBER)

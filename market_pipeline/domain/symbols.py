@@ -1,4 +1,4 @@
-"""Symbols: which strings may name a market, and what a bare symbol tells about it."""
+"""Symbols: the strings that may name a market, and what a bare symbol implies about it."""
 
 import re
 import unicodedata
@@ -47,7 +47,7 @@ def parse_symbols(texts: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class SymbolDescription:
-    """What a bare symbol tells: ``BTC-USD`` never closes, ``SPX`` follows New York."""
+    """The facts that a bare symbol implies: ``BTC-USD`` never closes, ``SPX`` follows New York."""
 
     name: str
     base: str

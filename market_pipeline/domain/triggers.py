@@ -1,4 +1,4 @@
-"""What started a run: one of four words, in receipts, metrics, alerts and answers alike."""
+"""Triggers: the four words for what started a run, in receipts, metrics, alerts and answers."""
 
 from collections.abc import Mapping
 

@@ -1,8 +1,8 @@
-"""Validating bars before they are stored: which rows are impossible, and why.
+"""Validation of bars before they are stored: which rows are impossible, and why.
 
 Here: the rules, as vectorised tests over a bar frame, and what happens to duplicates.
-Not here: what is done with rejected rows (``ingestion`` quarantines them), and taste. A spike is
-possible, so it passes; crashes are real.
+Not here: what is done with rejected rows (``ingestion`` quarantines them), and bars that are only
+unlikely. A spike is possible, so it passes: crashes are real.
 
 A bar is rejected under the first rule that it breaks:
 
@@ -20,13 +20,13 @@ bad_span                 close_time is missing or not after open_time
 not_a_session            the calendar has no session that the bar could be of: a closed date, or
                          an hour outside all sessions
 off_grid                 open_time is no start of a bar of this interval, or the interval is unknown
-conflicting_duplicate    another row of the same interval and open_time says something else
+conflicting_duplicate    another row of the same interval and open_time has other values
 =======================  =========================================================================
 
-``not_a_session`` alone says nothing against the bar: the calendar and the provider disagree on when
+With ``not_a_session`` the bar itself may be right: the calendar and the provider disagree on when
 the market is open. An hour outside all sessions is such a bar too, whatever its minute, because a
-calendar that is corrected may have a session there; within a session it is ``off_grid``, because
-no calendar would start a bar there.
+corrected calendar may have a session there. Within a session it is ``off_grid``, because no
+calendar starts a bar there.
 """
 
 from collections.abc import Mapping

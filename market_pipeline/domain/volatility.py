@@ -1,4 +1,4 @@
-"""Realised volatility, and what stored bars say about a live price.
+"""Realised volatility, and the statistics of a live price from stored bars.
 
 Here: the standard deviation of log returns, and a snapshot's two statistics. Not here: the full
 table of risk and return (``roi``), or an implied volatility.

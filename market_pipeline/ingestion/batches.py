@@ -1,4 +1,4 @@
-"""What a market's worker hands over for one transaction."""
+"""The batch that the worker of a market gives to one transaction."""
 
 from dataclasses import dataclass, field, replace
 

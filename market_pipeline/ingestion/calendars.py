@@ -1,4 +1,4 @@
-"""Exchange calendars from the database: to build one takes most of a second, in every run."""
+"""Exchange calendars from the database, because building one takes most of a second in each run."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ from market_pipeline.domain.sessions import (
     remember_schedule,
 )
 from market_pipeline.ingestion.quarantine import replay_sessions
-from market_pipeline.storage.trading_sessions import read_schedule, replace_schedule
+from market_pipeline.storage.markets.trading_sessions import read_schedule, replace_schedule
 
 _AHEAD = timedelta(days=180)
 """The library knows a year ahead; kept sessions that end sooner than this are built again."""

@@ -1,13 +1,13 @@
-"""The end of a run: its receipt is closed, once, and what it came to is added to the totals.
+"""The end of a run: closes its receipt once, and adds its counts to the totals.
 
-Whoever runs the steps calls it, whatever becomes of them; whoever finds a run dead does it for it.
+The executor calls it, however the steps ended. For a dead run, the process that finds it does.
 """
 
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row
 
 from market_pipeline.observability.metrics import Sample
 from market_pipeline.observability.run_metrics import (
@@ -26,43 +26,20 @@ from market_pipeline.observability.run_metrics import (
     UNKNOWN,
 )
 from market_pipeline.providers.registry import list_provider_names
-from market_pipeline.storage.claims import build_is_living
-from market_pipeline.storage.metric_totals import add_totals
-from market_pipeline.storage.tables import SCHEMA
+from market_pipeline.storage.alerts.metrics import add_totals
+from market_pipeline.storage.runs.closing import (
+    close_receipt,
+    count_bars_by_provider,
+    read_request_times,
+)
+from market_pipeline.storage.runs.receipts import read_run_tables
 
 _OUTCOMES = {"ok": SUCCESS, "partial": PARTIAL, "failed": FAILURE}
 INTERRUPTED = (
-    "interrupted: the run's process is gone: it was killed, ran out of memory, or its machine "
-    "stopped. What it had committed stays, and the next run goes on from there"
+    "interrupted: the run's process is gone. It was killed, ran out of memory, or its machine "
+    "stopped. What it had committed stays, and the next run continues from there"
 )
 _MAX_ERROR = 2_000
-
-_CLOSE = text(f"""
-    UPDATE {SCHEMA}.ingestion_run SET ended_at = clock_timestamp(),
-        completed_at = coalesce(completed_at, clock_timestamp()), error = :error,
-        outcome = CASE WHEN :error IS NULL THEN coalesce(outcome, 'ok') ELSE 'failed' END
-    WHERE run_id = :run_id AND ended_at IS NULL
-    RETURNING trigger, provider, outcome, extract(epoch FROM ended_at - started_at)::float8 seconds
-""")  # noqa: S608 - a constant
-_DEAD = text(f"""
-    SELECT run_id FROM {SCHEMA}.ingestion_run run
-    WHERE ended_at IS NULL AND NOT {build_is_living("run.run_id")} ORDER BY started_at
-""")  # noqa: S608 - constants
-_TABLES = text(f"""
-    SELECT table_name, inserted, updated, unchanged FROM {SCHEMA}.ingestion_run_table
-    WHERE run_id = :run_id
-""")  # noqa: S608 - a constant
-_MARKETS = text(f"""
-    SELECT provider, sum(received) received, sum(revised) revised, sum(quarantined) quarantined,
-        sum(calls) calls, sum(throttled_calls) throttled
-    FROM {SCHEMA}.ingestion_run_market JOIN {SCHEMA}.market USING (market_id)
-    WHERE run_id = :run_id GROUP BY provider
-""")  # noqa: S608 - a constant
-_REQUESTS = text(f"""
-    SELECT provider, array_agg(seconds) seconds, count(error) errors
-    FROM {SCHEMA}.ingestion_request JOIN {SCHEMA}.market USING (market_id)
-    WHERE run_id = :run_id GROUP BY provider
-""")  # noqa: S608 - a constant
 
 
 def close_run(connection: Connection, run_id: UUID, error: str | None) -> None:
@@ -74,31 +51,25 @@ def close_run(connection: Connection, run_id: UUID, error: str | None) -> None:
         error: What a step failed of, or what ended the run; None: no step failed.
     """
     told = None if error is None else error[:_MAX_ERROR]
-    closed = connection.execute(_CLOSE, {"run_id": run_id, "error": told}).one_or_none()
+    closed = close_receipt(connection, run_id, told)
     if closed is not None:
         add_totals(connection, list(_count(connection, run_id, closed)))
 
 
-def find_dead_runs(connection: Connection) -> list[UUID]:
-    """Return the runs whose receipt has no end though their process is gone."""
-    return list(connection.execute(_DEAD).scalars())
-
-
 def _count(connection: Connection, run_id: UUID, closed: Row[Any]) -> Iterator[Sample]:
-    run = {"run_id": run_id}
     # What was asked for may be no provider at all: metrics do not repeat just any word.
     is_known = set(closed.provider.split(",")) <= set(list_provider_names())
     provider = closed.provider if is_known else UNKNOWN
     yield _OUTCOMES[closed.outcome].sample(1, trigger=closed.trigger, provider=provider)
     yield DURATION.observe_all([closed.seconds], trigger=closed.trigger)
-    for row in connection.execute(_TABLES, run):
+    for table in read_run_tables(connection, run_id).to_dict("records"):
         for change in CHANGES:
-            yield ROWS.sample(getattr(row, change), table=row.table_name, change=change)
-    for row in connection.execute(_MARKETS, run):
+            yield ROWS.sample(table[change], table=table["table_name"], change=change)
+    for row in count_bars_by_provider(connection, run_id):
         for fate in FATES:
             yield BARS.sample(float(getattr(row, fate)), provider=row.provider, fate=fate)
         yield CALLS.sample(float(row.calls), provider=row.provider)
         yield THROTTLED.sample(float(row.throttled), provider=row.provider)
-    for row in connection.execute(_REQUESTS, run):
+    for row in read_request_times(connection, run_id):
         yield REQUESTS.observe_all(row.seconds, provider=row.provider)
         yield ERRORS.sample(row.errors, provider=row.provider)

@@ -1,8 +1,8 @@
-"""What a person decides about an event: a jump is no split, or it is one.
+"""Decisions of people about a suspected split: dismiss or confirm it.
 
-Dismissed, a jump is a price like any other. Confirmed, all bars before it are multiplied by the
-split's ratio, marked, and their old values kept as revisions; the provider's own values for them
-are in the old scale, so they are not compared with it any more.
+A dismissed jump is a price like any other. If a split is confirmed, all bars before it are
+multiplied by its ratio and marked, and their old values stay as revisions. The provider's own
+values for these bars are in the old scale, so they are not compared with it any more.
 """
 
 from dataclasses import dataclass
@@ -17,23 +17,24 @@ from market_pipeline.domain.differences import multiply_bars
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.sessions import EPOCH
-from market_pipeline.ingestion.quarantine import add_written, describe_run, read_market
+from market_pipeline.ingestion.quarantine import add_written, describe_run
 from market_pipeline.ingestion.receipts import begin_receipt
 from market_pipeline.ingestion.suspecting import tell_suspicions
 from market_pipeline.ingestion.write import BarWriteResult, write_market_bars
-from market_pipeline.storage.claims import (
-    hold_claim,
-    release_run_claims,
-    show_life,
-    wait_for_claim,
-)
-from market_pipeline.storage.events import (
+from market_pipeline.storage.bars.events import (
     SUSPECTED_SPLIT,
     is_seam,
     read_event,
     resolve_event,
 )
-from market_pipeline.storage.queries import read_bars
+from market_pipeline.storage.bars.stored import read_bars
+from market_pipeline.storage.markets.lookup import read_market
+from market_pipeline.storage.runs.claims import (
+    hold_claim,
+    release_run_claims,
+    show_life,
+    wait_for_claim,
+)
 
 TRIGGER = "confirm"
 DISMISSED, CONFIRMED = "dismissed", "confirmed"
@@ -70,7 +71,7 @@ def dismiss_event(engine: Engine, event_id: int) -> str:
         if event["kind"] != SUSPECTED_SPLIT and not is_seam(event):
             raise PipelineError(
                 f"event {event_id} is a {event['kind']} that runs still follow: "
-                "`market-pipeline ingest` goes on with it. Nothing was changed"
+                "`market-pipeline ingest` continues it. Nothing was changed"
             )
         resolve_event(connection, event_id, DISMISSED)
         name = f"{event['provider']}:{event['symbol']}"
@@ -113,7 +114,7 @@ def _confirm(connection: Connection, event_id: int, run_id: UUID, now: datetime)
     market_id, ratio = event["market_id"], event["ratio"]
     bars = _read_earlier(connection, event)
     volume_ratio = 1 / ratio if (bars["volume_kind"] == _SHARES).all() else None
-    one = read_market(connection, market_id)
+    one = read_market(connection, market_id).record
     run = describe_run(run_id, TRIGGER, one, bars, now)
     begin_receipt(connection, run)
     rows = multiply_bars(bars, ratio, volume_ratio)

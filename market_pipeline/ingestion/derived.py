@@ -1,4 +1,4 @@
-"""Bars made of stored bars: the days of hours, the weeks of days, whatever batch touched them."""
+"""Bars made of stored bars: days of hours and weeks of days, for the span that a batch touched."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from market_pipeline.domain.intervals import Interval, floor_to_monday
 from market_pipeline.domain.ranges import subtract_windows
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.sessions import read_sessions
-from market_pipeline.storage.queries import count_bars, read_bars
+from market_pipeline.storage.bars.stored import count_bars, read_bars
 
 
 @dataclass(frozen=True, slots=True)

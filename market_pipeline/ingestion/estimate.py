@@ -1,4 +1,4 @@
-"""What a request would cost each provider, told before anybody is asked."""
+"""The cost of a request for each provider, estimated before any call."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +18,10 @@ from market_pipeline.domain.records import Market, Window
 from market_pipeline.ingestion.planning import MarketPlan, plan_market
 from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.providers.registry import load_provider
-from market_pipeline.storage.budget import read_budget_limits
-from market_pipeline.storage.coverage import read_coverage
-from market_pipeline.storage.events import read_differences
-from market_pipeline.storage.history_queries import read_every_market
-from market_pipeline.storage.queries import read_markets
+from market_pipeline.storage.bars.events import read_differences
+from market_pipeline.storage.coverage.ledger import read_coverage
+from market_pipeline.storage.markets.lookup import read_every_market, read_markets
+from market_pipeline.storage.runs.budget import read_budget_limits
 
 
 @dataclass(frozen=True, slots=True)

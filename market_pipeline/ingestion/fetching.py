@@ -1,4 +1,4 @@
-"""One request to a provider, and its answer validated: a page."""
+"""One request to a provider and the validation of its answer: a page."""
 
 import time
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Which series are late: what their calendars and providers promise, against what is stored."""
+"""Late series: what calendars and providers promise, compared with what is stored."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

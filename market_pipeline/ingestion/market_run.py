@@ -1,6 +1,6 @@
-"""One market's part of a run: claim it, plan, ask page by page, hand over what came.
+"""The part of one market in a run: claims it, plans, fetches page by page, and gives batches.
 
-Not here: the transaction that a batch lands in (``write``), and the other markets (``stream``).
+Not here: the transaction of a batch (``write``), and the other markets (``stream``).
 """
 
 import time
@@ -19,15 +19,15 @@ from market_pipeline.domain.planning import RETRY, VERIFY, FetchRequest
 from market_pipeline.ingestion.batches import BarBatch, Progress
 from market_pipeline.ingestion.fetching import BarPage, fetch_page, leave_older_bars
 from market_pipeline.ingestion.planning import plan_market
-from market_pipeline.ingestion.registration import ensure_market
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.tracing import DifferenceWatch
 from market_pipeline.observability.logs import get_logger
 from market_pipeline.providers.rate_limiter import CallCounter, current_limiter, use_limiter
-from market_pipeline.storage.budget import count_verifications_left, note_verifications
-from market_pipeline.storage.claims import renew_claim, wait_for_claim
-from market_pipeline.storage.coverage import read_coverage
-from market_pipeline.storage.events import read_difference
+from market_pipeline.storage.bars.events import read_difference
+from market_pipeline.storage.coverage.ledger import read_coverage
+from market_pipeline.storage.markets.registration import ensure_market
+from market_pipeline.storage.runs.budget import count_verifications_left, note_verifications
+from market_pipeline.storage.runs.claims import renew_claim, wait_for_claim
 
 logger = get_logger(__name__)
 CLAIM_TIME = timedelta(minutes=2)
@@ -121,7 +121,7 @@ class MarketRun:
         if coverage is not known and coverage.older_parsings:
             logger.warning(
                 "answers are read differently now: stored bars stay, and statistics across the "
-                "change wait for `market-pipeline markets reload`",
+                "change are NULL until `market-pipeline markets reload`",
                 interval=interval.value,
             )
         return coverage

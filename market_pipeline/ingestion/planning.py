@@ -1,4 +1,4 @@
-"""What a run would ask for, market by market; the same plan is shown and carried out."""
+"""The plan of a run, market by market; the same plan is shown and carried out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

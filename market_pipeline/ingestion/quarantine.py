@@ -1,11 +1,11 @@
-"""Replaying quarantined bars: validated again by today's rules, and written if they are good now.
+"""Replaying quarantined bars: validates them by the current rules, and writes those that pass.
 
-Here: the verdict on each row and its transaction. Not here: the table (``storage.quarantine``), the
-rules (``domain.validation``).
+Here: the decision on each row and its transaction. Not here: the table
+(``storage.bars.quarantine``), the rules (``domain.validation``).
 
-A row is good when it breaks no rule and does not contradict a bar that is stored: what the provider
-said later, and what was accepted, is worth more than a row that was once refused. Of several good
-rows of one bar the one seen last wins.
+A row passes if it breaks no rule and does not contradict a stored bar: what the provider sent later
+and was accepted counts more than a row that was once refused. If several rows of one bar pass, the
+last one is stored.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pandas as pd
-from sqlalchemy import Connection, Engine, select, tuple_
+from sqlalchemy import Connection, Engine
 
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.errors import ClaimTimeoutError, PipelineError, SupersededError
@@ -28,11 +28,9 @@ from market_pipeline.ingestion.derived import find_absence
 from market_pipeline.ingestion.fetching import validate_page
 from market_pipeline.ingestion.receipts import (
     Run,
-    add_market_receipt,
     add_table_receipt,
     begin_receipt,
     describe_counts,
-    end_receipt,
 )
 from market_pipeline.ingestion.request import Request
 from market_pipeline.ingestion.write import (
@@ -42,17 +40,19 @@ from market_pipeline.ingestion.write import (
     write_market_bars,
 )
 from market_pipeline.observability.logs import get_logger
-from market_pipeline.storage.claims import (
+from market_pipeline.storage.bars.events import read_restated_rows
+from market_pipeline.storage.bars.quarantine import parse_payloads, read_quarantine, resolve_rows
+from market_pipeline.storage.bars.stored import read_bars_of_keys
+from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
+from market_pipeline.storage.markets.lookup import read_market
+from market_pipeline.storage.runs.claims import (
     hold_claim,
     release_run_claims,
     show_life,
     wait_for_claim,
 )
-from market_pipeline.storage.coverage import read_coverage, write_coverage
-from market_pipeline.storage.events import read_restated_rows
-from market_pipeline.storage.quarantine import parse_payloads, read_quarantine, resolve_rows
-from market_pipeline.storage.queries import read_frame
-from market_pipeline.storage.tables import market, market_aggregate
+from market_pipeline.storage.runs.recording import add_to_market, note_end
+from market_pipeline.storage.tables import market_aggregate
 
 logger = get_logger(__name__)
 TRIGGER = "replay"
@@ -60,10 +60,6 @@ BEFORE_SPLIT = "before_split"
 CLAIM_TIME = timedelta(minutes=2)
 CLAIM_PATIENCE = timedelta(minutes=1)
 _STORED = 0  # No row of the quarantine has this id.
-_MARKET_COLUMNS = (
-    "provider", "symbol", "provider_market_id", "name", "base", "quote", "venue", "calendar",
-    "price_basis",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +180,7 @@ def _replay_market(
         try:
             with engine.begin() as connection:
                 hold_claim(connection, market_id, token)
-                one = read_market(connection, market_id)
+                one = read_market(connection, market_id).record
                 refused, good = _validate_again(connection, one, market_id, rows, now)
                 kept = sorted(set(rows["row_id"]) - refused.keys())
                 if kept:
@@ -194,14 +190,6 @@ def _replay_market(
         finally:
             release_run_claims(engine, run_id)
     return Replay(run_id, tuple(kept), refused)
-
-
-def read_market(connection: Connection, market_id: int) -> Market:
-    """Return a stored market as its record."""
-    query = select(market).where(market.c.market_id == market_id)
-    row = connection.execute(query).mappings().one()
-    intervals = tuple(Interval(name) for name in row["intervals"])
-    return Market(**{name: row[name] for name in _MARKET_COLUMNS}, intervals=intervals)
 
 
 def _validate_again(
@@ -231,11 +219,8 @@ def _read_stored(connection: Connection, market_id: int, bars: pd.DataFrame) -> 
     """Return the stored bars that have the key of one of the bars."""
     timed = bars[bars["open_time"].between(EPOCH, LAST_DAY)]
     keys = list(zip(timed["interval"], timed["open_time"].dt.to_pydatetime(), strict=True))
-    columns = market_aggregate.c
-    query = select(*(columns[name] for name in BAR_COLUMNS)).where(
-        columns.market_id == market_id, tuple_(columns.interval, columns.open_time).in_(keys)
-    )
-    return read_frame(connection, query).astype(dict(BAR_DTYPES)).assign(row_id=_STORED)
+    stored = read_bars_of_keys(connection, market_id, keys)
+    return stored.astype(dict(BAR_DTYPES)).assign(row_id=_STORED)
 
 
 def describe_run(run_id: UUID, trigger: str, one: Market, good: pd.DataFrame, now: datetime) -> Run:
@@ -275,10 +260,10 @@ def add_written(
     counts = describe_counts(written.counts, written.derived)
     versions = dict.fromkeys(("first_version", "last_version"), written.version)
     row: dict[str, Any] = {"received": received, **counts, **versions, "outcome": "ok"}
-    add_market_receipt(connection, run, market_id, row)
+    add_to_market(connection, run.run_id, market_id, row)
     rows = written.counts + written.derived
     add_table_receipt(connection, run, market_aggregate.name, rows, "ok")
-    end_receipt(connection, run)
+    note_end(connection, run.run_id)
 
 
 def _heal_coverage(before: Coverages, run: Run, one: Market, good: pd.DataFrame) -> Coverages:

@@ -1,11 +1,11 @@
-"""Reading a stored market again: what it would cost and change, and doing it.
+"""Reading a stored market again: the preview of cost and changes, and the reload itself.
 
-Here: the plan, the sample, the marks and the loop. Not here: the dump that is taken before
-(``storage.market_dump``), and the transaction of a batch (``write``).
+Here: the plan, the sample, the marks and the loop. Not here: the dump that is made first
+(``storage.markets.dump``), and the transaction of a batch (``write``).
 
-What is to be read again is marked in the ledger first, as if an older parser had read it: nothing
-is compared with it, no statistic mixes it with what has been read again, and a reload that was
-killed goes on where it stopped.
+The spans to be read again are first marked in the ledger, as if an older parser had read them. So
+nothing is compared with them, no statistic mixes old and new bars, and a reload that was killed
+continues where it stopped.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,21 +33,21 @@ from market_pipeline.ingestion.market_run import (
     MOST_FAILURES,
 )
 from market_pipeline.ingestion.receipts import Run, begin_receipt
-from market_pipeline.ingestion.registration import register_markets
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.stream import make_limiter
 from market_pipeline.ingestion.write import BatchResult, write_batch
 from market_pipeline.providers.rate_limiter import CallCounter, current_limiter, use_limiter
-from market_pipeline.storage.claims import (
+from market_pipeline.storage.bars.stored import read_bars
+from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
+from market_pipeline.storage.markets.lookup import read_market
+from market_pipeline.storage.markets.registration import register_markets
+from market_pipeline.storage.runs.claims import (
     hold_claim,
     release_run_claims,
     renew_claim,
     show_life,
     wait_for_claim,
 )
-from market_pipeline.storage.coverage import read_coverage, write_coverage
-from market_pipeline.storage.market_admin import read_facts
-from market_pipeline.storage.queries import read_bars
 
 TRIGGER = "reload"
 SAMPLE_BARS = 200
@@ -126,14 +126,14 @@ def plan_market_reload(
 def _find_changed_facts(
     connection: Connection, route: Route, market_id: int
 ) -> dict[str, tuple[str, str]]:
-    stored = read_facts(connection, market_id)
-    if not stored["is_active"]:
+    stored = read_market(connection, market_id)
+    if not stored.is_active:
         raise PipelineError(
             f"{route[1].provider}:{route[1].symbol} is deactivated: `market-pipeline markets add` "
             "takes it back first"
         )
-    told = {name: str(getattr(route[1], name)) for name in FACTS}
-    return {name: (stored[name], told[name]) for name in FACTS if stored[name] != told[name]}
+    facts = {name: (getattr(stored.record, name), getattr(route[1], name)) for name in FACTS}
+    return {name: pair for name, pair in facts.items() if pair[0] != pair[1]}
 
 
 def _plan_part(

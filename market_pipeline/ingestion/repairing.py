@@ -1,8 +1,8 @@
-"""The end of a repair: whether a difference's span was read again, and what becomes of the rest.
+"""The end of a repair: decides whether a span was read again, and what happens to the other bars.
 
-Bars may be left that no provider can be asked for any more, or that did not come again. They are in
-the old scale. Where one factor explains the difference they are multiplied; else they stay, and the
-event stays open over the place where old and new bars meet. Not here: writing any of it.
+Some bars may not have come again, or the provider may not have them any more. They are in the old
+scale. If one factor explains the difference, they are multiplied. Otherwise they stay, and the
+event stays open over the place where old and new bars meet. Not here: the writing.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from market_pipeline.domain.reconciliation import find_inside
 from market_pipeline.domain.records import Window
 from market_pipeline.ingestion.planning import find_earliest, find_left
 from market_pipeline.ingestion.request import Request, Route
-from market_pipeline.storage.queries import read_versioned_bars
+from market_pipeline.storage.bars.stored import read_versioned_bars
 
 REPAIRED, MULTIPLIED = "repaired", "multiplied"
 Coverages = Mapping[Interval, Coverage]
@@ -193,8 +193,8 @@ def describe_difference(one: Difference, ending: RepairState) -> str | None:
         f"{describe_bars(one)}"
     )
     if ending.stage == SEAM:
-        return f"{told}; it reaches no further back, and no one factor explains the older bars"
+        return f"{told}; it has no older bars, and no single factor explains the difference"
     if ending.stage == REPAIRING:
         what = f"{ending.left} bars are" if ending.left else "bars that did not come again are"
-        return f"{told}; {what} still to be read again, statistics over them wait"
-    return f"{told}; how far it goes is still to be found, statistics over it wait"
+        return f"{told}; {what} still to be read again; statistics over them are NULL until then"
+    return f"{told}; runs are looking for its ends; statistics over it are NULL until then"

@@ -1,10 +1,12 @@
-"""What a run was asked to ingest, checked and complete."""
+"""The request of a run, checked and complete."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from market_pipeline.domain.errors import SettingError
+from sqlalchemy import Connection
+
+from market_pipeline.domain.errors import NothingIngestedError, SettingError
 from market_pipeline.domain.intervals import floor_to_monday
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.symbols import parse_symbols
@@ -17,6 +19,7 @@ from market_pipeline.settings import (
     read_statistics_settings,
     shorten,
 )
+from market_pipeline.storage.markets.registration import find_inactive, keep_facts
 
 Route = tuple[Provider, Market]
 # A horizon as long as the look-back needs the close before it; exchanges close for days on end.
@@ -94,7 +97,7 @@ def build_request(
 
 def _find_window(now: datetime, days: int, history_from: str, history_to: str) -> Window:
     if history_to and not history_from:
-        raise SettingError(f"history_to={shorten(history_to)!r}: history_from is needed as well")
+        raise SettingError(f"history_to={shorten(history_to)!r}: set history_from as well")
     if not history_from:
         return Window(_begin_look_back(now, days), now)
     with name_errors(f"history_from={shorten(history_from)!r}"):
@@ -127,3 +130,24 @@ def parse_moment(text: str, latest: datetime | None) -> datetime:
     if moment <= datetime(1970, 1, 1, tzinfo=UTC) or (latest is not None and moment > latest):
         raise SettingError("expected a time between 1970 and now")
     return moment
+
+
+def filter_active(connection: Connection, routes: Sequence[Route]) -> list[Route]:
+    """Return the routes whose markets nobody has deactivated, with the stored facts of theirs.
+
+    Raises:
+        NothingIngestedError: All of them are.
+    """
+    inactive = find_inactive(connection, [market for _, market in routes])
+    kept = [
+        (provider, market)
+        for provider, market in routes
+        if (market.provider, market.provider_market_id) not in inactive
+    ]
+    if routes and not kept:
+        raise NothingIngestedError(
+            f"{', '.join(sorted(name for _, name in inactive))[:200]}: deactivated, and no other "
+            "market was asked for: `market-pipeline markets add SYMBOL` activates one again"
+        )
+    markets = keep_facts(connection, [market for _, market in kept])
+    return list(zip((provider for provider, _ in kept), markets, strict=True))

@@ -1,4 +1,4 @@
-"""What the end of a run says about its markets and providers, as findings for the alerts."""
+"""The end of a run as findings for alerts, about its markets and providers."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.stream import Item
 from market_pipeline.ingestion.write import BatchResult
-from market_pipeline.storage.queries import read_run
+from market_pipeline.storage.runs.receipts import read_run
 
 MAX_QUARANTINE_RATIO = 0.01
 _REFUSALS = frozenset({401, 403})

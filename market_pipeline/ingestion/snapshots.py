@@ -1,4 +1,4 @@
-"""Live prices, one call a provider, validated by the moment they were asked for."""
+"""Live prices, one call for each provider, checked by the time of the request."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Bars of no session in the quarantine: whether they say that a market's calendar is wrong."""
+"""Bars of no session in the quarantine: tells whether a market's calendar is wrong."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -10,7 +10,7 @@ from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.records import Market
 from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.domain.strays import HANDFUL, find_stray_rule
-from market_pipeline.storage.quarantine import read_strays
+from market_pipeline.storage.bars.quarantine import read_strays
 
 YEAR = timedelta(days=366)
 

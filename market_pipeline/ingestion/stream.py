@@ -1,4 +1,4 @@
-"""All markets of a run at once: workers fetch while whoever drains the stream commits."""
+"""All markets of a run at once: workers fetch while the consumer of the stream commits."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,8 +19,8 @@ from market_pipeline.ingestion.market_run import MarketRun
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.observability.logs import log_context
 from market_pipeline.providers.rate_limiter import use_limiter
-from market_pipeline.storage.budget import DatabaseRateLimiter, read_budget_limits
-from market_pipeline.storage.claims import release_run_claims, show_life
+from market_pipeline.storage.runs.budget import DatabaseRateLimiter, read_budget_limits
+from market_pipeline.storage.runs.claims import release_run_claims, show_life
 
 WORKERS = 4
 # Shorter than a claim holds: a market whose provider has no budget left is given up for now.

@@ -1,7 +1,7 @@
-"""Suspected splits: noted in the transaction that stores the bar, dismissed or confirmed by people.
+"""Suspected splits: stored in the transaction of the bar, dismissed or confirmed by people.
 
-Only series that their provider does not adjust are suspected: in a split-adjusted one a fall by a
-half is a fall by a half. Markets that are always open have no splits.
+Only series that their provider does not adjust are suspected: in a split-adjusted series a fall by
+a half is real. Markets that are always open have no splits.
 """
 
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.sessions import EPOCH
 from market_pipeline.domain.splits import Jump, find_jumps, may_have_split
 from market_pipeline.ingestion.batches import BarBatch
-from market_pipeline.storage.events import (
+from market_pipeline.storage.bars.events import (
     open_suspicion,
     read_suspicions,
     resolve_event,
 )
-from market_pipeline.storage.queries import read_bars
+from market_pipeline.storage.bars.stored import read_bars
 
 UNADJUSTED = "unadjusted"
 # As many days as a median needs, and more than a calendar is ever closed.

@@ -1,7 +1,7 @@
-"""A market's difference while a run goes on: pages are compared, the difference is followed.
+"""The difference of one market during a run: compares pages, and follows the difference.
 
-Here: what a page says beside the stored bars, and which page to ask for next. Not here: the rules
-(``domain.differences``), asking (``market_run``), and what is stored of it (``write``).
+Here: comparing a page with the stored bars, and the next page to ask for. Not here: the rules
+(``domain.differences``), requests (``market_run``), and the writing (``write``).
 """
 
 from collections.abc import Iterator
@@ -46,8 +46,8 @@ from market_pipeline.domain.sessions import EPOCH, LAST_DAY
 from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.planning import find_earliest, plan_reloads
 from market_pipeline.ingestion.request import Request, Route
-from market_pipeline.storage.events import OpenDifference
-from market_pipeline.storage.queries import read_bars
+from market_pipeline.storage.bars.events import OpenDifference
+from market_pipeline.storage.bars.stored import read_bars
 
 MOST_TRACES = 200
 """The most pages of a run: a provider that says something else each time would have no end."""
@@ -293,5 +293,5 @@ def _reject_unexpected_empty(page: BarPage, stored: int) -> BarPage:
     if not stored:
         return page
     return replace(
-        page, error=f"the provider has no bars in this window, of which {stored} are stored"
+        page, error=f"the provider has no bars in this window, but {stored} bars of it are stored"
     )

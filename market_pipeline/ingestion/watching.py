@@ -1,4 +1,4 @@
-"""What no run can tell of itself: stale data, holes that stay, runs that do not begin."""
+"""Checks beside runs: stale data, holes that stay, runs that do not begin."""
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
@@ -10,14 +10,12 @@ from market_pipeline.alerting.raising import Finding, forget_inactive, report, r
 from market_pipeline.ingestion.freshness import find_delays, index_coverage
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.run_alerts import name_market
-from market_pipeline.storage.watch_queries import (
-    read_coverage_rows,
-    read_last_start,
-    read_lasting_holes,
-    read_market_ids,
-)
+from market_pipeline.storage.coverage.holes import read_lasting_holes
+from market_pipeline.storage.coverage.listings import read_coverage_rows
+from market_pipeline.storage.markets.lookup import read_active_markets
+from market_pipeline.storage.runs.receipts import read_last_start
 
-_NO_RUN = "no run began since {since:%Y-%m-%d %H:%M} UTC, though the schedule is on"
+_NO_RUN = "the schedule is on, but no run has begun since {since:%Y-%m-%d %H:%M} UTC"
 
 
 def watch(
@@ -62,12 +60,16 @@ def find_idleness(
 
 def _find_lasting_holes(connection: Connection, now: datetime) -> Finding:
     rows = read_lasting_holes(connection, now - timedelta(days=1))
-    return Finding(HOLES_STAY, {row.name: f"{row.holes} holes, {row.reason}" for row in rows})
+    lasting = {row["name"]: f"{row['holes']} holes, {row['reason']}" for row in rows}
+    return Finding(HOLES_STAY, lasting)
 
 
 def _find_stale(connection: Connection, routes: Sequence[Route], due: datetime) -> Finding:
     """Return the markets without their newest bar of then, which two runs should have brought."""
-    ids = read_market_ids(connection)
+    ids = {
+        (row["provider"], row["symbol"]): row["market_id"]
+        for row in read_active_markets(connection)
+    }
     known = index_coverage(read_coverage_rows(connection, list(ids.values())))
     late = {
         name_market((provider, market)): delay

@@ -1,4 +1,4 @@
-"""The transactions of a run: a batch with its weeks, coverage and receipt lands whole or not."""
+"""The transactions of a run: a batch with its weeks, coverage and receipt, all or nothing."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pandas as pd
-from sqlalchemy import Connection, Engine, Table, insert
+from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.exc import DataError, IntegrityError
 
 from market_pipeline.domain.coverage import Coverage, lose_reach
@@ -39,7 +39,6 @@ from market_pipeline.ingestion.fetching import BarPage
 from market_pipeline.ingestion.planning import describe_cut, find_earliest
 from market_pipeline.ingestion.receipts import (
     Run,
-    add_market_receipt,
     add_requests,
     add_table_receipt,
     begin_receipt,
@@ -47,7 +46,6 @@ from market_pipeline.ingestion.receipts import (
     describe_stop,
     shorten_reason,
 )
-from market_pipeline.ingestion.registration import ensure_market, register_markets
 from market_pipeline.ingestion.repairing import (
     RepairState,
     assess_repair,
@@ -62,25 +60,27 @@ from market_pipeline.ingestion.suspecting import (
     find_suspect_span,
     suspect_splits,
 )
-from market_pipeline.storage.claims import hold_claim, release_claim
-from market_pipeline.storage.coverage import read_coverage, write_coverage
-from market_pipeline.storage.events import (
+from market_pipeline.storage.bars.events import (
     EventSpan,
     open_difference,
     resolve_difference,
     update_difference,
 )
-from market_pipeline.storage.ledgers import dataset_version
-from market_pipeline.storage.quarantine import record_rejected
-from market_pipeline.storage.staging import stage_frame
-from market_pipeline.storage.stamps import stamp_markets
-from market_pipeline.storage.tables import market, market_aggregate
-from market_pipeline.storage.upsert import (
+from market_pipeline.storage.bars.history import note_version
+from market_pipeline.storage.bars.quarantine import record_rejected
+from market_pipeline.storage.bulk.staging import stage_frame
+from market_pipeline.storage.bulk.upsert import (
     WriteCounts,
     merge_staged,
     take_dataset_version,
     upsert_frame,
 )
+from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
+from market_pipeline.storage.latest.market_versions import stamp_markets
+from market_pipeline.storage.markets.registration import ensure_market, register_markets
+from market_pipeline.storage.runs.claims import hold_claim, release_claim
+from market_pipeline.storage.runs.recording import add_to_market
+from market_pipeline.storage.tables import market, market_aggregate
 
 Coverages = dict[Interval, Coverage]
 
@@ -180,7 +180,7 @@ def write_batch(engine: Engine, run: Run, batch: BarBatch) -> BatchResult:
         suspicion = suspect_calendar(connection, batch.route[1], batch.market_id, after)
         result = _decide_result(run, batch, written, after, kept.reason, suspicion)
         row = _describe_batch(batch, written, result, before, after)
-        add_market_receipt(connection, run, batch.market_id, row)
+        add_to_market(connection, run.run_id, batch.market_id, row)
         add_requests(connection, run, batch.market_id, batch.pages)
         _report_table(connection, run, batch, result)
         if batch.is_last:
@@ -196,7 +196,7 @@ def write_stop(engine: Engine, run: Run, stopped: MarketStopped) -> BatchResult:
         begin_receipt(connection, run)
         row = describe_stop(str(stopped.error), outcome)
         row["assumed"] = stopped.route[1].assumed
-        add_market_receipt(connection, run, market_id, row)
+        add_to_market(connection, run.run_id, market_id, row)
         landed = "ok" if outcome == "ok" else "partial"
         add_table_receipt(connection, run, market_aggregate.name, WriteCounts(), landed)
     return BatchResult(WriteCounts(), outcome, str(stopped.error))
@@ -289,7 +289,7 @@ def write_market_bars(
             built += upsert_frame(connection, market_aggregate, frames[-1], stamps)
     if not (fetched + built).written:
         return BarWriteResult(fetched, built)
-    _note_version(connection, market_id, pd.concat(frames), stamps)
+    note_version(connection, market_id, pd.concat(frames), stamps)
     stamp_markets(connection, [market_id], version)
     full = [frame for frame in frames if len(frame)]
     days = [frame for frame in full if frame["interval"].iloc[0] == Interval.DAY.value]
@@ -372,25 +372,6 @@ def _suspect_splits(
 def _join_good(pages: Iterable[BarPage]) -> pd.DataFrame:
     frames = [page.validated.good for page in pages if len(page.validated.good)]
     return pd.concat(frames, ignore_index=True) if frames else build_empty_bar_frame()
-
-
-def _note_version(
-    connection: Connection, market_id: int, bars: pd.DataFrame, stamps: dict[str, Any]
-) -> None:
-    spans = bars.groupby("interval")["open_time"].agg(["min", "max"])
-    rows = [
-        {
-            "version": stamps["dataset_version"],
-            "interval": interval,
-            "market_id": market_id,
-            "first_open_time": first.to_pydatetime(),
-            "last_open_time": last.to_pydatetime(),
-            "known_at": stamps["known_at"],
-            "run_id": stamps["run_id"],
-        }
-        for interval, first, last in spans.itertuples()
-    ]
-    connection.execute(insert(dataset_version), rows)
 
 
 def _read_coverages(connection: Connection, market_id: int) -> Coverages:
@@ -491,7 +472,7 @@ def _decide_result(
     if progress.strays and not suspicion:
         calendar = batch.route[1].calendar
         reasons.append(
-            f"{progress.strays} bars outside the sessions of {calendar}, kept in quarantine"
+            f"{progress.strays} bars outside the sessions of {calendar}; they are in quarantine"
         )
     cut = describe_cut(batch.route[1], window)
     reasons += [cut] if cut else []

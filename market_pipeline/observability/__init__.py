@@ -1,1 +1,1 @@
-"""Floor 1: what the pipeline tells about itself to whoever watches it."""
+"""Floor 1: logs, metrics and traces."""

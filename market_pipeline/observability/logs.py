@@ -56,6 +56,11 @@ def log_context(**fields: object) -> Iterator[None]:
         _CONTEXT.reset(token)
 
 
+def read_context() -> Mapping[str, Any]:
+    """Return the fields that :func:`log_context` puts on this thread's lines."""
+    return _CONTEXT.get({})
+
+
 def configure_logs(name: str = ROOM) -> None:
     """Write this process's lines to stderr; done again it changes nothing.
 
@@ -66,11 +71,14 @@ def configure_logs(name: str = ROOM) -> None:
         SettingError: LOG_LEVEL is no level.
     """
     level = read_log_level().upper()
-    chosen = logging.getLogger(name)
-    if not any(isinstance(handler, LineHandler) for handler in chosen.handlers):
+    chosen, root = logging.getLogger(name), logging.getLogger()
+    # A command writes all libraries' lines before the definitions ask for this project's.
+    if not any(isinstance(handler, LineHandler) for handler in (*chosen.handlers, *root.handlers)):
         chosen.addHandler(LineHandler())
     logging.getLogger(ROOM).setLevel(level)
     logging.setLogRecordFactory(_make_record)
+    if not name:  # Where nobody takes them they would vanish.
+        logging.captureWarnings(capture=True)
     # Told at each run; that dagster.yaml names a handler is tested with the version in use.
     warnings.filterwarnings("ignore", message="Handling yaml-defined logging configuration")
 
@@ -125,18 +133,24 @@ class LineHandler(logging.StreamHandler):  # type: ignore[type-arg]
     def __init__(self) -> None:
         """Take the terminal for a reader, everything else for a machine."""
         super().__init__(sys.stderr)
-        self.setFormatter(LineFormatter(for_people=sys.stderr.isatty()))
+        self._for_people = sys.stderr.isatty()
+        self.setFormatter(LineFormatter(self._for_people))
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Leave a run's lines to the run: Dagster takes them over while it works."""
+        """Leave a run's lines to the run, which Dagster has taken over, and Python's warnings out.
+
+        These are for developers: a log has them, a terminal does not.
+        """
         is_runs = record.name.startswith(ROOM) and _is_taken_over()
-        return not is_runs and bool(super().filter(record))
+        is_code = record.name == "py.warnings" and self._for_people
+        return not is_runs and not is_code and bool(super().filter(record))
 
 
 class RunHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes what a run's steps say, and what they fail of; dagster.yaml names it.
 
-    On a terminal Dagster's own lines are enough.
+    On a terminal Dagster's own lines are enough. Whether there is one is asked before the first
+    step: while a step runs, Dagster puts a pipe in the terminal's place.
 
     Attributes:
         is_silent: Set by a process that writes a run's lines itself.
@@ -147,6 +161,7 @@ class RunHandler(logging.StreamHandler):  # type: ignore[type-arg]
     def __init__(self) -> None:
         """Write to stderr at LOG_LEVEL and above."""
         super().__init__(sys.stderr)
+        self._is_terminal = sys.stderr.isatty()
         self.setLevel(read_log_level().upper())
         self.setFormatter(LineFormatter(for_people=False))
 
@@ -155,7 +170,7 @@ class RunHandler(logging.StreamHandler):  # type: ignore[type-arg]
         about = getattr(record, "dagster_meta", None) or {}
         happened = about.get("dagster_event")
         should_emit = happened is None or happened.event_type_value in _FAILURES
-        is_read = self.is_silent or sys.stderr.isatty()
+        is_read = self.is_silent or self._is_terminal
         return should_emit and not is_read and bool(super().filter(record))
 
 

@@ -8,7 +8,7 @@ A long-lived process counts in memory::
     JUMPS.inc(provider="mock")
 
 What a run counts would end with its process. ``JUMPS.sample(3, provider="mock")`` is a count to be
-added to the stored totals in a transaction (``storage.metric_totals``). Both come out of
+added to the stored totals in a transaction (``storage.alerts.metrics``). Both come out of
 ``/metrics``. Label names are fixed when declared; of label values there are no more than
 ``MAX_SERIES`` a metric: what goes beyond is counted as ``other``, so that nobody can fill the
 memory with names.

@@ -1,7 +1,7 @@
-"""Secrets taken out of finished text: whoever formed it, and whatever it quotes.
+"""Removal of secrets from finished text, whoever wrote it and whatever it quotes.
 
-A safety net below the rule that messages name no secret: what a library says of an address, or a
-traceback of its arguments, passes here before it is written.
+It is a safety net below the rule that messages name no secret: what a library says about an address
+and the arguments in a traceback pass here before they are written.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What runs count, as totals: declared apart, so that whoever tells them need not run any."""
+"""The metrics of runs, as totals; declared apart, so that a reader need not import the run."""
 
 from collections.abc import Collection, Iterator
 from itertools import product

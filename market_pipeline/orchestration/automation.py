@@ -1,4 +1,4 @@
-"""What starts runs: the jobs and their schedules. What watches them is in ``watches``."""
+"""The jobs and their schedules. The sensors are in ``watches``."""
 
 from datetime import UTC, datetime
 from itertools import islice
@@ -13,7 +13,7 @@ from market_pipeline.orchestration.dagster_internals import (
 )
 from market_pipeline.orchestration.resources import Database
 from market_pipeline.settings import name_errors, read_flag, read_variable, shorten
-from market_pipeline.storage.retention import prune
+from market_pipeline.storage.runs.retention import prune
 
 SCHEDULE = "ingest_schedule"
 _PRUNE_CRON = "40 3 * * *"
@@ -46,7 +46,7 @@ def prune_dagster_runs(context: dg.OpExecutionContext) -> None:
         context.log.info("%d of Dagster's runs removed", prune_runs(context.instance, cutoff))
 
 
-@dg.job(description="Remove what is old and tells nothing: receipts, snapshots, Dagster's runs.")
+@dg.job(description="Remove old receipts without change, old snapshots and Dagster's old runs.")
 def prune_history() -> None:
     """Keep tables from growing with what nobody can need again."""
     prune_old_rows()

@@ -1,4 +1,4 @@
-"""Why steps failed: the innermost cause of each, in one line."""
+"""The causes of failed steps: the innermost one of each, in one line."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ def describe_error(error: Any) -> tuple[str, str]:
     error = _find_innermost(error)
     name = str(error.cls_name or "")
     if name == _INTERRUPTED:
-        return name, "interrupted; what was committed before stays"
+        return name, "interrupted; what was already committed stays"
     text = escape_controls(redact(" ".join(error.message.split())))
     module_and_class, _, message = text.partition(": ")
     return name, message if module_and_class.startswith(_OUR_ERRORS) else text

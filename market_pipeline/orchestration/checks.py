@@ -1,8 +1,8 @@
-"""Asset checks: evidence about what was written; rows were checked before the commit.
+"""Asset checks: evidence about what was written; rows were validated before the commit.
 
-All are one step that asks the database once, so that they cost a run next to nothing. Each always
-tells its numbers. Only what constraints make impossible blocks: a market that is short, late or
-odd must not keep the others from their statistics.
+All checks are one step with one query, so that they cost a run next to nothing. Each always shows
+its numbers. A check blocks only on what constraints make impossible: a market that is short, late
+or odd must not keep the others from their statistics.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 import dagster as dg
-import pandas as pd
 
 from market_pipeline.domain.masking import NEVER_ASKED
 from market_pipeline.ingestion.freshness import find_delays, index_coverage
@@ -26,7 +25,7 @@ from market_pipeline.orchestration.resources import (
     Providers,
     keep_routes,
 )
-from market_pipeline.storage.run_evidence import RunEvidence, read_run_evidence
+from market_pipeline.storage.runs.evidence import RunEvidence, read_run_evidence
 
 _SHORT = ("outcome", "reason")
 
@@ -51,10 +50,10 @@ class CheckResult:
 def check_completeness(case: CheckInput) -> CheckResult:
     """Every market of the run gave all its bars; a short one makes the outcome partial."""
     receipt = case.evidence.receipt
-    short = receipt[receipt["outcome"] != "ok"]
     lines = [
         {**_name(row), "outcome": row["outcome"], "reason": str(row["reason"])}
-        for row in _list_rows(short)
+        for row in receipt
+        if row["outcome"] != "ok"
     ]
     absent = case.evidence.absent
     lines += [
@@ -74,8 +73,8 @@ def check_freshness(case: CheckInput) -> CheckResult:
 
     A bar that the provider is known not to have is not waited for.
     """
-    ids = {(row["provider"], row["symbol"]): row["market_id"] for row in _list(case)}
-    known = index_coverage(_list_rows(case.evidence.coverage))
+    ids = {(row["provider"], row["symbol"]): row["market_id"] for row in case.evidence.receipt}
+    known = index_coverage(case.evidence.coverage)
     request = case.request
     late = [
         {
@@ -101,7 +100,7 @@ def check_holes(case: CheckInput) -> CheckResult:
     Time between settled spans that nobody asked for is missing too: `market-pipeline coverage` says
     what fills it.
     """
-    holes, never = _list_rows(case.evidence.holes), case.evidence.never_asked
+    holes, never = case.evidence.holes, case.evidence.never_asked
     lines = [_describe_span(row, row["reason"], row["tries"]) for row in holes]
     lines += [_describe_span(row, NEVER_ASKED, 0) for row in never]
     found = holes[0]["found"] if holes else 0
@@ -136,7 +135,7 @@ def check_order(case: CheckInput) -> CheckResult:
 def _locate(
     case: CheckInput, examples: Sequence[Mapping[str, Any]], *columns: str
 ) -> list[ReportRow]:
-    names = {row["market_id"]: _name(row) for row in _list(case)}
+    names = {row["market_id"]: _name(row) for row in case.evidence.receipt}
     return [
         {
             **names[one["market_id"]],
@@ -150,13 +149,15 @@ def _locate(
 
 def check_spikes(case: CheckInput) -> CheckResult:
     """No bar jumps beyond ten robust standard deviations and 15 %; those that do are stored."""
-    lines = [{**_name(row), "spikes": row["spikes"]} for row in _list(case) if row["spikes"]]
+    lines = [
+        {**_name(row), "spikes": row["spikes"]} for row in case.evidence.receipt if row["spikes"]
+    ]
     return CheckResult({"spikes": sum(line["spikes"] for line in lines)}, lines)
 
 
 def check_quarantine(case: CheckInput) -> CheckResult:
     """Of no market's bars more than 1 % are impossible; they are in the quarantine, not stored."""
-    rows = _list(case)
+    rows = case.evidence.receipt
     lines = [
         {**_name(row), "received": row["received"], "quarantined": row["quarantined"]}
         for row in rows
@@ -229,14 +230,6 @@ def _build_result(
         severity=severity.ERROR if key.name in BLOCKING else severity.WARN,
         metadata=metadata,
     )
-
-
-def _list(case: CheckInput) -> list[dict[Any, Any]]:
-    return _list_rows(case.evidence.receipt)
-
-
-def _list_rows(frame: pd.DataFrame) -> list[dict[Any, Any]]:
-    return frame.to_dict("records")
 
 
 def _name(row: Mapping[Any, Any]) -> ReportRow:

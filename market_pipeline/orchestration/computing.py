@@ -1,7 +1,7 @@
-"""What a run computes from stored bars, and whether it has to: each of one moment of the database.
+"""Computations of a run from stored bars, each from one moment of the database.
 
-Inputs that are the same as last time are not computed again: how many bars a statistic may look at,
-their newest version, what is wrong with them, and the settings tell that, before any bar is read.
+The same inputs are not computed again. Before any bar is read, these tell whether the inputs
+changed: how many bars a statistic uses, their newest version, their flaws, and the settings.
 Not here: the formulas (``domain``), the write (``io_manager``).
 """
 
@@ -28,9 +28,7 @@ from market_pipeline.domain.volatility import (
 from market_pipeline.readers.comparing import Pairs, compare_spans
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.settings import StatisticsSettings
-from market_pipeline.storage.computed_inputs import read_fingerprints
-from market_pipeline.storage.coverage import read_flaws
-from market_pipeline.storage.final_bars import (
+from market_pipeline.storage.bars.final_bars import (
     FinalSpan,
     Summary,
     plan_market_spans,
@@ -38,6 +36,8 @@ from market_pipeline.storage.final_bars import (
     read_spans,
     summarise_spans,
 )
+from market_pipeline.storage.coverage.ledger import read_flaws
+from market_pipeline.storage.statistics.computed_inputs import read_fingerprints
 from market_pipeline.storage.tables import market_comparison, market_roi_statistic
 
 _FORMULAS = 1
@@ -68,8 +68,8 @@ class Computed:
             return ""
         total = self.same + len(self.fingerprints)
         return (
-            f"{self.same} of {total} {self.what}: bars, holes, events and settings are as they "
-            "were, so nothing was computed"
+            f"{self.same} of {total} {self.what}: bars, holes, events and settings did not "
+            "change, so nothing was computed"
         )
 
 

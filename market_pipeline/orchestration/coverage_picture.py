@@ -7,7 +7,7 @@ import numpy as np
 
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.coverage_map import cut_time, map_coverage
-from market_pipeline.orchestration.pictures import encode_figure, make_figure
+from market_pipeline.orchestration.pictures import encode_figure, locate_dates, make_figure
 
 MAX_ROWS = 24
 COLUMNS = 160
@@ -27,7 +27,7 @@ def draw_coverage(rows: Mapping[str, Coverage], now: datetime) -> bytes | None:
         A PNG of less than ``pictures.MAX_BYTES``.
     """
     from matplotlib.colors import ListedColormap
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+    from matplotlib.dates import ConciseDateFormatter, date2num
     from matplotlib.patches import Patch
 
     shown = {label: row for label, row in list(rows.items())[:MAX_ROWS] if row.settled}
@@ -44,7 +44,7 @@ def draw_coverage(rows: Mapping[str, Coverage], now: datetime) -> bytes | None:
     colours = ListedColormap(_COLOURS)
     axis.imshow(states, cmap=colours, vmin=0, vmax=3, aspect="auto", extent=edges)
     axis.set_yticks(range(len(shown)), list(shown))
-    dates = AutoDateLocator(tz="UTC", minticks=4, maxticks=8)  # type: ignore[no-untyped-call]
+    dates = locate_dates()
     axis.xaxis.set_major_locator(dates)
     axis.xaxis.set_major_formatter(ConciseDateFormatter(dates, tz="UTC", show_offset=False))  # type: ignore[no-untyped-call]
     axis.tick_params(length=0, labelsize=8, labelcolor=_FAINT)

@@ -1,7 +1,7 @@
-"""Removing Dagster's own runs and events, which Dagster keeps for ever.
+"""Removal of Dagster's own runs and events, which Dagster never removes.
 
-Not here: the market tables' retention (``storage.retention``); ticks, which Dagster prunes itself
-by ``dagster.yaml``.
+Not here: the market tables' retention (``storage.runs.retention``); ticks, which Dagster prunes
+itself by ``dagster.yaml``.
 """
 
 from datetime import datetime, timedelta

@@ -8,15 +8,12 @@ Dagster's public names, which every module of this room imports as ``dg``.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import dagster as dg
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import InstigatorStatus
-
-# dagster.yaml has neither defaults nor relative paths, so subclasses of these say where files go.
-from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from dagster._core.storage.root import LocalArtifactStorage
 
 # Dagster calls ``from_config_value`` of every class that dagster.yaml names with it.
@@ -26,6 +23,9 @@ from dagster._serdes import ConfigurableClassData
 # counted by its own calendar; Dagster publishes neither.
 from dagster._utils.schedules import is_valid_cron_string, reverse_cron_string_iterator
 from sqlalchemy import Connection, delete, func, select
+
+if TYPE_CHECKING:
+    from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 
 __all__ = [
     "ConfigurableClassData",
@@ -39,6 +39,20 @@ __all__ = [
     "list_newest_check_runs",
     "read_schedule_switch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return the class that ``instance_storage.py`` extends, loaded when an instance is opened.
+
+    It loads a library that watches files, which definitions do not need. dagster.yaml has neither
+    defaults nor relative paths, so subclasses of this and of LocalArtifactStorage say where files
+    go.
+    """
+    if name != "LocalComputeLogManager":
+        raise AttributeError(name)
+    from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+
+    return LocalComputeLogManager
 
 
 def iterate_past_ticks(cron_expression: str, now: datetime) -> Iterator[datetime]:

@@ -1,9 +1,9 @@
-"""Dead runs: those that Dagster takes for running though nobody works on them any more.
+"""Dead runs: runs that Dagster still shows as started although their process is gone.
 
-A run shows that it lives by a lock of its session, which its process's end sets free, and by its
-events. One that shows neither at two looks in a row is ended, and its slots are freed: the default
-launcher does not watch its processes, so such a run would stay *Started*, and hold a slot, for
-ever. Runs of other jobs and code locations, which never held such a lock, are left alone.
+A living run holds a lock in a session, which ends with its process, and it writes events. A run
+that shows neither at two looks in a row is ended, and its slots are freed. Dagster's default
+launcher does not watch its processes: without this, such a run would stay *Started*, and hold a
+slot, for ever. Runs of other jobs and code locations never held such a lock and are not touched.
 """
 
 import json
@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from market_pipeline.ingestion.closing import INTERRUPTED
 from market_pipeline.orchestration.executor import close_receipt
-from market_pipeline.storage.claims import find_living
+from market_pipeline.storage.runs.claims import find_living
 
 ALIVE_TAG = "market_pipeline/shows_life"
 SILENT_SECONDS = 45.0

@@ -1,7 +1,7 @@
-"""The executors, with one thing added: a run has a receipt from its first moment to its end.
+"""The executors, with one addition: a run has a receipt from its start to its end.
 
-Dagster has no hook around a run that holds for every job, the buttons' included, but its executor,
-which ``Definitions`` sets for all of them.
+The executor is Dagster's only hook around a run that works for every job, also for the jobs behind
+the UI's buttons. ``Definitions`` sets it for all of them.
 """
 
 import logging
@@ -18,13 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.triggers import find_trigger
-from market_pipeline.ingestion.closing import INTERRUPTED, close_run, find_dead_runs
-from market_pipeline.ingestion.receipts import RecordedRequest, describe_request, open_receipt
+from market_pipeline.ingestion.closing import INTERRUPTED, close_run
+from market_pipeline.ingestion.receipts import describe_request
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.orchestration.causes import Cause, find_cause
 from market_pipeline.settings import EXECUTORS, read_choice, read_variable, split_list
-from market_pipeline.storage.claims import show_life
-from market_pipeline.storage.database import open_database
+from market_pipeline.storage.runs.claims import show_life
+from market_pipeline.storage.runs.closing import find_dead_runs
+from market_pipeline.storage.runs.recording import RecordedRequest, open_receipt
+from market_pipeline.storage.server.database import open_database
 
 ASSETS = (
     "markets", "market_aggregates", "market_snapshots", "market_comparisons",
@@ -36,7 +38,7 @@ _JOBS: Mapping[str, Sequence[str]] = {
     "backfill_history": ("market_aggregates",),
     "statistics": ("market_comparisons", "market_roi_statistics"),
 }
-_INTERRUPTED = "interrupted; what was committed before stays"
+_INTERRUPTED = "interrupted; what was already committed stays"
 logger = logging.getLogger("market_pipeline.runs")
 
 

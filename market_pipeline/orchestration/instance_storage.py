@@ -1,7 +1,7 @@
-"""Where Dagster keeps its own: records in a schema of the database, logs in the state folder.
+"""Dagster's own storage: records in a schema of the database, logs in the state folder.
 
-Named in ``dagster.yaml``, because that file has neither defaults for unset variables nor paths
-relative to itself.
+``dagster.yaml`` names these classes, because that file has neither defaults for unset variables nor
+paths relative to itself.
 """
 
 from contextlib import suppress
@@ -18,9 +18,9 @@ from market_pipeline.orchestration.dagster_internals import (
 )
 from market_pipeline.orchestration.tick_logs import find_logs_dir
 from market_pipeline.settings import find_state_dir
-from market_pipeline.storage.engine import check_database, find_database, open_engine
-from market_pipeline.storage.urls import name_application, set_search_path
-from market_pipeline.storage.watchdog import DAGSTER
+from market_pipeline.storage.server.engine import check_database, find_database, open_engine
+from market_pipeline.storage.server.urls import name_application, set_search_path
+from market_pipeline.storage.server.watchdog import DAGSTER
 
 DAGSTER_SCHEMA = "dagster"
 

@@ -1,9 +1,9 @@
-"""The IO manager: drains what assets return into PostgreSQL, and hands them lazy readers back.
+"""The IO manager: writes the output of assets to PostgreSQL, and gives assets lazy readers.
 
-Not here: the transactions (``ingestion.write``), what the UI is told (``report``).
+Not here: the transactions (``ingestion.write``), the metadata for the UI (``report``).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -18,7 +18,7 @@ from market_pipeline.ingestion.receipts import Run, mark_failed
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.run_alerts import MarketOutcomes, report_prices
 from market_pipeline.ingestion.snapshots import SnapshotBatch
-from market_pipeline.ingestion.stream import BarStream
+from market_pipeline.ingestion.stream import BarStream, MarketStopped
 from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
 from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import SpanHandle, span
@@ -48,10 +48,11 @@ from market_pipeline.orchestration.resources import (
     describe_run,
     find_routes,
 )
-from market_pipeline.storage.computed_inputs import write_fingerprints
+from market_pipeline.storage.bulk.upsert import WriteCounts
+from market_pipeline.storage.markets.registration import register_markets
+from market_pipeline.storage.statistics.computed_inputs import write_fingerprints
 from market_pipeline.storage.tables import SCHEMA, market_aggregate
 from market_pipeline.storage.tables import metadata as tables
-from market_pipeline.storage.upsert import WriteCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,8 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     def _read_for(self, run: Run) -> MarketReader:
         if run.run_id not in self._readers:
             routes = find_routes(self.providers, self.database, run)
+            # So that any asset can be materialised first.
+            _register(self.database.engine, run, routes)
             self._readers[run.run_id] = MarketReader(self.database.engine, run.request, routes)
         return self._readers[run.run_id]
 
@@ -174,6 +177,13 @@ def find_table(key: dg.AssetKey) -> Table:
     return tables.tables[f"{SCHEMA}.{key.path[-1].removesuffix('s')}"]
 
 
+def _register(engine: Engine, run: Run, routes: Sequence[Route]) -> None:
+    """Store those of a run's markets that no run has stored yet."""
+    listed = [market for _, market in routes]
+    with engine.begin() as connection:
+        register_markets(connection, listed, run.request.is_default_routing)
+
+
 def _drain(
     context: dg.OutputContext, engine: Engine, run: Run, stream: BarStream
 ) -> MaterializationSummary:
@@ -193,13 +203,16 @@ def _drain(
         counts, derived = totals.get(item.route, (WriteCounts(), WriteCounts()))
         totals[item.route] = counts + result.counts, derived + result.derived
         lines[item.route] = build_receipt_line(item, result, *totals[item.route])
-        with log_context(provider=item.route[0].name, market=item.route[1].symbol):
+        about = {"provider": item.route[0].name, "market": item.route[1].symbol}
+        is_done = isinstance(item, MarketStopped) or item.is_last
+        with log_context(**about, is_done=is_done):
             context.log.info(_tell(lines[item.route]))
     with engine.begin() as connection:
         unserved = ends.report(connection, run)
     told = [lines[route] for route in stream.routes if route in lines]
     for symbol, reason in unserved.items():
-        context.log.warning("%s: %s", symbol, reason)
+        with log_context(market=symbol, is_done=True):
+            context.log.warning("%s: %s", symbol, reason)
     if told and all(line["outcome"] == "failed" for line in told):
         mark_failed(engine, run)
         reasons = "; ".join(f"{line['market']}: {line['reason']}" for line in told[:20])

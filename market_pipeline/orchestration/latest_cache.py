@@ -1,6 +1,6 @@
-"""The end of the graph: the cache that readers are served from.
+"""The end of the graph: the cache for readers.
 
-An asset without a table: what is put where is decided in ``readers.refreshing``.
+It is an asset without a table. ``readers.refreshing`` decides what is stored in the cache.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""What the graph says before anything runs: columns, where they come from, the sources.
+"""Static descriptions of the graph: columns, their sources, the providers.
 
-Here: static descriptions, read in Dagster's lineage and columns tabs. Not here: what a run found.
+Dagster's lineage and columns tabs show them. Not here: anything that a run found.
 """
 
 from collections.abc import Mapping, Sequence
@@ -175,7 +175,7 @@ def _describe_provider(name: str) -> dg.AssetSpec:
         group_name="providers",
         description=f"The source of markets that `INGESTION_PROVIDER` calls `{name}`. "
         "Every run that routes markets to it observes it: what it serves, how many markets. "
-        "`market-pipeline providers` lists all, and what each still needs to be set.",
+        "`market-pipeline providers` lists all, and the settings that each still needs.",
         kinds={"source"},
         owners=OWNERS,
         tags={"layer": "source"},

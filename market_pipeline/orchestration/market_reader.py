@@ -1,4 +1,4 @@
-"""What a downstream asset gets as its input: a lazy, bounded view of the stored markets and bars.
+"""The input of a downstream asset: a lazy, bounded view of the stored markets and bars.
 
 Not here: SQL (``storage``), what is computed from it (``computing``), the write (``io_manager``).
 """
@@ -11,10 +11,9 @@ import pandas as pd
 from sqlalchemy import Engine
 
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.ingestion.registration import register_markets
 from market_pipeline.ingestion.request import Request, Route
-from market_pipeline.storage.final_bars import plan_market_spans, read_spans
-from market_pipeline.storage.queries import read_markets
+from market_pipeline.storage.bars.final_bars import plan_market_spans, read_spans
+from market_pipeline.storage.markets.lookup import read_markets
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,10 @@ class MarketReader:
 
     @cached_property
     def markets(self) -> pd.DataFrame:
-        """The run's markets: market_id, provider, symbol, quote and calendar.
-
-        Registers what no run has stored yet, so that any asset can be materialised first.
-        """
-        listed = [market for _, market in self.routes]
-        with self.engine.begin() as connection:
-            register_markets(connection, listed, self.request.is_default_routing)
-            return read_markets(connection, [(one.provider, one.symbol) for one in listed])
+        """The run's markets that are registered: market_id, provider, symbol, quote, calendar."""
+        names = [(market.provider, market.symbol) for _, market in self.routes]
+        with self.engine.connect() as connection:
+            return read_markets(connection, names)
 
     @property
     def calendars(self) -> dict[int, str]:

@@ -18,6 +18,7 @@ from market_pipeline.domain.roi import compute_drawdowns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.dates import AutoDateLocator
     from matplotlib.figure import Figure
 
 MAX_BYTES = 30_000
@@ -231,12 +232,23 @@ def _colour(bars: pd.DataFrame) -> list[str]:
     return [_UP if rose else _DOWN for rose in bars["close"] >= bars["open"]]
 
 
+def locate_dates() -> "AutoDateLocator":
+    """Return where an axis has dates: 4 to 8 of them, whatever the span."""
+    from matplotlib.dates import HOURLY, MINUTELY, MONTHLY, AutoDateLocator
+
+    dates = AutoDateLocator(tz="UTC", minticks=4, maxticks=8)  # type: ignore[no-untyped-call]
+    # Without these steps matplotlib warns of spans of 4 hours, 4 days and 4 years, on stderr.
+    for unit, step in ((MINUTELY, 60), (HOURLY, 24), (MONTHLY, 12)):
+        dates.intervald[unit] = [*dates.intervald[unit], step]
+    return dates
+
+
 def _finish(axis: "Axes", show: Callable[[float], str]) -> None:
     """Write dates and numbers, draw the grid."""
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.dates import ConciseDateFormatter
 
     formats = {"formats": _DATE_FORMATS, "zero_formats": _DATE_FORMATS, "show_offset": False}
-    dates = AutoDateLocator(tz="UTC", minticks=4, maxticks=8)  # type: ignore[no-untyped-call]
+    dates = locate_dates()
     axis.xaxis.set_major_locator(dates)
     axis.xaxis.set_major_formatter(ConciseDateFormatter(dates, tz="UTC", **formats))  # type: ignore[no-untyped-call]
     axis.yaxis.set_major_formatter(lambda value, _: show(value))

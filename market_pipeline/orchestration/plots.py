@@ -1,7 +1,7 @@
-"""Which picture a write deserves: its markets are chosen, their bars read, and it is drawn.
+"""The picture of a write: chooses its markets, reads their bars, and draws it.
 
 A picture shows final daily bars, or what was computed from them. It is drawn only when those
-changed: a run that brings no more than live prices and provisional bars never loads matplotlib.
+changed: a run that brings only live prices and provisional bars never loads matplotlib.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,8 +23,8 @@ from market_pipeline.orchestration.pictures import (
     draw_drawdowns,
     draw_prices,
 )
-from market_pipeline.storage.coverage import read_coverage
-from market_pipeline.storage.evidence import has_new_final_days
+from market_pipeline.storage.coverage.ledger import read_coverage
+from market_pipeline.storage.runs.evidence import has_new_final_days
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""What a materialisation tells Dagster's UI: numbers that plot, the relation, a table, a picture.
+"""The metadata of a materialisation for Dagster's UI: numbers, the relation, a table, a picture.
 
-Here: metadata values, and how much of a write is worth an event's bytes. Not here: the write
-(``io_manager``), which picture (``plots``).
+Here: metadata values, and the share of a write that is worth an event's bytes. Not here: the write
+(``io_manager``), the choice of a picture (``plots``).
 """
 
 import base64
@@ -17,8 +17,8 @@ from market_pipeline.domain.records import Market
 from market_pipeline.ingestion.batches import BarBatch, Progress
 from market_pipeline.ingestion.stream import MarketStopped
 from market_pipeline.ingestion.write import BatchResult
-from market_pipeline.storage.evidence import count_rows, read_relation_name
-from market_pipeline.storage.upsert import WriteCounts
+from market_pipeline.storage.bulk.upsert import WriteCounts
+from market_pipeline.storage.runs.evidence import count_rows, read_relation_name
 
 MAX_LINES = 20
 _OUTCOMES = ("failed", "partial", "ok")

@@ -1,4 +1,4 @@
-"""What runs are configured with: the request, the providers, the database."""
+"""The configuration of runs: the request, the providers, the database."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,14 @@ from sqlalchemy import Engine
 from market_pipeline.domain.triggers import find_trigger
 from market_pipeline.ingestion.calendars import load_calendars
 from market_pipeline.ingestion.receipts import Run, note_left_out
-from market_pipeline.ingestion.registration import filter_active
-from market_pipeline.ingestion.request import Request, Route, build_request
+from market_pipeline.ingestion.request import Request, Route, build_request, filter_active
 from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import begin_run, end_run
 from market_pipeline.orchestration.dead_runs import mark_as_watched
 from market_pipeline.providers.registry import Routing, route_served
-from market_pipeline.storage.claims import show_life
-from market_pipeline.storage.engine import check_database, find_database, open_engine
-from market_pipeline.storage.schema import ensure_schema
+from market_pipeline.storage.runs.claims import show_life
+from market_pipeline.storage.server.engine import check_database, find_database, open_engine
+from market_pipeline.storage.server.schema import ensure_schema
 
 
 class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]

@@ -1,4 +1,4 @@
-"""What ticks of sensors and schedules print: a file each, which Dagster keeps for ever."""
+"""The output of ticks of sensors and schedules: files that Dagster never removes."""
 
 import contextlib
 from collections.abc import Iterator

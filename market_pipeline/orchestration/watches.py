@@ -1,7 +1,7 @@
-"""What watches: the sensors that raise alerts, deliver them, and end dead runs.
+"""The sensors that raise alerts, deliver them, and end dead runs.
 
-Each writes before it sends and can be repeated, for a body that raises loses its event. They run
-without being switched on. What they look at and say is elsewhere: ``alerting``, ``ingestion``.
+Each writes before it sends and can be repeated, because a sensor that raises loses its event. They
+run without being switched on. The checks and the texts are elsewhere: ``alerting``, ``ingestion``.
 """
 
 import logging
@@ -21,17 +21,16 @@ from market_pipeline.alerting.raising import Finding, clear_member, report
 from market_pipeline.alerting.receivers import call_heartbeat
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.triggers import find_trigger
-from market_pipeline.ingestion.registration import filter_active
-from market_pipeline.ingestion.request import Route, build_request
+from market_pipeline.ingestion.request import Route, build_request, filter_active
 from market_pipeline.ingestion.watching import watch
 from market_pipeline.orchestration.automation import find_last_ticks, is_schedule_on
 from market_pipeline.orchestration.causes import Cause, find_cause
 from market_pipeline.orchestration.dead_runs import DeadRunScan, end_dead_runs
 from market_pipeline.orchestration.executor import close_dead_receipts, close_receipt
 from market_pipeline.orchestration.resources import Providers
-from market_pipeline.storage.alerts import has_alert_of_run
-from market_pipeline.storage.database import open_database
-from market_pipeline.storage.queries import read_run_outcome
+from market_pipeline.storage.alerts.outbox import has_alert_of_run
+from market_pipeline.storage.runs.receipts import read_run_outcome
+from market_pipeline.storage.server.database import open_database
 
 _DELIVERY_SECONDS = 40.0
 _CHECK_ERROR = "DagsterAssetCheckFailedError"
@@ -166,7 +165,7 @@ def _find_routes(
         wanted = request.symbols
         return filter_active(connection, Providers().route(request).routes), wanted
     except PipelineError as error:
-        logger.warning("which markets are ingested cannot be told: %s", error)
+        logger.warning("the list of ingested markets could not be read: %s", error)
         return [], wanted
 
 

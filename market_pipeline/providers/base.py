@@ -1,4 +1,4 @@
-"""What every provider offers: a static catalogue, bars and live prices."""
+"""The interface of a provider: a static catalogue, bars and live prices."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -56,7 +56,7 @@ class Provider(Protocol):
         """
 
     def describe_history(self, market: Market, interval: Interval) -> HistoryTerms:
-        """Return on what terms bars are answered; never asks the network.
+        """Return the terms on which the provider answers with bars; makes no request.
 
         A window of at most one page is fetched in one request. A bar becomes final no earlier than
         its close and the publication lag. The terms may be asked again after a fetch: some

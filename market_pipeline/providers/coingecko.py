@@ -6,11 +6,11 @@ Not here: sockets and retries (``http.py``).
 
 Wire facts: the stamps of a daily chart are 00:00 UTC and close the day before; the last point is
 "now". A finished day appears up to 35 minutes after midnight. Hourly points are the price at a full
-hour, stamped a little later: recorded up to 4 minutes, reported 3 in the median and up to 10 for
-nine in ten; two of them are never less than 57 minutes apart.
+hour, stamped a little later: up to 4 minutes in recordings; in reports 3 in the median, and up to
+10 for nine in ten. Two of them are never less than 57 minutes apart.
 ``total_volumes`` is a rolling 24 h figure in the quote currency. The keyless and Demo plans answer
-for the past 365 days only. Daily candles exist on paid plans alone (``/ohlc/range``) and are left
-out: bars from one kind of source stay comparable over a series' whole life.
+for the past 365 days only. Daily candles (``/ohlc/range``) exist on paid plans alone and are not
+used, so that all bars of a series come from one kind of source.
 """
 
 import re
@@ -481,12 +481,15 @@ def parse_snapshots(body: object, markets: Sequence[Market]) -> list[PriceSnapsh
         PermanentProviderError: Another shape, or not one of the coins.
     """
     if not isinstance(body, list):
-        raise PermanentProviderError(CoinGeckoProvider.name, "coins/markets answered no list")
+        raise PermanentProviderError(
+            CoinGeckoProvider.name, "coins/markets did not answer with a list"
+        )
     rows = {str(row.get("id")): row for row in reversed(body) if isinstance(row, dict)}
     known = [market for market in markets if market.provider_market_id in rows]
     if not known:
         raise PermanentProviderError(
-            CoinGeckoProvider.name, f"coins/markets answered none of the {len(markets)} coins asked"
+            CoinGeckoProvider.name,
+            f"coins/markets answered with none of the {len(markets)} coins asked",
         )
     snapshots = (_parse_snapshot(market, rows[market.provider_market_id]) for market in known)
     return [snapshot for snapshot in snapshots if snapshot is not None]

@@ -1,7 +1,7 @@
-"""File provider: bars from CSV or Parquet files of one's own.
+"""File provider: bars from your own CSV or Parquet files.
 
-Here: which file holds which market, and reading files. Not here: what a table's columns and times
-mean (``tables.py``).
+Here: which file holds which market, and reading files. Not here: the meaning of a table's columns
+and times (``tables.py``).
 """
 
 import re
@@ -58,7 +58,7 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What a source's rows tell about their market; ``adjusted`` names a column of such closes."""
+    """The facts in a source's rows; ``adjusted`` names a column of adjusted closes."""
 
     interval: Interval
     opens: "pd.Series[pd.Timestamp]"
@@ -97,7 +97,7 @@ class FileProvider:
         return tuple(self._list_sources()) if self._path else ()
 
     def find_market(self, symbol: str) -> Market | None:
-        """Return the market whose file is there; the file's rows tell the bar length.
+        """Return the market of a file; the rows determine the bar length.
 
         What ``markets.csv`` does not tell of it is assumed, and said so.
 
@@ -182,7 +182,7 @@ class FileProvider:
         return [PriceSnapshot(market, last["close_time"].to_pydatetime(), float(last["close"]))]
 
     def _look_at(self, source: _Source, zone: str) -> _Part:
-        """Return what rows tell about their market; a broken file shows when it is fetched."""
+        """Return the facts in a market's rows; a broken file fails when it is fetched."""
         length = source.interval or Interval.DAY
         try:
             bars = self._build_bars(source, ALWAYS_OPEN, zone)
@@ -311,7 +311,7 @@ def parse_column_mapping(text: str) -> dict[str, str]:
 
 
 def _name_source(path: Path) -> _Source | None:
-    """Return the source a file's name tells, or None when it is no symbol."""
+    """Return the source that a file's name names, or None if it is not a symbol."""
     suffix = _INTERVAL_SUFFIX.search(path.stem)
     stem = path.stem[: suffix.start()] if suffix else path.stem
     try:

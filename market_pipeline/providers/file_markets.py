@@ -1,6 +1,7 @@
-"""Which market a file holds: what ``markets.csv`` says, and what is assumed where it is silent.
+"""The markets of files: the contents of ``markets.csv``, and the assumptions without it.
 
-Here: reading that table, and what a symbol and the dates of its rows tell. Not here: prices.
+Here: reading that table, and conclusions from a symbol and from the dates of its rows.
+Not here: prices.
 """
 
 import csv
@@ -67,7 +68,7 @@ class Reading:
 
 
 def read_symbol(symbol: str) -> Reading:
-    """Return what a bare symbol tells of a file's market.
+    """Return the facts that a bare symbol implies about a file's market.
 
     ``BTC-USD`` never closes, ``DAX`` is an index, ``SAP.DE`` has the suffix of an exchange,
     ``EURUSD`` is two currencies, which trade on weekdays; whatever else is a share in New York.
@@ -164,7 +165,7 @@ def _decode(path: Path) -> str:
     except UnicodeDecodeError as error:
         line, byte = content[: error.start].count(b"\n") + 1, content[error.start]
         raise SettingError(
-            f"{path} line {line}: byte {byte:#04x} is no UTF-8: save it as UTF-8"
+            f"{path} line {line}: byte {byte:#04x} is not UTF-8: save it as UTF-8"
         ) from None
 
 
@@ -174,7 +175,7 @@ def _check_header(header: list[str]) -> None:
             known = ", ".join(COLUMNS)
             raise SettingError(f"column {name[:40]!r} is unknown: expected some of {known}")
         if name in header[:at]:
-            raise SettingError(f"column {name!r} is there twice: keep one of them")
+            raise SettingError(f"column {name!r} appears twice: keep one of them")
     if "symbol" not in header:
         raise SettingError("there is no column 'symbol': add it, with the name of each file")
 
@@ -208,7 +209,7 @@ def _check_facts(cells: Mapping[str, str]) -> MarketFacts:
 
 def _check_quote(text: str) -> str:
     if not _QUOTE.fullmatch(text.upper()):
-        raise SettingError(f"quote {text[:40]!r} is no currency: expected a code such as EUR")
+        raise SettingError(f"quote {text[:40]!r} is not a currency: expected a code such as EUR")
     return text.upper()
 
 

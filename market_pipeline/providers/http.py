@@ -1,13 +1,14 @@
-"""The providers' door to the network: all their requests leave and answers enter here.
+"""HTTP for providers: the only module of this room that opens a connection.
 
 Here: a client with a total deadline, bounded retries that honour ``Retry-After``, the decision
 which failures are worth another try, and the limiter (``rate_limiter.py``) that each try passes
-first. Not here: bytes that become values (``payloads.py``), what an answer means (the
-provider's parser), and retries of whole runs.
+first. Not here: parsing bytes (``payloads.py``), the meaning of an answer (the provider's parser),
+and retries of whole runs.
 
-Two facts shaped it. httpx's timeout is per read, so a server that sends a byte a second holds it
-for ever: the deadline sits below httpx, on the socket. A client that retries before ``Retry-After``
-keeps its block alive: when the wait does not fit, it gives up and stays away until it is over.
+Two facts shaped it. httpx's timeout is per read, so a server that sends a byte a second would hold
+a request for ever. Therefore the deadline is below httpx, on the socket. A client that retries
+before ``Retry-After`` prolongs its block. Therefore, when the wait is longer than the deadline, the
+request fails and no other is sent until the wait is over.
 """
 
 import math
@@ -185,7 +186,7 @@ class HttpClient:
         if wait > 0:
             raise TransientProviderError(
                 self.provider,
-                f"{path} was not asked: the provider wants to be left alone for {wait:.0f} s more",
+                f"{path} was not requested: the provider asked for a pause of {wait:.0f} s more",
                 429,
             )
 

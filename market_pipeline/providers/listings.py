@@ -1,4 +1,4 @@
-"""What symbols by convention mean: indices, the suffixes of exchanges, currencies."""
+"""Symbols by convention: indices, the suffixes of exchanges, currencies."""
 
 from collections.abc import Mapping
 

@@ -1,7 +1,7 @@
 """Mock provider: plausible prices for any symbol, without a network.
 
-Each price is a pure function of the seed, the symbol and the moment (``mock_prices.py``), so that
-the same question has the same answer on any machine, however the asked windows overlap.
+Each price is a pure function of the seed, the symbol and the moment (``mock_prices.py``). So the
+same request has the same answer on any machine, however windows overlap.
 ``MOCK_FAULTS`` makes it misbehave on command: see ``mock_faults.py``.
 """
 

@@ -1,7 +1,7 @@
-"""The faults of the mock provider: how MOCK_FAULTS spells them, and when each one happens.
+"""The faults of the mock provider: the syntax of MOCK_FAULTS, and when each fault happens.
 
-Here: the words, the grammar, and the decision whether a call meets a fault. Not here: what a fault
-does to an answer (``mock_spoiling.py``).
+Here: the words, the grammar, and the decision whether a fault applies to a call. Not here: the
+changes that a fault makes to an answer (``mock_spoiling.py``).
 
 A list of entries, separated by commas: ``SYMBOL:FAULT[=AMOUNT][@SPAN] [OPTION ...]``, for example
 ``ETH-USD:429 x2, BTC-USD:skipped_page@2024-01-05..2024-01-08, SPX:split=4@2024-02-01``. The symbol
@@ -10,31 +10,31 @@ A list of entries, separated by commas: ``SYMBOL:FAULT[=AMOUNT][@SPAN] [OPTION .
 =================  ===========  ==============================================================
 fault              amount       what the provider does
 =================  ===========  ==============================================================
-throttled (429)    30           refuses the call and asks for so many seconds of silence
+throttled (429)    30           refuses the call, with a Retry-After of so many seconds
 timeout                         does not answer
-wrong_symbol                    answers another market, which is refused
-empty_page                      answers no bar
+wrong_symbol                    answers for another market
+empty_page                      answers without a bar
 skipped_page                    leaves out the bars of SPAN, or the middle third
-truncated_history  10           answers only so many of the newest bars asked for
-unclosed_bar                    calls the running bar final
-restated_bar       1.01         multiplies the prices of the final bars in SPAN (it needs one)
-split              2            from the moment SPAN on: divides all prices before it, and
-                                multiplies volumes (it needs one moment)
+truncated_history  10           answers with only so many of the newest bars
+unclosed_bar                    says that the running bar is final
+restated_bar       1.01         multiplies the prices of the final bars in SPAN (required)
+split              2            from the moment SPAN on (required): divides all prices before
+                                that moment, and multiplies volumes
 rescaled           1.03         multiplies all prices, or those from the moment SPAN on
-duplicate          1            sends the bars of SPAN, or the middle one, twice; the second
+duplicate          1            sends the bars of SPAN, or the middle bar, twice; the second
                                 time with prices multiplied by the amount
-off_grid           7            moves the bars of SPAN, or the middle one, by so many minutes
-closed_date        1.5          sends daily bars of the dates of SPAN, or of all, that have none
-                                as well: the bar before, with prices multiplied by the amount
+off_grid           7            moves the bars of SPAN, or the middle bar, by so many minutes
+closed_date        1.5          sends a daily bar for each closed date too (in SPAN, or in all):
+                                the bar before it, with prices multiplied by the amount
 sub_cent_price     1e-8         scales all prices to this level
 =================  ===========  ==============================================================
 
 SPAN is ``2024-01-05`` (the day), ``2024-01-05T13:00`` (the hour) or ``2024-01-05..2024-01-08`` (the
-end is not in it); all times are UTC. Calls whose window does not touch it are answered well.
+end is not in it); all times are UTC. A call whose window does not touch SPAN gets a good answer.
 
 Options: ``1h`` or ``1d`` (bars of this interval only), ``x2`` (the first two calls of a run for a
-market that the fault concerns), ``30%`` (so many of them, drawn from MOCK_SEED and the call's
-number), ``since=TIME`` and ``until=TIME`` (while the run's clock is in between; ``until`` is
+market that the fault concerns), ``30%`` (this share of such calls, drawn from MOCK_SEED and the
+call's number), ``since=TIME`` and ``until=TIME`` (while the run's clock is in between; ``until`` is
 excluded).
 """
 
@@ -233,7 +233,9 @@ def _parse_amount(kind: str, text: str | None) -> float:
     is_whole = amount.is_integer() or kind not in WHOLE_AMOUNTS
     if not 0 < amount <= MOST_AMOUNT or not is_whole:
         wanted = "a whole number" if kind in WHOLE_AMOUNTS else "a number"
-        raise SettingError(f"{text!r} is no amount: expected {wanted} above 0, such as {default:g}")
+        raise SettingError(
+            f"{text!r} is not an amount: expected {wanted} above 0, such as {default:g}"
+        )
     return amount
 
 
@@ -260,7 +262,7 @@ def _parse_time(text: str) -> datetime:
         moment = None
     if moment is None or moment.year not in YEARS:
         raise SettingError(
-            f"{text!r} is no time: expected UTC such as 2024-01-05 or 2024-01-05T13:00"
+            f"{text!r} is not a time: expected UTC such as 2024-01-05 or 2024-01-05T13:00"
         )
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 

@@ -1,7 +1,7 @@
-"""What the faults of the mock provider do to a call and to the bars it answers.
+"""The changes that the faults of the mock provider make to a call and to its bars.
 
-Here: one small function for each fault. Not here: their names, spelling and meaning, and which call
-meets one (``mock_faults.py``).
+Here: one small function for each fault. Not here: their names and syntax, and the decision whether
+a fault applies to a call (``mock_faults.py``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ _PRICES = ["open", "high", "low", "close"]
 
 
 def refuse_call(symbol: str, faults: Sequence[Fault]) -> None:
-    """Fail as the first of the faults that refuses a call would; tell the limiter what it asks for.
+    """Fail as the first fault that refuses a call does, and report its pause to the limiter.
 
     Raises:
         TransientProviderError: It is throttled or does not answer.
@@ -50,7 +50,7 @@ def _time_out(symbol: str, _fault: Fault) -> None:
 
 def _confuse(symbol: str, _fault: Fault) -> None:
     other = "BTC-USD" if symbol != "BTC-USD" else "ETH-USD"
-    raise PermanentProviderError(NAME, f"asked for {symbol}, answered was {other!r}")
+    raise PermanentProviderError(NAME, f"asked for {symbol}, the answer is for {other!r}")
 
 
 def spoil_bars(bars: pd.DataFrame, faults: Sequence[Fault], level: float) -> pd.DataFrame:

@@ -1,8 +1,8 @@
-"""From bytes on the wire to values: whole bodies, strict JSON, and what an error's body says.
+"""Bytes on the wire as values: whole bodies, strict JSON, and the message within an error's body.
 
-Here: pure functions that refuse what is cut short, too big or not JSON. httpx accepts a gzip body
-cut in half and a missing checksum, and inflates a bomb without end: bodies are inflated here.
-Not here: sockets (``http.py``) and what the values mean (each provider's parser).
+Here: pure functions that refuse what is cut short, too big or not JSON. Bodies are inflated here,
+because httpx accepts a gzip body that is cut in half or has no checksum, and inflates any size.
+Not here: sockets (``http.py``) and the meaning of the values (each provider's parser).
 """
 
 import json
@@ -23,7 +23,7 @@ _NUMBER_TYPES = (int, float, type(None))
 
 
 class BodyError(Exception):
-    """A body is too big, cut short, or in an encoding nobody asked for."""
+    """A body is too big, cut short, or in an encoding that was not requested."""
 
     def __init__(self, message: str, *, is_permanent: bool = False) -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ def read_body(chunks: Iterable[bytes], headers: Mapping[str, str], max_bytes: in
     if encoding in ("gzip", "x-gzip"):
         return _gunzip(chunks, max_bytes)
     if encoding not in ("identity", ""):
-        raise BodyError(f"in encoding {encoding[:20]!r}, asked was gzip", is_permanent=True)
+        raise BodyError(f"in the encoding {encoding[:20]!r} instead of gzip", is_permanent=True)
     if "content-length" not in headers and "transfer-encoding" not in headers:
         raise BodyError("a body that does not say where it ends")
     # A body shorter than its Content-Length or without a last chunk is refused by httpx itself.

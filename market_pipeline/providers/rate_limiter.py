@@ -1,10 +1,10 @@
-"""The rate limiter that every call to a provider's server passes.
+"""The rate limiter that every call to a provider's server passes: it may wait, count or refuse.
 
 Here: what a limiter does, which one is in force, and one that counts. Not here: the budget behind
-it, which is a table that all processes share (``storage/budget.py``).
+it, which is a table that all processes share (``storage/runs/budget.py``).
 
-The limiter in force belongs to a context variable. A new thread starts with ``UnlimitedCalls``,
-whatever its maker uses, and puts its own in force.
+The limiter in force belongs to a context of ``contextvars``. A new thread starts with
+``UnlimitedCalls``, whatever limiter the thread that made it uses, and must put its own in force.
 """
 
 import threading
@@ -26,7 +26,7 @@ class RateLimiter(Protocol):
         """
 
     def report_throttled(self, provider: str, seconds: float) -> None:
-        """Take note that the provider refused a call and wants to be left alone for so long."""
+        """Record that the provider refused a call and asked for a pause of so many seconds."""
 
 
 class UnlimitedCalls:
@@ -107,6 +107,6 @@ def report_throttled(provider: str, seconds: float) -> None:
 
     Args:
         provider: The provider's name.
-        seconds: How long it wants to be left alone.
+        seconds: The length of the pause that it asked for.
     """
     current_limiter().report_throttled(provider, seconds)

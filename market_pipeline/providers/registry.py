@@ -1,7 +1,7 @@
-"""Finds providers by entry point and decides which of them serves which market.
+"""The providers, found by entry point, and which of them serves which market.
 
 Here: discovery in the entry-point group ``market_pipeline.providers``, and routing by the static
-catalogues. Not here: any question to a provider's server. A provider that is down keeps its
+catalogues. Not here: any request to a provider's server. A provider that is down keeps its
 markets, so a series never changes its source because of an outage.
 """
 

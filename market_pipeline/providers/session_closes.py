@@ -1,4 +1,4 @@
-"""When the sessions of given dates close, for parsers that know a bar's date only."""
+"""The closes of the sessions of given dates, for parsers that know only a bar's date."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""Live prices of a provider that has to be asked market by market."""
+"""Live prices of a provider that takes one request for each market."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ from market_pipeline.domain.records import Market, PriceSnapshot
 def ask_each(
     markets: Sequence[Market], ask: Callable[[Market], list[PriceSnapshot]]
 ) -> list[PriceSnapshot]:
-    """Return the prices of markets that are asked one after another; one that fails has none.
+    """Return the prices of markets, one request each; a market whose request fails has none.
 
     Raises:
         ProviderError: Every market failed; the last failure, with the reason of each.

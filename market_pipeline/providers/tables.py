@@ -1,4 +1,4 @@
-"""From somebody's table of prices to a bar frame: columns found, times understood, nothing guessed.
+"""A table of prices as a bar frame: finds the columns, parses the times, guesses nothing.
 
 Here: pure functions over a table already in memory. Not here: files (``file.py``).
 """

@@ -5,8 +5,8 @@ Not here: sockets and retries (``http.py``).
 
 Wire facts: a bar is stamped with its session's open in UTC, which for Sydney or currencies is the
 date before, so the session date is read in the exchange's time zone of that day. While a session
-runs, a last row stamped with the clock repeats its date. Null rows are holidays. ``range=max`` is
-answered in coarser bars, and no bars at all by leaving ``timestamp`` out. The prices of charts are
+runs, a last row stamped with the clock repeats its date. Null rows are holidays. ``range=max``
+answers with coarser bars. An answer without bars has no ``timestamp``. The prices of charts are
 float32 numbers printed as doubles; the live price in ``meta`` is a double.
 """
 
@@ -257,7 +257,7 @@ def _open_chart(body: object, market: Market) -> _Chart:
     answered = read_field(NAME, meta, "symbol")
     if not isinstance(meta, dict) or str(answered).upper() != market.provider_market_id.upper():
         raise PermanentProviderError(
-            NAME, f"asked for {market.provider_market_id}, answered was {str(answered)[:40]!r}"
+            NAME, f"asked for {market.provider_market_id}, the answer is for {str(answered)[:40]!r}"
         )
     given = str(meta.get("currency") or market.quote)
     if MINOR_UNITS.get(given, given) != market.quote:

@@ -1,7 +1,7 @@
-"""Reading what is stored: tidy frames for analysts, what changed, and why a number is what it is.
+"""Reading stored data: frames for analysts, what changed, and the origin of a number.
 
-Here: questions in the words of the field (symbols, versions, times), checked and answered. Not
-here: SQL (``storage``), the network, Dagster.
+Here: queries in the words of the field (symbols, versions, times), checked and answered. Not here:
+SQL (``storage``), the network, Dagster.
 """
 
 from market_pipeline.readers.aggregates import read_aggregates

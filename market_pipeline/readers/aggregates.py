@@ -1,4 +1,4 @@
-"""``read_aggregates``: final bars as a tidy frame, of now, of a time, or of a dataset version."""
+"""``read_aggregates``: final bars as a frame, as of now, of a time, or of a dataset version."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from market_pipeline.readers.resolve import (
     parse_past_moment,
     parse_window,
 )
-from market_pipeline.storage.history_queries import (
+from market_pipeline.storage.bars.history import (
     BarSpan,
     Columns,
     read_bars,

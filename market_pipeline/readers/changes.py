@@ -1,4 +1,4 @@
-"""What changed between two dataset versions."""
+"""The bars that changed between two dataset versions."""
 
 import re
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from sqlalchemy import Connection, Engine
 from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.resolve import check_version, find_markets
-from market_pipeline.storage.change_queries import Changes, read_changed_bars
-from market_pipeline.storage.history_queries import read_newest_version
+from market_pipeline.storage.bars.changes import Changes, read_changed_bars
+from market_pipeline.storage.bars.history import read_newest_version
 
 _VERSIONS = re.compile(r"(\d{1,18})\.\.(\d{1,18})", re.ASCII)
 

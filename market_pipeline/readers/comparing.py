@@ -1,4 +1,4 @@
-"""Comparisons as they are computed, for runs and readers alike: of bars and flaws of one moment.
+"""Comparisons computed for runs and readers alike, from bars and flaws of one moment.
 
 Not here: which pairs are stored (``orchestration``), which are asked for (``statistics``).
 """
@@ -16,8 +16,8 @@ from market_pipeline.domain.comparisons import compute_comparisons
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.masking import DataIssue, mask_unreliable
 from market_pipeline.settings import StatisticsSettings
-from market_pipeline.storage.coverage import read_flaws
-from market_pipeline.storage.final_bars import FinalSpan, plan_pair_spans, read_spans
+from market_pipeline.storage.bars.final_bars import FinalSpan, plan_pair_spans, read_spans
+from market_pipeline.storage.coverage.ledger import read_flaws
 
 PAIR_KEYS = ("base_market_id", "quote_market_id")
 Pairs = npt.NDArray[np.int64]

@@ -1,6 +1,6 @@
-"""How complete a frame is, and refusing one that is less complete than its reader demands.
+"""Completeness of a frame, and the refusal of a frame that is less complete than required.
 
-It is told by the ledger, the calendar's grid and the bars that were read; nothing is scanned.
+It comes from the ledger, the calendar's grid and the bars that were read. No table is scanned.
 """
 
 import os
@@ -38,8 +38,8 @@ from market_pipeline.domain.sessions import (
     remember_schedule,
 )
 from market_pipeline.providers.registry import load_provider
-from market_pipeline.storage.coverage import read_coverage, read_flaws
-from market_pipeline.storage.trading_sessions import read_schedule
+from market_pipeline.storage.coverage.ledger import read_coverage, read_flaws
+from market_pipeline.storage.markets.trading_sessions import read_schedule
 
 Requirement: TypeAlias = Literal["complete", "explained"] | None
 _MOST_TOLD = 20
@@ -50,7 +50,7 @@ _FETCHED_BY_A_BACKFILL = (FETCH_FAILED, NEVER_ASKED, NOT_ASKED_YET, PROVISIONAL)
 
 @dataclass(frozen=True, slots=True)
 class BarSelection:
-    """Which bars of a market are checked.
+    """A span of a market's bars, to be checked.
 
     Attributes:
         market: Whose. interval: Of the bars. window: By open_time (UTC).
@@ -91,7 +91,7 @@ class CheckedSelection:
 
 
 def find_fetched_interval(market: Market, interval: Interval) -> Interval:
-    """Return what bars are made of: weeks are built here from the longest bars there are."""
+    """Return the interval that bars are built from: for weeks, the longest fetched one."""
     return interval if interval in market.intervals else market.intervals[-1]
 
 
@@ -133,7 +133,7 @@ def check_spans(
 
 
 def demand(checked: Iterable[CheckedSelection], require: Requirement) -> None:
-    """Refuse what does not meet a requirement.
+    """Refuse spans that do not meet a requirement.
 
     Raises:
         IncompleteHistoryError: Lists what is missing, why, and what would bring it.
@@ -146,7 +146,7 @@ def demand(checked: Iterable[CheckedSelection], require: Requirement) -> None:
 
 
 def summarise(checked: Iterable[CheckedSelection]) -> dict[str, Any]:
-    """Return what ``attrs["completeness"]`` says: expected, present, and missing by reason."""
+    """Return the value of ``attrs["completeness"]``: expected, present, and missing by reason."""
     expected, missing = 0, Counter[str]()
     for one in checked:
         expected += one.completeness.expected
@@ -219,10 +219,10 @@ def _build_error(
     told = "; ".join(_tell(span, one) for span, one in objections[:_MOST_TOLD])
     more = len(objections) - _MOST_TOLD
     commands = _list_commands(objections)
-    cure = f". To bring what can be had: {'; '.join(f'`{one}`' for one in commands)}"
+    cure = f". This fetches what the provider has: {'; '.join(f'`{one}`' for one in commands)}"
     return IncompleteHistoryError(
         f"require={require!r} is not met: {told}{f' and {more:,} more' if more > 0 else ''}"
-        f"{cure if commands else '. Nothing would bring it now'}",
+        f"{cure if commands else '. No command can fetch it now'}",
         [_describe(span, one) for span, one in objections[:_MOST_LISTED]],
         commands,
     )
@@ -251,7 +251,7 @@ def _describe(span: BarSelection, one: MissingSpan) -> dict[str, Any]:
 
 
 def _list_commands(objections: Sequence[tuple[BarSelection, MissingSpan]]) -> list[str]:
-    """Return what brings missing bars, one command for each market that has one."""
+    """Return the commands that fetch missing bars, one for each market that has one."""
     markets = {span.market for span, _ in objections}
     commands = []
     for market in sorted(markets, key=lambda one: (one.symbol, one.provider)):

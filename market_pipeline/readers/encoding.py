@@ -1,7 +1,7 @@
 """Frames as bytes for other programs: JSON rows, CSV, Parquet, Arrow; piece by piece.
 
-The index, where it has a name, is a column like the others. Times are UTC. Not here: who wants
-which format (``api.media``), files (``cli.export``).
+An index with a name is a column like the others. Times are UTC. Not here: the choice of a format
+(``api.media``), files (``cli.export``).
 """
 
 import io
@@ -124,7 +124,7 @@ def _build_arrow(frame: pd.DataFrame) -> "pa.Table":
 
 @lru_cache(maxsize=64)
 def _describe_dtypes(kinds: tuple[tuple[str, Any], ...]) -> dict[Any, Any]:
-    """Return what tells pandas its own dtypes again; it takes longer to find than the values."""
+    """Return the metadata that restores pandas' dtypes; it takes longer than the values."""
     import pyarrow as pa
 
     empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds})

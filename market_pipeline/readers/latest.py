@@ -1,9 +1,9 @@
-"""The latest values of markets: from the cache where it has them, else from the database.
+"""The latest values of markets, from the cache if it has them, otherwise from the database.
 
-``read_latest`` gives a frame to analysts. ``fetch_latest`` gives plain JSON to whoever serves it:
-the body as it is stored, where it came from, how old it is, and its versions. A cache is one of
-``readers.serving.open_serving_cache``; values it does not have are filled in. Not here: which entry
-may be served (``cache.guard``), the SQL (``storage.latest_queries``).
+``read_latest`` gives a frame to analysts. ``fetch_latest`` gives plain JSON to servers: the body as
+it is stored, where it came from, how old it is, and its versions. The cache comes from
+``readers.serving.open_serving_cache``. Values that it does not have are added to it. Not here:
+which entry may be served (``cache.guard``), the SQL (``storage.latest.values``).
 """
 
 import time
@@ -20,12 +20,12 @@ from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.resolve import find_named_markets
-from market_pipeline.storage.latest_queries import (
+from market_pipeline.storage.latest.market_versions import read_stamps
+from market_pipeline.storage.latest.values import (
     LatestRow,
-    read_active_markets,
     read_latest_rows,
 )
-from market_pipeline.storage.stamps import read_stamps
+from market_pipeline.storage.markets.lookup import read_active_markets
 
 Source: TypeAlias = Literal["cache", "database"]
 Pair: TypeAlias = tuple[str, str]
@@ -49,12 +49,12 @@ class Latest:
 
     @property
     def body(self) -> bytes:
-        """The values as JSON, UTF-8, as they are in cache and database alike."""
+        """The values as JSON in UTF-8, the same in cache and database."""
         return self.entry.body
 
     @property
     def value(self) -> dict[str, Any]:
-        """The values; shared with other readers, so nobody may change them.
+        """The values; shared with other readers, so do not change them.
 
         ``symbol``, ``provider``, ``name``, ``base``, ``quote``, ``venue``, ``calendar``,
         ``is_primary``, ``is_active``, ``dataset_version`` (newest of its bars, or None),
@@ -93,7 +93,7 @@ def fetch_latest(
         names: ``BTC-USD`` is the symbol's primary market, ``yahoo:BTC-USD`` that of a provider;
             None: all active markets.
         engine: Of the database; None opens the database in use, if it is needed.
-        cache: Asked first, and filled; None: the database alone.
+        cache: RecordedRequest first, and filled; None: the database alone.
 
     Raises:
         UnknownMarketError: Names every market that is not stored.
@@ -142,7 +142,8 @@ def _read(connection: Connection, names: Sequence[str] | None, cache: Cache | No
 def _find_meant(connection: Connection, names: Sequence[str] | None) -> dict[str, list[Pair]]:
     """Return the markets that each name means."""
     if names is None:
-        return {_ALL: read_active_markets(connection)}
+        active = read_active_markets(connection)
+        return {_ALL: [(row["provider"], row["symbol"]) for row in active]}
     return {
         name: [(one.record.provider, one.record.symbol)]
         for name, one in find_named_markets(connection, names).items()

@@ -1,4 +1,4 @@
-"""The frame of ``read_latest``: one row a market, columns named by interval and horizon."""
+"""The frame of ``read_latest``: one row for each market, columns named by interval and horizon."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

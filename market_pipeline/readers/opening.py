@@ -1,4 +1,4 @@
-"""The database as readers see it: found as every command finds it, one snapshot for a question."""
+"""The database for readers: found as every command finds it, with one snapshot for a query."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from sqlalchemy import Connection, Engine
 
 from market_pipeline.settings import load_dotenv
-from market_pipeline.storage import database
+from market_pipeline.storage.server import database
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def open_database() -> Iterator[Engine]:
 
 @contextmanager
 def open_snapshot(source: Engine | Connection | None) -> Iterator[Connection]:
-    """Open a connection whose queries all see the same moment; one that is open already is that.
+    """Open a connection whose queries all see the same moment; an open connection is used as it is.
 
     Args:
         source: An engine, the connection of an earlier snapshot, or None: the database in use.

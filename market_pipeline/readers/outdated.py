@@ -1,4 +1,4 @@
-"""Flagging stored rows whose window has a bar that is newer than they are."""
+"""Flags on stored rows: does their window hold a bar that is newer than the row?"""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from market_pipeline.domain.arrays import BoolArray
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.outdated import RowWindows, find_outdated, locate_windows
 from market_pipeline.domain.records import Market
-from market_pipeline.storage.final_bars import FinalSpan, read_newer_bars
+from market_pipeline.storage.bars.final_bars import FinalSpan, read_newer_bars
 
 
 def flag_outdated(

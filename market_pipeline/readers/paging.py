@@ -1,4 +1,4 @@
-"""Bars of one market page by page: a cursor pins the dataset version, so no page shifts."""
+"""Bars of one market by page: a cursor keeps the dataset version, so that pages fit together."""
 
 import base64
 import binascii
@@ -15,7 +15,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.readers.aggregates import read_span
 from market_pipeline.readers.resolve import check_version
-from market_pipeline.storage.history_queries import BarSpan
+from market_pipeline.storage.bars.history import BarSpan
 
 MAX_CURSOR_CHARACTERS = 200
 _TICK = timedelta(microseconds=1)
@@ -103,5 +103,5 @@ def _read_cursor(cursor: str) -> tuple[datetime, int | None]:
         return moment, None if version is None else operator.index(version)
     except (ValueError, TypeError, OverflowError, RecursionError, binascii.Error):
         raise HistoryRequestError(
-            "the cursor is none that this API gave: leave it out to begin anew"
+            "the cursor is not from this API: leave it out to start from the first page"
         ) from None

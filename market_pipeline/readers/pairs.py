@@ -1,7 +1,7 @@
-"""Comparisons that are asked for: those that are stored, and the others computed when read.
+"""Comparisons of requested pairs: stored rows, and the other pairs computed on reading.
 
-Runs store all pairs of up to fifty markets, beyond that those with a benchmark, and only of the
-markets that they are about.
+Runs store all pairs of up to fifty markets. With more markets they store the pairs with a
+benchmark. A run stores only pairs of its own markets.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from market_pipeline.domain.records import Market
 from market_pipeline.readers.comparing import PAIR_KEYS, compare_pairs
 from market_pipeline.readers.outdated import flag_outdated
 from market_pipeline.settings import read_statistics_settings
-from market_pipeline.storage.statistics_queries import StatisticSpan, read_comparison_rows
+from market_pipeline.storage.statistics.series import StatisticSpan, read_comparison_rows
 
 MAX_COMPUTED_PAIRS = 1_225
 """All pairs of fifty markets: more are not computed for one answer."""

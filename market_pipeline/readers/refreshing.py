@@ -1,6 +1,6 @@
-"""What a run does to the cache after its commits: old entries out, the markets' latest values in.
+"""The cache after a run's commits: old entries are dropped, the markets' latest values are set.
 
-Only Redis needs it: memory belongs to the processes that serve, which listen to the database.
+Only Redis needs this. Memory belongs to the processes that serve, which listen to the database.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from market_pipeline.cache.opening import open_cache
 from market_pipeline.cache.protocol import Cache
 from market_pipeline.readers.latest import make_fill
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.storage.latest_queries import read_latest_rows
+from market_pipeline.storage.latest.values import read_latest_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """What became of the cache.
+    """The result of a refresh.
 
     Attributes:
         store: ``redis``, or ``memory`` where there is none and nothing had to be done.
@@ -37,7 +37,7 @@ class Refresh:
 def refresh_latest(
     engine: Engine, markets: Sequence[tuple[str, str]], environ: Mapping[str, str] | None = None
 ) -> Refresh:
-    """Invalidate by pattern, and put the latest values of markets; trouble with Redis is told.
+    """Invalidate by pattern, and set the latest values of markets; report trouble with Redis.
 
     Args:
         engine: Of the database; what a run wrote is committed.

@@ -1,4 +1,4 @@
-"""What readers take: names of markets, times, intervals and versions, in their one form.
+"""The arguments of readers: names of markets, times, intervals and versions, in one form.
 
 Every refusal is a ``HistoryRequestError`` that says what was expected or what there is.
 """
@@ -12,7 +12,7 @@ from market_pipeline.domain.errors import HistoryRequestError, UnknownMarketErro
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.symbols import parse_symbols
-from market_pipeline.storage.history_queries import (
+from market_pipeline.storage.markets.lookup import (
     StoredMarket,
     read_every_market,
     read_markets_called,
@@ -63,6 +63,18 @@ def find_named_markets(connection: Connection, names: Sequence[str]) -> dict[str
     found = {name: _choose(name, stored) for name in names}
     _refuse_unknown(connection, [name for name, market in found.items() if market is None])
     return {name: market for name, market in found.items() if market is not None}
+
+
+def find_market_called(connection: Connection, name: str) -> StoredMarket | None:
+    """Return the market that a name means as it is spelled, else in upper case, if there is one.
+
+    Args:
+        connection: Any.
+        name: ``provider:symbol``, or a symbol for its primary market.
+    """
+    spellings = (name, name.upper())
+    stored = _read_called(connection, spellings)
+    return next((found for one in spellings if (found := _choose(one, stored))), None)
 
 
 def find_market_ids(connection: Connection, names: Sequence[str]) -> list[int]:
@@ -132,7 +144,7 @@ def _choose(name: str, stored: Sequence[StoredMarket]) -> StoredMarket | None:
 
 def _split(name: str) -> tuple[str, str]:
     provider, _, symbol = name.partition(":")
-    return provider, symbol
+    return provider.upper(), symbol
 
 
 def _spell(market: Market) -> tuple[str, str]:
@@ -194,8 +206,7 @@ def parse_past_moment(name: str, moment: datetime | str) -> datetime:
     parsed = parse_moment(name, moment)
     if parsed > datetime.now(UTC):
         raise HistoryRequestError(
-            f"{name}={parsed.isoformat()} is in the future: "
-            "what will be known then is not known yet"
+            f"{name}={parsed.isoformat()} is in the future: expected a time that has passed"
         )
     return parsed
 

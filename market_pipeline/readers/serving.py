@@ -1,4 +1,4 @@
-"""The cache for those who serve readers: what it gives is what the database holds, or nothing."""
+"""The cache for servers: it gives what the database holds, or nothing."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 from market_pipeline.cache.guard import GuardedCache
 from market_pipeline.cache.opening import open_cache
 from market_pipeline.cache.protocol import Cache
-from market_pipeline.storage.watch import StampWatch
+from market_pipeline.storage.latest.listener import StampWatch
 
 _FIRST_ANSWER_SECONDS = 2.0
 

@@ -1,8 +1,8 @@
-"""``read_roi_statistics`` and ``read_comparisons``: statistics as tidy frames.
+"""``read_roi_statistics`` and ``read_comparisons``: statistics as frames.
 
-The tables keep one row a series and ``as_of``: a statistic whose bars were corrected afterwards is
-computed again in its place. What it was before can be computed from the bars of that version
-(``explain_statistic``); it is not stored twice.
+The tables keep one row for each series and ``as_of``. A statistic whose bars were corrected later
+is computed again in its place. Its old value is not stored: ``explain_statistic`` computes it from
+the bars of the old version.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +34,8 @@ from market_pipeline.readers.resolve import (
     parse_window,
     read_all_markets,
 )
-from market_pipeline.storage.history_queries import read_newest_version
-from market_pipeline.storage.statistics_queries import StatisticSpan, read_roi_rows
+from market_pipeline.storage.bars.history import read_newest_version
+from market_pipeline.storage.statistics.series import StatisticSpan, read_roi_rows
 
 Names = str | Sequence[str] | None
 Moment = datetime | str | None

@@ -1,7 +1,7 @@
-"""Why a statistic is what it is: its method, bars, revisions, runs and requests, and what moved it.
+"""The origin of a statistic: its method, bars, revisions, runs and requests, and what changed it.
 
-The bars are those of the statistic's own dataset version, so an older one is explained by what it
-was made of, not by what was corrected since.
+The bars are those of the statistic's own dataset version. So an older statistic is explained by the
+bars that it was made of, and not by later corrections.
 """
 
 import re
@@ -24,14 +24,18 @@ from market_pipeline.domain.roi import MEASURES, compute_roi_statistics
 from market_pipeline.domain.sufficiency import parse_min_returns
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.resolve import check_version, find_markets, shorten_list
-from market_pipeline.storage import trace_queries
-from market_pipeline.storage.history_queries import (
+from market_pipeline.storage.bars.history import (
     BarSpan,
     read_bars_at_version,
     read_newest_version,
 )
-from market_pipeline.storage.trace_queries import Row
+from market_pipeline.storage.bars.revisions import read_revisions
+from market_pipeline.storage.bars.stored import count_provisional_bars
+from market_pipeline.storage.rows import Row
+from market_pipeline.storage.runs.receipts import read_receipts, read_requests
+from market_pipeline.storage.statistics.series import read_newest_roi, read_roi_horizons
 
+_REVISION = ("open_time", "old_close", "close", "replaced_at", "version", "run_id")
 _RATES = re.compile(r"rf=(?P<rf>[^;]+);mar=(?P<mar>[^;]+)")
 
 
@@ -153,9 +157,9 @@ def explain_statistic(
 
 
 def _read_row(connection: Connection, market_id: int, market: Market, horizon: str) -> Row:
-    row = trace_queries.read_newest_statistic(connection, market_id, horizon)
+    row = next(iter(read_newest_roi(connection, market_id, horizon)), None)
     if row is None:
-        known = trace_queries.read_horizons(connection, market_id)
+        known = read_roi_horizons(connection, market_id)
         raise HistoryRequestError(
             f"{market.symbol} of {market.provider} has no statistics over {horizon!r}: "
             f"there is {shorten_list(known)}"
@@ -245,7 +249,7 @@ def _trace(connection: Connection, row: Row, bars: pd.DataFrame) -> dict[str, An
     series = (row["market_id"], row["interval"])
     counts = {UUID(str(run_id)): int(n) for run_id, n in bars["run_id"].value_counts().items()}
     runs, span = list(counts), (first, last)
-    receipts = {one["run_id"]: one for one in trace_queries.read_receipts(connection, runs)}
+    receipts = {one["run_id"]: one for one in read_receipts(connection, runs)}
     ordered = [*receipts, *(run_id for run_id in runs if run_id not in receipts)]
     absent = {"trigger": None, "started_at": None, "outcome": None}
     return {
@@ -253,14 +257,17 @@ def _trace(connection: Connection, row: Row, bars: pd.DataFrame) -> dict[str, An
             "count": len(bars),
             "first_open_time": first,
             "last_open_time": last,
-            "provisional": trace_queries.count_provisional_bars(connection, *series, first),
+            "provisional": count_provisional_bars(connection, *series, first),
         },
-        "revisions": tuple(trace_queries.read_revisions(connection, *series, *span)),
+        "revisions": tuple(
+            {name: row[name] for name in _REVISION}
+            for row in read_revisions(connection, *series, *span)
+        ),
         "runs": tuple(
             {"run_id": one, "bars": counts[one], **absent, **receipts.get(one, {})}
             for one in ordered
         ),
-        "requests": tuple(trace_queries.read_requests(connection, runs, *series, *span)),
+        "requests": tuple(read_requests(connection, runs, *series, *span)),
     }
 
 

@@ -1,5 +1,6 @@
-"""Floor 1: PostgreSQL, as tables, one engine, one bulk upsert, and the queries readers need.
+"""Floor 1: PostgreSQL, by subject; every SQL statement of the project.
 
-Here: the embedded server, addresses, migrations, every SQL statement of the project.
+``tables`` and ``ledgers`` say what is stored, ``migrations`` how it came to be. ``server`` reaches
+the database, ``bulk`` moves many rows; the other folders each hold the SQL of their subject.
 Not here: where rows come from (``providers``), when they are written (``ingestion``), Dagster.
 """

@@ -1,4 +1,4 @@
-"""The ledgers beside the market tables: what is settled, what is missing, who asked, who was told.
+"""The ledgers beside the market tables: coverage, holes, receipts, budgets, events and alerts.
 
 They grow with runs and exceptions, not with bars; each comment says what keeps it small.
 """

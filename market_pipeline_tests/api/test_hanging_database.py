@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from market_pipeline.storage.engine import DatabaseAddress, open_engine
-from market_pipeline.storage.schema import upgrade_schema
+from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
+from market_pipeline.storage.server.schema import upgrade_schema
 from market_pipeline_tests.api.conftest import NOWHERE, serve_api
 from market_pipeline_tests.conftest import make_environment
 from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server

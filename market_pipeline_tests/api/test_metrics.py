@@ -7,7 +7,7 @@ from sqlalchemy import Engine, create_engine, text
 from market_pipeline.api.app import build_app
 from market_pipeline.observability.metrics import Metric
 from market_pipeline.observability.run_metrics import FAILURE
-from market_pipeline.storage.metric_totals import add_totals
+from market_pipeline.storage.alerts.metrics import add_totals
 from market_pipeline_tests.api.conftest import MakeClient, make_services
 from market_pipeline_tests.cli.conftest import Command, command  # noqa: F401 - a fixture
 

@@ -10,9 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event
 
-from market_pipeline.storage.alerts import insert_alert
-from market_pipeline.storage.claims import show_life
+from market_pipeline.storage.alerts.outbox import insert_alert
 from market_pipeline.storage.ledgers import coverage_hole, market_coverage
+from market_pipeline.storage.runs.claims import show_life
 from market_pipeline.storage.tables import (
     ingestion_run,
     ingestion_run_market,
@@ -92,8 +92,8 @@ def test_pairs_that_are_not_stored_are_shown_and_told(client: TestClient, histor
     history.add_market("C-USD")
     page = client.get("/compare?horizon=30d").text
     assert "1 of 1 pairs are not stored: they were computed when this page was read" in page
-    assert page.count('title="computed when read"') == 4  # two maps, both ways
-    assert "there is no day that both have" in page
+    assert page.count('title="computed for this page"') == 4  # two maps, both ways
+    assert "the two markets have no day in common" in page
     assert all(f"<option>{days}d</option>" in page for days in (7, 90, 365))
 
 
@@ -127,7 +127,7 @@ def test_open_alerts_stand_first(client: TestClient, history: History) -> None:
     shown = re.findall(r"</span> (.*?)<small>custom · raised .*? · 2 times", page, re.DOTALL)
     assert shown == ["worst", html.escape(HOSTILE), "note", "taken on", "over"]
     assert "1 more: <code>market-pipeline alerts list</code>" in page
-    assert page.count(f'/runs/{RUN_ID}">its run in Dagster</a>') == 1
+    assert page.count(f'/runs/{RUN_ID}">open the run in Dagster</a>') == 1
     assert "resolved" not in page
 
 

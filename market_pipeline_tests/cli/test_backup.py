@@ -72,7 +72,7 @@ def test_a_broken_backup_changes_nothing(command: Command, engine: Engine, tmp_p
     short.write_bytes(file.read_bytes()[:-2_000])
     other.write_text("not a dump")
     for broken, words in ((short, "pg_restore failed"), (other, "pg_restore failed"),
-                          (tmp_path / "none", "there is no such file")):  # fmt: skip
+                          (tmp_path / "none", "the file does not exist")):  # fmt: skip
         done = command("db", "restore", "--replace", str(broken))
         assert done.returncode == 1
         assert words in done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from market_pipeline.storage.schema import read_newest_revision
+from market_pipeline.storage.server.schema import read_newest_revision
 from market_pipeline_tests.databases import read_column
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -1,5 +1,6 @@
 """A database that hangs, dies or is full in the middle of a run: it ends with one sentence."""
 
+import json
 import signal
 import sys
 import time
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
-from market_pipeline.storage.engine import DatabaseAddress, open_engine
-from market_pipeline.storage.schema import upgrade_schema
+from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
+from market_pipeline.storage.server.schema import upgrade_schema
 from market_pipeline_tests.cli.conftest import Command
 from market_pipeline_tests.conftest import make_environment
 from market_pipeline_tests.databases import read_column
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.timeout(170)
 # The same command with deadlines that a test can wait for.
 IMPATIENT = """
 import sys
-from market_pipeline.storage import watchdog
+from market_pipeline.storage.server import watchdog
 watchdog.SECONDS.update(command=float(sys.argv.pop(1)), bulk=6.0)
 from market_pipeline.cli.main import main
 main()
@@ -128,9 +129,10 @@ def test_a_full_disk_is_told_in_a_sentence(command: Command, engine: Engine) -> 
     told = (
         'the disk of PostgreSQL is full (could not extend file "base/5/1": No space left on device'
     )
-    (line,) = [one for one in done.stderr.splitlines() if one.startswith("Error: ")]
+    lines = map(json.loads, done.stderr.splitlines())
+    (line,) = [one["event"] for one in lines if one["level"] == "error"]
     assert told in line
-    assert "make room on it, then run again; what was committed before stays" in line
+    assert "make room on it, then run again; what was already committed stays" in line
     assert "INSERT INTO" not in line
     (event,) = read_column(engine, STEP_ERRORS)
     assert "make room on it" in str(event)

@@ -105,8 +105,10 @@ def test_nothing_usable_fails_with_its_causes_and_a_receipt(
 
     assert ran.returncode == 1
     assert_quiet(ran.stderr)
-    last = ran.stderr.splitlines()[-1]
-    assert last.startswith("Error: market_aggregates: no market gave a usable bar. BTC-USD: ")
+    told = [json.loads(line) for line in ran.stderr.splitlines()][-1]
+    assert told["level"] == "error"
+    last = told["event"]
+    assert last.startswith("market_aggregates: no market gave a usable bar. BTC-USD: ")
     assert "HTTP 401" in last
     assert "SPX: " in last
     assert "HTTP 404" in last
@@ -137,7 +139,7 @@ def test_runs_before_any_run_and_an_unknown_run_say_so(command: Command) -> None
     assert first.stderr == "Error: no run has written anything yet: run `market-pipeline ingest`\n"
     unknown = command("runs", "show", "5e61db24-ac63-46c3-bd30-cd0e7f5b726e")
     assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert "run 5e61db24-ac63-46c3-bd30-cd0e7f5b726e has left no receipt" in unknown.stderr
+    assert "run 5e61db24-ac63-46c3-bd30-cd0e7f5b726e has no receipt" in unknown.stderr
 
 
 def test_providers_are_listed_with_what_they_lack(command: Command) -> None:

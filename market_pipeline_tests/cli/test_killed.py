@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Engine, text
 
-from market_pipeline.ingestion.registration import ensure_market
 from market_pipeline.providers.registry import load_provider
-from market_pipeline.storage.claims import find_living, show_life, take_claim
+from market_pipeline.storage.markets.registration import ensure_market
+from market_pipeline.storage.runs.claims import find_living, show_life, take_claim
 from market_pipeline_tests.cli.conftest import Command
 from market_pipeline_tests.commands import SCRIPTS
 from market_pipeline_tests.databases import read_column

@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Engine, create_engine
 
 from market_pipeline.cli.main import main
-from market_pipeline.storage import market_admin
-from market_pipeline.storage.claims import show_life, take_claim
 from market_pipeline.storage.ledgers import metadata
+from market_pipeline.storage.markets import admin
+from market_pipeline.storage.runs.claims import show_life, take_claim
 from market_pipeline_tests.commands import ROOT, run_command
 from market_pipeline_tests.databases import create_database, read_column
 
@@ -120,7 +120,7 @@ def test_purge_asks_and_then_leaves_nothing(
     command: Command, ingested: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever table named the market; a batch smaller than its rows; the other one untouched."""
-    monkeypatch.setattr(market_admin, "PURGE_ROWS", 7)
+    monkeypatch.setattr(admin, "PURGE_ROWS", 7)
     [gone] = read_column(
         ingested, "SELECT market_id FROM market_data.market WHERE symbol = 'ETH-USD'"
     )

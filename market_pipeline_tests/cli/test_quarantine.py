@@ -13,7 +13,7 @@ from click.testing import Result
 from sqlalchemy import Engine, text
 
 from market_pipeline.domain.records import BAR_COLUMNS, build_bar_frame
-from market_pipeline.storage.quarantine import record_rejected
+from market_pipeline.storage.bars.quarantine import record_rejected
 from market_pipeline_tests.databases import read_column
 
 Command = Callable[..., Result]

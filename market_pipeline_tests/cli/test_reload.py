@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from market_pipeline.storage.engine import DatabaseAddress, open_engine
-from market_pipeline.storage.schema import upgrade_schema
+from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
+from market_pipeline.storage.server.schema import upgrade_schema
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.old_database import LATER, REPLAYED_UNTIL, ingest_again, load_dump
 from market_pipeline_tests.replay import ReplayServer

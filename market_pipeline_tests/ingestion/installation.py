@@ -20,7 +20,7 @@ from market_pipeline.ingestion.write import commit_item, write_markets, write_ro
 from market_pipeline.orchestration import assets
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.providers.mock import MockProvider
-from market_pipeline.storage.computed_inputs import write_fingerprints
+from market_pipeline.storage.statistics.computed_inputs import write_fingerprints
 from market_pipeline.storage.tables import (
     market_comparison,
     market_roi_statistic,

@@ -15,7 +15,7 @@ from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.mock import MockProvider
-from market_pipeline.storage.coverage import read_coverage
+from market_pipeline.storage.coverage.ledger import read_coverage
 
 NOON = datetime(2024, 3, 15, 12, tzinfo=UTC)
 DAYS = 12

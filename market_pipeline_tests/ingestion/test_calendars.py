@@ -13,14 +13,14 @@ from market_pipeline.domain import sessions
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.sessions import build_schedule, describe_source
 from market_pipeline.ingestion.calendars import load_calendars
-from market_pipeline.storage.trading_sessions import read_schedule
+from market_pipeline.storage.markets.trading_sessions import read_schedule
 
 LATER_PROCESS = """
 import sys
 from datetime import UTC, datetime
 from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.ingestion.calendars import load_calendars
-from market_pipeline.storage.engine import find_database, open_engine
+from market_pipeline.storage.server.engine import find_database, open_engine
 load_calendars(open_engine(find_database()), ["24/7", "XNYS"])
 days = read_sessions("XNYS", datetime(2024, 7, 1, tzinfo=UTC), datetime(2024, 7, 8, tzinfo=UTC))
 print(len(days), "exchange_calendars" in sys.modules)

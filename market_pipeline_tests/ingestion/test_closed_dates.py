@@ -22,7 +22,7 @@ from market_pipeline.ingestion.run_alerts import MarketOutcomes
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.file import FileProvider
-from market_pipeline.storage.claims import release_run_claims, show_life, wait_for_claim
+from market_pipeline.storage.runs.claims import release_run_claims, show_life, wait_for_claim
 
 START, NOW = datetime(2023, 8, 1, tzinfo=UTC), datetime(2024, 3, 4, 12, tzinfo=UTC)
 SATURDAY = "2024-02-10"
@@ -91,7 +91,7 @@ def test_a_saturday_row_is_kept_once_and_enters_no_series(files: Files) -> None:
         receipt = files.run(NOW)
         files.execute("UPDATE market_data.market_coverage SET settled = '{}'")
         assert (receipt["outcome"], receipt["quarantined"], receipt["holes_left"]) == ("ok", 0, 0)
-        assert receipt["reason"] == "1 bars outside the sessions of XNYS, kept in quarantine"
+        assert receipt["reason"] == "1 bars outside the sessions of XNYS; they are in quarantine"
         kept = {"date": SATURDAY, "rule": "not_a_session", "times_seen": times}
         assert files.read(STRAYS) == [kept]
     assert files.read(ALERTS) == []
@@ -126,7 +126,7 @@ def test_a_handful_of_holiday_rows_in_a_year_is_no_rule(files: Files) -> None:
     files.write(*HOLIDAYS[:3])
     receipt = files.run()
     assert (receipt["outcome"], receipt["quarantined"]) == ("ok", 0)
-    assert receipt["reason"] == "3 bars outside the sessions of XNYS, kept in quarantine"
+    assert receipt["reason"] == "3 bars outside the sessions of XNYS; they are in quarantine"
 
 
 def test_an_impossible_row_beside_a_stray_one_is_still_told(files: Files) -> None:
@@ -137,7 +137,7 @@ def test_an_impossible_row_beside_a_stray_one_is_still_told(files: Files) -> Non
     receipt = files.run()
     assert (receipt["outcome"], receipt["quarantined"]) == ("partial", 1)
     assert receipt["reason"].startswith("1 bars rejected: price_not_positive; 1 holes left")
-    assert receipt["reason"].endswith("1 bars outside the sessions of XNYS, kept in quarantine")
+    assert receipt["reason"].endswith("1 bars outside the sessions of XNYS; they are in quarantine")
 
 
 CLOSED_BY_MISTAKE = ("2024-02-13", "2024-02-14")

@@ -17,11 +17,11 @@ from market_pipeline.domain.records import Market, build_bar_frame
 from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.ingestion.derived import rebuild_days
 from market_pipeline.ingestion.receipts import Run
-from market_pipeline.ingestion.registration import ensure_market
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.write import write_market_bars
 from market_pipeline.providers.mock import MockProvider
-from market_pipeline.storage.queries import read_bars
+from market_pipeline.storage.bars.stored import read_bars
+from market_pipeline.storage.markets.registration import ensure_market
 
 START, END = datetime(2024, 3, 10, tzinfo=UTC), datetime(2024, 3, 16, tzinfo=UTC)
 HOURS = pd.date_range(START, END, freq="h", inclusive="left", unit="us")

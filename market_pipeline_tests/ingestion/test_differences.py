@@ -25,7 +25,7 @@ from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.base import Provider
 from market_pipeline.providers.file import FileProvider
 from market_pipeline.providers.mock import MockProvider
-from market_pipeline.storage.coverage import read_flaws
+from market_pipeline.storage.coverage.ledger import read_flaws
 from market_pipeline_tests.commands import ROOT
 from market_pipeline_tests.ingestion.test_next_run import NOON, REQUESTS, Pipeline
 
@@ -277,7 +277,7 @@ def test_a_page_that_fails_while_history_is_read_again_leaves_the_event_open(
     broken = Altered(fails=lambda interval, span: interval is Interval.DAY and span > 100 * DAY)
     receipt = pipeline.receipt(ingest(engine, broken, now=NOON + HOUR, days=120).run_id)
     assert receipt["outcome"] == "partial"
-    assert "statistics over them wait" in receipt["reason"]
+    assert "statistics over them are NULL until then" in receipt["reason"]
     (event,) = pipeline.read(EVENTS)
     assert (event["resolved_at"], event["trace"]["stage"]) == (None, "repairing")
     assert read_withheld(engine)
@@ -378,7 +378,7 @@ def test_what_no_one_factor_explains_stays_marked_where_it_meets(
         multiply=lambda bars: 1.1 + 0.1 * (bars["open_time"].dt.day % 2),
     )
     receipt = pipeline.receipt(ingest(engine, uneven, now=NOON + HOUR, days=60).run_id)
-    assert "no one factor explains the older bars" in receipt["reason"]
+    assert "no single factor explains the difference" in receipt["reason"]
     (event,) = pipeline.read(EVENTS)
     assert (event["trace"]["stage"], event["resolved_at"]) == ("seam", None)
     edge = NOON + HOUR - 30 * DAY

@@ -21,7 +21,7 @@ from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.providers.registry import route_markets
-from market_pipeline.storage.coverage import read_flaws, read_never_asked
+from market_pipeline.storage.coverage.ledger import read_flaws, read_never_asked
 from market_pipeline_tests.ingestion.test_next_run import NOON, REQUESTS, Pipeline
 
 DAY = timedelta(days=1)

@@ -15,8 +15,8 @@ from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item, write_batch
 from market_pipeline.providers.mock import MockProvider
+from market_pipeline.storage.bulk.upsert import WriteCounts, upsert_frame
 from market_pipeline.storage.tables import market_aggregate
-from market_pipeline.storage.upsert import WriteCounts, upsert_frame
 
 NOON = datetime(2024, 3, 15, 12, tzinfo=UTC)
 LATER = datetime(2024, 3, 15, 13, 20, tzinfo=UTC)

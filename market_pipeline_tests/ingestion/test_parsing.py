@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.masking import MIXED_PARSING
 from market_pipeline.domain.records import Window
-from market_pipeline.storage.coverage import read_coverage, read_flaws
+from market_pipeline.storage.coverage.ledger import read_coverage, read_flaws
 from market_pipeline_tests.ingestion.reading import (
     NOON,
     Reader,

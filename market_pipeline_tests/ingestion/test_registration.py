@@ -8,9 +8,10 @@ from sqlalchemy import Engine, text
 
 from market_pipeline.domain.errors import UnknownMarketError
 from market_pipeline.domain.records import Market
-from market_pipeline.ingestion.registration import ensure_market, filter_active, register_markets
+from market_pipeline.ingestion.request import filter_active
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.readers.resolve import find_markets
+from market_pipeline.storage.markets.registration import ensure_market, register_markets
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
 
 _ROWS = """SELECT symbol, provider_market_id, is_active, is_primary FROM market_data.market

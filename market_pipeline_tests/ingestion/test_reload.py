@@ -25,11 +25,11 @@ from market_pipeline.ingestion.reload import (
 )
 from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.readers.aggregates import read_aggregates
-from market_pipeline.storage import embedded
-from market_pipeline.storage.coverage import read_coverage, read_flaws
-from market_pipeline.storage.market_admin import count_rows, purge_market, set_active
-from market_pipeline.storage.market_dump import dump_market
-from market_pipeline.storage.urls import build_psql_address
+from market_pipeline.storage.coverage.ledger import read_coverage, read_flaws
+from market_pipeline.storage.markets.admin import count_rows, purge_market, set_active
+from market_pipeline.storage.markets.dump import dump_market
+from market_pipeline.storage.server import embedded
+from market_pipeline.storage.server.urls import build_psql_address
 from market_pipeline_tests.ingestion.reading import (
     NOON,
     Reader,

@@ -18,7 +18,7 @@ from market_pipeline.observability.metrics import (
     gauge,
     histogram,
 )
-from market_pipeline.storage.metric_totals import add_totals, read_totals
+from market_pipeline.storage.alerts.metrics import add_totals, read_totals
 
 
 @pytest.fixture(autouse=True)

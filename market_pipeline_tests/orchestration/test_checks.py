@@ -14,7 +14,7 @@ from market_pipeline.domain.freshness import find_newest_due
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
 from market_pipeline.orchestration.checks import BLOCKING, CHECKS, check_market_aggregates
-from market_pipeline.storage.run_evidence import read_run_evidence
+from market_pipeline.storage.runs.evidence import read_run_evidence
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.orchestration.conftest import Materialise
 
@@ -429,14 +429,14 @@ def test_the_evidence_takes_few_questions_and_scans_no_table(
 
 def test_the_bars_are_found_by_their_key(check: Check, database_url: str) -> None:
     """However many bars there are, those of the run are looked up where its versions say."""
-    from market_pipeline.storage import run_evidence
+    from market_pipeline.storage.runs import evidence
 
     assert check
     engine = create_engine(database_url)
     with engine.begin() as connection:
         run_id = connection.execute(text("SELECT run_id FROM market_data.ingestion_run")).scalar()
         connection.execute(text("SET LOCAL enable_seqscan = off"))
-        query = text(f"EXPLAIN {run_evidence._BARS.text}")
+        query = text(f"EXPLAIN {evidence._BARS.text}")
         plan = "\n".join(connection.execute(query, {"run_id": run_id}).scalars())
     engine.dispose()
     assert "Seq Scan" not in plan, plan

@@ -28,9 +28,9 @@ from market_pipeline.orchestration.computing import (
     compute_roi,
 )
 from market_pipeline.settings import StatisticsSettings
-from market_pipeline.storage.computed_inputs import write_fingerprints
-from market_pipeline.storage.history_queries import BarSpan, read_bars_at_version
-from market_pipeline.storage.queries import read_frame
+from market_pipeline.storage.bars.history import BarSpan, read_bars_at_version
+from market_pipeline.storage.rows import read_frame
+from market_pipeline.storage.statistics.computed_inputs import write_fingerprints
 from market_pipeline.storage.tables import (
     market,
     market_comparison,
@@ -215,7 +215,7 @@ def test_the_same_inputs_are_not_computed_again(history: History) -> None:
     again = compute(history.engine)
     assert [len(each.rows) for each in again] == [0, 0]
     assert again[0].note == (
-        "2 of 2 markets: bars, holes, events and settings are as they were, so nothing was computed"
+        "2 of 2 markets: bars, holes, events and settings did not change, so nothing was computed"
     )
     assert again[1].note.startswith("1 of 1 pairs")
     assert [read_rows(history.engine, table) for table in tables] == before

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from market_pipeline.storage.page_run_queries import read_run_totals
-from market_pipeline.storage.queries import read_run_markets
+from market_pipeline.storage.runs.receipts import read_run_markets, read_run_totals
 from market_pipeline_tests.commands import SCRIPTS, run_command
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.system.processes import wait_for

@@ -67,7 +67,7 @@ def test_a_second_run_changes_no_row_of_any_table(files: Engine, materialise: Ma
     again = materialise(window_end=NEW_YEAR)
     after = read_tables(files)
     assert {name for name in before if before[name] != after[name]} == set()
-    unchanged = "bars, holes, events and settings are as they were, so nothing was computed"
+    unchanged = "bars, holes, events and settings did not change, so nothing was computed"
     assert read_notes(again) == {
         "market_roi_statistics": f"2 of 2 markets: {unchanged}",
         "market_comparisons": f"1 of 1 pairs: {unchanged}",

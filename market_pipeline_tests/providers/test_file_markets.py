@@ -259,7 +259,7 @@ def test_prices_that_are_called_adjusted_are_so_without_a_second_close(folder: F
         ("symbol,quote\n,EUR\n", r"line 2: symbol '' is malformed"),
         ("symbol,quote\nSAP,EUR\n\nsap,USD\n", r"line 4: symbol 'SAP' is on line 2 as well.*one"),
         ("symbol,colour\nSAP,red\n", r"line 1: column 'colour' is unknown.*symbol, calendar"),
-        ("symbol,quote,quote\nSAP,EUR,EUR\n", r"line 1: column 'quote' is there twice"),
+        ("symbol,quote,quote\nSAP,EUR,EUR\n", r"line 1: column 'quote' appears twice"),
         ("quote\nEUR\n", r"line 1: there is no column 'symbol'.*add it"),
         ("symbol,quote\nSAP,EUR,USD\n", r"line 2: .*3 cells.*2 columns.*quotation marks"),
         ('symbol,quote\n"SAP,EUR\n', r"line \d: .*unexpected end of data"),
@@ -281,7 +281,7 @@ def test_a_table_that_is_no_utf_8_says_where(folder: Folder) -> None:
     """Windows' own encoding is no guess of ours."""
     folder.write("SAP")
     (folder.path / "markets.csv").write_bytes("symbol,name\nSAP,München\n".encode("cp1252"))
-    with pytest.raises(SettingError, match=r"markets\.csv line 2: byte 0xfc is no UTF-8.*save it"):
+    with pytest.raises(SettingError, match=r"markets\.csv line 2: byte 0xfc is not UTF-8.*save it"):
         folder.find("SAP")
 
 

@@ -101,7 +101,9 @@ def test_timeout_is_worth_another_try() -> None:
 
 def test_wrong_symbol_is_refused_for_good() -> None:
     """Another market's prices never come through."""
-    with pytest.raises(PermanentProviderError, match="asked for BTC-USD, answered was 'ETH-USD'"):
+    with pytest.raises(
+        PermanentProviderError, match="asked for BTC-USD, the answer is for 'ETH-USD'"
+    ):
         fetch("BTC-USD:wrong_symbol")
 
 
@@ -350,25 +352,25 @@ def test_the_whole_grammar_is_read() -> None:
         ("BTC USD:timeout", "expected SYMBOL:FAULT"),
         ("$$$:timeout", r"symbol '\$\$\$' is malformed"),
         ("BTC-USD:timeout=3", "timeout takes no amount"),
-        ("BTC-USD:429=", "'' is no amount: expected a number above 0, such as 30"),
-        ("BTC-USD:429=-1", "'-1' is no amount"),
-        ("BTC-USD:429=nan", "'nan' is no amount"),
-        ("BTC-USD:429=1e9", "'1e9' is no amount"),
+        ("BTC-USD:429=", "'' is not an amount: expected a number above 0, such as 30"),
+        ("BTC-USD:429=-1", "'-1' is not an amount"),
+        ("BTC-USD:429=nan", "'nan' is not an amount"),
+        ("BTC-USD:429=1e9", "'1e9' is not an amount"),
         ("BTC-USD:truncated_history=2.5", "expected a whole number above 0, such as 10"),
         ("BTC-USD:split", "split needs a time, such as split@2024-01-05"),
         ("BTC-USD:restated_bar", "restated_bar needs a time"),
         ("BTC-USD:split@2024-01-05..2024-01-08", "split takes one moment"),
         ("BTC-USD:rescaled@2024-01-05..2024-01-08", "rescaled takes one moment"),
-        ("BTC-USD:timeout@yesterday", "'yesterday' is no time: expected UTC such as 2024-01-05"),
+        ("BTC-USD:timeout@yesterday", "'yesterday' is not a time: expected UTC such as 2024-01-05"),
         ("BTC-USD:timeout@2024-01-08..2024-01-05", "ends before it begins"),
         ("BTC-USD:timeout@2024-01-08..2024-01-08", "ends before it begins"),
-        ("BTC-USD:timeout@2024-01-08..", "'' is no time"),
+        ("BTC-USD:timeout@2024-01-08..", "'' is not a time"),
         ("BTC-USD:timeout x0", "option 'x0' is unknown: expected x2, 30%, 1h, 1d, since=TIME"),
         ("BTC-USD:timeout 101%", "option '101%' is unknown"),
         ("BTC-USD:timeout 1w", "option '1w' is unknown"),
-        ("BTC-USD:timeout until=soon", "'soon' is no time"),
-        ("BTC-USD:timeout@0001-01-01T00:00+14:00", "is no time"),
-        ("BTC-USD:timeout@9999-12-31", "is no time"),
+        ("BTC-USD:timeout until=soon", "'soon' is not a time"),
+        ("BTC-USD:timeout@0001-01-01T00:00+14:00", "is not a time"),
+        ("BTC-USD:timeout@9999-12-31", "is not a time"),
     ],
 )
 def test_a_wrong_entry_is_told_with_what_was_expected(entry: str, said: str) -> None:

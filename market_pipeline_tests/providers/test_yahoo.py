@@ -275,7 +275,7 @@ def test_e9_another_currency_is_refused() -> None:
 def test_d13_an_answer_for_another_symbol_is_refused() -> None:
     """Yahoo mixing up two charts must not mix up two series."""
     body = load_recording("yahoo/chart_msft_1y_dividends_2021.json")
-    with pytest.raises(PermanentProviderError, match="asked for AAPL, answered was 'MSFT'"):
+    with pytest.raises(PermanentProviderError, match="asked for AAPL, the answer is for 'MSFT'"):
         parse_bars(body, find("AAPL"), Interval.DAY, LATER)
 
 

@@ -11,10 +11,10 @@ import pandas as pd
 from sqlalchemy import Engine, text
 
 from market_pipeline.domain.records import UTC_DTYPE, build_bar_frame
+from market_pipeline.storage.bulk.staging import stage_frame
+from market_pipeline.storage.bulk.upsert import merge_staged, take_dataset_version
 from market_pipeline.storage.ledgers import dataset_version
-from market_pipeline.storage.staging import stage_frame
 from market_pipeline.storage.tables import ingestion_run, market, market_aggregate
-from market_pipeline.storage.upsert import merge_staged, take_dataset_version
 
 MONDAY = datetime(2024, 1, 1, tzinfo=UTC)
 FIRST_COMMIT = datetime(2024, 6, 1, tzinfo=UTC)

@@ -15,10 +15,10 @@ from market_pipeline.ingestion.write import write_markets
 from market_pipeline.readers import fetch_latest, open_serving_cache
 from market_pipeline.readers.latest import make_fill
 from market_pipeline.readers.serving import ServingCache
-from market_pipeline.storage import stamps
-from market_pipeline.storage.latest_queries import read_latest_rows
-from market_pipeline.storage.stamps import stamp_markets
-from market_pipeline.storage.watch import APPLICATION_NAME
+from market_pipeline.storage.latest import market_versions
+from market_pipeline.storage.latest.listener import APPLICATION_NAME
+from market_pipeline.storage.latest.market_versions import stamp_markets
+from market_pipeline.storage.latest.values import read_latest_rows
 from market_pipeline_tests.cache.conftest import wait_until
 from market_pipeline_tests.cache.valkey import Valkey
 from market_pipeline_tests.ingestion.test_next_run import LATER, NOON, Pipeline
@@ -71,8 +71,8 @@ def read_price(engine: Engine, cache: ServingCache) -> float:
 def read_stamp(engine: Engine, scope: str = SCOPE) -> int:
     """Return a market's stamp, which is the same alone and among others."""
     with engine.connect() as connection:
-        stamp, _ = stamps.read_stamp(connection, scope)
-        assert stamps.read_stamps(connection, [scope, "mock:OTHER"])[scope] == stamp
+        stamp, _ = market_versions.read_stamp(connection, scope)
+        assert market_versions.read_stamps(connection, [scope, "mock:OTHER"])[scope] == stamp
         return stamp
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event, text
 from market_pipeline.domain.errors import SettingError, UnknownMarketError
 from market_pipeline.readers import fetch_latest, open_serving_cache, read_latest
 from market_pipeline.readers.serving import ServingCache
-from market_pipeline.storage.latest_queries import build_latest_query
+from market_pipeline.storage.latest.values import build_latest_query
 from market_pipeline_tests.readers.writing import (
     find_market_id,
     write_markets_with_prices,
@@ -159,7 +159,7 @@ def test_every_part_is_found_by_index(stored: Engine) -> None:
     with stored.connect() as connection:
         connection.execute(text("SET LOCAL enable_seqscan = off"))
         query, parameters = build_latest_query([("mock", "BTC-USD")])
-        plan = connection.exec_driver_sql(f"EXPLAIN (FORMAT json) {query}", parameters).scalar_one()
+        plan = connection.execute(text(f"EXPLAIN (FORMAT json) {query}"), parameters).scalar_one()
     nodes = list(walk(plan[0]["Plan"]))
     for table in ("market_aggregate", "market_snapshot", "market_roi_statistic"):
         kinds = {node["Node Type"] for node in nodes if node.get("Relation Name") == table}

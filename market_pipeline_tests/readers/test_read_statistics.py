@@ -9,8 +9,8 @@ from sqlalchemy import Engine, text
 
 from market_pipeline import read_comparisons, read_roi_statistics
 from market_pipeline.domain.errors import HistoryRequestError, UnknownMarketError
+from market_pipeline.storage.bulk.upsert import upsert_frame
 from market_pipeline.storage.tables import market_comparison
-from market_pipeline.storage.upsert import upsert_frame
 from market_pipeline_tests.ingestion.test_next_run import NOON
 from market_pipeline_tests.readers.writing import find_market_id, write_markets_with_prices
 

@@ -71,7 +71,7 @@ def test_a_hole_is_refused_with_its_reason_and_what_fills_it(pipeline: Pipeline)
         ]  # fmt: skip
     change_holes(pipeline, "tries = 4")
     assert len(read(pipeline, "explained")) == 8
-    with pytest.raises(IncompleteHistoryError, match="Nothing would bring it now"):
+    with pytest.raises(IncompleteHistoryError, match="No command can fetch it now"):
         read(pipeline)
     change_holes(pipeline, "reason = 'fetch_failed'")
     with pytest.raises(IncompleteHistoryError) as failed:

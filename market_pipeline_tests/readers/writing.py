@@ -12,9 +12,9 @@ from market_pipeline.domain.roi import compute_roi_statistics
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.write import write_rows
-from market_pipeline.storage.final_bars import plan_market_spans, read_spans
+from market_pipeline.storage.bars.final_bars import plan_market_spans, read_spans
+from market_pipeline.storage.bulk.upsert import WriteCounts
 from market_pipeline.storage.tables import market_roi_statistic, market_snapshot
-from market_pipeline.storage.upsert import WriteCounts
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
 
 SYMBOLS = ("BTC-USD", "ETH-USD")

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import psutil
 import psycopg2
 
-from market_pipeline.storage import embedded, embedded_keeper
+from market_pipeline.storage.server import embedded, embedded_keeper
 
 ROLE = "analyst"
 # Each of these characters means something else in an address unless it is percent-encoded.

@@ -41,7 +41,7 @@ def find_listeners(port: int) -> set[str]:
 
 
 def test_make_dev_serves_loopback_only_and_leaves_nothing_behind() -> None:
-    """UI, daemon and API: it says where, listens on loopback alone, and SIGTERM ends all of it."""
+    """UI, daemon and API on loopback alone; a screen when all is there, a sentence at the end."""
     port, api_port = choose_port(), choose_port()
     with make_project(API_PORT=str(api_port)) as project:
         command = project.make("dev", f"PORT={port}")
@@ -54,10 +54,29 @@ def test_make_dev_serves_loopback_only_and_leaves_nothing_behind() -> None:
             assert find_listeners(port) == find_listeners(api_port) == {LOOPBACK}
             assert project.is_served()
             check_addresses_start_nothing(ui)
+            read_log = ui.services.read_log
+            wait_for(lambda: "Ctrl-C" in read_log(), TASK_SECONDS, "the screen", ui.services)
+            assert read_screen(read_log()) == {
+                "Dagster's UI": ui.address,
+                "Dashboard": address,
+                "Schedule": "off (*/15 * * * *, UTC); ingest_schedule under Automation in the UI",
+                "Data": f"PostgreSQL in {project.folder}/state",
+                "Look into it": "market-pipeline db shell",
+                "End": "Ctrl-C",
+            }
+            shown = len(read_log())
 
             ui.services.stop()
 
+            ended = "Ended: Dagster's UI, its daemon and the dashboard. What is stored stays."
+            assert read_log()[shown:].strip() == ended
             check_nothing_is_left(project, ui.services)
+
+
+def read_screen(log: str) -> dict[str, str]:
+    """Return the lines of two columns."""
+    found = re.findall(r"^  ([A-Z][a-zA-Z' ]+?)  +(\S.*)$", log, re.MULTILINE)
+    return dict(found)
 
 
 def check_addresses_start_nothing(ui: DagsterUI) -> None:

@@ -1,6 +1,7 @@
 """Pages for people: the dashboard, rendered on the server.
 
-One module a page, each with a ``router``: rows of ``storage.page_queries`` in, a template out. What
-a page shows is built by pure functions. ``formats`` writes values, ``charts`` and ``pictures``
-draw, ``rendering`` answers, ``assets`` sends scripts and style sheets. No page asks a provider.
+One module for each page, with a ``router``: it reads rows of ``storage`` and renders a
+template. Pure functions build what a page shows. ``formats`` writes values, ``charts`` and
+``pictures`` draw, ``rendering`` answers, ``assets`` sends scripts and style sheets. No page sends a
+request to a provider.
 """

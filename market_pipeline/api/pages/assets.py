@@ -1,4 +1,4 @@
-"""Scripts and style sheets, served by us: their addresses change with what is in them."""
+"""Scripts and style sheets from this server; an address changes with its content."""
 
 import gzip
 import hashlib
@@ -37,7 +37,7 @@ def find_asset_path(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def list_assets() -> dict[str, Path]:
-    """Return every file that is served: ours, and the charts' library from its package."""
+    """Return every served file: our own, and the library of charts from its package."""
     from importlib.metadata import distribution
 
     library = Path(str(distribution("plotly").locate_file(f"plotly/package_data/{PLOTLY}")))

@@ -1,7 +1,7 @@
 """Interactive charts as plain JSON, drawn in the browser by Plotly; no Plotly is imported here.
 
-A colour is written ``var(--name)``: the page's script puts the style sheet's value there, so that a
-chart follows the theme. Times are UTC, values as stored, and what is missing is null.
+A colour is written ``var(--name)``. The page's script replaces it with the style sheet's value, so
+a chart follows the theme. Times are UTC, values are as stored, and a missing value is null.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

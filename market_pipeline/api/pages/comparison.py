@@ -19,8 +19,9 @@ from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.pairs import read_pairs
 from market_pipeline.readers.resolve import read_all_markets
 from market_pipeline.settings import read_statistics_settings
-from market_pipeline.storage import page_queries
-from market_pipeline.storage.statistics_queries import StatisticSpan
+from market_pipeline.storage.bars.stored import read_ratio
+from market_pipeline.storage.markets.lookup import read_active_markets
+from market_pipeline.storage.statistics.series import StatisticSpan, read_compared_horizons
 
 router = APIRouter(include_in_schema=False)
 MAX_SIDE = 25
@@ -51,17 +52,17 @@ def show_comparison(
 ) -> Response:
     """Show how markets moved together over a horizon, and two of them against each other."""
     with open_snapshot(services.engine) as connection:
-        markets = page_queries.read_compared_markets(connection)
+        markets = read_active_markets(connection)
         shown = choose_markets(markets, q)
         ids = [market["market_id"] for market in shown]
         pairs = read_shown_pairs(connection, ids, horizon)
-        horizons = list_horizons(page_queries.read_compared_horizons(connection), horizon)
+        horizons = list_horizons(read_compared_horizons(connection), horizon)
         first, second = choose_pair(markets, base, quote)
-        ratio: list[Mapping[str, Any]] = []
+        ratio: Sequence[Mapping[str, Any]] = ()
         if first and second:
             start = datetime.now(UTC) - timedelta(days=max(365, int(horizon[:-1])))
             key = (first["market_id"], second["market_id"])
-            ratio = page_queries.read_ratio(connection, *key, start)
+            ratio = read_ratio(connection, *key, start)
     name = f"{first['symbol']} / {second['symbol']}" if first and second else ""
     ratios = [row["base_close"] / row["quote_close"] for row in ratio]
     dates = [row["open_time"] for row in ratio]

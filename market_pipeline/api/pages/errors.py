@@ -1,4 +1,4 @@
-"""What a person sees who asked for a page that cannot be shown: the same problem, as a page."""
+"""The page for a request that cannot be answered: the same problem as on other routes, as HTML."""
 
 import json
 

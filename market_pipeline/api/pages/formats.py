@@ -1,6 +1,6 @@
-"""How values are written on pages: numbers, fractions, times, ages, reasons. Pure.
+"""Formats of values on pages: numbers, fractions, times, ages, reasons. Pure.
 
-What is missing is a dash; the exact value goes into the page beside what is written here.
+A missing value is a dash. The page also holds the exact value beside the formatted one.
 """
 
 from datetime import datetime, timedelta
@@ -15,18 +15,18 @@ REASONS = {
     "insufficient_data": "too few returns in this span",
     "zero_variance": "the price did not move",
     "no_downside": "no return was below the target",
-    "unexplained_hole": "bars are missing, and nobody knows why",
+    "unexplained_hole": "bars are missing without an explanation",
     "short_horizon": "too short a span to annualise",
-    "never_asked": "nobody asked for some of the bars yet",
-    "restating": "the provider restated its history, and it is being read again",
+    "never_asked": "no run has asked for some of the bars yet",
+    "restating": "the provider restated its history; runs are reading it again",
     "suspected_split": "a jump that looks like a split: confirm or dismiss it",
-    "mixed_parsing": "its bars were read in two ways: markets reload reads the older ones again",
-    "no_common_date": "there is no day that both have",
+    "mixed_parsing": "two parser versions read its bars: use `markets reload`",
+    "no_common_date": "the two markets have no day in common",
     "quote_currency_differs": "quoted in different currencies",
-    "close_skew": "the two close too far apart in time",
-    "out_of_range": "beyond what a number can hold",
+    "close_skew": "the two markets close too far apart in time",
+    "out_of_range": "too large or too small for a number",
     "fetch_failed": "the request failed",
-    "provider_empty": "the provider has nothing there",
+    "provider_empty": "the provider has no bars there",
     "no_trades": "nothing was traded",
     "quarantined": "the bar came, but was impossible",
     "before_first": "before the market's first bar",
@@ -95,7 +95,7 @@ def format_age(value: datetime, now: datetime) -> str:
 
 
 def describe_reason(reason: str | None) -> str:
-    """Return what a reason means; one that is not known here says itself."""
+    """Return the meaning of a reason; an unknown reason is returned as it is."""
     return REASONS.get(reason or "", reason or "")
 
 
@@ -107,7 +107,7 @@ def describe_direction(value: float | None) -> str:
 
 
 def exact(value: Any) -> str:
-    """Return a number as the database has it, to its last digit."""
+    """Return a number with all digits of the database."""
     return "" if value is None else repr(float(value))
 
 

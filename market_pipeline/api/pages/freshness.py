@@ -1,7 +1,7 @@
-"""How fresh a market is on a page: what ``domain.freshness`` says, by a clock that is late.
+"""Freshness of a market on a page, from ``domain.freshness`` with a clock that is late.
 
-Runs come every quarter of an hour or so, and a page is read at any time: a market is behind when
-what was due some hours ago is not there.
+Runs come about every quarter of an hour, and a page is read at any time. So a market is behind only
+when a bar that was due some hours ago is missing.
 """
 
 import os
@@ -19,7 +19,7 @@ from market_pipeline.ingestion.freshness import describe_series
 from market_pipeline.providers.base import Provider
 from market_pipeline.providers.registry import load_provider
 from market_pipeline.readers.resolve import read_all_markets
-from market_pipeline.storage.watch_queries import read_coverage_rows
+from market_pipeline.storage.coverage.listings import read_coverage_rows
 
 _GRACE = {Interval.HOUR: timedelta(hours=3), Interval.DAY: timedelta(hours=12)}
 _NOT_LATE = timedelta(0)
@@ -63,7 +63,7 @@ def read_series(connection: Connection) -> dict[int, list[TrackedSeries]]:
 
 
 def summarise_freshness(series: Sequence[TrackedSeries], now: datetime) -> Freshness:
-    """Return how a market stands; of several late series the one that is longest behind."""
+    """Return the freshness of a market; of several late series that of the latest one."""
     if all(one.watermark is None for one in series):
         return Freshness("empty", None)
     late = [found for one in series if (found := _find_delay(one, now)) is not None]
@@ -73,7 +73,7 @@ def summarise_freshness(series: Sequence[TrackedSeries], now: datetime) -> Fresh
 
 
 def _find_delay(series: TrackedSeries, now: datetime) -> Freshness | None:
-    """Return how a late series stands; None when it is not late, or nobody can tell."""
+    """Return the delay of a series; None if it is not late, or if that is unknown."""
     # By the minute: the markets of one calendar then share an answer.
     clock = now.replace(second=0, microsecond=0) - _GRACE[series.interval]
     try:

@@ -1,7 +1,7 @@
 """The page of a market: price and risk over time, statistics, coverage, revisions, quarantine."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Annotated, Any
@@ -18,11 +18,15 @@ from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.coverage_map import EXPLAINED, HOLE, MISSING, cut_time, map_coverage
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.readers.resolve import build_unknown_error
+from market_pipeline.readers.resolve import build_unknown_error, find_market_called
 from market_pipeline.readers.why import pick_value
 from market_pipeline.settings import read_statistics_settings
-from market_pipeline.storage import page_queries
-from market_pipeline.storage.coverage import read_coverage, read_flaws
+from market_pipeline.storage.bars.quarantine import list_quarantine
+from market_pipeline.storage.bars.revisions import read_revised
+from market_pipeline.storage.bars.stored import read_newest_bars
+from market_pipeline.storage.coverage.ledger import read_coverage, read_flaws
+from market_pipeline.storage.latest.values import read_snapshot
+from market_pipeline.storage.statistics.series import read_newest_roi
 
 router = APIRouter(include_in_schema=False)
 MAX_ROWS = 50
@@ -70,9 +74,10 @@ def show_market(
 ) -> Response:
     """Show the market called ``provider:symbol``, or the primary one of a symbol."""
     with open_snapshot(services.engine) as connection:
-        market = page_queries.read_market(connection, name)
-        if market is None:
+        found = find_market_called(connection, name)
+        if found is None:
             raise build_unknown_error(connection, [name[:60].upper()])
+        market = {"market_id": found.market_id, **asdict(found.record)}
         shown = read_shown(connection, market, interval, bars)
     return answer_page(request, "market.html", {**shown, "interval": interval.value, "count": bars})
 
@@ -82,7 +87,7 @@ def read_shown(
 ) -> dict[str, Any]:
     """Return what the page shows of a market."""
     market_id = market["market_id"]
-    bars = page_queries.read_newest_bars(connection, market_id, interval.value, count)
+    bars = read_newest_bars(connection, market_id, interval.value, count)
     coverage = read_coverage(connection, [market_id])
     # Weeks are built from days, and miss what those miss.
     flaws = read_flaws(connection, [market_id], min(interval, Interval.DAY, key=_LENGTH))
@@ -91,19 +96,17 @@ def read_shown(
     return {
         "market": market,
         "bars": bars,
-        "snapshot": page_queries.read_snapshot(connection, market_id),
+        "snapshot": read_snapshot(connection, market_id),
         "chart": build_market_chart(bars, interval, market, flaws, least),
         "line": draw_line(break_at_gaps(opens, closes, [market["calendar"]], interval), 1_000, 220),
-        "statistics": [
-            (row, build_cells(row)) for row in page_queries.read_statistics(connection, market_id)
-        ],
+        "statistics": [(row, build_cells(row)) for row in read_newest_roi(connection, market_id)],
         "strips": [
             strip
             for (_, of), known in sorted(coverage.items(), key=lambda item: item[0][1].value)
             if (strip := build_strip(of.value, known, datetime.now(UTC))) is not None
         ],
-        "revisions": page_queries.read_revised(connection, market_id, MAX_ROWS),
-        "quarantined": page_queries.read_quarantined(connection, market_id, MAX_ROWS),
+        "revisions": read_revised(connection, market_id, MAX_ROWS),
+        "quarantined": list_quarantine(connection, MAX_ROWS, market_id=market_id),
     }
 
 

@@ -18,10 +18,11 @@ from market_pipeline.api.services import Services, get_services
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.settings import SEVERITIES
-from market_pipeline.storage.alerts import read_alerts
-from market_pipeline.storage.history_queries import read_newest_version
-from market_pipeline.storage.page_queries import read_overview, read_sparks
-from market_pipeline.storage.page_run_queries import read_run_totals
+from market_pipeline.storage.alerts.outbox import read_alerts
+from market_pipeline.storage.bars.history import read_newest_version
+from market_pipeline.storage.bars.stored import read_sparks
+from market_pipeline.storage.markets.listings import read_overview
+from market_pipeline.storage.runs.receipts import read_run_totals
 
 router = APIRouter(include_in_schema=False)
 PAGE_ROWS = 100
@@ -93,7 +94,7 @@ def draw_spark(row: Mapping[str, Any], calendar: str) -> Polyline | None:
 
 
 def rank_alerts(alerts: Sequence[Row[Any]]) -> list[Row[Any]]:
-    """Return alerts with those first whose cause lasts and nobody took on, then the worst."""
+    """Return alerts: first those that last and that nobody acknowledged, then by severity."""
     return sorted(
         alerts,
         key=lambda one: (

@@ -1,4 +1,4 @@
-"""Pictures that need no script: lines and strips as SVG paths. Pure."""
+"""Pictures without a script: lines and strips as SVG paths. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def draw_line(
 
 
 def _join_places(places: Sequence[tuple[float, float] | None]) -> tuple[str, ...]:
-    """Return runs of places as points of lines; one that stands alone is a line to itself."""
+    """Return runs of places as points of lines; a single place is a line of its own."""
     runs = [list(run) for is_gap, run in groupby(places, lambda one: one is None) if not is_gap]
     doubled = [run * 2 if len(run) == 1 else run for run in runs]
     return tuple(" ".join(f"{x},{y}" for x, y in filter(None, run)) for run in doubled)

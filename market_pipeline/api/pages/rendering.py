@@ -1,6 +1,6 @@
-"""From a template and what it shows to an answer: escaped, with an ETag of what a reader would see.
+"""Rendering: a template and its values as an escaped answer, with an ETag of its content.
 
-The tag leaves out how old things are, so that a page which only aged is answered with 304.
+The tag does not include ages, so a page that only became older answers with 304.
 """
 
 import hashlib

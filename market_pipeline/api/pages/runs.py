@@ -11,7 +11,15 @@ from market_pipeline.api.pages.rendering import answer_page
 from market_pipeline.api.problems import ProblemError
 from market_pipeline.api.services import Services, get_services
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.storage import page_run_queries
+from market_pipeline.storage.bars.quarantine import list_quarantine
+from market_pipeline.storage.bars.revisions import read_restated_bars, read_version_batches
+from market_pipeline.storage.coverage.holes import read_holes, read_run_holes
+from market_pipeline.storage.runs.receipts import (
+    read_run_tables,
+    read_run_totals,
+    read_run_with_totals,
+    read_worst_markets,
+)
 
 router = APIRouter(include_in_schema=False)
 MAX_RUNS = 50
@@ -24,9 +32,9 @@ def show_runs(request: Request, services: Annotated[Services, Depends(get_servic
     """Show the last runs, all holes and the rows in quarantine."""
     with open_snapshot(services.engine) as connection:
         shown = {
-            "runs": page_run_queries.read_run_totals(connection, MAX_RUNS),
-            "holes": page_run_queries.read_holes(connection, MAX_EXCEPTIONS),
-            "quarantined": page_run_queries.read_refused_rows(connection, None, MAX_EXCEPTIONS),
+            "runs": read_run_totals(connection, MAX_RUNS),
+            "holes": read_holes(connection, MAX_EXCEPTIONS),
+            "quarantined": list_quarantine(connection, MAX_EXCEPTIONS, status="open"),
         }
     return answer_page(request, "runs.html", {**shown, "link_run": services.dagster.link_run})
 
@@ -37,19 +45,19 @@ def show_run(
 ) -> Response:
     """Show a run's receipt."""
     with open_snapshot(services.engine) as connection:
-        run = page_run_queries.read_run(connection, run_id)
+        run = read_run_with_totals(connection, run_id)
         if run is None:
-            detail = f"no receipt of a run {run_id}: /runs lists them; those without change go"
+            detail = f"run {run_id} has no receipt (old ones are removed): /runs lists the receipts"
             raise ProblemError(404, "Not Found", detail)
         shown = {
             "run": run,
             "request_text": json.dumps(run["request"], indent=2, sort_keys=True),
-            "receipts": page_run_queries.read_run_receipts(connection, run_id, MAX_ROWS),
-            "tables": page_run_queries.read_written_tables(connection, run_id),
-            "holes": page_run_queries.read_run_holes(connection, run_id, MAX_EXCEPTIONS),
-            "quarantined": page_run_queries.read_refused_rows(connection, run_id, MAX_EXCEPTIONS),
-            "versions": page_run_queries.read_version_batches(connection, run, MAX_ROWS),
-            "restated": page_run_queries.read_restated_bars(connection, run, MAX_EXCEPTIONS),
+            "receipts": read_worst_markets(connection, run_id, MAX_ROWS),
+            "tables": read_run_tables(connection, run_id).to_dict("records"),
+            "holes": read_run_holes(connection, run_id, MAX_EXCEPTIONS),
+            "quarantined": list_quarantine(connection, MAX_EXCEPTIONS, run_id=run_id),
+            "versions": read_version_batches(connection, run, MAX_ROWS),
+            "restated": read_restated_bars(connection, run, MAX_EXCEPTIONS),
             "dagster_url": services.dagster.link_run(str(run_id)),
         }
     return answer_page(request, "run.html", shown)

@@ -1,4 +1,4 @@
-"""The page on which a person hands API_TOKEN in once and gets a cookie; no other page needs it."""
+"""The sign-in page: takes API_TOKEN once and sets a cookie for the other pages."""
 
 import time
 from typing import Annotated
@@ -64,7 +64,7 @@ async def sign_in(
         return HTMLResponse(page, 404)
     if not is_token(token, expected):
         services.wrong_sign_ins.note(address)
-        return HTMLResponse(_render(next_path, "That is not the token."), 401)
+        return HTMLResponse(_render(next_path, "The token is wrong."), 401)
     answer = RedirectResponse(_keep_local(next_path), 303)
     session = build_session(expected, time.time())
     answer.set_cookie(

@@ -1,4 +1,4 @@
-"""The why page: a statistic down to its method, bars, revisions, runs and requests."""
+"""The why page: the method, bars, revisions, runs and requests behind a statistic."""
 
 from typing import Annotated
 

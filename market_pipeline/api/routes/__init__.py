@@ -1,1 +1,1 @@
-"""Routes that programs use, one module a subject; each has a ``router``."""
+"""Routes for programs, one module for each subject; each has a ``router``."""

@@ -1,4 +1,4 @@
-"""The API's description: OpenAPI, and a page whose scripts are a package's."""
+"""The API's description: OpenAPI, and a page with scripts from an installed package."""
 
 import copy
 from pathlib import Path

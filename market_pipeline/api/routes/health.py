@@ -1,4 +1,4 @@
-"""Health for those who watch: alive, and ready with what is degraded. Open to everybody."""
+"""Health for monitoring: alive, and ready with the parts that are degraded. Open to everybody."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -28,23 +28,23 @@ class Readiness(BaseModel):
     """Which parts answer."""
 
     status: Literal["ok", "degraded", "unavailable"] = Field(
-        description="degraded: reads work, with what is named missing; unavailable: they do not"
+        description="degraded: reads work without the named parts; unavailable: they do not"
     )
     degraded: list[str] = Field(
-        description="Of database, cache, dagster and alerts, those in trouble"
+        description="The parts in trouble, of database, cache, dagster and alerts"
     )
 
 
 @router.get("/healthz", summary="Whether the process answers")
 async def tell_health() -> Health:
-    """Answer; asks nobody else."""
+    """Answer without asking any other part."""
     return Health()
 
 
 @router.get(
     "/readyz",
     response_model=Readiness,
-    responses={503: {"model": Readiness, "description": "Without its database nothing is served"}},
+    responses={503: {"model": Readiness, "description": "Nothing is served without the database"}},
     summary="Which parts answer",
 )
 async def tell_readiness(services: Annotated[Services, Depends(get_services)]) -> Response:

@@ -1,4 +1,4 @@
-"""Bars, statistics and comparisons of a market: of now, of a time, of a dataset version."""
+"""Bars, statistics and comparisons of a market, as of now, a time, or a dataset version."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -46,8 +46,8 @@ from market_pipeline.readers.resolve import (
 )
 from market_pipeline.readers.statistics import read_comparisons, read_roi_statistics
 from market_pipeline.readers.why import Explanation, explain_statistic
-from market_pipeline.storage.history_queries import BarSpan
-from market_pipeline.storage.stamps import read_stamp
+from market_pipeline.storage.bars.history import BarSpan
+from market_pipeline.storage.latest.market_versions import read_stamp
 
 router = APIRouter(prefix="/api/markets/{symbol}", tags=["read"])
 _SPANS = {
@@ -62,7 +62,7 @@ _DEMANDED = _TABLE | describe_problems(409)
 Limit = Annotated[int, Query(ge=1, le=MAX_ROWS, description="Most rows of one answer")]
 Cursor = Annotated[
     str | None,
-    Query(max_length=MAX_CURSOR_CHARACTERS, description="`next_cursor` of the page before"),
+    Query(max_length=MAX_CURSOR_CHARACTERS, description="`next_cursor` of the previous page"),
 ]
 
 
@@ -148,7 +148,7 @@ def list_roi(
     "/comparisons",
     response_model=ComparisonTable,
     responses=_TABLE,
-    summary="A market beside others",
+    summary="Comparisons of a market with others",
 )
 def list_comparisons(
     request: Request,
@@ -185,7 +185,7 @@ def list_comparisons(
     )  # fmt: skip
 
 
-@router.get("/why", responses=_PROBLEMS, summary="Why a statistic is what it is")
+@router.get("/why", responses=_PROBLEMS, summary="The data behind a statistic")
 def explain(
     services: ServicesNeeded,
     symbol: Symbol,

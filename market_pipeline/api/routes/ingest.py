@@ -23,7 +23,7 @@ router = APIRouter(prefix="/api", tags=["ingestion"])
 _NO_STORE = {"Cache-Control": "no-store"}
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,5})(?:$|[,;\s])")
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    202: {"model": IngestPending, "description": "It has not ended: ask at statusUrl"},
+    202: {"model": IngestPending, "description": "The run has not ended: ask at statusUrl"},
     502: {"model": IngestAnswer, "description": "The run failed: nothing usable came"},
 }
 
@@ -78,7 +78,7 @@ async def ingest(
 
 @router.get(
     "/ingest/{run_id}",
-    summary="How a run stands that was started over HTTP",
+    summary="The state of a run that was started over HTTP",
     response_model=IngestAnswer,
     responses={202: _RESPONSES[202], **describe_problems(400, 401, 404, 503)},
 )
@@ -87,10 +87,10 @@ async def tell_ingest(
     services: Annotated[Services, Depends(get_services)],
     launcher: Annotated[Launcher, Depends(get_launcher)],
 ) -> Response:
-    """Answer with the receipt of a run that ended, or 202 again. A failed run is told with 200."""
+    """Answer with the receipt of a run that ended, or 202 again. A failed run answers 200."""
     state = await launcher.read_state(run_id)
     if state is None:
-        raise ProblemError(404, "Not Found", f"Dagster knows no run {run_id}")
+        raise ProblemError(404, "Not Found", f"Dagster has no run {run_id}")
     if not state.has_ended:
         return _tell_pending(services, run_id)
     return JSONResponse((await launcher.read(run_id, state)).body, 200, _NO_STORE)
@@ -114,14 +114,16 @@ async def cron(
     """
     if not holds_bearer(request.scope["headers"], services.configuration.cron_secret):
         challenge = {"WWW-Authenticate": 'Bearer realm="market-pipeline cron"'}
-        detail = "send `Authorization: Bearer` with CRON_SECRET; unset, it lets nobody in"
+        detail = (
+            "send `Authorization: Bearer` with CRON_SECRET; without CRON_SECRET nobody may call it"
+        )
         raise ProblemError(401, "Unauthorized", detail, {**challenge, **_NO_STORE})
     wish = IngestCommand((), "cron", f"cron:{datetime.now(UTC):%Y-%m-%dT%H:%M}")
     return await _serve(services, launcher, wish, services.configuration.ingest_wait_seconds)
 
 
 def choose_wait(prefer: str, most_seconds: float) -> float:
-    """Return how long to wait, as the Prefer header (RFC 7240) has it, within the setting."""
+    """Return the seconds to wait from the Prefer header (RFC 7240), at most the setting."""
     if "respond-async" in prefer.lower():
         return 0.0
     asked = _WAIT.search(prefer.lower())

@@ -1,4 +1,4 @@
-"""What is complete, and what runs did: coverage, holes, receipts."""
+"""Coverage, holes, and the receipts of runs."""
 
 from typing import Annotated
 from uuid import UUID
@@ -16,9 +16,15 @@ from market_pipeline.readers.encoding import encode_json, list_records
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.resolve import find_market_ids
 from market_pipeline.settings import split_list
-from market_pipeline.storage import queries
-from market_pipeline.storage.coverage_queries import list_coverage, list_holes, list_never_asked
-from market_pipeline.storage.history_queries import read_newest_version
+from market_pipeline.storage.bars.history import read_newest_version
+from market_pipeline.storage.coverage.holes import list_holes
+from market_pipeline.storage.coverage.listings import list_coverage, list_never_asked
+from market_pipeline.storage.runs.receipts import (
+    read_run,
+    read_run_markets,
+    read_run_tables,
+    read_runs,
+)
 
 router = APIRouter(prefix="/api", tags=["read"])
 _TABLE = {200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 406, 503)}
@@ -37,7 +43,7 @@ _NEVER_ASKED_COLUMNS = ("symbol", "provider", "interval", "starts_at", "ends_at"
     "/coverage",
     response_model=CoverageTable,
     responses=_TABLE | describe_problems(404),
-    summary="What is there, and holes",
+    summary="Coverage and holes",
 )
 def tell_coverage(
     request: Request,
@@ -78,7 +84,7 @@ def list_runs(
     """List the last runs."""
     chosen = choose_format(request, kind)
     with open_snapshot(services.engine) as connection:
-        rows = queries.read_runs(connection, limit)
+        rows = read_runs(connection, limit)
         origin = Origin(dataset_version=read_newest_version(connection) or None)
     return answer_table(chosen, rows, origin, "runs")
 
@@ -92,12 +98,12 @@ def list_runs(
 def tell_run(services: ServicesNeeded, run_id: UUID) -> Response:
     """Return what a run was asked, and what it wrote by market and by table."""
     with open_snapshot(services.engine) as connection:
-        run = queries.read_run(connection, run_id)
+        run = read_run(connection, run_id)
         if run is None:
-            detail = f"run {run_id} has left no receipt: GET /api/runs lists those that have"
+            detail = f"run {run_id} has no receipt: GET /api/runs lists the receipts"
             raise ProblemError(404, "Not Found", detail)
-        markets = queries.read_run_markets(connection, run_id)
-        tables = queries.read_run_tables(connection, run_id)
+        markets = read_run_markets(connection, run_id)
+        tables = read_run_tables(connection, run_id)
         origin = Origin(dataset_version=read_newest_version(connection) or None)
     link = f"{services.configuration.dagster_url}/runs/{run_id}"
     receipt = {

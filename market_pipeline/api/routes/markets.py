@@ -18,8 +18,8 @@ from market_pipeline.api.problems import describe_problems
 from market_pipeline.readers.latest import fetch_latest
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.storage.queries import read_market_list
-from market_pipeline.storage.stamps import EVERYTHING, read_stamp
+from market_pipeline.storage.latest.market_versions import EVERYTHING, read_stamp
+from market_pipeline.storage.markets.listings import read_market_list
 
 router = APIRouter(prefix="/api", tags=["read"])
 
@@ -28,7 +28,7 @@ router = APIRouter(prefix="/api", tags=["read"])
     "/markets",
     response_model=MarketTable,
     responses={200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 406, 503)},
-    summary="All markets that are stored",
+    summary="All stored markets",
 )
 def list_markets(request: Request, services: ServicesNeeded, kind: Format = None) -> Response:
     """List markets by symbol and provider, also those that are no longer ingested."""
@@ -47,7 +47,7 @@ def list_markets(request: Request, services: ServicesNeeded, kind: Format = None
     "/markets/{symbol}/latest",
     response_model=LatestValues,
     responses={200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 404, 406, 503)},
-    summary="Everything that is newest of a market",
+    summary="The latest values of a market",
 )
 def tell_latest(
     request: Request,

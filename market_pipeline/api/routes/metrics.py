@@ -1,6 +1,6 @@
-"""Figures for those who watch: totals of runs, the state of the database, and this process's own.
+"""Metrics for monitoring: totals of runs, the state of the database, and this process's own.
 
-A database that does not answer is a figure too, so a scrape never fails for it.
+A database that does not answer is a metric too, so a scrape never fails because of it.
 """
 
 import time
@@ -20,8 +20,7 @@ from market_pipeline.api.services import Services, get_services
 from market_pipeline.observability import run_metrics
 from market_pipeline.observability.metrics import Metric, Sample, collect, gauge
 from market_pipeline.settings import read_ingestion_defaults
-from market_pipeline.storage.metric_queries import LAST_SUCCESS, read_gauges
-from market_pipeline.storage.metric_totals import read_totals
+from market_pipeline.storage.alerts.metrics import LAST_SUCCESS, read_gauges, read_totals
 
 router = APIRouter(tags=["metrics"])
 DATABASE_UP = gauge("database_up", "Whether the database answers")
@@ -45,13 +44,15 @@ class Figure(BaseModel):
 
     type: Literal["counter", "gauge", "histogram"]
     name: str = Field(examples=["ingestion_success_total"])
-    value: float = Field(description="The number; of a histogram the sum of what was observed")
+    value: float = Field(description="The number; for a histogram the sum of the observations")
     timestamp: float = Field(description="When it was read, in seconds since 1970 (UTC)")
     labels: dict[str, str]
-    count: int | None = Field(default=None, description="Of a histogram: how many were observed")
+    count: int | None = Field(
+        default=None, description="Of a histogram: the number of observations"
+    )
     sum: float | None = Field(default=None, description="Of a histogram: their sum")
     buckets: dict[str, int] | None = Field(
-        default=None, description="Of a histogram: how many were at most so much; cumulative"
+        default=None, description="Of a histogram: observations up to each bound; cumulative"
     )
 
 

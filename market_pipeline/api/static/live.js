@@ -32,7 +32,7 @@
       if (!changes) return;
       document.dispatchEvent(new Event("live"));
       say(`Updated ${new Date().toISOString().slice(11, 19)} UTC`);
-    } catch { say("No answer: what is shown may be old"); }
+    } catch { say("No answer: this page may be out of date"); }
   };
   pause.hidden = false;
   pause.addEventListener("click", () => {

@@ -1,4 +1,4 @@
-"""What Alembic runs: this project's tables, on the connection it was handed."""
+"""The environment of Alembic: this project's tables, on the connection of the caller."""
 
 from alembic import context
 

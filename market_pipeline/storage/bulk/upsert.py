@@ -1,0 +1,174 @@
+"""The write path: a frame into a table, changing only what differs.
+
+Rows are staged without any lock (``staging.py``). The merge then takes one global advisory lock, so
+that merges follow one another: no deadlock, no unique violation, and dataset versions in commit
+order. One join finds what is new or differs; only that is written, so writing the same data twice
+changes nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+
+import pandas as pd
+from sqlalchemy import Connection, Table
+
+from market_pipeline.storage.bulk.staging import Staged, find_types, stage_frame
+from market_pipeline.storage.server.watchdog import allow
+from market_pipeline.storage.tables import SCHEMA
+
+MERGE_LOCK = 0x4D50_4D45
+REPLACED_BY = ["known_until", "replaced_by_version", "replaced_by_run"]
+# The join hashes the stored rows; too little memory would send it to disk.
+_MEMORY = "SET LOCAL work_mem = '96MB'"
+_LOCK = f"SELECT pg_advisory_xact_lock({MERGE_LOCK})"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCounts:
+    """What the database did with the rows of a write; some of the updated left a revision."""
+
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    revised: int = 0
+
+    def __add__(self, other: "WriteCounts") -> "WriteCounts":
+        return WriteCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def written(self) -> int:
+        """Rows that are new or changed."""
+        return self.inserted + self.updated
+
+
+def upsert_frame(
+    connection: Connection, table: Table, frame: pd.DataFrame, stamps: Mapping[str, object]
+) -> WriteCounts:
+    """Write a frame inside the caller's transaction and count what changed.
+
+    Args:
+        connection: In a transaction; nothing is visible before its commit.
+        table: A table with a primary key; see ``tables.py`` for what its ``info`` may say.
+        frame: One column for each column of the table but the stamps. Of rows with the same key
+            the last is kept.
+        stamps: The value of each stamp column.
+    """
+    return merge_staged(connection, stage_frame(connection, table, frame), stamps)
+
+
+@allow("bulk")
+def merge_staged(
+    connection: Connection, staged: Staged, stamps: Mapping[str, object]
+) -> WriteCounts:
+    """Merge staged rows into their table, under the lock until the transaction ends."""
+    if not staged.count:
+        return WriteCounts()
+    # Of rows that the planner knows nothing of yet it would go through all for each that comes.
+    settings = f"{_MEMORY}; SET LOCAL enable_nestloop = {'off' if staged.span else 'on'}"
+    statement = f"{_LOCK}; {settings}; {build_merge(staged, list(stamps))}"
+    parameters = {
+        **staged.parameters,
+        **{f"stamp_{key}": stamps[key] for key in stamps},
+        **{f"first_{key}": first for key, (first, _) in staged.span.items()},
+        **{f"last_{key}": last for key, (_, last) in staged.span.items()},
+    }
+    # One round trip, three snapshots: the merge sees what was committed before the lock was had.
+    inserted, updated, revised = connection.exec_driver_sql(statement, parameters).one()
+    if not staged.relation:
+        connection.exec_driver_sql("DROP TABLE incoming")
+    return WriteCounts(inserted, updated, staged.count - inserted - updated, revised)
+
+
+def lock_merges(connection: Connection) -> None:
+    """Wait for the merges before this one; later ones wait until the transaction ends."""
+    connection.exec_driver_sql(_LOCK)
+
+
+def take_dataset_version(connection: Connection) -> int:
+    """Return the next dataset version; the merge lock is held, so versions follow commit order."""
+    version = connection.exec_driver_sql(f"{_LOCK}; SELECT nextval('{SCHEMA}.dataset_version_seq')")
+    return int(version.scalar_one())
+
+
+def build_merge(staged: Staged, stamps: list[str]) -> str:
+    """Return the statement that merges ``incoming`` and answers inserted, updated, revised.
+
+    All parts of a statement see the rows as they were before it, so revisions keep the old values.
+    Counting ``delta`` first makes the join end before the first row is written: it would otherwise
+    read the rows that it just inserted again and again.
+    """
+    table, name = staged.table, _name(staged.table)
+    keys = [column.name for column in table.primary_key]
+    values = [column for column in staged.columns if column not in keys]
+    same_key = _match(staged, "delta")
+    is_whole = "(SELECT count(*) FROM delta) > 0"
+    changes = [f'"{column}" = delta."{column}"' for column in values]
+    changes += [f'"{stamp}" = {_stamp(table, stamp)}' for stamp in stamps]
+    selected = [f'delta."{column}"' for column in staged.columns]
+    selected += [_stamp(table, stamp) for stamp in stamps]
+    return f"""
+        WITH {staged.relation}delta AS MATERIALIZED ({_build_delta(staged, keys[0], values)}),
+        {_build_revisions(table, same_key)}
+        changed AS (UPDATE {name} stored SET {", ".join(changes)} FROM delta
+            WHERE {same_key} AND delta.is_stored AND {is_whole} RETURNING 1),
+        added AS (INSERT INTO {name} ({_quote([*staged.columns, *stamps])})
+            SELECT {", ".join(selected)} FROM delta
+            WHERE NOT is_stored AND {is_whole} RETURNING 1)
+        SELECT (SELECT count(*) FROM added), (SELECT count(*) FROM changed),
+            (SELECT count(*) FROM revised)
+    """
+
+
+def _match(staged: Staged, rows: str) -> str:
+    """Return the condition that a stored row has the key of one of the rows.
+
+    What all keys have in common is said beside it: of a large table only that part is read.
+    """
+    parts = [f'stored."{key.name}" = {rows}."{key.name}"' for key in staged.table.primary_key]
+    for key, (first, last) in staged.span.items():
+        kind = find_types(staged.table, (key,))[0]
+        least, most = (f"%({end}_{key})s::{kind}" for end in ("first", "last"))
+        parts.append(
+            f'stored."{key}" = {least}'
+            if first == last
+            else f'stored."{key}" BETWEEN {least} AND {most}'
+        )
+    return " AND ".join(parts)
+
+
+def _build_delta(staged: Staged, key: str, values: list[str]) -> str:
+    table = staged.table
+    differs = [f'stored."{name}" IS DISTINCT FROM incoming."{name}"' for name in values]
+    return f"""
+        SELECT incoming.*, stored."{key}" IS NOT NULL AS is_stored
+        FROM incoming LEFT JOIN {_name(table)} stored ON {_match(staged, "incoming")}
+        WHERE stored."{key}" IS NULL
+            OR ({" OR ".join(differs or ["false"])}) AND {table.info.get("guard", "true")}
+    """
+
+
+def _build_revisions(table: Table, same_key: str) -> str:
+    revisions: Table | None = table.info.get("revisions")
+    if revisions is None:
+        return "revised AS (SELECT WHERE false),"
+    kept = [column.name for column in table.columns]
+    replacing = [_stamp(table, name) for name in ("known_at", "dataset_version", "run_id")]
+    return f"""
+        revised AS (INSERT INTO {_name(revisions)} ({_quote([*kept, *REPLACED_BY])})
+            SELECT {", ".join([*(f'stored."{name}"' for name in kept), *replacing])}
+            FROM delta JOIN {_name(table)} stored ON {same_key}
+            WHERE delta.is_stored AND stored.is_final RETURNING 1),
+    """
+
+
+def _stamp(table: Table, name: str) -> str:
+    kind = find_types(table, (name,))[0]
+    return f"%(stamp_{name})s::{kind}"
+
+
+def _name(table: Table) -> str:
+    return f'"{table.schema}"."{table.name}"'
+
+
+def _quote(names: list[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)

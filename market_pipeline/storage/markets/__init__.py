@@ -1,0 +1,4 @@
+"""Markets: found by name, listed, registered, switched off, removed; and their exchanges' sessions.
+
+Not here: their bars (``bars``).
+"""

@@ -1,0 +1,115 @@
+"""Operations on a whole market: switch it off and on, remove it for good.
+
+Not here: registering what a run ingests (``registration``).
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from uuid import uuid4
+
+from sqlalchemy import Connection, Engine, Table, text, update
+
+from market_pipeline.domain.errors import ClaimTimeoutError
+from market_pipeline.storage.bulk.upsert import lock_merges
+from market_pipeline.storage.latest.market_versions import stamp_everything
+from market_pipeline.storage.ledgers import fetch_claim, metadata
+from market_pipeline.storage.runs.claims import renew_claim, show_life, take_claim
+from market_pipeline.storage.server.watchdog import allow
+from market_pipeline.storage.tables import market
+
+PURGE_ROWS = 5_000
+_CLAIM_TTL = timedelta(minutes=10)
+
+
+def set_active(engine: Engine, market_ids: Sequence[int], is_active: bool) -> int:
+    """Switch markets on or off, and return how many were not so before; data stay."""
+    change = (
+        update(market)
+        .where(market.c.market_id.in_(market_ids), market.c.is_active.is_(not is_active))
+        .values(is_active=is_active)
+    )
+    with engine.begin() as connection:
+        lock_merges(connection)
+        changed = connection.execute(change).rowcount
+        if changed:
+            stamp_everything(connection)
+        return changed
+
+
+def count_rows(connection: Connection, market_id: int) -> dict[str, int]:
+    """Return how many rows each table holds of a market, for tables that hold any."""
+    counts = {
+        table.name: connection.execute(
+            text(f"SELECT count(*) FROM {table.fullname} WHERE {condition}"),
+            {"market_id": market_id},
+        ).scalar_one()
+        for table, condition in list_children()
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def purge_market(engine: Engine, market_id: int) -> Iterator[tuple[str, int]]:
+    """Remove a market and everything that names it, and yield each table with its rows.
+
+    It is switched off first, so that no run begins with it, and claimed, so that none is at work
+    on it. Each transaction removes 5,000 rows at most. Interrupted, it leaves the market switched
+    off, and is done by another call.
+
+    Raises:
+        ClaimTimeoutError: A run is fetching it.
+    """
+    set_active(engine, [market_id], is_active=False)
+    purge_id = uuid4()
+    with show_life(engine, purge_id):
+        token = take_claim(engine, market_id, purge_id, _CLAIM_TTL)
+        if token is None:
+            raise ClaimTimeoutError(
+                f"market {market_id} is being fetched by a run: it is switched off now; try again "
+                "when that run has ended"
+            )
+        for table, condition in list_children():
+            if table is not fetch_claim:
+                yield table.name, _delete_rows(engine, table, condition, market_id, token)
+        yield market.name, _delete_market(engine, market_id)
+
+
+def list_children() -> list[tuple[Table, str]]:
+    """Return the tables that name a market, with the condition that finds its rows."""
+    children = []
+    for table in metadata.sorted_tables:
+        keys = [
+            column.name
+            for column in table.columns
+            if any(key.column.table is market for key in column.foreign_keys)
+        ]
+        # A revision carries its market without a foreign key.
+        keys = keys or (["market_id"] if "market_id" in table.columns else [])
+        if keys and table is not market:
+            children.append((table, " OR ".join(f"{key} = :market_id" for key in keys)))
+    return children
+
+
+@allow("bulk")
+def _delete_rows(engine: Engine, table: Table, condition: str, market_id: int, token: int) -> int:
+    statement = text(
+        f"DELETE FROM {table.fullname} WHERE ctid = ANY(ARRAY("
+        f"SELECT ctid FROM {table.fullname} WHERE {condition} LIMIT {PURGE_ROWS}))"
+    )
+    removed = 0
+    while True:
+        with engine.begin() as connection:
+            count = connection.execute(statement, {"market_id": market_id}).rowcount
+        removed += count
+        if count < PURGE_ROWS:
+            return removed
+        renew_claim(engine, market_id, token, _CLAIM_TTL)
+
+
+@allow("bulk")
+def _delete_market(engine: Engine, market_id: int) -> int:
+    with engine.begin() as connection:
+        lock_merges(connection)
+        for table in (fetch_claim, market):
+            last = connection.execute(table.delete().where(table.c.market_id == market_id))
+        stamp_everything(connection)
+        return last.rowcount

@@ -1,0 +1,208 @@
+"""Registration of markets: their rows, and the primary market of each symbol.
+
+Not here: which of them a run fetches (``ingestion.request``).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
+
+from market_pipeline.domain.records import Market
+from market_pipeline.storage.bars.stored import has_bars
+from market_pipeline.storage.bulk.upsert import WriteCounts, lock_merges
+from market_pipeline.storage.latest.market_versions import stamp_everything
+from market_pipeline.storage.tables import market
+
+_COLUMNS = (
+    "provider", "provider_market_id", "symbol", "name", "base", "quote", "venue", "calendar",
+    "price_basis",
+)  # fmt: skip
+FACTS = ("calendar", "quote", "price_basis")
+"""What bars are read by: while a market has bars, only ``markets reload`` changes these."""
+Rows = Mapping[tuple[str, str], Mapping[str, Any]]
+
+
+def ensure_market(engine: Engine, one: Market, claim_primary: bool) -> int:
+    """Return a market's key; registers it where it is new."""
+    with engine.begin() as connection:
+        register_markets(connection, [one], claim_primary)
+        known = _read_known(connection, [one])
+    return int(known[_key(one)]["market_id"])
+
+
+def activate_market(engine: Engine, one: Market, claim_primary: bool) -> None:
+    """Register a market, or take a deactivated one back."""
+    with engine.begin() as connection:
+        lock_merges(connection)
+        if (one.provider, one.provider_market_id) in find_inactive(connection, [one]):
+            newest = select(func.max(market.c.listed_from)).where(*_is_same(one))
+            this = (*_is_same(one), market.c.listed_from == newest.scalar_subquery())
+            connection.execute(update(market).where(*this).values(is_active=True))
+            stamp_everything(connection)
+        register_markets(connection, [one], claim_primary)
+
+
+def keep_facts(connection: Connection, markets: Sequence[Market]) -> list[Market]:
+    """Return markets with the stored facts where they have bars, and a note where those differ."""
+    known = _read_known(connection, markets)
+    return [_keep_stored(connection, one, known.get(_key(one), {})) for one in markets]
+
+
+def _keep_stored(connection: Connection, one: Market, stored: Mapping[str, Any]) -> Market:
+    differing = [name for name in FACTS if stored and stored[name] != getattr(one, name)]
+    if not differing or not has_bars(connection, stored["market_id"]):
+        return one
+    kept = " and ".join(f"{name.replace('_', ' ')} {stored[name]}" for name in differing)
+    told = " and ".join(getattr(one, name) for name in differing)
+    note = (
+        f"{kept} {'is' if len(differing) == 1 else 'are'} kept as stored, though {one.provider} "
+        f"says {told}: `market-pipeline markets reload {one.provider}:{one.symbol}` would change "
+        f"{'it' if len(differing) == 1 else 'them'}"
+    )
+    assumed = "; ".join(filter(None, (one.assumed, note)))
+    return replace(one, **{name: stored[name] for name in differing}, assumed=assumed)
+
+
+def _key(one: Market) -> tuple[str, str]:
+    return one.provider, one.provider_market_id
+
+
+def _is_same(one: Market) -> tuple[ColumnElement[bool], ...]:
+    return (
+        market.c.provider == one.provider,
+        market.c.provider_market_id == one.provider_market_id,
+    )
+
+
+def find_inactive(connection: Connection, markets: Sequence[Market]) -> set[tuple[str, str]]:
+    """Return the provider and provider's id of those that are stored, and nowhere active."""
+    key = (market.c.provider, market.c.provider_market_id)
+    query = (
+        select(*key)
+        .where(tuple_(*key).in_([_key(one) for one in markets]))
+        .group_by(*key)
+        .having(~func.bool_or(market.c.is_active))
+    )
+    return {(row[0], row[1]) for row in connection.execute(query)}
+
+
+def register_markets(
+    connection: Connection,
+    markets: Sequence[Market],
+    claim_primary: bool,
+    replace_facts: bool = False,
+) -> WriteCounts:
+    """Insert or update market rows; a symbol's primary is the configured provider's.
+
+    A market is who its provider says it is: one with a new symbol keeps its row and its history;
+    another one under a symbol that was in use begins a row of its own, and the former one ends.
+    Calendar, quote and price basis of one that has bars stay as they are. Waits for other writers
+    only when something has to change.
+
+    Args:
+        connection: In a transaction.
+        markets: As routed.
+        claim_primary: Take the place of another provider's primary market; without it only a
+            vacant place is taken.
+        replace_facts: Change also what stored bars were read by: the caller reads them again.
+    """
+    if not replace_facts:
+        markets = keep_facts(connection, markets)
+    if not _find_work(connection, markets, claim_primary):
+        return WriteCounts(unchanged=len(markets))
+    lock_merges(connection)
+    known = _read_known(connection, markets)
+    counts = WriteCounts()
+    # Renamed ones first: they give their old symbols free for others.
+    for one in sorted(markets, key=lambda one: _key(one) not in known):
+        counts += _register(connection, one, known)
+    for one in markets:
+        _settle_primary(connection, one, claim_primary)
+    stamp_everything(connection)
+    return counts
+
+
+def _find_work(connection: Connection, markets: Sequence[Market], claim_primary: bool) -> bool:
+    known = _read_known(connection, markets)
+    primaries = _read_primaries(connection, [one.symbol for one in markets])
+    return any(
+        _find_changes(one, known.get(_key(one))) != {}
+        or _wants_primary(one, primaries.get(one.symbol), claim_primary)
+        for one in markets
+    )
+
+
+def _read_known(connection: Connection, markets: Sequence[Market]) -> Rows:
+    """Return the active rows of some markets, by provider and provider's id."""
+    columns = (market.c.provider, market.c.provider_market_id)
+    query = select(market).where(
+        tuple_(*columns).in_([_key(one) for one in markets]), market.c.is_active
+    )
+    rows = (dict(row) for row in connection.execute(query).mappings())
+    return {(row["provider"], row["provider_market_id"]): row for row in rows}
+
+
+def _read_primaries(connection: Connection, symbols: Sequence[str]) -> dict[str, str]:
+    query = select(market.c.symbol, market.c.provider).where(
+        market.c.symbol.in_(symbols), market.c.is_primary
+    )
+    return {row.symbol: row.provider for row in connection.execute(query)}
+
+
+def _find_changes(one: Market, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(one, name) for name in _COLUMNS}
+    row["intervals"] = [interval.value for interval in one.intervals]
+    return row if known is None else {k: v for k, v in row.items() if known[k] != v}
+
+
+def _register(connection: Connection, one: Market, known: Rows) -> WriteCounts:
+    stored = known.get(_key(one))
+    changes = _find_changes(one, stored)
+    if stored is None:
+        if _retire_namesake(connection, one):
+            changes["listed_from"] = datetime.now(UTC).date()
+        connection.execute(insert(market).values(changes))
+        return WriteCounts(inserted=1)
+    if not changes:
+        return WriteCounts(unchanged=1)
+    if "symbol" in changes:
+        _retire_namesake(connection, one)
+        changes["is_primary"] = False  # Of the old symbol; the new one's is settled next.
+        changes["former_symbols"] = [*stored["former_symbols"], stored["symbol"]]
+    this = market.c.market_id == stored["market_id"]
+    connection.execute(update(market).where(this).values(changes))
+    return WriteCounts(updated=1)
+
+
+def _retire_namesake(connection: Connection, one: Market) -> bool:
+    """End the market that had the symbol so far, if there was another; its history stays."""
+    same_name = (market.c.provider == one.provider, market.c.symbol == one.symbol)
+    another = (market.c.provider_market_id != one.provider_market_id, market.c.is_active)
+    ended = update(market).where(*same_name, *another).values(is_active=False, is_primary=False)
+    return connection.execute(ended).rowcount > 0
+
+
+def _wants_primary(one: Market, primary: str | None, claim: bool) -> bool:
+    return primary is None or (claim and primary != one.provider)
+
+
+def _settle_primary(connection: Connection, one: Market, claim: bool) -> None:
+    primary = _read_primaries(connection, [one.symbol]).get(one.symbol)
+    if not _wants_primary(one, primary, claim):
+        return
+    same_symbol = update(market).where(market.c.symbol == one.symbol)
+    connection.execute(same_symbol.where(market.c.is_primary).values(is_primary=False))
+    this = (market.c.provider == one.provider, market.c.is_active)
+    connection.execute(same_symbol.where(*this).values(is_primary=True))

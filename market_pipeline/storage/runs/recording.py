@@ -1,0 +1,113 @@
+"""Receipts as they are written: each transaction of a run adds to what was noted before.
+
+Not here: what is noted (``ingestion.receipts``), the end of a receipt (``closing``).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, cast, func, select, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
+
+from market_pipeline.storage.bulk.upsert import WriteCounts
+from market_pipeline.storage.ledgers import ingestion_request
+from market_pipeline.storage.tables import (
+    ingestion_run,
+    ingestion_run_market,
+    ingestion_run_table,
+)
+
+_RANK = {"ok": 0, "partial": 1, "failed": 2}
+CHANGES = ("inserted", "updated", "unchanged")
+_ADDED = (*CHANGES, *(f"derived_{name}" for name in CHANGES), "revised", "spikes")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRequest:
+    """What a run was asked, as its receipt keeps it.
+
+    Attributes:
+        run_id: The run. trigger: What started it. started_at: When it began (UTC).
+        provider: Providers, in order, separated by commas.
+        request: Symbols, look-back and window; what could not be read stands as it was given.
+    """
+
+    run_id: UUID
+    trigger: str
+    started_at: datetime
+    provider: str
+    request: Mapping[str, Any]
+
+
+def open_receipt(connection: Connection, asked: RecordedRequest) -> None:
+    """Insert the receipt of a run, unless it has one."""
+    row = {name: getattr(asked, name) for name in ("run_id", "trigger", "started_at", "provider")}
+    row["request"] = json.loads(json.dumps(asked.request, default=str))
+    connection.execute(insert(ingestion_run).values(row).on_conflict_do_nothing())
+
+
+def add_to_market(
+    connection: Connection, run_id: UUID, market_id: int, row: Mapping[str, Any]
+) -> None:
+    """Add a batch to a market's receipt: counts of rows add up, all else is as of now."""
+    statement = insert(ingestion_run_market).values(run_id=run_id, market_id=market_id, **row)
+    receipt, new = ingestion_run_market.c, statement.excluded
+    changes: dict[str, Any] = {name: new[name] for name in row}
+    changes |= {name: receipt[name] + new[name] for name in _ADDED if name in row}
+    for name in ("first_version", "watermark_before"):
+        if name in row:
+            changes[name] = func.coalesce(receipt[name], new[name])
+    changes["received"] = func.greatest(receipt["received"], new["received"])
+    if "last_version" in row:
+        changes["last_version"] = func.coalesce(new["last_version"], receipt["last_version"])
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["run_id", "market_id"], set_=changes)
+    )
+
+
+def insert_requests(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Note requests; the columns are the table's."""
+    if rows:
+        connection.execute(insert(ingestion_request), list(rows))
+
+
+def add_to_table(
+    connection: Connection, run_id: UUID, table_name: str, counts: WriteCounts
+) -> None:
+    """Add counts to a run's receipt of a table."""
+    receipt = ingestion_run_table.c
+    row = {name: getattr(counts, name) for name in CHANGES}
+    sums = {name: receipt[name] + row[name] for name in CHANGES}
+    statement = insert(ingestion_run_table).values(run_id=run_id, table_name=table_name, **row)
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["run_id", "table_name"], set_=sums)
+    )
+
+
+def add_to_request(connection: Connection, run_id: UUID, told: Mapping[str, Any]) -> None:
+    """Add to what a run was asked, as its receipt keeps it."""
+    receipt = ingestion_run.c
+    noted = update(ingestion_run).where(receipt.run_id == run_id)
+    connection.execute(noted.values(request=receipt.request.op("||")(cast(dict(told), JSONB))))
+
+
+def note_end(connection: Connection, run_id: UUID) -> None:
+    """Note that a run has ended which is no ingestion, so that it is not counted as one."""
+    this_run = ingestion_run.c.run_id == run_id
+    connection.execute(update(ingestion_run).where(this_run).values(ended_at=datetime.now(UTC)))
+
+
+def worsen_outcome(connection: Connection, run_id: UUID, outcome: str) -> None:
+    """Note an outcome, unless a worse one is noted, and that the run has just written."""
+    this_run = ingestion_run.c.run_id == run_id
+    # Locked: markets of one run commit from one process, but assets may not.
+    query = select(ingestion_run.c.outcome).where(this_run).with_for_update()
+    known = connection.execute(query).scalar()
+    worst = max(outcome, known or "ok", key=_RANK.__getitem__)
+    connection.execute(
+        update(ingestion_run).where(this_run).values(completed_at=datetime.now(UTC), outcome=worst)
+    )

@@ -1,0 +1,4 @@
+"""Statistics and comparisons as they are stored, and what they were computed from.
+
+Not here: their formulas (``domain``).
+"""

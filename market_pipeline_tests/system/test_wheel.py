@@ -1,0 +1,125 @@
+"""The wheel of the tree in an empty folder elsewhere: installed, set up, run, served."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from market_pipeline_tests.system.dagster_ui import choose_port, open_dagster_ui
+from market_pipeline_tests.system.project import ROOT, Project
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+
+SOURCES = ("setup.py", "pyproject.toml", "dagster.yaml", "workspace.yaml", "README.md")
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    """Run a command to its end and return its stdout."""
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy: a build leaves folders behind."""
+    source = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        shutil.copy(ROOT / name, source)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "market_pipeline", source / "market_pipeline", ignore=ignored)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    run(*pip, "-w", "dist", ".", folder=source)
+    (built,) = (source / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def home(wheel: Path) -> Iterator[Path]:
+    """An empty folder, which the account of an embedded server can enter, and an environment.
+
+    The environment borrows the packages of others from the tests' own, but not the product.
+    """
+    with tempfile.TemporaryDirectory(prefix="mp-wheel-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        venv.create(folder / "env")
+        names = {"base": str(folder / "env"), "platbase": str(folder / "env")}
+        packages = Path(sysconfig.get_path("purelib", vars=names))
+        (packages / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+        pip = [sys.executable, "-m", "pip", "--python", folder / "env/bin/python", "install"]
+        run(*pip, "-q", "--no-deps", "--no-index", str(wheel), folder=folder)
+        (folder / "project").mkdir()
+        yield folder
+
+
+def enter(home: Path, **settings: str) -> Project:
+    """Return the empty folder as a project whose commands are the environment's."""
+    return Project(home / "project", {"PATH": f"{home}/env/bin:/usr/bin:/bin", **settings})
+
+
+def call(project: Project, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the environment in the project, with nothing set but its path."""
+    return subprocess.run(
+        [project.folder.parent / "env/bin" / command[0], *command[1:]],
+        env={"PATH": project.environment["PATH"]}, cwd=project.folder,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_the_wheel_has_everything_that_is_no_python(wheel: Path) -> None:
+    """Templates, pages' files, the template of migrations, Dagster's two files; and no tests."""
+    ours = ROOT / "market_pipeline"
+    data = [file for file in ours.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {str(file.relative_to(ROOT)) for file in data}
+    assert expected - names == set()
+    assert {
+        "market_pipeline/project/dagster.yaml",
+        "market_pipeline/project/workspace.yaml",
+    } <= names
+    assert [name for name in names if "tests" in name] == []
+
+
+def test_a_folder_becomes_a_project_that_runs_and_is_served(home: Path) -> None:
+    """`init`, `ingest` and `dagster dev`, one after the other as a new user types them."""
+    project = enter(home)
+
+    made = call(project, "market-pipeline", "init")
+    assert made.returncode == 0, made.stderr
+    for name in ("dagster.yaml", "workspace.yaml"):
+        assert (project.folder / name).read_bytes() == (ROOT / name).read_bytes()
+    assert (project.folder / ".env").read_text() == f"DAGSTER_HOME='{project.folder}'\n"
+    (project.folder / "dagster.yaml").write_text(f"# mine\n{(ROOT / 'dagster.yaml').read_text()}")
+    again = call(project, "market-pipeline", "init")
+    assert "Wrote" not in again.stdout
+    assert (project.folder / "dagster.yaml").read_text().startswith("# mine\n")
+
+    ran = call(project, "market-pipeline", "ingest")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.rstrip().endswith(": ok")
+    assert (project.folder / ".state").is_dir()
+
+    port = choose_port()
+    command = [str(home / "env/bin/python"), "-m", "dagster", "dev", "-p", str(port)]
+    environment = {"PATH": project.environment["PATH"]}
+    with open_dagster_ui(command, port, environment, project.folder) as ui:
+        assert [run["status"] for run in ui.list_runs()] == ["SUCCESS"]
+
+
+def test_the_command_names_the_version_that_the_changelog_describes(home: Path) -> None:
+    """One place for the number; a release is the heading with a date."""
+    told = call(enter(home), "market-pipeline", "--version")
+    number = version("market-pipeline")
+    assert told.stdout == f"market-pipeline {number}\n"
+    assert f"\n## {number} (" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
