@@ -125,7 +125,9 @@ def _read_schedule(port: int) -> dict[str, Any] | None:
 
     address = f"http://{_HOST}:{port}/graphql"
     try:
-        answer = httpx.post(address, json={"query": _SCHEDULE}, timeout=_ANSWER_SECONDS)
+        answer = httpx.post(
+            address, json={"query": _SCHEDULE}, timeout=_ANSWER_SECONDS, trust_env=False
+        )
         found: dict[str, Any] = answer.raise_for_status().json()["data"]["scheduleOrError"]
     except (httpx.HTTPError, ValueError):
         return None
