@@ -27,8 +27,6 @@ from market_pipeline.orchestration.resources import (
 )
 from market_pipeline.storage.runs.evidence import RunEvidence, read_run_evidence
 
-_SHORT = ("outcome", "reason")
-
 
 @dataclass(frozen=True, slots=True)
 class CheckInput:
