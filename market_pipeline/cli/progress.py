@@ -36,6 +36,7 @@ _BAR_WIDTH = 20
 _STEPS = {
     "markets": "Registering markets",
     "market_aggregates": "Fetching bars",
+    "market_aggregates_checks": "Checking the bars",
     "market_snapshots": "Fetching prices",
     "market_comparisons": "Comparing markets",
     "market_roi_statistics": "Computing statistics",
