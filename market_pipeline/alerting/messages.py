@@ -126,7 +126,7 @@ def _bound(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, list | tuple):
-        return [_bound(one) for one in value[:MAX_MEMBERS]]
+        return [_bound(item) for item in value[:MAX_MEMBERS]]
     return make_inert(str(value), _MAX_REASON)
 
 

@@ -107,7 +107,7 @@ def report(connection: Connection, findings: Sequence[Finding], now: datetime) -
         findings: One for each fingerprint.
         now: The wall clock (UTC).
     """
-    by_fingerprint = {one.fingerprint: one for one in findings}
+    by_fingerprint = {finding.fingerprint: finding for finding in findings}
     known = outbox.find_open(connection, by_fingerprint)
     for fingerprint in sorted(by_fingerprint):
         _apply(connection, by_fingerprint[fingerprint], known.get(fingerprint), now)

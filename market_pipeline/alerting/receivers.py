@@ -176,7 +176,7 @@ def _pin(url: "httpx.URL") -> "list[tuple[httpx.URL, dict[str, Any]]]":
     if read_flag("ALERT_ALLOW_PRIVATE"):
         return [(url, {})]
     found = resolve(url.host, url.port or 443)
-    return [(url.copy_with(host=one), {"sni_hostname": url.host}) for one in found]
+    return [(url.copy_with(host=address), {"sni_hostname": url.host}) for address in found]
 
 
 def _read_result(answer: "httpx.Response") -> Sent:
@@ -202,7 +202,10 @@ def _send_chat(address: str, body: Mapping[str, Any]) -> Sent:
     service, data = _build_chat(address), body["data"]
     if service is None:
         return Sent(is_ok=False, error="Apprise cannot read the address")
-    lines = [data["message"], *(f"{one['name']}: {one['reason']}" for one in data["members"][1:])]
+    lines = [
+        data["message"],
+        *(f"{member['name']}: {member['reason']}" for member in data["members"][1:]),
+    ]
     lines += [line for line in (data["link"], f"What to do: {data['runbook']}") if line]
     title = f"{body['type'].removeprefix('alert.')} {data['severity']}: {data['kind']}"
     try:

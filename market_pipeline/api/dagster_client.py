@@ -166,7 +166,7 @@ class DagsterClient:
 
 
 def _is_daemon_alive(statuses: Sequence[Mapping[str, Any]], now: float) -> bool:
-    beats = [one["lastHeartbeatTime"] or 0 for one in statuses if one["required"]]
+    beats = [status["lastHeartbeatTime"] or 0 for status in statuses if status["required"]]
     return bool(beats) and min(beats) > now - _BEATS_WITHIN_SECONDS
 
 

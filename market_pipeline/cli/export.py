@@ -110,7 +110,7 @@ def _choose(connection: "Connection", symbols: list[str] | None) -> list[str]:
     from market_pipeline.readers.resolve import find_markets, read_all_markets
 
     found = find_markets(connection, symbols) if symbols else read_all_markets(connection)
-    return [f"{one.provider}:{one.symbol}" for one in found.values()]
+    return [f"{market.provider}:{market.symbol}" for market in found.values()]
 
 
 def _read(

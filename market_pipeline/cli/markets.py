@@ -75,11 +75,11 @@ def add(symbol: str, provider: str | None) -> None:
 
     defaults = read_ingestion_defaults()
     names = parse_provider_names(provider) if provider else defaults.providers
-    [(_, one)] = route_markets(parse_symbols([symbol]), names, os.environ)
+    [(_, market)] = route_markets(parse_symbols([symbol]), names, os.environ)
     with open_database() as engine:
-        activate_market(engine, one, claim_primary=names == defaults.providers)
-    click.echo(f"{one.provider} serves {one.symbol} ({one.name}): registered")
-    for name, value in _find_settings(one.symbol, one.provider):
+        activate_market(engine, market, claim_primary=names == defaults.providers)
+    click.echo(f"{market.provider} serves {market.symbol} ({market.name}): registered")
+    for name, value in _find_settings(market.symbol, market.provider):
         click.echo(f"To ingest it, set {name}={value}")
 
 
@@ -164,5 +164,5 @@ def _describe(table: str, rows: int) -> dict[str, Any]:
 def _find_market(connection: "Connection", name: str) -> tuple[int, str]:
     from market_pipeline.readers.resolve import find_markets
 
-    [(market_id, one)] = find_markets(connection, name).items()
-    return market_id, f"{one.provider}:{one.symbol}"
+    [(market_id, market)] = find_markets(connection, name).items()
+    return market_id, f"{market.provider}:{market.symbol}"

@@ -63,7 +63,7 @@ def runs(ctx: click.Context, limit: int, as_json: bool) -> None:
 
     with open_database() as engine, engine.connect() as connection:
         totals = read_run_totals(connection, limit)
-    rows = [{name: one[name] for name in _LISTED} for one in totals]
+    rows = [{name: total[name] for name in _LISTED} for total in totals]
     if not rows and not as_json:
         raise PipelineError(_NONE_YET)
     print_rows("Runs", rows, as_json)

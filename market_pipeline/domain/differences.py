@@ -392,11 +392,11 @@ def widen(trace: Trace | None, span: Window, calendar: str, interval: Interval) 
     return replace(trace, base=Window(min(window.start, span.start), max(window.end, span.end)))
 
 
-def find_span(one: Difference, calendar: str) -> tuple[datetime, datetime | None]:
+def find_span(difference: Difference, calendar: str) -> tuple[datetime, datetime | None]:
     """Return from where to where a difference goes; None: it may reach up to now."""
-    traces = one.list_traces()
+    traces = difference.list_traces()
     windows = [find_window(trace, calendar, interval) for interval, trace in traces]
-    windows += one.doubtful.values()
+    windows += difference.doubtful.values()
     is_ended = all(trace.upper.is_found for _, trace in traces)
     start = min(window.start for window in windows)
     return start, max(window.end for window in windows) if is_ended else None

@@ -169,7 +169,9 @@ def _build_requests(
     ]
     pages = pack_windows(parts, page)
     return tuple(
-        FetchRequest(interval, one, RELOAD, grid.count(one)) for one in pages if grid.count(one)
+        FetchRequest(interval, window, RELOAD, grid.count(window))
+        for window in pages
+        if grid.count(window)
     )
 
 

@@ -79,8 +79,8 @@ def _find_stale(connection: Connection, routes: Sequence[Route], due: datetime) 
     return Finding(
         DATA_STALE,
         {
-            name: f"{one.interval} bars end {_show(one.final_to)}, not {_show(one.expected_to)}"
-            for name, one in late.items()
+            name: f"{bars.interval} bars end {_show(bars.final_to)}, not {_show(bars.expected_to)}"
+            for name, bars in late.items()
         },
     )
 

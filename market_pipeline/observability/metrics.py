@@ -98,7 +98,7 @@ class Metric:
     def observe_all(self, values: Iterable[float], **labels: str) -> Sample:
         """Return what some observations come to."""
         seen = list(values)
-        buckets = tuple(sum(one <= bound for one in seen) for bound in self.bounds)
+        buckets = tuple(sum(value <= bound for value in seen) for bound in self.bounds)
         return Sample(self.name, self.name_series(labels), sum(seen), len(seen), buckets)
 
     def inc(self, amount: float = 1.0, **labels: str) -> None:
@@ -198,9 +198,9 @@ class _Store:
     def read(self) -> list[Sample]:
         with self._lock:
             return [
-                Sample(name, labels, one.value, one.count, tuple(one.buckets))
+                Sample(name, labels, series.value, series.count, tuple(series.buckets))
                 for name, found in self._series.items()
-                for labels, one in found.items()
+                for labels, series in found.items()
             ]
 
     def _find(self, metric: Metric, labels: Labels) -> _Series:

@@ -76,13 +76,13 @@ def check_freshness(case: CheckInput) -> CheckResult:
     request = case.request
     late = [
         {
-            "market": one.market.symbol,
-            "provider": one.market.provider,
-            "interval": one.interval.value,
-            "final to": _show(one.final_to),
-            "expected to": _show(one.expected_to),
+            "market": delay.market.symbol,
+            "provider": delay.market.provider,
+            "interval": delay.interval.value,
+            "final to": _show(delay.final_to),
+            "expected to": _show(delay.expected_to),
         }
-        for one in find_delays(case.routes, ids, known, request.window.end, request.now)
+        for delay in find_delays(case.routes, ids, known, request.window.end, request.now)
     ]
     series = sum(
         len(market.intervals)
@@ -136,12 +136,12 @@ def _locate(
     names = {row["market_id"]: _name(row) for row in case.evidence.receipt}
     return [
         {
-            **names[one["market_id"]],
-            "interval": one["interval"],
-            "open time": one["open_time"],
-            **{column: one[column] for column in columns},
+            **names[example["market_id"]],
+            "interval": example["interval"],
+            "open time": example["open_time"],
+            **{column: example[column] for column in columns},
         }
-        for one in examples
+        for example in examples
     ]
 
 

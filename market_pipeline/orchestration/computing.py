@@ -86,7 +86,7 @@ def compute_prices(
     prices = prices.astype({"market_id": "int64", "observed_at": UTC_DTYPE})  # none at all, too
     priced = prices.set_index("market_id")
     observed = priced["observed_at"]
-    wanted = {one: calendars[one] for one in priced.index}
+    wanted = {market_id: calendars[market_id] for market_id in priced.index}
     moments = pd.DatetimeIndex(observed).to_pydatetime()
     closed_by = dict(zip(wanted, moments, strict=True))
     with open_snapshot(engine) as connection:
@@ -176,7 +176,9 @@ def _describe(
     So an open flaw, which reaches to now, is the same whatever the clock.
     """
     firsts = {span.market_id: span.first for span in reversed(spans)}
-    lasts = {one: summaries[one].closed for one in firsts if one in summaries}
+    lasts = {
+        market_id: summaries[market_id].closed for market_id in firsts if market_id in summaries
+    }
     told: list[Any] = [[span.market_id, span.first, span.last] for span in spans]
     told += [
         [one, found.bars, found.version]

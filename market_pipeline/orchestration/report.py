@@ -145,14 +145,14 @@ def build_market_lines(markets: Sequence[Market]) -> list[ReportRow]:
     """Return one readable line for each market."""
     return [
         {
-            "market": one.symbol,
-            "provider": one.provider,
-            "name": one.name,
-            "venue": one.venue,
-            "calendar": one.calendar,
-            "bars": ", ".join(one.intervals),
+            "market": market.symbol,
+            "provider": market.provider,
+            "name": market.name,
+            "venue": market.venue,
+            "calendar": market.calendar,
+            "bars": ", ".join(market.intervals),
         }
-        for one in markets
+        for market in markets
     ]
 
 

@@ -145,8 +145,8 @@ def _find_meant(connection: Connection, names: Sequence[str] | None) -> dict[str
         active = read_active_markets(connection)
         return {_ALL: [(row["provider"], row["symbol"]) for row in active]}
     return {
-        name: [(one.record.provider, one.record.symbol)]
-        for name, one in find_named_markets(connection, names).items()
+        name: [(market.record.provider, market.record.symbol)]
+        for name, market in find_named_markets(connection, names).items()
     }
 
 
@@ -205,4 +205,4 @@ def read_latest(
         StorageError: The database cannot be opened; one handed in raises SQLAlchemy's own errors.
     """
     found = fetch_latest(symbols, engine, cache)
-    return build_latest_frame([(one.value, one.source) for one in found])
+    return build_latest_frame([(latest.value, latest.source) for latest in found])

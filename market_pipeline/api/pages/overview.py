@@ -77,7 +77,9 @@ def show_overview(
         version = read_newest_version(connection)
         alerts = rank_alerts(read_alerts(connection, _ALERTS_READ, with_resolved=False))
     calendars = {line.row["market_id"]: line.row["calendar"] for line in listing.lines}
-    sparks = {one["market_id"]: draw_spark(one, calendars[one["market_id"]]) for one in drawn}
+    sparks = {
+        spark["market_id"]: draw_spark(spark, calendars[spark["market_id"]]) for spark in drawn
+    }
     run = runs[0] if runs else None
     shown = {"listing": listing, "sparks": sparks, "run": run, "version": version}
     told = {
@@ -97,10 +99,10 @@ def rank_alerts(alerts: Sequence[Row[Any]]) -> list[Row[Any]]:
     """Return alerts: first those that last and that nobody acknowledged, then by severity."""
     return sorted(
         alerts,
-        key=lambda one: (
-            one.cleared_at is not None,
-            one.acknowledged_at is not None,
-            -SEVERITIES.index(one.severity),
+        key=lambda alert: (
+            alert.cleared_at is not None,
+            alert.acknowledged_at is not None,
+            -SEVERITIES.index(alert.severity),
         ),
     )
 

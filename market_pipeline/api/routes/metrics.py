@@ -105,7 +105,7 @@ def _complete(totals: list[Sample], gauges: list[Sample]) -> Iterator[Sample]:
     yield from run_metrics.add_zeros(totals, providers, TABLES)
     yield from gauges
     never = LAST_SUCCESS.sample(0, provider=",".join(providers))
-    if all((one.name, one.labels) != (never.name, never.labels) for one in gauges):
+    if all((gauge.name, gauge.labels) != (never.name, never.labels) for gauge in gauges):
         yield never
 
 
