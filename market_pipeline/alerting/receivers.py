@@ -81,7 +81,7 @@ def read_receivers() -> list[Receiver]:
 def call_heartbeat() -> Sent:
     """Call HEARTBEAT_URL once, if there is one."""
     address = read_variable("HEARTBEAT_URL")
-    return _ask("GET", address) if address else Sent(is_ok=True)
+    return _send_request("GET", address) if address else Sent(is_ok=True)
 
 
 def _check(address: str, label: str) -> None:
@@ -126,10 +126,10 @@ def _is_private_literal(host: str) -> bool:
 
 def _send_web(address: str, message_id: str, body: bytes) -> Sent:
     headers = sign(message_id, body, datetime.now(UTC), read_keys())
-    return _ask("POST", address, body, {"content-type": "application/json", **headers})
+    return _send_request("POST", address, body, {"content-type": "application/json", **headers})
 
 
-def _ask(
+def _send_request(
     method: str, address: str, body: bytes = b"", headers: Mapping[str, str] | None = None
 ) -> Sent:
     import httpx
@@ -140,15 +140,15 @@ def _ask(
     try:
         for target, extensions in _pin(url):
             try:
-                return _ask_once(method, target, url, body, headers or {}, extensions)
+                return _send_request_to(method, target, url, body, headers or {}, extensions)
             except httpx.ConnectError as error:
-                sent = Sent(is_ok=False, error=_describe(error))
+                sent = Sent(is_ok=False, error=_describe_error(error))
     except (httpx.HTTPError, RefusedAddressError, OSError) as error:
-        return Sent(is_ok=False, error=_describe(error))
+        return Sent(is_ok=False, error=_describe_error(error))
     return sent
 
 
-def _ask_once(
+def _send_request_to(
     method: str,
     target: "httpx.URL",
     url: "httpx.URL",
@@ -217,7 +217,7 @@ def _send_chat(address: str, body: Mapping[str, Any]) -> Sent:
             body_format="text",
         )
     except (RefusedAddressError, OSError, requests.RequestException, TypeError) as error:
-        return Sent(is_ok=False, error=_describe(error))
+        return Sent(is_ok=False, error=_describe_error(error))
     return Sent(bool(taken), "" if taken else "the service did not take it")
 
 
@@ -239,5 +239,5 @@ def _refuse_private(service: "apprise.NotifyBase") -> None:
         resolve(str(host), service.port or 443)
 
 
-def _describe(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return str(error) if isinstance(error, RefusedAddressError) else type(error).__name__

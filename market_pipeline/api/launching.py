@@ -148,7 +148,7 @@ class Launcher:
             if isinstance(error, TimeoutError):
                 raise self._services.dagster.describe_silence() from None
             raise
-        await run_in_threadpool(self._note, claim.launch_id, run_id)
+        await run_in_threadpool(self._note_run, claim.launch_id, run_id)
         self._watches.begin(run_id)
         return run_id
 
@@ -161,7 +161,7 @@ class Launcher:
         with self._services.engine.begin() as connection:
             release_launch(connection, launch_id)
 
-    def _note(self, launch_id: UUID, run_id: UUID) -> None:
+    def _note_run(self, launch_id: UUID, run_id: UUID) -> None:
         with self._services.engine.begin() as connection:
             note_run(connection, launch_id, run_id)
 

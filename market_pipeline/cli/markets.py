@@ -122,9 +122,11 @@ def purge(name: str, yes: bool, as_json: bool) -> None:
             market_id, shown = _find_market(connection, name)
             counts = count_rows(connection, market_id)
         if not yes:
-            print_rows(f"Rows of {shown}", [_describe(table, n) for table, n in counts.items()])
+            print_rows(
+                f"Rows of {shown}", [_describe_table(table, n) for table, n in counts.items()]
+            )
             click.confirm(f"Remove {shown} and these rows for good?", abort=True)
-        removed = [_describe(table, n) for table, n in purge_market(engine, market_id) if n]
+        removed = [_describe_table(table, n) for table, n in purge_market(engine, market_id) if n]
     print_rows(f"Removed of {shown}", removed, as_json)
 
 
@@ -157,7 +159,7 @@ def reload_stored(
     ctx.exit(code)
 
 
-def _describe(table: str, rows: int) -> dict[str, Any]:
+def _describe_table(table: str, rows: int) -> dict[str, Any]:
     return {"table": table, "rows": rows}
 
 

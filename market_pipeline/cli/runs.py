@@ -171,13 +171,13 @@ def _build_table(markets: Sequence[Mapping[str, Any]], is_short: bool) -> Any:
 
 
 def _pick_cells(row: Mapping[str, Any], is_short: bool) -> tuple[object, ...]:
-    name = row["symbol"] if is_short else _name(row)
+    name = row["symbol"] if is_short else _name_market(row)
     new = _add(row, "inserted", "derived_inserted")
     changed = _add(row, "updated", "derived_updated", "revised")
     return name, new, changed, row["holes_left"], row["watermark_after"], row["outcome"]
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def _name_market(row: Mapping[str, Any]) -> str:
     """Return a market as readers take it; one that no provider serves has its symbol alone."""
     return ":".join(filter(None, (row["provider"], row["symbol"])))
 
@@ -192,7 +192,7 @@ def _list_reasons(receipt: Mapping[str, Any], markets: Sequence[Mapping[str, Any
     shown = [(row, row["reason"] or row["assumed"]) for row in markets[:_SHOWN_MARKETS]]
     error = receipt["error"] or ""
     return [
-        f"{_name(row)}: {text}"
+        f"{_name_market(row)}: {text}"
         for row, text in shown
         if text and text not in error  # An error that lists them says it already.
     ]

@@ -150,8 +150,8 @@ def read_open_rows(connection: Connection, row_ids: Sequence[int] | None) -> pd.
     unknown = sorted(set(row_ids) - set(rows["row_id"]))
     if unknown:
         raise PipelineError(
-            f"row {_list(unknown)} is not in the quarantine: `market-pipeline quarantine list` "
-            "shows what is"
+            f"row {_format_ids(unknown)} is not in the quarantine: `market-pipeline quarantine "
+            "list` shows what is"
         )
     closed = rows[rows["status"] != "open"]
     if len(closed):
@@ -163,7 +163,7 @@ def read_open_rows(connection: Connection, row_ids: Sequence[int] | None) -> pd.
     return rows
 
 
-def _list(row_ids: Iterable[int]) -> str:
+def _format_ids(row_ids: Iterable[int]) -> str:
     return ", ".join(map(str, row_ids))
 
 

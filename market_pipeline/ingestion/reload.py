@@ -234,7 +234,7 @@ def reload_market(engine: Engine, run: Run, route: Route, market_id: int) -> Ite
         token = wait_for_claim(engine, market_id, run.run_id, CLAIM_TIME, CLAIM_PATIENCE)
         try:
             claimed = BarBatch(route, market_id, token, (), Progress())
-            requests = _mark(engine, run, claimed)
+            requests = _mark_for_reload(engine, run, claimed)
             with use_limiter(make_limiter(engine, [route])):
                 for batch in _iterate_batches(engine, run, claimed, requests):
                     yield write_batch(engine, run, batch)
@@ -242,7 +242,7 @@ def reload_market(engine: Engine, run: Run, route: Route, market_id: int) -> Ite
             release_run_claims(engine, run.run_id)
 
 
-def _mark(engine: Engine, run: Run, claimed: BarBatch) -> tuple[FetchRequest, ...]:
+def _mark_for_reload(engine: Engine, run: Run, claimed: BarBatch) -> tuple[FetchRequest, ...]:
     """Mark what is to be read again, and return the requests for it."""
     with engine.begin() as connection:
         hold_claim(connection, claimed.market_id, claimed.token)

@@ -46,13 +46,13 @@ def collect_snapshots(
         markets.setdefault(provider.name, []).append(market)
     for provider in {route[0].name: route[0] for route in routes}.values():
         asked_at = clock() if request.is_live else request.now
-        received = _ask(provider, markets[provider.name], asked_at, batch)
+        received = _fetch_from(provider, markets[provider.name], asked_at, batch)
         latest = clock() + ALLOWED_SKEW if request.is_live else request.now
         _take(received, latest, request, batch)
     return batch
 
 
-def _ask(
+def _fetch_from(
     provider: Provider, markets: list[Market], now: datetime, batch: SnapshotBatch
 ) -> list[PriceSnapshot]:
     """Return what a provider gives; the markets it gives nothing for are noted as failures."""

@@ -181,15 +181,15 @@ class _Store:
 
     def add(self, metric: Metric, labels: Labels, amount: float) -> None:
         with self._lock:
-            self._find(metric, labels).value += amount
+            self._find_series(metric, labels).value += amount
 
     def put(self, metric: Metric, labels: Labels, value: float) -> None:
         with self._lock:
-            self._find(metric, labels).value = value
+            self._find_series(metric, labels).value = value
 
     def observe(self, metric: Metric, labels: Labels, value: float) -> None:
         with self._lock:
-            series = self._find(metric, labels)
+            series = self._find_series(metric, labels)
             series.value += value
             series.count += 1
             for position in range(bisect_left(metric.bounds, value), len(metric.bounds)):
@@ -203,7 +203,7 @@ class _Store:
                 for labels, series in found.items()
             ]
 
-    def _find(self, metric: Metric, labels: Labels) -> _Series:
+    def _find_series(self, metric: Metric, labels: Labels) -> _Series:
         found = self._series.setdefault(metric.name, {})
         known = found.get(labels)
         if known is not None:

@@ -32,7 +32,7 @@ def _compile(values: tuple[str, ...]) -> re.Pattern[str] | None:
         spelling
         for name, value in zip(_NAMES, values, strict=True)
         for secret in _list_secrets(name, value)
-        for spelling in _spell(secret)
+        for spelling in _list_spellings(secret)
         if len(spelling) >= _LEAST
     }
     # The longest first: a part of it must not be taken out before the whole.
@@ -61,7 +61,7 @@ def _find_authority(address: str) -> str:
         return address.partition("://")[2]
 
 
-def _spell(secret: str) -> set[str]:
+def _list_spellings(secret: str) -> set[str]:
     """Return a secret as it may be written: as it is, decoded, encoded."""
     plain = unquote(secret)
     return {secret, plain, quote(plain, safe=""), quote(plain)}

@@ -111,7 +111,7 @@ def compute_roi(
             str(span.market_id): _digest(
                 calendars[span.market_id],
                 _name_roi_settings(settings),
-                _describe(summaries, [span], flaws),
+                _describe_state(summaries, [span], flaws),
             )
             for span in spans
         }
@@ -151,7 +151,7 @@ def compute_pairs(
         found = _digest(
             compared[["market_id", "quote", "calendar"]].to_dict("list"),
             [comparisons.name_method(min_returns=settings.min_returns), *settings.horizons_days],
-            _describe(summarise_spans(connection, _DAY, spans), spans, flaws),
+            _describe_state(summarise_spans(connection, _DAY, spans), spans, flaws),
         )
         known = read_fingerprints(connection, market_comparison.name, [scope])
         if not spans or known.get(scope) == found:
@@ -168,7 +168,7 @@ def _name_roi_settings(settings: StatisticsSettings) -> list[Any]:
     return [named, *settings.horizons_days]
 
 
-def _describe(
+def _describe_state(
     summaries: Mapping[int, Summary], spans: Sequence[FinalSpan], flaws: Iterable[DataIssue]
 ) -> list[Any]:
     """Return what bars and flaws within spans are told by; flaws are cut to where the bars lie.

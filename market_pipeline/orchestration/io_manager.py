@@ -206,7 +206,7 @@ def _drain(
         about = {"provider": item.route[0].name, "market": item.route[1].symbol}
         is_done = isinstance(item, MarketStopped) or item.is_last
         with log_context(**about, is_done=is_done):
-            context.log.info(_tell(lines[item.route]))
+            context.log.info(_format_line(lines[item.route]))
     with engine.begin() as connection:
         unserved = ends.report(connection, run)
     told = [lines[route] for route in stream.routes if route in lines]
@@ -234,7 +234,7 @@ def _warn(context: dg.OutputContext, failures: Mapping[str, str]) -> None:
         context.log.warning("%s: no price: %s", symbol, reason)
 
 
-def _tell(line: ReportRow) -> str:
+def _format_line(line: ReportRow) -> str:
     """Return the line that stands for a market in the run's log and in the command's progress."""
     received = "{market} from {provider}: {received:,} bars".format_map(line)
     written = "{inserted:,} inserted, {updated:,} updated, {unchanged:,} unchanged".format_map(line)

@@ -163,7 +163,7 @@ def build_row_lines(rows: pd.DataFrame, symbols: Mapping[int, str]) -> list[Repo
     readable = shown.assign(**{key: shown[key].map(symbols) for key in keys})
     readable = readable.rename(columns={key: key.removesuffix("_id") for key in keys})
     return [
-        {str(name): _show(value) for name, value in row.items()}
+        {str(name): _format_value(value) for name, value in row.items()}
         for row in readable.to_dict("records")
     ]
 
@@ -189,7 +189,7 @@ def build_picture(png: bytes, title: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{encoded})")
 
 
-def _show(value: Any) -> Any:
+def _format_value(value: Any) -> Any:
     if pd.isna(value):
         return None
     if isinstance(value, float):

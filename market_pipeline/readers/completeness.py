@@ -218,7 +218,7 @@ def _touches(doubt: Window, window: Window) -> bool:
 def _build_error(
     require: str, objections: Sequence[tuple[BarSelection, MissingSpan]]
 ) -> IncompleteHistoryError:
-    told = "; ".join(_tell(span, one) for span, one in objections[:_MOST_TOLD])
+    told = "; ".join(_format_missing(span, one) for span, one in objections[:_MOST_TOLD])
     more = len(objections) - _MOST_TOLD
     commands = _list_commands(objections)
     cure = (
@@ -227,22 +227,22 @@ def _build_error(
     return IncompleteHistoryError(
         f"require={require!r} is not met: {told}{f' and {more:,} more' if more > 0 else ''}"
         f"{cure if commands else '. No command can fetch it now'}",
-        [_describe(span, one) for span, one in objections[:_MOST_LISTED]],
+        [_describe_missing(span, one) for span, one in objections[:_MOST_LISTED]],
         commands,
     )
 
 
-def _name(span: BarSelection) -> str:
+def _name_market(span: BarSelection) -> str:
     return f"{span.market.provider}:{span.market.symbol}"
 
 
-def _tell(span: BarSelection, missing: MissingSpan) -> str:
+def _format_missing(span: BarSelection, missing: MissingSpan) -> str:
     bars = f", {missing.bars:,} bars" if missing.bars else ""
     window = f"{missing.window.start:%Y-%m-%d %H:%M} to {missing.window.end:%Y-%m-%d %H:%M}"
-    return f"{_name(span)} {span.interval} {window}: {missing.reason}{bars}"
+    return f"{_name_market(span)} {span.interval} {window}: {missing.reason}{bars}"
 
 
-def _describe(span: BarSelection, missing: MissingSpan) -> dict[str, Any]:
+def _describe_missing(span: BarSelection, missing: MissingSpan) -> dict[str, Any]:
     return {
         "symbol": span.market.symbol,
         "provider": span.market.provider,

@@ -107,7 +107,7 @@ def fetch_latest(
         if len(known) == len(pairs):
             return [known[pair] for pair in pairs]
     with open_snapshot(engine) as connection:
-        return _read(connection, wanted, cache)
+        return _read_latest(connection, wanted, cache)
 
 
 def _recall_markets(names: Sequence[str] | None, cache: Cache) -> list[Pair] | None:
@@ -125,7 +125,9 @@ def _recall_values(pairs: Sequence[Pair], cache: Cache) -> dict[Pair, Latest]:
     return {keys[key]: Latest(*keys[key], entry, "cache") for key, entry in found.items()}
 
 
-def _read(connection: Connection, names: Sequence[str] | None, cache: Cache | None) -> list[Latest]:
+def _read_latest(
+    connection: Connection, names: Sequence[str] | None, cache: Cache | None
+) -> list[Latest]:
     """Return what the cache has, and of one moment of the database what it has not."""
     meant = _find_meant(connection, names)
     pairs = _arrange(pair for found in meant.values() for pair in found)

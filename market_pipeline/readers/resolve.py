@@ -139,7 +139,7 @@ def _list_names(market: Market, symbol: str) -> set[str]:
 
 def _choose(name: str, stored: Sequence[StoredMarket]) -> StoredMarket | None:
     """Return the market of a name; a symbol may have a colon of its own."""
-    explicit = (market for market in stored if _split(name) == _spell(market.record))
+    explicit = (market for market in stored if _split(name) == _make_key(market.record))
     primary = (market for market in stored if market.is_primary and market.record.symbol == name)
     return next(explicit, None) or next(primary, None)
 
@@ -149,7 +149,7 @@ def _split(name: str) -> tuple[str, str]:
     return provider.upper(), symbol
 
 
-def _spell(market: Market) -> tuple[str, str]:
+def _make_key(market: Market) -> tuple[str, str]:
     return market.provider.upper(), market.symbol
 
 

@@ -87,7 +87,7 @@ def read_roi_statistics(
         HistoryRequestError: A time, version or interval does not exist, or they contradict.
         StorageError: The database cannot be opened; one handed in raises SQLAlchemy's own errors.
     """
-    asked = _ask(interval, horizon, start, end, as_of, version)
+    asked = _choose_span(interval, horizon, start, end, as_of, version)
     check_requirement(require)
     with open_snapshot(engine) as connection:
         newest = read_newest_version(connection)
@@ -159,7 +159,7 @@ def read_comparisons(
     Raises:
         UnknownMarketError, HistoryRequestError, StorageError: As of :func:`read_roi_statistics`.
     """
-    asked = _ask(interval, horizon, start, end, as_of, version)
+    asked = _choose_span(interval, horizon, start, end, as_of, version)
     with open_snapshot(engine) as connection:
         newest = read_newest_version(connection)
         markets = _choose_markets(connection, symbols, asked, newest)
@@ -171,7 +171,7 @@ def read_comparisons(
     return frame
 
 
-def _ask(
+def _choose_span(
     interval: Interval | str,
     horizon: str | None,
     start: Moment,

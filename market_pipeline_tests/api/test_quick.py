@@ -26,7 +26,7 @@ def passed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         seen.append(found is not None)
         return found
 
-    monkeypatch.setattr(quick.LatestFastPath, "_find", watch)
+    monkeypatch.setattr(quick.LatestFastPath, "_find_entry", watch)
     return seen
 
 

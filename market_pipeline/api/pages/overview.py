@@ -113,7 +113,7 @@ def list_markets(
     """Return a page of the markets whose symbol, name or provider hold a text."""
     lines = [build_line(row, now) for row in rows]
     sought = wanted.strip().casefold()
-    found = [line for line in lines if sought in _spell(line.row)]
+    found = [line for line in lines if sought in _name_market(line.row)]
     found.sort(key=lambda line: _rank(line, sort))
     pages = max(1, -(-len(found) // PAGE_ROWS))
     number = min(page, pages)
@@ -136,7 +136,7 @@ def build_line(row: Mapping[str, Any], now: datetime) -> MarketLine:
     return MarketLine(row, price, price_at, is_close, summarise_freshness(row["series"], now))
 
 
-def _spell(row: Mapping[str, Any]) -> str:
+def _name_market(row: Mapping[str, Any]) -> str:
     return f"{row['provider']}:{row['symbol']} {row['name']}".casefold()
 
 

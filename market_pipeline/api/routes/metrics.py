@@ -83,7 +83,7 @@ def expose_metrics(services: Annotated[Services, Depends(get_services)]) -> Resp
 def list_metrics(services: Annotated[Services, Depends(get_services)]) -> list[Figure]:
     """Answer with the same figures as /metrics."""
     now = time.time()
-    return [_describe(sample, now) for sample in read_samples(services)]
+    return [_describe_sample(sample, now) for sample in read_samples(services)]
 
 
 def read_samples(services: Services) -> list[Sample]:
@@ -109,7 +109,7 @@ def _complete(totals: list[Sample], gauges: list[Sample]) -> Iterator[Sample]:
         yield never
 
 
-def _describe(sample: Sample, now: float) -> Figure:
+def _describe_sample(sample: Sample, now: float) -> Figure:
     metric = Metric.DECLARED[sample.name]
     figure = Figure(
         type=metric.kind,
