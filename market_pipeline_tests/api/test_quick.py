@@ -19,7 +19,7 @@ PATH = "/api/markets/BTC-USD/latest"
 def passed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each request was answered quickly, in order."""
     seen: list[bool] = []
-    find: Callable[..., object] = quick.LatestFastPath._find
+    find: Callable[..., object] = quick.LatestFastPath._find_entry
 
     def watch(self: quick.LatestFastPath, scope: object) -> object:
         found = find(self, scope)
