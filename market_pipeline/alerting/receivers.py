@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from market_pipeline.alerting.guard import RefusedAddressError, is_public, resolve
+from market_pipeline.alerting.addresses import RefusedAddressError, is_public, resolve
 from market_pipeline.alerting.messages import encode
 from market_pipeline.alerting.signing import read_keys, sign
 from market_pipeline.domain.budgets import parse_retry_after
