@@ -42,7 +42,7 @@ class CheckResult:
     """What a check found: numbers that plot over time, and what it objects to."""
 
     numbers: Mapping[str, int | float]
-    objections: Sequence[ReportRow] = ()
+    violations: Sequence[ReportRow] = ()
 
 
 def check_completeness(case: CheckInput) -> CheckResult:
@@ -221,10 +221,10 @@ def _build_result(
 ) -> dg.AssetCheckResult:
     severity = dg.AssetCheckSeverity
     metadata: dict[str, Any] = {**verdict.numbers, "receipt_of_run": str(run_id)}
-    if verdict.objections:
-        metadata["objections"] = build_table(verdict.objections[:MAX_LINES])
+    if verdict.violations:
+        metadata["objections"] = build_table(verdict.violations[:MAX_LINES])
     return dg.AssetCheckResult(
-        passed=not verdict.objections,
+        passed=not verdict.violations,
         asset_key=key.asset_key,
         check_name=key.name,
         severity=severity.ERROR if key.name in BLOCKING else severity.WARN,

@@ -161,13 +161,13 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     def _illustrate(
         self, context: dg.OutputContext, run: Run, table: Table, written: MaterializationSummary
     ) -> None:
-        occasion = WriteContext(run.run_id, self._read_for(run), written.rows)
-        png = draw_picture(table.name, occasion)
+        source = WriteContext(run.run_id, self._read_for(run), written.rows)
+        png = draw_picture(table.name, source)
         if png is None:
             return
         title = f"{table.name} on {run.request.now:%Y-%m-%d}"
         context.add_output_metadata({"picture": build_picture(png, title)})
-        coverage = draw_coverage_map(occasion) if table is market_aggregate else None
+        coverage = draw_coverage_map(source) if table is market_aggregate else None
         if coverage is not None:
             context.add_output_metadata({"coverage": build_picture(coverage, "coverage")})
 

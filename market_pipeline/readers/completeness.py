@@ -80,7 +80,7 @@ class CheckedSelection:
     completeness: Completeness
     doubts: tuple[MissingSpan, ...] = ()
 
-    def list_objections(self, require: Requirement) -> list[MissingSpan]:
+    def list_violations(self, require: Requirement) -> list[MissingSpan]:
         """Return what does not meet a requirement."""
         missing = [
             absence
@@ -138,13 +138,13 @@ def demand(checked: Iterable[CheckedSelection], require: Requirement) -> None:
     Raises:
         IncompleteHistoryError: Lists what is missing, why, and what would bring it.
     """
-    objections = [
-        (selection.span, objection)
+    violations = [
+        (selection.span, violation)
         for selection in checked
-        for objection in selection.list_objections(require)
+        for violation in selection.list_violations(require)
     ]
-    if require is not None and objections:
-        raise _build_error(require, objections)
+    if require is not None and violations:
+        raise _build_error(require, violations)
 
 
 def summarise(checked: Iterable[CheckedSelection]) -> dict[str, Any]:
@@ -200,13 +200,13 @@ def _read_doubts(
 ) -> dict[int, list[MissingSpan]]:
     doubts: dict[int, list[MissingSpan]] = {}
     for fetched in {span.fetched for span in spans.values()}:
-        for flaw in read_flaws(connection, list(spans), fetched):
-            span = spans[flaw.market_id]
-            if span.fetched is fetched and flaw.reason not in _OF_BARS:
-                window = flaw.window or span.window
+        for issue in read_flaws(connection, list(spans), fetched):
+            span = spans[issue.market_id]
+            if span.fetched is fetched and issue.reason not in _OF_BARS:
+                window = issue.window or span.window
                 if _touches(window, span.closing or span.window):
-                    doubt = MissingSpan(window, flaw.reason, 0, is_explained=False)
-                    doubts.setdefault(flaw.market_id, []).append(doubt)
+                    doubt = MissingSpan(window, issue.reason, 0, is_explained=False)
+                    doubts.setdefault(issue.market_id, []).append(doubt)
     return doubts
 
 
@@ -216,18 +216,18 @@ def _touches(doubt: Window, window: Window) -> bool:
 
 
 def _build_error(
-    require: str, objections: Sequence[tuple[BarSelection, MissingSpan]]
+    require: str, violations: Sequence[tuple[BarSelection, MissingSpan]]
 ) -> IncompleteHistoryError:
-    told = "; ".join(_format_missing(span, one) for span, one in objections[:_MOST_TOLD])
-    more = len(objections) - _MOST_TOLD
-    commands = _list_commands(objections)
+    told = "; ".join(_format_missing(span, one) for span, one in violations[:_MOST_TOLD])
+    more = len(violations) - _MOST_TOLD
+    commands = _list_commands(violations)
     cure = (
         f". This fetches what the provider has: {'; '.join(f'`{command}`' for command in commands)}"
     )
     return IncompleteHistoryError(
         f"require={require!r} is not met: {told}{f' and {more:,} more' if more > 0 else ''}"
         f"{cure if commands else '. No command can fetch it now'}",
-        [_describe_missing(span, one) for span, one in objections[:_MOST_LISTED]],
+        [_describe_missing(span, one) for span, one in violations[:_MOST_LISTED]],
         commands,
     )
 
@@ -254,12 +254,12 @@ def _describe_missing(span: BarSelection, missing: MissingSpan) -> dict[str, Any
     }
 
 
-def _list_commands(objections: Sequence[tuple[BarSelection, MissingSpan]]) -> list[str]:
+def _list_commands(violations: Sequence[tuple[BarSelection, MissingSpan]]) -> list[str]:
     """Return the commands that fetch missing bars, one for each market that has one."""
-    markets = {selection.market for selection, _ in objections}
+    markets = {selection.market for selection, _ in violations}
     commands = []
     for market in sorted(markets, key=lambda key: (key.symbol, key.provider)):
-        of_it = [item for selection, item in objections if selection.market == market]
+        of_it = [item for selection, item in violations if selection.market == market]
         windows = [item.window for item in of_it if item.reason in _FETCHED_BY_A_BACKFILL]
         if windows:
             start, end = (

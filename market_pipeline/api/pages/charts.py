@@ -29,7 +29,7 @@ def build_market_chart(
     bars: Sequence[Mapping[str, Any]],
     interval: Interval,
     market: Mapping[str, Any],
-    flaws: Iterable[DataIssue] = (),
+    issues: Iterable[DataIssue] = (),
     min_returns: int | None = None,
 ) -> Chart | None:
     """Return candlesticks with volume, drawdown and realised volatility over one time axis.
@@ -42,7 +42,7 @@ def build_market_chart(
         bars: In order of open_time.
         interval: Their length.
         market: Its ``market_id``, ``calendar`` and ``quote``.
-        flaws: What withholds its statistics.
+        issues: What withholds its statistics.
         min_returns: As of the statistics.
     """
     if not bars:
@@ -55,7 +55,7 @@ def build_market_chart(
         final.assign(market_id=market["market_id"]), market["market_id"], market["calendar"],
         interval, days, min_returns,
     )  # fmt: skip
-    kept = mask_unreliable(rolled, ("market_id",), ("realised_volatility",), flaws)
+    kept = mask_unreliable(rolled, ("market_id",), ("realised_volatility",), issues)
     volatility = kept.set_index("open_time")["realised_volatility"].reindex(final["open_time"])
     at, place = fill_gaps([market["calendar"]], interval, read_microseconds(final["open_time"]))
     drawdown = compute_drawdowns(final["close"].to_numpy())
