@@ -270,9 +270,17 @@ class WatchedCursor(extensions.cursor):  # type: ignore[misc]  # untyped
     """A cursor of such a connection."""
 
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 - psycopg2's name
-        """Execute a statement."""
-        patience = "ping" if query == _PING else None
-        self.connection.watch(super().execute, query, vars, patience=patience)
+        """Execute a statement.
+
+        Raises:
+            ServerHangsError: It was not answered in time, or it is a ping and its answer came in
+                the moment of the deadline: the socket is shut all the same.
+        """
+        is_ping = query == _PING
+        self.connection.watch(super().execute, query, vars, patience="ping" if is_ping else None)
+        if is_ping and self.connection.hung:
+            self.connection.close()  # By this a pool knows that it is to make another.
+            raise ServerHangsError(self.connection.hung)
 
     def executemany(self, query: Any, vars_list: Any) -> None:
         """Execute a statement for each of many parameters."""

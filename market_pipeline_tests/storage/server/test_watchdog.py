@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psycopg2
 import pytest
@@ -107,6 +108,24 @@ def test_a_pooled_connection_to_a_hung_server_is_given_up(
     with hanging.suspend(), pytest.raises(OperationalError, match="PostgreSQL did not answer"):
         read_column(opened, "SELECT 2")
     assert read_column(opened, "SELECT 3") == [3]
+
+
+def test_a_connection_shut_while_its_ping_was_answered_is_replaced(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer can come in the moment of the deadline: the socket is dead, the ping was good."""
+    end = watchdog.WATCHDOG.end
+
+    def shut_and_end(call: Any) -> None:
+        if call.seconds == SECONDS["ping"]:
+            call.shut("late")
+        end(call)
+
+    with engine.connect() as connection:
+        before = connection.scalar(text("SELECT pg_backend_pid()"))
+    monkeypatch.setattr(watchdog.WATCHDOG, "end", shut_and_end)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT pg_backend_pid()")) != before
 
 
 def test_a_call_that_is_answered_is_left_alone(opened: Engine) -> None:
