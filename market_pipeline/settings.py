@@ -252,9 +252,7 @@ def read_cache_ttl_seconds(environ: Mapping[str, str] | None = None) -> int:
     Raises:
         SettingError: CACHE_TTL_SECONDS is not a whole number from 1 to a day.
     """
-    return _parse(
-        "CACHE_TTL_SECONDS", lambda text: _parse_int(text, 1, MAX_CACHE_TTL_SECONDS), environ
-    )
+    return read_whole_number("CACHE_TTL_SECONDS", 1, MAX_CACHE_TTL_SECONDS, environ)
 
 
 def read_dagster_retention_days(environ: Mapping[str, str] | None = None) -> int:
@@ -263,9 +261,7 @@ def read_dagster_retention_days(environ: Mapping[str, str] | None = None) -> int
     Raises:
         SettingError: DAGSTER_RETENTION_DAYS is no whole number from 0 to 36,525.
     """
-    return _parse(
-        "DAGSTER_RETENTION_DAYS", lambda text: _parse_int(text, 0, MAX_LOOKBACK_DAYS), environ
-    )
+    return read_whole_number("DAGSTER_RETENTION_DAYS", 0, MAX_LOOKBACK_DAYS, environ)
 
 
 def read_whole_number(

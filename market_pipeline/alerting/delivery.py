@@ -150,7 +150,7 @@ def send_test(engine: Engine) -> dict[str, Sent]:
     Raises:
         SettingError: ALERT_WEBHOOK_URL is wrong.
     """
-    told = _tell(Finding(TEST, message="a test: alerts arrive"), datetime.now(UTC))
+    told = _view_finding(Finding(TEST, message="a test: alerts arrive"), datetime.now(UTC))
     body, results = build_body("test", told, told.raised_at), {}
     for receiver in read_receivers():
         message_id = uuid4()
@@ -163,7 +163,7 @@ def send_test(engine: Engine) -> dict[str, Sent]:
 
 def send_at_once(finding: Finding) -> None:
     """Send a finding without the outbox, once: for when the database cannot take it."""
-    told = _tell(finding, datetime.now(UTC))
+    told = _view_finding(finding, datetime.now(UTC))
     least = read_choice("ALERT_MIN_SEVERITY", SEVERITIES)
     if SEVERITIES.index(told.severity) < SEVERITIES.index(least):
         return
@@ -174,7 +174,7 @@ def send_at_once(finding: Finding) -> None:
             logger.error("an alert to %s is lost: %s", receiver.name, sent.error)
 
 
-def _tell(finding: Finding, now: datetime) -> AlertView:
+def _view_finding(finding: Finding, now: datetime) -> AlertView:
     """Return a finding as an alert that has no row yet."""
     severity = finding.severity or finding.kind.severity
     return AlertView(

@@ -72,15 +72,15 @@ def build_body(event: str, alert: AlertView, now: datetime) -> dict[str, Any]:
         ],
         "members_total": len(alert.members),
         "context": bound_context(alert.context),
-        "raised_at": _show(alert.raised_at),
-        "cleared_at": _show(alert.cleared_at),
+        "raised_at": _format_time(alert.raised_at),
+        "cleared_at": _format_time(alert.cleared_at),
         "times": alert.times,
         "run_id": None if alert.run_id is None else str(alert.run_id),
         "link": None if alert.run_id is None else link,
         "runbook": kind.anchor,
     }
     text = f"{event} {data['severity']}: {data['message']}"
-    body = {"type": f"alert.{event}", "timestamp": _show(now), "data": data, "text": text}
+    body = {"type": f"alert.{event}", "timestamp": _format_time(now), "data": data, "text": text}
     while len(encode(body)) >= MAX_BODY_BYTES:
         data["members"].pop()
     return body
@@ -126,9 +126,9 @@ def _bound(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, list | tuple):
-        return [_bound(one) for one in value[:MAX_MEMBERS]]
+        return [_bound(item) for item in value[:MAX_MEMBERS]]
     return make_inert(str(value), _MAX_REASON)
 
 
-def _show(moment: datetime | None) -> str | None:
+def _format_time(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).isoformat()

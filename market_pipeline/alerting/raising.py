@@ -107,7 +107,7 @@ def report(connection: Connection, findings: Sequence[Finding], now: datetime) -
         findings: One for each fingerprint.
         now: The wall clock (UTC).
     """
-    by_fingerprint = {one.fingerprint: one for one in findings}
+    by_fingerprint = {finding.fingerprint: finding for finding in findings}
     known = outbox.find_open(connection, by_fingerprint)
     for fingerprint in sorted(by_fingerprint):
         _apply(connection, by_fingerprint[fingerprint], known.get(fingerprint), now)
@@ -208,7 +208,7 @@ def _merge(found: Finding, row: Row[Any] | None) -> dict[str, str]:
 def _open(
     connection: Connection, found: Finding, members: Mapping[str, str], now: datetime
 ) -> None:
-    values = _describe(found, members) | {
+    values = _build_values(found, members) | {
         "fingerprint": found.fingerprint,
         "kind": found.kind.name,
         "severity": found.severity or found.kind.severity,
@@ -230,7 +230,11 @@ def _repeat(
     connection: Connection, found: Finding, row: Row[Any], members: Mapping[str, str], now: datetime
 ) -> None:
     severity = max(row.severity, found.severity or found.kind.severity, key=SEVERITIES.index)
-    values = _describe(found, members) | {"severity": severity, "seen_at": now, "cleared_at": None}
+    values = _build_values(found, members) | {
+        "severity": severity,
+        "seen_at": now,
+        "cleared_at": None,
+    }
     event = _choose_event(row, severity, members, now)
     if event is not None:
         values["noticed_at"] = now
@@ -252,7 +256,7 @@ def _choose_event(
     return "reminder" if quiet >= REMINDER and not is_taken else None
 
 
-def _describe(found: Finding, members: Mapping[str, str]) -> dict[str, Any]:
+def _build_values(found: Finding, members: Mapping[str, str]) -> dict[str, Any]:
     summary = found.kind.summary
     cleaned = {clean(name): clean(why) for name, why in members.items()}
     return {

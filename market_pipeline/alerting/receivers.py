@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from market_pipeline.alerting.guard import RefusedAddressError, is_public, resolve
+from market_pipeline.alerting.addresses import RefusedAddressError, is_public, resolve
 from market_pipeline.alerting.messages import encode
 from market_pipeline.alerting.signing import read_keys, sign
 from market_pipeline.domain.budgets import parse_retry_after
@@ -81,7 +81,7 @@ def read_receivers() -> list[Receiver]:
 def call_heartbeat() -> Sent:
     """Call HEARTBEAT_URL once, if there is one."""
     address = read_variable("HEARTBEAT_URL")
-    return _ask("GET", address) if address else Sent(is_ok=True)
+    return _send_request("GET", address) if address else Sent(is_ok=True)
 
 
 def _check(address: str, label: str) -> None:
@@ -126,10 +126,10 @@ def _is_private_literal(host: str) -> bool:
 
 def _send_web(address: str, message_id: str, body: bytes) -> Sent:
     headers = sign(message_id, body, datetime.now(UTC), read_keys())
-    return _ask("POST", address, body, {"content-type": "application/json", **headers})
+    return _send_request("POST", address, body, {"content-type": "application/json", **headers})
 
 
-def _ask(
+def _send_request(
     method: str, address: str, body: bytes = b"", headers: Mapping[str, str] | None = None
 ) -> Sent:
     import httpx
@@ -140,15 +140,15 @@ def _ask(
     try:
         for target, extensions in _pin(url):
             try:
-                return _ask_once(method, target, url, body, headers or {}, extensions)
+                return _send_request_to(method, target, url, body, headers or {}, extensions)
             except httpx.ConnectError as error:
-                sent = Sent(is_ok=False, error=_describe(error))
+                sent = Sent(is_ok=False, error=_describe_error(error))
     except (httpx.HTTPError, RefusedAddressError, OSError) as error:
-        return Sent(is_ok=False, error=_describe(error))
+        return Sent(is_ok=False, error=_describe_error(error))
     return sent
 
 
-def _ask_once(
+def _send_request_to(
     method: str,
     target: "httpx.URL",
     url: "httpx.URL",
@@ -176,7 +176,7 @@ def _pin(url: "httpx.URL") -> "list[tuple[httpx.URL, dict[str, Any]]]":
     if read_flag("ALERT_ALLOW_PRIVATE"):
         return [(url, {})]
     found = resolve(url.host, url.port or 443)
-    return [(url.copy_with(host=one), {"sni_hostname": url.host}) for one in found]
+    return [(url.copy_with(host=address), {"sni_hostname": url.host}) for address in found]
 
 
 def _read_result(answer: "httpx.Response") -> Sent:
@@ -202,7 +202,10 @@ def _send_chat(address: str, body: Mapping[str, Any]) -> Sent:
     service, data = _build_chat(address), body["data"]
     if service is None:
         return Sent(is_ok=False, error="Apprise cannot read the address")
-    lines = [data["message"], *(f"{one['name']}: {one['reason']}" for one in data["members"][1:])]
+    lines = [
+        data["message"],
+        *(f"{member['name']}: {member['reason']}" for member in data["members"][1:]),
+    ]
     lines += [line for line in (data["link"], f"What to do: {data['runbook']}") if line]
     title = f"{body['type'].removeprefix('alert.')} {data['severity']}: {data['kind']}"
     try:
@@ -214,7 +217,7 @@ def _send_chat(address: str, body: Mapping[str, Any]) -> Sent:
             body_format="text",
         )
     except (RefusedAddressError, OSError, requests.RequestException, TypeError) as error:
-        return Sent(is_ok=False, error=_describe(error))
+        return Sent(is_ok=False, error=_describe_error(error))
     return Sent(bool(taken), "" if taken else "the service did not take it")
 
 
@@ -236,5 +239,5 @@ def _refuse_private(service: "apprise.NotifyBase") -> None:
         resolve(str(host), service.port or 443)
 
 
-def _describe(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return str(error) if isinstance(error, RefusedAddressError) else type(error).__name__

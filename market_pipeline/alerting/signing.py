@@ -36,7 +36,7 @@ def sign(message_id: str, body: bytes, now: datetime, keys: list[bytes]) -> dict
     headers = {"webhook-id": message_id, "webhook-timestamp": moment}
     if keys:
         made = (base64.b64encode(hmac.digest(key, signed, hashlib.sha256)) for key in keys)
-        headers["webhook-signature"] = " ".join(f"v1,{one.decode()}" for one in made)
+        headers["webhook-signature"] = " ".join(f"v1,{signature.decode()}" for signature in made)
     return headers
 
 

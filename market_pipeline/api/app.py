@@ -54,7 +54,7 @@ def build_app(services: Services) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.mount(docs.ASSETS_PATH, StaticFiles(directory=docs.find_assets()))
-    app.openapi = lambda: _describe(app)  # type: ignore[method-assign]  # FastAPI's way
+    app.openapi = lambda: _describe_api(app)  # type: ignore[method-assign]  # FastAPI's way
     app.add_middleware(LatestFastPath, services=services)
     app.add_middleware(RequestGuard, configuration=services.configuration)
     app.add_middleware(Counting)
@@ -67,7 +67,7 @@ async def _live(app: FastAPI) -> AsyncIterator[None]:
     await app.state.launcher.close()
 
 
-def _describe(app: FastAPI) -> dict[str, Any]:
+def _describe_api(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI description; its problems are those that are answered."""
     if app.openapi_schema is None:
         described = get_openapi(

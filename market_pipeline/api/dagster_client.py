@@ -85,7 +85,7 @@ class DagsterClient:
         Raises:
             ProblemError: 503: the webserver or the daemon is not there; says how to start it.
         """
-        told = await self._ask(_QUEUE)
+        told = await self._query(_QUEUE)
         statuses = told["instance"]["daemonHealth"]["allDaemonStatuses"]
         if not _is_daemon_alive(statuses, time.time()):
             raise _describe_missing(
@@ -97,7 +97,7 @@ class DagsterClient:
 
     async def find_run(self, launch_id: UUID) -> UUID | None:
         """Return the run that a launch came to; None when there is none."""
-        told = await self._ask(_FIND % LAUNCH_TAG, launch=str(launch_id))
+        told = await self._query(_FIND % LAUNCH_TAG, launch=str(launch_id))
         found = told["runsOrError"].get("results", [])
         return UUID(found[0]["runId"]) if found else None
 
@@ -120,7 +120,7 @@ class DagsterClient:
             "runConfigData": options if symbols else {},
             "executionMetadata": metadata,
         }
-        launched = (await self._ask(_LAUNCH, params=params))["launchRun"]
+        launched = (await self._query(_LAUNCH, params=params))["launchRun"]
         if launched["__typename"] != "LaunchRunSuccess":
             raise _describe_missing(
                 "webserver",
@@ -131,7 +131,7 @@ class DagsterClient:
 
     async def read_state(self, run_id: UUID) -> RunState | None:
         """Return how a run stands; None for a run that Dagster does not know."""
-        told = (await self._ask(_STATUS, run=str(run_id)))["runOrError"]
+        told = (await self._query(_STATUS, run=str(run_id)))["runOrError"]
         if told["__typename"] != "Run":
             return None
         ended = told["endTime"]
@@ -145,7 +145,7 @@ class DagsterClient:
         Raises:
             ProblemError: 503: the webserver does not answer.
         """
-        found = (await self._ask(_SCHEDULE, **_SCHEDULE_NAMES))["scheduleOrError"]
+        found = (await self._query(_SCHEDULE, **_SCHEDULE_NAMES))["scheduleOrError"]
         if found["__typename"] != "Schedule":
             return None
         return found["cronSchedule"], found["scheduleState"]["status"] == "RUNNING"
@@ -170,7 +170,7 @@ class DagsterClient:
             self._client = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False)
         return self._client
 
-    async def _ask(self, query: str, **variables: Any) -> Any:
+    async def _query(self, query: str, **variables: Any) -> Any:
         body = {"query": query, "variables": variables}
         try:
             answer = await self._open().post(f"{self._base}/graphql", json=body)
@@ -185,7 +185,7 @@ class DagsterClient:
 
 
 def _is_daemon_alive(statuses: Sequence[Mapping[str, Any]], now: float) -> bool:
-    beats = [one["lastHeartbeatTime"] or 0 for one in statuses if one["required"]]
+    beats = [status["lastHeartbeatTime"] or 0 for status in statuses if status["required"]]
     return bool(beats) and min(beats) > now - _BEATS_WITHIN_SECONDS
 
 

@@ -117,7 +117,7 @@ def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) ->
         receipt = _read_receipt(connection, run_id, run)
     result = None if run is None else _build_result(run, receipt["tables"])
     outcome = receipt["outcome"] if dagster_status == "SUCCESS" else "failed"
-    short = [one for one in receipt["markets"] if one["outcome"] != "ok"]
+    short = [market for market in receipt["markets"] if market["outcome"] != "ok"]
     body = {
         "status": STATUSES.get(outcome or "", "failed"),
         "result": result,

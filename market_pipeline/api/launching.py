@@ -54,7 +54,7 @@ class IngestCommand:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A wish that is being served.
+    """A command that is being served.
 
     Attributes:
         run_id: By this run. answer: What was answered before; None while it runs.
@@ -79,25 +79,25 @@ class Launcher:
         await self._watches.close()
         await self._runs.close()
 
-    async def start(self, wish: IngestCommand) -> Started:
-        """Return the run that serves a wish; launch it if nobody has.
+    async def start(self, command: IngestCommand) -> Started:
+        """Return the run that serves a command; launch it if nobody has.
 
         Raises:
             ProblemError: 503: Dagster does not answer; 429: too many runs wait already.
-            KeyReusedError: The key stands for another wish.
+            KeyReusedError: The key stands for another command.
         """
         came_at, ended = datetime.now(UTC), None
         deadline = time.monotonic() + 3 * LAUNCH_SECONDS
         while time.monotonic() < deadline:
-            claim = await run_in_threadpool(self._claim, wish, ended)
+            claim = await run_in_threadpool(self._claim, command, ended)
             if claim.is_owner:
-                return Started(await self._launch(wish, claim))
+                return Started(await self._launch(command, claim))
             if claim.run_id is None:
                 await asyncio.sleep(_POLL_SECONDS)
             elif claim.answer_status is not None:
                 answer = RunResponse(claim.answer_status, claim.answer)
                 return Started(claim.run_id, answer, is_replay=True)
-            elif wish.key or await self._is_in_flight(claim.run_id, came_at):
+            elif command.key or await self._is_in_flight(claim.run_id, came_at):
                 return Started(claim.run_id)
             else:
                 ended = claim.run_id
@@ -123,9 +123,9 @@ class Launcher:
         link = services.dagster.link_run(run_id)
         return await run_in_threadpool(read_answer, services.engine, run_id, state.status, link)
 
-    def _claim(self, wish: IngestCommand, ended: UUID | None) -> Claim:
+    def _claim(self, command: IngestCommand, ended: UUID | None) -> Claim:
         with self._services.engine.begin() as connection:
-            return claim_launch(connection, wish.request_hash, wish.key, ended)
+            return claim_launch(connection, command.request_hash, command.key, ended)
 
     async def _is_in_flight(self, run_id: UUID, came_at: datetime) -> bool:
         """Tell whether a run had not ended when the request came."""
@@ -139,29 +139,29 @@ class Launcher:
             return False
         return not state.has_ended or (state.ended_at is not None and state.ended_at >= came_at)
 
-    async def _launch(self, wish: IngestCommand, claim: Claim) -> UUID:
+    async def _launch(self, command: IngestCommand, claim: Claim) -> UUID:
         try:
             async with asyncio.timeout(LAUNCH_SECONDS):
-                run_id = await self._find_or_launch(wish, claim)
+                run_id = await self._find_or_launch(command, claim)
         except BaseException as error:
             await run_in_threadpool(self._release, claim.launch_id)
             if isinstance(error, TimeoutError):
                 raise self._services.dagster.describe_silence() from None
             raise
-        await run_in_threadpool(self._note, claim.launch_id, run_id)
+        await run_in_threadpool(self._note_run, claim.launch_id, run_id)
         self._watches.begin(run_id)
         return run_id
 
-    async def _find_or_launch(self, wish: IngestCommand, claim: Claim) -> UUID:
+    async def _find_or_launch(self, command: IngestCommand, claim: Claim) -> UUID:
         if claim.was_tried and (known := await self._runs.find_run(claim.launch_id)):
             return known
-        return await self._runs.launch_run(wish.symbols, claim.launch_id, wish.trigger)
+        return await self._runs.launch_run(command.symbols, claim.launch_id, command.trigger)
 
     def _release(self, launch_id: UUID) -> None:
         with self._services.engine.begin() as connection:
             release_launch(connection, launch_id)
 
-    def _note(self, launch_id: UUID, run_id: UUID) -> None:
+    def _note_run(self, launch_id: UUID, run_id: UUID) -> None:
         with self._services.engine.begin() as connection:
             note_run(connection, launch_id, run_id)
 

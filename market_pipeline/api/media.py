@@ -84,12 +84,12 @@ def _rank_accepted(accept: str) -> list[str]:
     for part in accept.split(","):
         media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
         ranked.append((_read_quality(parameters), media_range))
-    ranked.sort(key=lambda one: -one[0])  # stable: the order given decides between equals
+    ranked.sort(key=lambda choice: -choice[0])  # stable: the order given decides between equals
     return [media_range for quality, media_range in ranked if quality > 0]
 
 
 def _read_quality(parameters: list[str]) -> float:
-    values = [one.partition("=")[2] for one in parameters if one.startswith("q=")]
+    values = [parameter.partition("=")[2] for parameter in parameters if parameter.startswith("q=")]
     try:
         return float(values[0]) if values else 1.0
     except ValueError:

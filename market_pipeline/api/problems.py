@@ -151,8 +151,8 @@ def _tell_http(request: Request, error: Exception) -> JSONResponse:
 def _tell_invalid(request: Request, error: Exception) -> JSONResponse:
     error = cast("RequestValidationError", error)
     told = [
-        {"where": ".".join(str(part) for part in one["loc"]), "message": str(one["msg"])}
-        for one in error.errors()[:20]
+        {"where": ".".join(str(part) for part in fault["loc"]), "message": str(fault["msg"])}
+        for fault in error.errors()[:20]
     ]
     first = told[0] if told else {"where": "request", "message": "malformed"}
     detail = f"{first['where']}: {first['message']}"

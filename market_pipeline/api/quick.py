@@ -36,7 +36,7 @@ class LatestFastPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let the route do it."""
-        entry = self._find(scope) if _is_plain(scope) else None
+        entry = self._find_entry(scope) if _is_plain(scope) else None
         if entry is None:
             await self._app(scope, receive, send)
             return
@@ -48,7 +48,7 @@ class LatestFastPath:
         await send(start)
         await send({"type": "http.response.body", "body": entry.body})
 
-    def _find(self, scope: Scope) -> Entry | None:
+    def _find_entry(self, scope: Scope) -> Entry | None:
         """Return the values, if the name and they are in memory and current."""
         name = scope["path"][len(_BEFORE) : -len(_AFTER)]
         # Every market together has an entry as well, whose name is no market's.

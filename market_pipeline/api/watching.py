@@ -104,19 +104,21 @@ class Watches:
             else:
                 pause = POLL_SECONDS
                 if state is None or state.has_ended:
-                    return await self._end(run_id, watch, state)
+                    return await self._end_watch(run_id, watch, state)
                 watch.last = state
                 watch.next_look.set_result(state)
             watch.expect_look()
             await asyncio.sleep(pause)
 
-    async def _end(self, run_id: UUID, watch: _Watch, state: RunState | None) -> RunState | None:
+    async def _end_watch(
+        self, run_id: UUID, watch: _Watch, state: RunState | None
+    ) -> RunState | None:
         if state is not None:
-            await self._tell(run_id, state)
+            await self._notify_followers(run_id, state)
         watch.next_look.set_result(state)
         return state
 
-    async def _tell(self, run_id: UUID, state: RunState) -> None:
+    async def _notify_followers(self, run_id: UUID, state: RunState) -> None:
         try:
             await run_in_threadpool(self._on_end, run_id, state)
         except Exception:

@@ -49,7 +49,9 @@ class RedisCache:
 
     def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """Return the entries that there are."""
-        return self._ask(lambda: self._store.get_many(keys), lambda: self._memory.get_many(keys))
+        return self._try_redis(
+            lambda: self._store.get_many(keys), lambda: self._memory.get_many(keys)
+        )
 
     def put(self, key: str, version: int, value: Json) -> bool:
         """Store a value, unless it is too large or the entry there is newer."""
@@ -58,14 +60,14 @@ class RedisCache:
     def put_many(self, fills: Iterable[Fill]) -> int:
         """Store values, each as ``put`` does."""
         listed = list(fills)
-        return self._ask(
+        return self._try_redis(
             lambda: self._store.put_many(listed), lambda: self._memory.put_many(listed)
         )
 
     def invalidate(self, pattern: str) -> int:
         """Drop the entries whose keys match, in both stores."""
         dropped = self._memory.invalidate(pattern)
-        return dropped + self._ask(lambda: self._store.invalidate(pattern), lambda: 0)
+        return dropped + self._try_redis(lambda: self._store.invalidate(pattern), lambda: 0)
 
     def forget(self) -> None:
         """Drop what is held in memory."""
@@ -77,15 +79,15 @@ class RedisCache:
         self._store.close()
         self._memory.close()
 
-    def _ask(self, redis: Callable[[], Answer], memory: Callable[[], Answer]) -> Answer:
+    def _try_redis(self, redis: Callable[[], Answer], memory: Callable[[], Answer]) -> Answer:
         if self._breaker.trouble is None:
             try:
                 return redis()
             except StoreTroubleError as error:
-                self._note(error.reason)
+                self._note_trouble(error.reason)
         return memory()
 
-    def _note(self, reason: str) -> None:
+    def _note_trouble(self, reason: str) -> None:
         # All connections of this process in use says nothing about the server.
         if reason != "busy" and self._breaker.open(reason):
             self._memory.forget()

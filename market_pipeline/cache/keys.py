@@ -17,11 +17,6 @@ def make_latest_key(provider: str, symbol: str) -> str:
     return f"{_MARKET}{provider}:{symbol}{_LATEST}"
 
 
-def make_aggregates_key(provider: str, symbol: str, *question: str) -> str:
-    """Return the key of bars of a market; the question says which."""
-    return ":".join((f"{_MARKET}{provider}:{symbol}{_AGGREGATES}", *question))
-
-
 def make_name_key(name: str) -> str:
     """Return the key of what market a name means."""
     return f"name:{name}"

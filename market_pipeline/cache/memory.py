@@ -66,13 +66,13 @@ class MemoryCache:
 
     def put(self, key: str, version: int, value: Json) -> bool:
         """Store a value, unless it is too large or the entry there is newer."""
-        return self._put(Fill(key, version, write_json(value)))
+        return self._put_fill(Fill(key, version, write_json(value)))
 
     def put_many(self, fills: Iterable[Fill]) -> int:
         """Store values, each as ``put`` does."""
-        return sum(map(self._put, fills))
+        return sum(map(self._put_fill, fills))
 
-    def _put(self, fill: Fill) -> bool:
+    def _put_fill(self, fill: Fill) -> bool:
         if len(fill.body) > MAX_VALUE_BYTES:
             return False
         with self._lock:

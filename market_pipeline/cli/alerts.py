@@ -54,7 +54,7 @@ def list_alerts(with_resolved: bool, limit: int, as_json: bool) -> None:
     from market_pipeline.storage.alerts.outbox import read_alerts
 
     with open_database() as engine, engine.connect() as connection:
-        rows = [_describe(row) for row in read_alerts(connection, limit, with_resolved)]
+        rows = [_describe_alert(row) for row in read_alerts(connection, limit, with_resolved)]
     if as_json:
         print_json(rows)
     elif rows:
@@ -111,7 +111,7 @@ def status(as_json: bool) -> None:
         raise PipelineError(f"alerting is in trouble: {outbox.trouble}")
 
 
-def _describe(row: "Row[Any]") -> dict[str, Any]:
+def _describe_alert(row: "Row[Any]") -> dict[str, Any]:
     state = "resolved" if row.resolved_at else "gone" if row.cleared_at else "open"
     return {
         "alert": str(row.alert_id),

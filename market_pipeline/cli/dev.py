@@ -84,7 +84,7 @@ def _run(
     ]
     try:
         _watch(started, signals, port, api)
-        return 0 if signals else next(filter(None, (one.poll() for one in started)), 0)
+        return 0 if signals else next(filter(None, (process.poll() for process in started)), 0)
     finally:
         _stop(started)
         why = "Ended" if signals else "One part ended by itself, and so the others were ended"

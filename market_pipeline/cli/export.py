@@ -93,10 +93,10 @@ def export(
         question = {"as_of": as_of, "version": version}
         tasks = [(name, interval) for name in names for interval in intervals]
         for name, interval in tasks if require else ():
-            _read(connection, name, interval, span, {**question, "require": require})
+            _read_bars(connection, name, interval, span, {**question, "require": require})
         files = rows = 0
         for name, interval in _show_progress(tasks):
-            bars = _read(connection, name, interval, span, question)
+            bars = _read_bars(connection, name, interval, span, question)
             if len(bars):
                 _write(folder / _name_file(name, interval, kind), bars, kind)
                 files, rows = files + 1, rows + len(bars)
@@ -110,10 +110,10 @@ def _choose(connection: "Connection", symbols: list[str] | None) -> list[str]:
     from market_pipeline.readers.resolve import find_markets, read_all_markets
 
     found = find_markets(connection, symbols) if symbols else read_all_markets(connection)
-    return [f"{one.provider}:{one.symbol}" for one in found.values()]
+    return [f"{market.provider}:{market.symbol}" for market in found.values()]
 
 
-def _read(
+def _read_bars(
     connection: "Connection",
     name: str,
     interval: str,

@@ -75,11 +75,11 @@ def add(symbol: str, provider: str | None) -> None:
 
     defaults = read_ingestion_defaults()
     names = parse_provider_names(provider) if provider else defaults.providers
-    [(_, one)] = route_markets(parse_symbols([symbol]), names, os.environ)
+    [(_, market)] = route_markets(parse_symbols([symbol]), names, os.environ)
     with open_database() as engine:
-        activate_market(engine, one, claim_primary=names == defaults.providers)
-    click.echo(f"{one.provider} serves {one.symbol} ({one.name}): registered")
-    for name, value in _find_settings(one.symbol, one.provider):
+        activate_market(engine, market, claim_primary=names == defaults.providers)
+    click.echo(f"{market.provider} serves {market.symbol} ({market.name}): registered")
+    for name, value in _find_settings(market.symbol, market.provider):
         click.echo(f"To ingest it, set {name}={value}")
 
 
@@ -122,9 +122,11 @@ def purge(name: str, yes: bool, as_json: bool) -> None:
             market_id, shown = _find_market(connection, name)
             counts = count_rows(connection, market_id)
         if not yes:
-            print_rows(f"Rows of {shown}", [_describe(table, n) for table, n in counts.items()])
+            print_rows(
+                f"Rows of {shown}", [_describe_table(table, n) for table, n in counts.items()]
+            )
             click.confirm(f"Remove {shown} and these rows for good?", abort=True)
-        removed = [_describe(table, n) for table, n in purge_market(engine, market_id) if n]
+        removed = [_describe_table(table, n) for table, n in purge_market(engine, market_id) if n]
     print_rows(f"Removed of {shown}", removed, as_json)
 
 
@@ -157,12 +159,12 @@ def reload_stored(
     ctx.exit(code)
 
 
-def _describe(table: str, rows: int) -> dict[str, Any]:
+def _describe_table(table: str, rows: int) -> dict[str, Any]:
     return {"table": table, "rows": rows}
 
 
 def _find_market(connection: "Connection", name: str) -> tuple[int, str]:
     from market_pipeline.readers.resolve import find_markets
 
-    [(market_id, one)] = find_markets(connection, name).items()
-    return market_id, f"{one.provider}:{one.symbol}"
+    [(market_id, market)] = find_markets(connection, name).items()
+    return market_id, f"{market.provider}:{market.symbol}"

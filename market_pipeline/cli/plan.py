@@ -193,7 +193,9 @@ def _price_backfills(connection: "Connection", of: Sequence[int] | None) -> list
     from market_pipeline.ingestion.request import build_request
 
     request = build_request(datetime.now(UTC))
-    return [one.describe() for one in price_backfills(connection, gaps, request, os.environ)]
+    return [
+        backfill.describe() for backfill in price_backfills(connection, gaps, request, os.environ)
+    ]
 
 
 def _keep_given(options: Mapping[str, object]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def runs(ctx: click.Context, limit: int, as_json: bool) -> None:
 
     with open_database() as engine, engine.connect() as connection:
         totals = read_run_totals(connection, limit)
-    rows = [{name: one[name] for name in _LISTED} for one in totals]
+    rows = [{name: total[name] for name in _LISTED} for total in totals]
     if not rows and not as_json:
         raise PipelineError(_NONE_YET)
     print_rows("Runs", rows, as_json)
@@ -183,13 +183,13 @@ def _build_table(markets: Sequence[Mapping[str, Any]], is_short: bool) -> Any:
 
 
 def _pick_cells(row: Mapping[str, Any], is_short: bool) -> tuple[object, ...]:
-    name = row["symbol"] if is_short else _name(row)
+    name = row["symbol"] if is_short else _name_market(row)
     new = _add(row, "inserted", "derived_inserted")
     changed = _add(row, "updated", "derived_updated", "revised")
     return name, new, changed, row["holes_left"], row["watermark_after"], row["outcome"]
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def _name_market(row: Mapping[str, Any]) -> str:
     """Return a market as readers take it; one that no provider serves has its symbol alone."""
     return ":".join(filter(None, (row["provider"], row["symbol"])))
 
@@ -204,7 +204,7 @@ def _list_reasons(receipt: Mapping[str, Any], markets: Sequence[Mapping[str, Any
     shown = [(row, row["reason"] or row["assumed"]) for row in markets[:_SHOWN_MARKETS]]
     error = receipt["error"] or ""
     return [
-        f"{_name(row)}: {text}"
+        f"{_name_market(row)}: {text}"
         for row, text in shown
         if text and text not in error  # An error that lists them says it already.
     ]

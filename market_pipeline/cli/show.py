@@ -22,12 +22,12 @@ def providers(as_json: bool) -> None:
     loaded = [load_provider(name, os.environ) for name in list_provider_names()]
     rows = [
         {
-            "provider": one.name,
-            "serves": one.summary,
-            "symbols": ", ".join(one.list_symbols()[:6]),
-            "configured": one.explain_missing_settings() or "yes",
+            "provider": row.name,
+            "serves": row.summary,
+            "symbols": ", ".join(row.list_symbols()[:6]),
+            "configured": row.explain_missing_settings() or "yes",
         }
-        for one in loaded
+        for row in loaded
     ]
     print_rows("Providers", rows, as_json)
 

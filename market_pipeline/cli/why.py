@@ -85,7 +85,9 @@ def _print_explanation(told: "Explanation") -> None:
     )
     if told.comparison is not None:
         click.echo(f"Compared with version {told.comparison.version}: {told.comparison.moved}")
-    print_rows("Computed", [{"what": name, "is": text} for name, text in _describe(told).items()])
+    print_rows(
+        "Computed", [{"what": name, "is": text} for name, text in _describe_numbers(told).items()]
+    )
     for title, rows in {
         "Runs that wrote its bars": told.runs,
         "Their requests": told.requests,
@@ -94,7 +96,7 @@ def _print_explanation(told: "Explanation") -> None:
         _print_some(title, rows)
 
 
-def _describe(told: "Explanation") -> dict[str, str]:
+def _describe_numbers(told: "Explanation") -> dict[str, str]:
     from market_pipeline.readers.why import format_value
 
     bars = told.bars

@@ -514,7 +514,7 @@ def _blank_and_explain(
     columns["first_bar_at"][~has_base] = NOT_A_TIME
     insufficient = ~has_base | (columns["n_returns"] < min_returns)
     skewed = np.abs(columns["close_skew_seconds"]) > max_skew.total_seconds()
-    flaws: list[tuple[str, BoolArray, Sequence[str]]] = [
+    masks: list[tuple[str, BoolArray, Sequence[str]]] = [
         (OUT_OF_RANGE, _blank_infinite(columns), ()),
         (ZERO_VARIANCE, np.isnan(columns["correlation"]), ()),
         (INSUFFICIENT_DATA, insufficient, MEASURES[1:]),
@@ -522,7 +522,7 @@ def _blank_and_explain(
         (QUOTE_CURRENCY_DIFFERS, differs, MEASURES),
     ]
     columns["reason"] = np.full(len(differs), -1, dtype=np.int8)
-    for reason, rows, measures in flaws:
+    for reason, rows, measures in masks:
         if rows.any():
             columns["reason"][rows] = REASONS.index(reason)
             for measure in measures:

@@ -141,11 +141,11 @@ def measure_completeness(
 
 def name_backfill(market: Market, window: Window) -> str:
     """Return the command that asks for what is missing of a window, failures included."""
-    span = f"--from {_spell(window.start)} --to {_spell(window.end)}"
+    span = f"--from {_format_time(window.start)} --to {_format_time(window.end)}"
     return f"market-pipeline backfill {span} --symbols {market.symbol} --provider {market.provider}"
 
 
-def _spell(moment: datetime) -> str:
+def _format_time(moment: datetime) -> str:
     is_midnight = moment.time() == time(0)
     return f"{moment:%Y-%m-%d}" if is_midnight else f"{moment:%Y-%m-%dT%H:%M}Z"
 

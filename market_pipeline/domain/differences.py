@@ -228,7 +228,7 @@ def follow(
             upper=_move(upper, UP, seen, is_next),
         )
     elif seen.differs.any():
-        traces[interval] = Trace(_begin(DOWN, seen), _begin(UP, seen))
+        traces[interval] = Trace(_begin_edge(DOWN, seen), _begin_edge(UP, seen))
     elif is_next or (known is not None and interval in known.traces and trace is None):
         traces[interval] = None
     if known is None and not traces:
@@ -246,7 +246,7 @@ def _trace_again(
     What has not been read again yet is older by more than one factor.
     """
     old = known.traces.get(interval)
-    again = Trace(_begin(DOWN, seen), _begin(UP, seen))
+    again = Trace(_begin_edge(DOWN, seen), _begin_edge(UP, seen))
     if old is not None:
         base = find_window(old, calendar, interval)
         again = replace(again, released=old.released, base=base)
@@ -259,7 +259,7 @@ def _is_gone(trace: Trace, seen: BarComparison) -> bool:
     return bool(np.isin([trace.lower.at, trace.upper.at], seen.opens[~seen.differs]).any())
 
 
-def _begin(side: int, seen: BarComparison) -> Edge:
+def _begin_edge(side: int, seen: BarComparison) -> Edge:
     at = side * int((side * seen.opens[seen.differs]).max())
     agreed = int((side * seen.opens > side * at).sum())
     far, _ = _find_ends(side, seen.window)
@@ -392,11 +392,11 @@ def widen(trace: Trace | None, span: Window, calendar: str, interval: Interval) 
     return replace(trace, base=Window(min(window.start, span.start), max(window.end, span.end)))
 
 
-def find_span(one: Difference, calendar: str) -> tuple[datetime, datetime | None]:
+def find_span(difference: Difference, calendar: str) -> tuple[datetime, datetime | None]:
     """Return from where to where a difference goes; None: it may reach up to now."""
-    traces = one.list_traces()
+    traces = difference.list_traces()
     windows = [find_window(trace, calendar, interval) for interval, trace in traces]
-    windows += one.doubtful.values()
+    windows += difference.doubtful.values()
     is_ended = all(trace.upper.is_found for _, trace in traces)
     start = min(window.start for window in windows)
     return start, max(window.end for window in windows) if is_ended else None

@@ -36,12 +36,12 @@ class Grid:
 
     def count(self, window: Window) -> int:
         """Return how many bars open within a window."""
-        first, last = self._find(window)
+        first, last = self._find_bounds(window)
         return last - first
 
     def cut(self, window: Window) -> "Grid":
         """Return the part of the grid that opens within a window."""
-        part = slice(*self._find(window))
+        part = slice(*self._find_bounds(window))
         return Grid(self.opens[part], self.begins[part], self.closes[part])
 
     def step_back(self, moment: datetime, bars: int) -> datetime:
@@ -56,7 +56,7 @@ class Grid:
         at = int(np.searchsorted(self.begins, to_micros(now)))
         return from_micros(self.opens[at]) if at < len(self.opens) else now
 
-    def _find(self, window: Window) -> tuple[int, int]:
+    def _find_bounds(self, window: Window) -> tuple[int, int]:
         bounds = [to_micros(window.start), to_micros(window.end)]
         first, last = np.searchsorted(self.opens, bounds)
         return int(first), int(last)

@@ -16,7 +16,7 @@ RESTATING = "restating"
 SUSPECTED_SPLIT = "suspected_split"
 MIXED_PARSING = "mixed_parsing"
 REASONS = (RESTATING, SUSPECTED_SPLIT, MIXED_PARSING, UNEXPLAINED_HOLE, NEVER_ASKED)
-"""Where several flaws touch a statistic, the first of these is its reason."""
+"""Where several issues touch a statistic, the first of these is its reason."""
 
 _DAY = timedelta(days=1)
 # Sessions close earlier in summer and before holidays: the base's close may be a little later in
@@ -41,12 +41,12 @@ class DataIssue:
 
 
 def mask_unreliable(
-    rows: pd.DataFrame, keys: Sequence[str], measures: Sequence[str], flaws: Iterable[DataIssue]
+    rows: pd.DataFrame, keys: Sequence[str], measures: Sequence[str], issues: Iterable[DataIssue]
 ) -> pd.DataFrame:
-    """Return rows whose measures are NaN, with the reason, where a flaw touches their window.
+    """Return rows whose measures are NaN, with the reason, where an issue touches their window.
 
     A row's window begins at the close of its base, which a hole may have pushed back beyond the
-    horizon, and ends with its last close. A flaw touches it that begins before its end and ends
+    horizon, and ends with its last close. An issue touches it that begins before its end and ends
     after its begin.
 
     Args:
@@ -54,19 +54,19 @@ def mask_unreliable(
             ``reason``.
         keys: The columns that hold market ids.
         measures: The columns to blank.
-        flaws: What is known to be wrong.
+        issues: What is known to be wrong.
     """
     # The weightiest comes last and stays.
-    ranked = sorted(flaws, key=lambda flaw: -REASONS.index(flaw.reason))
+    ranked = sorted(issues, key=lambda issue: -REASONS.index(issue.reason))
     if not ranked or rows.empty:
         return rows
     starts, ends = find_window_starts(rows), rows["as_of"]
     reasons = np.full(len(rows), "", dtype=object)
-    for flaw in ranked:
-        hit = rows[list(keys)].eq(flaw.market_id).any(axis=1)
-        if flaw.window is not None:
-            hit &= (starts < flaw.window.end) & (ends > flaw.window.start)
-        reasons[hit.to_numpy()] = flaw.reason
+    for issue in ranked:
+        hit = rows[list(keys)].eq(issue.market_id).any(axis=1)
+        if issue.window is not None:
+            hit &= (starts < issue.window.end) & (ends > issue.window.start)
+        reasons[hit.to_numpy()] = issue.reason
     is_flawed = reasons != ""
     kept = rows["reason"].astype(object)
     blank = {name: rows[name].where(~is_flawed) for name in measures}

@@ -60,10 +60,10 @@ def locate_windows(calendars: Iterable[str], interval: Interval, rows: pd.DataFr
     last = np.maximum(np.searchsorted(grid, closes, side="right") - 1, 0)
     first = np.zeros(len(rows), dtype="int64")
     known = _locate_first_bars(grid, rows)
-    for one in np.unique(days):
-        at = days == one
-        wanted = find_wanted_bases(grid, last[at], int(one))
-        reach = np.maximum(wanted - find_slack(int(one)), 0)
+    for day in np.unique(days):
+        at = days == day
+        wanted = find_wanted_bases(grid, last[at], int(day))
+        reach = np.maximum(wanted - find_slack(int(day)), 0)
         has_base = (known[at] >= 0) & (known[at] <= wanted)
         first[at] = np.where(has_base, known[at], reach)
     return RowWindows(grid, first, last)
@@ -91,9 +91,9 @@ def find_range_maxima(values: IntArray, first: IntArray, last: IntArray) -> IntA
         levels.append(np.maximum(levels[-1][:-half], levels[-1][half:]))
     level = np.frexp(last - first + 1)[1] - 1
     greatest = np.empty(len(first), dtype=values.dtype)
-    for one in np.unique(level):
-        at, table = level == one, levels[one]
-        greatest[at] = np.maximum(table[first[at]], table[last[at] - 2**one + 1])
+    for power in np.unique(level):
+        at, table = level == power, levels[power]
+        greatest[at] = np.maximum(table[first[at]], table[last[at] - 2**power + 1])
     return greatest
 
 

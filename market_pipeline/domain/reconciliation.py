@@ -1,4 +1,4 @@
-"""Settling: the conclusions from an answer about the span that was asked for.
+"""Reconciliation: the conclusions from an answer about the span that was asked for.
 
 Every expected bar of the span ends up in one of three ways. It came and is final: it is settled. It
 is running, or its provider may still change it: it is asked for again. It should be there and is

@@ -248,7 +248,9 @@ def build_joined_grid(
     calendars: Iterable[str], interval: Interval, first: datetime, last: datetime
 ) -> IntArray:
     """Return the places that all calendars expect from one open_time to another, both included."""
-    starts = [_list_places(one, interval, first.year, last.year) for one in set(calendars)]
+    starts = [
+        _list_places(calendar, interval, first.year, last.year) for calendar in set(calendars)
+    ]
     grid: IntArray = reduce(np.intersect1d, starts)
     first_us, last_us = read_microseconds(pd.Series([first, last], dtype="datetime64[us, UTC]"))
     within: IntArray = grid[(grid >= first_us) & (grid <= last_us)]

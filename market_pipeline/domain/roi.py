@@ -119,13 +119,13 @@ def compute_roi_statistics(
         for window in cut_windows(matrix, horizons_days):
             insufficient = is_insufficient(window, fewest)
             with np.errstate(all="ignore"):
-                measures, flaws = _compute_measures(window, factor, risk_free_annual, mar_annual)
+                measures, masks = _compute_measures(window, factor, risk_free_annual, mar_annual)
             columns = {
                 "market_id": matrix.market_ids,
                 "interval": interval.value,
                 "horizon": f"{window.days}d",
                 "method": method,
-                "reasons": _explain(measures, flaws, insufficient),
+                "reasons": _explain(measures, masks, insufficient),
                 **measures,
                 **_describe_window(window, insufficient, closed_at),
                 "annualisation_factor": factor,
@@ -226,13 +226,13 @@ def _find_last(marks: BoolArray) -> IntArray:
 
 
 def _explain(
-    measures: Measures, flaws: list[MeasureMask], insufficient: BoolArray
+    measures: Measures, masks: list[MeasureMask], insufficient: BoolArray
 ) -> npt.NDArray[np.object_]:
     """Blank what means nothing, and return why; nothing stays NaN or infinite without a reason."""
     texts = np.full(len(insufficient), "", dtype=object)
     for name, values in measures.items():
         reasons = np.where(np.isfinite(values), "", OUT_OF_RANGE).astype(object)
-        for _, rows, reason in (flaw for flaw in reversed(flaws) if name in flaw[0]):
+        for _, rows, reason in (mask for mask in reversed(masks) if name in mask[0]):
             reasons[rows] = reason
         flawed = reasons != ""
         texts[flawed] += f"; {name}: " + reasons[flawed]

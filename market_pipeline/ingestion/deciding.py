@@ -86,7 +86,7 @@ def preview_split(connection: Connection, event_id: int) -> Confirmation:
         PipelineError: There is no such event, it is closed, or it is no suspected split.
     """
     event = _read_suspicion(connection, event_id)
-    return _describe(event, len(_read_earlier(connection, event)))
+    return _describe_event(event, len(_read_earlier(connection, event)))
 
 
 def confirm_split(engine: Engine, event_id: int, now: datetime) -> Confirmation:
@@ -121,7 +121,7 @@ def _confirm(connection: Connection, event_id: int, run_id: UUID, now: datetime)
     written: BarWriteResult = write_market_bars(connection, run, one, market_id, rows)
     add_written(connection, run, market_id, 0, written)
     resolve_event(connection, event_id, CONFIRMED)
-    told = _describe(event, len(bars), run_id)
+    told = _describe_event(event, len(bars), run_id)
     tell_suspicions(connection, told.name, market_id, run_id)
     return told
 
@@ -138,7 +138,7 @@ def _read_earlier(connection: Connection, event: dict[str, Any]) -> pd.DataFrame
     return earlier.reset_index(drop=True)
 
 
-def _describe(event: dict[str, Any], bars: int, run_id: UUID | None = None) -> Confirmation:
+def _describe_event(event: dict[str, Any], bars: int, run_id: UUID | None = None) -> Confirmation:
     name = f"{event['provider']}:{event['symbol']}"
     return Confirmation(name, event["detail"], event["ratio"], bars, run_id)
 

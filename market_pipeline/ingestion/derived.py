@@ -32,17 +32,17 @@ NOTHING_ABSENT = UnavailableBars()
 
 
 def find_absence(
-    one: Market, before: Mapping[Interval, Coverage], after: Mapping[Interval, Coverage]
+    market: Market, before: Mapping[Interval, Coverage], after: Mapping[Interval, Coverage]
 ) -> UnavailableBars:
     """Return what will never come of a market, by its coverage before and after a batch."""
-    base = Interval.DAY if Interval.DAY in one.intervals else Interval.HOUR
+    base = Interval.DAY if Interval.DAY in market.intervals else Interval.HOUR
     known, gone = (find_gone(coverage.get(base, Coverage())) for coverage in (before, after))
     return UnavailableBars(gone, subtract_windows(gone, known))
 
 
 def rebuild_days(
     connection: Connection,
-    one: Market,
+    market: Market,
     market_id: int,
     bars: pd.DataFrame,
     now: datetime,
@@ -52,19 +52,19 @@ def rebuild_days(
 
     Args:
         connection: In the transaction that stored the hours.
-        one: The market.
+        market: The market.
         market_id: Its key.
         bars: What was stored.
         now: The run's clock (UTC).
         absence: Hours that will never come.
     """
     hours = bars[bars["interval"] == Interval.HOUR.value]
-    touched = None if Interval.DAY in one.intervals else _find_touched(hours, absence, now)
+    touched = None if Interval.DAY in market.intervals else _find_touched(hours, absence, now)
     if touched is None:
         return bars.iloc[:0]
     start, end = touched.start - timedelta(days=2), touched.end + timedelta(days=2)
     stored = _find_stored(connection, market_id, hours, start, end)
-    days = build_daily_bars(stored, read_sessions(one.calendar, start, end), absence.gone)
+    days = build_daily_bars(stored, read_sessions(market.calendar, start, end), absence.gone)
     days = days[days["open_time"].between(touched.start - timedelta(days=1), touched.end)]
     return _stay_final(connection, market_id, days, now)
 
@@ -95,7 +95,7 @@ def _find_stored(
 
 def rebuild_weeks(
     connection: Connection,
-    one: Market,
+    market: Market,
     market_id: int,
     bars: pd.DataFrame,
     now: datetime,
@@ -108,8 +108,8 @@ def rebuild_weeks(
     start = floor_to_monday(touched.start)
     end = floor_to_monday(touched.end) + timedelta(weeks=1)
     stored = read_bars(connection, market_id, Interval.DAY, start, end)
-    sessions, gone = read_sessions(one.calendar, start, end), absence.gone
-    if Interval.DAY not in one.intervals:
+    sessions, gone = read_sessions(market.calendar, start, end), absence.gone
+    if Interval.DAY not in market.intervals:
         gone = find_gone_sessions(sessions, gone)
     return _stay_final(connection, market_id, build_weekly_bars(stored, sessions, now, gone), now)
 

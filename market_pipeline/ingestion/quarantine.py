@@ -150,8 +150,8 @@ def read_open_rows(connection: Connection, row_ids: Sequence[int] | None) -> pd.
     unknown = sorted(set(row_ids) - set(rows["row_id"]))
     if unknown:
         raise PipelineError(
-            f"row {_list(unknown)} is not in the quarantine: `market-pipeline quarantine list` "
-            "shows what is"
+            f"row {_format_ids(unknown)} is not in the quarantine: `market-pipeline quarantine "
+            "list` shows what is"
         )
     closed = rows[rows["status"] != "open"]
     if len(closed):
@@ -163,7 +163,7 @@ def read_open_rows(connection: Connection, row_ids: Sequence[int] | None) -> pd.
     return rows
 
 
-def _list(row_ids: Iterable[int]) -> str:
+def _format_ids(row_ids: Iterable[int]) -> str:
     return ", ".join(map(str, row_ids))
 
 
@@ -193,7 +193,7 @@ def _replay_market(
 
 
 def _validate_again(
-    connection: Connection, one: Market, market_id: int, rows: pd.DataFrame, now: datetime
+    connection: Connection, market: Market, market_id: int, rows: pd.DataFrame, now: datetime
 ) -> tuple[dict[int, str], pd.DataFrame]:
     """Return why rows are refused, and the bar frame of the others."""
     ordered = rows.sort_values(["last_seen_at", "row_id"])
@@ -205,7 +205,7 @@ def _validate_again(
     bars = bars[~bars["row_id"].isin(refused.keys())]
     stored = _read_stored(connection, market_id, bars)
     # Of equals the last is kept, so that a stored bar is contradicted, never replaced by its equal.
-    validated = validate_page(pd.concat([bars, stored], ignore_index=True), one, now)
+    validated = validate_page(pd.concat([bars, stored], ignore_index=True), market, now)
     for row in validated.rejected.itertuples():
         refused[int(str(row.row_id))] = f"{row.rule}: {row.detail}"
     refused.pop(_STORED, None)
@@ -223,12 +223,14 @@ def _read_stored(connection: Connection, market_id: int, bars: pd.DataFrame) -> 
     return stored.astype(dict(BAR_DTYPES)).assign(row_id=_STORED)
 
 
-def describe_run(run_id: UUID, trigger: str, one: Market, good: pd.DataFrame, now: datetime) -> Run:
+def describe_run(
+    run_id: UUID, trigger: str, market: Market, good: pd.DataFrame, now: datetime
+) -> Run:
     """Return the run of a command that writes bars of one market without asking its provider."""
     start, end = good["open_time"].min(), good["close_time"].max()
     request = Request(
-        symbols=(one.symbol,),
-        providers=(one.provider,),
+        symbols=(market.symbol,),
+        providers=(market.provider,),
         lookback_days=0,
         asked_at=now,
         now=now,
@@ -239,14 +241,14 @@ def describe_run(run_id: UUID, trigger: str, one: Market, good: pd.DataFrame, no
 
 
 def _write(
-    connection: Connection, run: Run, one: Market, market_id: int, good: pd.DataFrame
+    connection: Connection, run: Run, market: Market, market_id: int, good: pd.DataFrame
 ) -> None:
     """Write bars as an ingestion would: weeks, version, coverage and receipt in one transaction."""
     begin_receipt(connection, run)
     before = {key[1]: value for key, value in read_coverage(connection, [market_id]).items()}
-    healed = _heal_coverage(before, run, one, good)
-    absence = find_absence(one, before, {**before, **healed})
-    written = write_market_bars(connection, run, one, market_id, good, absence)
+    healed = _heal_coverage(before, run, market, good)
+    absence = find_absence(market, before, {**before, **healed})
+    written = write_market_bars(connection, run, market, market_id, good, absence)
     for interval, after in add_inserted(healed, written).items():
         known = before.get(interval, Coverage())
         write_coverage(connection, (market_id, interval), known, after, None, run.run_id)
@@ -266,12 +268,12 @@ def add_written(
     note_end(connection, run.run_id)
 
 
-def _heal_coverage(before: Coverages, run: Run, one: Market, good: pd.DataFrame) -> Coverages:
+def _heal_coverage(before: Coverages, run: Run, market: Market, good: pd.DataFrame) -> Coverages:
     """Close the holes that the bars leave; nothing was asked of the provider."""
     groups = {Interval(str(name)): bars for name, bars in good.groupby("interval")}
     return {
         interval: _apply_bars(
-            before.get(interval, Coverage()), interval, one.calendar, bars, run.request.now
+            before.get(interval, Coverage()), interval, market.calendar, bars, run.request.now
         )
         for interval, bars in groups.items()
     }

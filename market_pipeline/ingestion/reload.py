@@ -169,7 +169,9 @@ def _build_requests(
     ]
     pages = pack_windows(parts, page)
     return tuple(
-        FetchRequest(interval, one, RELOAD, grid.count(one)) for one in pages if grid.count(one)
+        FetchRequest(interval, window, RELOAD, grid.count(window))
+        for window in pages
+        if grid.count(window)
     )
 
 
@@ -232,7 +234,7 @@ def reload_market(engine: Engine, run: Run, route: Route, market_id: int) -> Ite
         token = wait_for_claim(engine, market_id, run.run_id, CLAIM_TIME, CLAIM_PATIENCE)
         try:
             claimed = BarBatch(route, market_id, token, (), Progress())
-            requests = _mark(engine, run, claimed)
+            requests = _mark_for_reload(engine, run, claimed)
             with use_limiter(make_limiter(engine, [route])):
                 for batch in _iterate_batches(engine, run, claimed, requests):
                     yield write_batch(engine, run, batch)
@@ -240,7 +242,7 @@ def reload_market(engine: Engine, run: Run, route: Route, market_id: int) -> Ite
             release_run_claims(engine, run.run_id)
 
 
-def _mark(engine: Engine, run: Run, claimed: BarBatch) -> tuple[FetchRequest, ...]:
+def _mark_for_reload(engine: Engine, run: Run, claimed: BarBatch) -> tuple[FetchRequest, ...]:
     """Mark what is to be read again, and return the requests for it."""
     with engine.begin() as connection:
         hold_claim(connection, claimed.market_id, claimed.token)

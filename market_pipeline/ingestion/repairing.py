@@ -105,8 +105,8 @@ def assess_repair(
         return RepairState(REPAIRING, span, MULTIPLIED, bars=bars, settled=settled)
     meetings = [_find_meeting(calendar, interval, one) for interval, one in found.items()]
     # Bars among those that came are holes, and asked for again; older ones stay as they are.
-    stage = SEAM if all(_is_older(one) for one in found.values()) else REPAIRING
-    hull = min(one.start for one in meetings), max(one.end for one in meetings)
+    stage = SEAM if all(_is_older(leftover) for leftover in found.values()) else REPAIRING
+    hull = min(meeting.start for meeting in meetings), max(meeting.end for meeting in meetings)
     return RepairState(stage, hull, settled=settled)
 
 
@@ -156,33 +156,35 @@ def _list_spans(calendar: str, interval: Interval, bars: pd.DataFrame) -> tuple[
     return tuple(merge_windows(spans))
 
 
-def _is_older(one: Leftover) -> bool:
+def _is_older(leftover: Leftover) -> bool:
     """Tell whether bars end before those that came again begin."""
-    return one.rest.empty or bool(one.bars["open_time"].max() < one.rest["open_time"].min())
-
-
-def _find_meeting(calendar: str, interval: Interval, one: Leftover) -> Window:
-    """Return the span over which old and new bars meet."""
-    older = one.bars
-    if not one.rest.empty:
-        older = older[older["open_time"] < one.rest["open_time"].min()]
-    start = older["close_time"].iloc[-1] if len(older) else one.bars["open_time"].iloc[0]
-    if _is_older(one) and not one.rest.empty:
-        end = one.rest["close_time"].iloc[0].to_pydatetime()
-    else:
-        end = find_next_open(calendar, interval, to_micros(one.bars["open_time"].iloc[-1]))
-    return Window(start.to_pydatetime(), end)
-
-
-def describe_bars(one: Difference) -> str:
-    """Return what came back, in a sentence."""
-    return (
-        f"stored final bars came back at {one.ratio:.6g} times their price, "
-        f"give or take {one.spread:.2%}"
+    return leftover.rest.empty or bool(
+        leftover.bars["open_time"].max() < leftover.rest["open_time"].min()
     )
 
 
-def describe_difference(one: Difference, ending: RepairState) -> str | None:
+def _find_meeting(calendar: str, interval: Interval, leftover: Leftover) -> Window:
+    """Return the span over which old and new bars meet."""
+    older = leftover.bars
+    if not leftover.rest.empty:
+        older = older[older["open_time"] < leftover.rest["open_time"].min()]
+    start = older["close_time"].iloc[-1] if len(older) else leftover.bars["open_time"].iloc[0]
+    if _is_older(leftover) and not leftover.rest.empty:
+        end = leftover.rest["close_time"].iloc[0].to_pydatetime()
+    else:
+        end = find_next_open(calendar, interval, to_micros(leftover.bars["open_time"].iloc[-1]))
+    return Window(start.to_pydatetime(), end)
+
+
+def describe_bars(difference: Difference) -> str:
+    """Return what came back, in a sentence."""
+    return (
+        f"stored final bars came back at {difference.ratio:.6g} times their price, "
+        f"give or take {difference.spread:.2%}"
+    )
+
+
+def describe_difference(difference: Difference, ending: RepairState) -> str | None:
     """Return what is still to be done about a difference, in a sentence; None: nothing."""
     if ending.resolution is not None:
         return None
@@ -190,7 +192,7 @@ def describe_difference(one: Difference, ending: RepairState) -> str | None:
     until = "on" if end is None else f"to {end:%Y-%m-%d %H:%M}"
     told = (
         f"the provider restated its history from {start:%Y-%m-%d %H:%M} {until} (UTC): "
-        f"{describe_bars(one)}"
+        f"{describe_bars(difference)}"
     )
     if ending.stage == SEAM:
         return f"{told}; it has no older bars, and no single factor explains the difference"

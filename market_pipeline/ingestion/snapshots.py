@@ -46,13 +46,13 @@ def collect_snapshots(
         markets.setdefault(provider.name, []).append(market)
     for provider in {route[0].name: route[0] for route in routes}.values():
         asked_at = clock() if request.is_live else request.now
-        received = _ask(provider, markets[provider.name], asked_at, batch)
+        received = _fetch_from(provider, markets[provider.name], asked_at, batch)
         latest = clock() + ALLOWED_SKEW if request.is_live else request.now
         _take(received, latest, request, batch)
     return batch
 
 
-def _ask(
+def _fetch_from(
     provider: Provider, markets: list[Market], now: datetime, batch: SnapshotBatch
 ) -> list[PriceSnapshot]:
     """Return what a provider gives; the markets it gives nothing for are noted as failures."""
@@ -64,7 +64,9 @@ def _ask(
         }
         batch.failures.update(reasons)
         return []
-    silent = {market.symbol for market in markets} - {one.market.symbol for one in received}
+    silent = {market.symbol for market in markets} - {
+        snapshot.market.symbol for snapshot in received
+    }
     batch.failures.update(dict.fromkeys(sorted(silent), _NONE_CAME))
     return received
 
@@ -73,8 +75,14 @@ def _take(
     received: Sequence[PriceSnapshot], latest: datetime, request: Request, batch: SnapshotBatch
 ) -> None:
     """Keep the last usable price of each market; a market without one is a failure."""
-    refused = {one.market.symbol: _find_fault(one, latest, request) for one in received}
-    usable = {one.market: one for one in received if _find_fault(one, latest, request) is None}
+    refused = {
+        snapshot.market.symbol: _find_fault(snapshot, latest, request) for snapshot in received
+    }
+    usable = {
+        snapshot.market: snapshot
+        for snapshot in received
+        if _find_fault(snapshot, latest, request) is None
+    }
     batch.snapshots.extend(usable.values())
     kept = {market.symbol for market in usable}
     batch.failures.update(
@@ -82,13 +90,15 @@ def _take(
     )
 
 
-def _find_fault(one: PriceSnapshot, latest: datetime, request: Request) -> str | None:
+def _find_fault(snapshot: PriceSnapshot, latest: datetime, request: Request) -> str | None:
     """Return why a price cannot be stored; None: it can."""
-    if not 0 < one.price < float("inf"):
-        return f"its price {one.price:g} is not a positive number"
-    if one.observed_at <= latest:
+    if not 0 < snapshot.price < float("inf"):
+        return f"its price {snapshot.price:g} is not a positive number"
+    if snapshot.observed_at <= latest:
         return None
     if not request.is_live:
-        return f"its price is of {one.observed_at:%Y-%m-%d %H:%M:%S} UTC, after the window's end"
-    ahead = (one.observed_at - latest + ALLOWED_SKEW).total_seconds()
+        return (
+            f"its price is of {snapshot.observed_at:%Y-%m-%d %H:%M:%S} UTC, after the window's end"
+        )
+    ahead = (snapshot.observed_at - latest + ALLOWED_SKEW).total_seconds()
     return f"its price is from {ahead:,.0f} s in the future: one of the clocks is wrong"

@@ -16,7 +16,7 @@ YEAR = timedelta(days=366)
 
 
 def suspect_calendar(
-    connection: Connection, one: Market, market_id: int, coverages: Mapping[Interval, Coverage]
+    connection: Connection, market: Market, market_id: int, coverages: Mapping[Interval, Coverage]
 ) -> str | None:
     """Return why a market's calendar is suspect, in words; None where it is not.
 
@@ -25,11 +25,11 @@ def suspect_calendar(
 
     Args:
         connection: Any.
-        one: The market.
+        market: The market.
         market_id: Its key.
         coverages: Its coverage, by interval.
     """
-    if one.calendar == ALWAYS_OPEN:
+    if market.calendar == ALWAYS_OPEN:
         return None
     for interval, coverage in coverages.items():
         if coverage.first_bar_at is None or coverage.last_bar_at is None:
@@ -39,10 +39,10 @@ def suspect_calendar(
         if len(strays) < HANDFUL:
             continue
         end = coverage.last_bar_at + timedelta(days=1)
-        rule = find_stray_rule(strays, read_sessions(one.calendar, first, end))
+        rule = find_stray_rule(strays, read_sessions(market.calendar, first, end))
         if rule is not None:
             return (
-                f"the calendar {one.calendar} is suspect: {rule}, in the year to "
+                f"the calendar {market.calendar} is suspect: {rule}, in the year to "
                 f"{coverage.last_bar_at:%Y-%m-%d}; they are in quarantine, not stored"
             )
     return None

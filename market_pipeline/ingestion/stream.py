@@ -84,13 +84,13 @@ class BarStream:
             about = log_context(provider=provider.name, market=market.symbol)
             with about, use_limiter(limiter):
                 for batch in MarketRun(self.engine, self.run_id, self.request, route, limit):
-                    _put(batch, ready, stop)
+                    _put_item(batch, ready, stop)
                     if stop.is_set():
                         return
         except PipelineError as error:
-            _put(MarketStopped(route, error), ready, stop)
+            _put_item(MarketStopped(route, error), ready, stop)
         finally:
-            _put(None, ready, stop)
+            _put_item(None, ready, stop)
 
 
 def _drain(ready: "Queue[Item | None]", work: Sequence["Future[None]"]) -> Iterator[Item]:
@@ -106,7 +106,7 @@ def _drain(ready: "Queue[Item | None]", work: Sequence["Future[None]"]) -> Itera
         future.result()
 
 
-def _put(item: Item | None, ready: "Queue[Item | None]", stop: Event) -> None:
+def _put_item(item: Item | None, ready: "Queue[Item | None]", stop: Event) -> None:
     while not stop.is_set():
         try:
             ready.put(item, timeout=_WAIT_SECONDS)

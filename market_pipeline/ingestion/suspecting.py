@@ -58,13 +58,13 @@ def find_suspect_span(
     return Window(first, last)
 
 
-def can_be_suspected(one: Market) -> bool:
+def can_be_suspected(market: Market) -> bool:
     """Tell whether a market can have a split that its provider does not adjust for."""
-    return one.calendar != ALWAYS_OPEN and one.price_basis == UNADJUSTED
+    return market.calendar != ALWAYS_OPEN and market.price_basis == UNADJUSTED
 
 
 def suspect_splits(
-    connection: Connection, one: Market, market_id: int, span: Window, run_id: UUID
+    connection: Connection, market: Market, market_id: int, span: Window, run_id: UUID
 ) -> None:
     """Note the stored jumps of a span that look like splits, and take back those that are gone.
 
@@ -72,12 +72,12 @@ def suspect_splits(
 
     Args:
         connection: In the transaction that stored the bars.
-        one: The market.
+        market: The market.
         market_id: Its key.
         span: Jumps to or from a bar that closes within it, both ends included.
         run_id: The run.
     """
-    jumps = {jump.end: jump for jump in _find_jumps(connection, market_id, one, span)}
+    jumps = {jump.end: jump for jump in _find_jumps(connection, market_id, market, span)}
     known = read_suspicions(connection, market_id)
     told = {row["ends_at"] for row in known if row["resolution"] != WITHDRAWN}
     new = [jump for end, jump in jumps.items() if end not in told]
@@ -94,7 +94,7 @@ def suspect_splits(
     for row in gone:
         resolve_event(connection, row["event_id"], WITHDRAWN)
     if new or gone:
-        tell_suspicions(connection, f"{one.provider}:{one.symbol}", market_id, run_id)
+        tell_suspicions(connection, f"{market.provider}:{market.symbol}", market_id, run_id)
 
 
 def tell_suspicions(
@@ -107,8 +107,8 @@ def tell_suspicions(
     report(connection, [finding], datetime.now(UTC))
 
 
-def _find_jumps(connection: Connection, market_id: int, one: Market, span: Window) -> list[Jump]:
+def _find_jumps(connection: Connection, market_id: int, market: Market, span: Window) -> list[Jump]:
     start, end = max(span.start - _BEFORE, EPOCH), span.end + _AFTER
     days = read_bars(connection, market_id, Interval.DAY, start, end)
-    jumps = find_jumps(days[days["is_final"]], one.calendar)
+    jumps = find_jumps(days[days["is_final"]], market.calendar)
     return [jump for jump in jumps if jump.end >= span.start and jump.start <= span.end]

@@ -110,7 +110,11 @@ class DifferenceWatch:
                     connection, self._market_id, page.request.interval, window.start, window.end
                 )
             stored = stored[stored["is_final"]].reset_index(drop=True)
-            page = self._compare(page, stored) if page.received else _doubt(page, len(stored))
+            page = (
+                self._compare(page, stored)
+                if page.received
+                else _reject_unexpected_empty(page, len(stored))
+            )
         self._has_failed |= page.request.purpose == TRACE and page.error is not None
         return page
 
@@ -284,7 +288,7 @@ class DifferenceWatch:
         return terms, max(find_earliest(terms, self._request) or EPOCH, EPOCH)
 
 
-def _doubt(page: BarPage, stored: int) -> BarPage:
+def _reject_unexpected_empty(page: BarPage, stored: int) -> BarPage:
     """Turn an empty answer about a span that has bars into a failure: it had them before."""
     if not stored:
         return page

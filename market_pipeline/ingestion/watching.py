@@ -79,11 +79,12 @@ def _find_stale(connection: Connection, routes: Sequence[Route], due: datetime) 
     return Finding(
         DATA_STALE,
         {
-            name: f"{one.interval} bars end {_show(one.final_to)}, not {_show(one.expected_to)}"
-            for name, one in late.items()
+            name: f"{bars.interval} bars end {_format_time(bars.final_to)}, "
+            f"not {_format_time(bars.expected_to)}"
+            for name, bars in late.items()
         },
     )
 
 
-def _show(moment: datetime | None) -> str:
+def _format_time(moment: datetime | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M}" if moment else "nowhere"

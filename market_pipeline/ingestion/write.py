@@ -217,7 +217,9 @@ def write_rows(
         begin_receipt(connection, run)
         counts = upsert_frame(connection, table, rows, stamps) if len(rows) else WriteCounts()
         if counts.written:
-            keys = [one.name for one in table.primary_key if one.name.endswith("market_id")]
+            keys = [
+                column.name for column in table.primary_key if column.name.endswith("market_id")
+            ]
             stamp_markets(connection, pd.concat([rows[key] for key in keys]))
         add_table_receipt(connection, run, table.name, counts, outcome)
         if tell is not None:
@@ -251,7 +253,7 @@ def _write_bars(
 def write_market_bars(
     connection: Connection,
     run: Run,
-    one: Market,
+    market: Market,
     market_id: int,
     bars: pd.DataFrame,
     absence: UnavailableBars = NOTHING_ABSENT,
@@ -261,7 +263,7 @@ def write_market_bars(
     Args:
         connection: In a transaction.
         run: On whose behalf.
-        one: The market.
+        market: The market.
         market_id: Its key.
         bars: A validated bar frame of fetched intervals; none, where only ``absence`` is news.
         absence: Bars that will never come: days and weeks do not wait for them.
@@ -283,7 +285,7 @@ def write_market_bars(
     }
     fetched, built = sum(counts, WriteCounts()), WriteCounts()
     for build in (rebuild_days, rebuild_weeks):
-        derived = build(connection, one, market_id, pd.concat(frames), run.request.now, absence)
+        derived = build(connection, market, market_id, pd.concat(frames), run.request.now, absence)
         if len(derived):
             frames.append(derived.assign(market_id=market_id))
             built += upsert_frame(connection, market_aggregate, frames[-1], stamps)
@@ -309,18 +311,23 @@ def _release(batch: BarBatch, before: Coverages) -> Coverages:
 
 
 def _keep_difference(
-    connection: Connection, run: Run, batch: BarBatch, one: Difference, kept: Kept
+    connection: Connection, run: Run, batch: BarBatch, difference: Difference, kept: Kept
 ) -> Kept:
     """Write what is known of a market's difference, and end it where its span was read again."""
     market_id = batch.market_id
-    if one.stage == WITHDRAWN:
+    if difference.stage == WITHDRAWN:
         if not batch.opens_event:
             resolve_difference(connection, market_id, WITHDRAWN)
         return replace(kept, ended_from=run.request.window.start)
-    ending = RepairState(one.stage, find_span(one, batch.route[1].calendar))
-    if one.stage == REPAIRING:
-        ending = assess_repair(connection, market_id, batch.route, run.request, one, kept.coverages)
-    span, known = EventSpan(*ending.span, describe_bars(one)), replace(one, stage=ending.stage)
+    ending = RepairState(difference.stage, find_span(difference, batch.route[1].calendar))
+    if difference.stage == REPAIRING:
+        ending = assess_repair(
+            connection, market_id, batch.route, run.request, difference, kept.coverages
+        )
+    span, known = (
+        EventSpan(*ending.span, describe_bars(difference)),
+        replace(difference, stage=ending.stage),
+    )
     if batch.opens_event:
         open_difference(connection, market_id, known, span, run.run_id)
     else:
@@ -336,8 +343,8 @@ def _write_ending(
     """Write the bars that were multiplied, and let what was left over count as settled."""
     written = kept.written
     if ending.bars is not None:
-        one, market_id = batch.route[1], batch.market_id
-        written += write_market_bars(connection, run, one, market_id, ending.bars)
+        market, market_id = batch.route[1], batch.market_id
+        written += write_market_bars(connection, run, market, market_id, ending.bars)
     settled = {
         interval: replace(
             kept.coverages[interval],
@@ -358,15 +365,15 @@ def _suspect_splits(
     connection: Connection, run: Run, batch: BarBatch, kept: Kept, before: Coverages
 ) -> None:
     """Look for splits where bars are new, or where a difference is over."""
-    one = batch.route[1]
+    market = batch.route[1]
     if kept.ended_from is not None:
-        span = Window(kept.ended_from, LAST_DAY) if can_be_suspected(one) else None
+        span = Window(kept.ended_from, LAST_DAY) if can_be_suspected(market) else None
     elif batch.difference is None and kept.written.version is not None:
         span = find_suspect_span(batch, kept.written.days, before)
     else:
         span = None
     if span is not None:
-        suspect_splits(connection, one, batch.market_id, span, run.run_id)
+        suspect_splits(connection, market, batch.market_id, span, run.run_id)
 
 
 def _join_good(pages: Iterable[BarPage]) -> pd.DataFrame:
@@ -380,8 +387,8 @@ def _read_coverages(connection: Connection, market_id: int) -> Coverages:
 
 
 def _apply_pages(request: Request, batch: BarBatch, before: Coverages) -> Coverages:
-    provider, one = batch.route
-    terms = {interval: provider.describe_history(one, interval) for interval in one.intervals}
+    provider, market = batch.route
+    terms = {interval: provider.describe_history(market, interval) for interval in market.intervals}
     after = dict(before)
     for interval in before.keys() & terms.keys():
         after[interval] = adopt_parsing(before[interval], terms[interval].parsing)
@@ -390,7 +397,7 @@ def _apply_pages(request: Request, batch: BarBatch, before: Coverages) -> Covera
         if page.request.purpose == TRACE and page.error is not None:
             continue  # It was asked for to compare what is stored: nothing is missing.
         known = after.get(interval, Coverage(parsing=terms[interval].parsing))
-        after[interval] = _apply_page(known, page, one.calendar, lag, request.asked_at)
+        after[interval] = _apply_page(known, page, market.calendar, lag, request.asked_at)
     for interval in after.keys() & terms.keys():
         after[interval] = lose_reach(after[interval], find_earliest(terms[interval], request))
     return after

@@ -106,11 +106,11 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without secrets."""
-        line = self._describe(record)
+        line = self._describe_record(record)
         text = _write_for_people(line) if self._for_people else json.dumps(line, default=str)
         return redact(text)
 
-    def _describe(self, record: logging.LogRecord) -> dict[str, Any]:
+    def _describe_record(self, record: logging.LogRecord) -> dict[str, Any]:
         about: Mapping[str, Any] = getattr(record, "dagster_meta", None) or {}
         event = about.get("orig_message") or record.getMessage()
         line = {

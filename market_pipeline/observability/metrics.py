@@ -98,7 +98,7 @@ class Metric:
     def observe_all(self, values: Iterable[float], **labels: str) -> Sample:
         """Return what some observations come to."""
         seen = list(values)
-        buckets = tuple(sum(one <= bound for one in seen) for bound in self.bounds)
+        buckets = tuple(sum(value <= bound for value in seen) for bound in self.bounds)
         return Sample(self.name, self.name_series(labels), sum(seen), len(seen), buckets)
 
     def inc(self, amount: float = 1.0, **labels: str) -> None:
@@ -181,15 +181,15 @@ class _Store:
 
     def add(self, metric: Metric, labels: Labels, amount: float) -> None:
         with self._lock:
-            self._find(metric, labels).value += amount
+            self._find_series(metric, labels).value += amount
 
     def put(self, metric: Metric, labels: Labels, value: float) -> None:
         with self._lock:
-            self._find(metric, labels).value = value
+            self._find_series(metric, labels).value = value
 
     def observe(self, metric: Metric, labels: Labels, value: float) -> None:
         with self._lock:
-            series = self._find(metric, labels)
+            series = self._find_series(metric, labels)
             series.value += value
             series.count += 1
             for position in range(bisect_left(metric.bounds, value), len(metric.bounds)):
@@ -198,12 +198,12 @@ class _Store:
     def read(self) -> list[Sample]:
         with self._lock:
             return [
-                Sample(name, labels, one.value, one.count, tuple(one.buckets))
+                Sample(name, labels, series.value, series.count, tuple(series.buckets))
                 for name, found in self._series.items()
-                for labels, one in found.items()
+                for labels, series in found.items()
             ]
 
-    def _find(self, metric: Metric, labels: Labels) -> _Series:
+    def _find_series(self, metric: Metric, labels: Labels) -> _Series:
         found = self._series.setdefault(metric.name, {})
         known = found.get(labels)
         if known is not None:

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote, urlsplit
 from market_pipeline.settings import SETTINGS
 
 HIDDEN = "***"
-_NAMES = (*(one.name for one in SETTINGS if one.is_secret), "PGPASSWORD")
+_NAMES = (*(setting.name for setting in SETTINGS if setting.is_secret), "PGPASSWORD")
 # What comes after the scheme of these is a secret as a whole; of other addresses the password is.
 _ADDRESSES = frozenset({"ALERT_WEBHOOK_URL", "HEARTBEAT_URL"})
 _LEAST = 4
@@ -32,7 +32,7 @@ def _compile(values: tuple[str, ...]) -> re.Pattern[str] | None:
         spelling
         for name, value in zip(_NAMES, values, strict=True)
         for secret in _list_secrets(name, value)
-        for spelling in _spell(secret)
+        for spelling in _list_spellings(secret)
         if len(spelling) >= _LEAST
     }
     # The longest first: a part of it must not be taken out before the whole.
@@ -46,7 +46,7 @@ def _list_secrets(name: str, value: str) -> list[str]:
         whole = [part.partition("://")[2] or part for part in parts]
         return [
             *whole,
-            *(one for part in whole for one in part.split("/") if len(one) > _LEAST_PART),
+            *(piece for part in whole for piece in part.split("/") if len(piece) > _LEAST_PART),
         ]
     if "://" in value:
         return [found.group() for found in [_PASSWORD.search(_find_authority(value))] if found]
@@ -61,7 +61,7 @@ def _find_authority(address: str) -> str:
         return address.partition("://")[2]
 
 
-def _spell(secret: str) -> set[str]:
+def _list_spellings(secret: str) -> set[str]:
     """Return a secret as it may be written: as it is, decoded, encoded."""
     plain = unquote(secret)
     return {secret, plain, quote(plain, safe=""), quote(plain)}

@@ -45,7 +45,7 @@ def add_zeros(
         providers: Those that runs ask by default, in order.
         tables: Those that runs write.
     """
-    known = {(one.name, one.labels) for one in totals}
+    known = {(total.name, total.labels) for total in totals}
     asked = {",".join(providers)} | _list_values(totals, _OUTCOMES) - {UNKNOWN}
     zeros = [
         *_list_zeros(_OUTCOMES, TRIGGERS, asked),
@@ -67,4 +67,4 @@ def _list_zeros(metrics: Collection[Metric], *values: Collection[str]) -> Iterat
 def _list_values(totals: Collection[Sample], metrics: Collection[Metric]) -> set[str]:
     """Return the providers under which some metrics were counted."""
     names = {metric.name for metric in metrics}
-    return {dict(one.labels)["provider"] for one in totals if one.name in names}
+    return {dict(total.labels)["provider"] for total in totals if total.name in names}

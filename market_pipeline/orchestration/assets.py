@@ -112,12 +112,15 @@ def market_snapshots(market_aggregates: MarketReader) -> Snapshots:
     ids = {(row.provider, row.symbol): row.market_id for row in stored.itertuples()}
     prices = pd.DataFrame(
         {
-            "market_id": [ids[one.market.provider, one.market.symbol] for one in batch.snapshots],
-            "observed_at": [one.observed_at for one in batch.snapshots],
-            "price": [one.price for one in batch.snapshots],
-            "volume_24h": [one.volume_24h for one in batch.snapshots],
-            "change_24h_ratio": [one.change_24h_ratio for one in batch.snapshots],
-            "market_cap": [one.market_cap for one in batch.snapshots],
+            "market_id": [
+                ids[snapshot.market.provider, snapshot.market.symbol]
+                for snapshot in batch.snapshots
+            ],
+            "observed_at": [snapshot.observed_at for snapshot in batch.snapshots],
+            "price": [snapshot.price for snapshot in batch.snapshots],
+            "volume_24h": [snapshot.volume_24h for snapshot in batch.snapshots],
+            "change_24h_ratio": [snapshot.change_24h_ratio for snapshot in batch.snapshots],
+            "market_cap": [snapshot.market_cap for snapshot in batch.snapshots],
         }
     ).astype(dict.fromkeys(("price", "volume_24h", "change_24h_ratio", "market_cap"), "float64"))
     return Snapshots(compute_prices(reader.engine, reader.calendars, prices), batch)
@@ -174,6 +177,6 @@ def choose_pairs(stored: pd.DataFrame, benchmarks: tuple[str, ...]) -> Pairs:
     known = stored["symbol"].isin(benchmarks)
     references = ids if len(ids) <= MAX_MARKETS_ALL_PAIRS else stored.loc[known, "market_id"]
     pairs = {
-        (min(one, other), max(one, other)) for other in references for one in ids if one != other
+        (min(key, other), max(key, other)) for other in references for key in ids if key != other
     }
     return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)

@@ -48,5 +48,5 @@ def _find_innermost(error: Any) -> Any:
     chain = [error]
     while chain[-1].cause is not None:
         chain.append(chain[-1].cause)
-    ours = [one for one in chain if one.message.startswith(_OUR_ERRORS)]
+    ours = [link for link in chain if link.message.startswith(_OUR_ERRORS)]
     return ours[-1] if ours else chain[-1]

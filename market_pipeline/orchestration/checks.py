@@ -27,8 +27,6 @@ from market_pipeline.orchestration.resources import (
 )
 from market_pipeline.storage.runs.evidence import RunEvidence, read_run_evidence
 
-_SHORT = ("outcome", "reason")
-
 
 @dataclass(frozen=True, slots=True)
 class CheckInput:
@@ -44,14 +42,14 @@ class CheckResult:
     """What a check found: numbers that plot over time, and what it objects to."""
 
     numbers: Mapping[str, int | float]
-    objections: Sequence[ReportRow] = ()
+    violations: Sequence[ReportRow] = ()
 
 
 def check_completeness(case: CheckInput) -> CheckResult:
     """Every market of the run gave all its bars; a short one makes the outcome partial."""
     receipt = case.evidence.receipt
     lines = [
-        {**_name(row), "outcome": row["outcome"], "reason": str(row["reason"])}
+        {**_name_market(row), "outcome": row["outcome"], "reason": str(row["reason"])}
         for row in receipt
         if row["outcome"] != "ok"
     ]
@@ -78,13 +76,13 @@ def check_freshness(case: CheckInput) -> CheckResult:
     request = case.request
     late = [
         {
-            "market": one.market.symbol,
-            "provider": one.market.provider,
-            "interval": one.interval.value,
-            "final to": _show(one.final_to),
-            "expected to": _show(one.expected_to),
+            "market": delay.market.symbol,
+            "provider": delay.market.provider,
+            "interval": delay.interval.value,
+            "final to": _format_time(delay.final_to),
+            "expected to": _format_time(delay.expected_to),
         }
-        for one in find_delays(case.routes, ids, known, request.window.end, request.now)
+        for delay in find_delays(case.routes, ids, known, request.window.end, request.now)
     ]
     series = sum(
         len(market.intervals)
@@ -109,10 +107,10 @@ def check_holes(case: CheckInput) -> CheckResult:
 
 def _describe_span(row: Mapping[Any, Any], reason: str, tries: int) -> ReportRow:
     return {
-        **_name(row),
+        **_name_market(row),
         "interval": row["interval"],
-        "from": _show(row["starts_at"]),
-        "to": _show(row["ends_at"]),
+        "from": _format_time(row["starts_at"]),
+        "to": _format_time(row["ends_at"]),
         "reason": reason,
         "tries": tries,
     }
@@ -135,22 +133,24 @@ def check_order(case: CheckInput) -> CheckResult:
 def _locate(
     case: CheckInput, examples: Sequence[Mapping[str, Any]], *columns: str
 ) -> list[ReportRow]:
-    names = {row["market_id"]: _name(row) for row in case.evidence.receipt}
+    names = {row["market_id"]: _name_market(row) for row in case.evidence.receipt}
     return [
         {
-            **names[one["market_id"]],
-            "interval": one["interval"],
-            "open time": one["open_time"],
-            **{column: one[column] for column in columns},
+            **names[example["market_id"]],
+            "interval": example["interval"],
+            "open time": example["open_time"],
+            **{column: example[column] for column in columns},
         }
-        for one in examples
+        for example in examples
     ]
 
 
 def check_spikes(case: CheckInput) -> CheckResult:
     """No bar jumps beyond ten robust standard deviations and 15 %; those that do are stored."""
     lines = [
-        {**_name(row), "spikes": row["spikes"]} for row in case.evidence.receipt if row["spikes"]
+        {**_name_market(row), "spikes": row["spikes"]}
+        for row in case.evidence.receipt
+        if row["spikes"]
     ]
     return CheckResult({"spikes": sum(line["spikes"] for line in lines)}, lines)
 
@@ -159,7 +159,7 @@ def check_quarantine(case: CheckInput) -> CheckResult:
     """Of no market's bars more than 1 % are impossible; they are in the quarantine, not stored."""
     rows = case.evidence.receipt
     lines = [
-        {**_name(row), "received": row["received"], "quarantined": row["quarantined"]}
+        {**_name_market(row), "received": row["received"], "quarantined": row["quarantined"]}
         for row in rows
         if row["quarantined"] > MAX_QUARANTINE_RATIO * row["received"]
     ]
@@ -221,10 +221,10 @@ def _build_result(
 ) -> dg.AssetCheckResult:
     severity = dg.AssetCheckSeverity
     metadata: dict[str, Any] = {**verdict.numbers, "receipt_of_run": str(run_id)}
-    if verdict.objections:
-        metadata["objections"] = build_table(verdict.objections[:MAX_LINES])
+    if verdict.violations:
+        metadata["objections"] = build_table(verdict.violations[:MAX_LINES])
     return dg.AssetCheckResult(
-        passed=not verdict.objections,
+        passed=not verdict.violations,
         asset_key=key.asset_key,
         check_name=key.name,
         severity=severity.ERROR if key.name in BLOCKING else severity.WARN,
@@ -232,9 +232,9 @@ def _build_result(
     )
 
 
-def _name(row: Mapping[Any, Any]) -> ReportRow:
+def _name_market(row: Mapping[Any, Any]) -> ReportRow:
     return {"market": row["symbol"], "provider": row["provider"]}
 
 
-def _show(moment: datetime | None) -> str:
+def _format_time(moment: datetime | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M}" if moment else "never"

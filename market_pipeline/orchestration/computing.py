@@ -1,7 +1,7 @@
 """Computations of a run from stored bars, each from one moment of the database.
 
 The same inputs are not computed again. Before any bar is read, these tell whether the inputs
-changed: how many bars a statistic uses, their newest version, their flaws, and the settings.
+changed: how many bars a statistic uses, their newest version, their issues, and the settings.
 Not here: the formulas (``domain``), the write (``io_manager``).
 """
 
@@ -86,16 +86,16 @@ def compute_prices(
     prices = prices.astype({"market_id": "int64", "observed_at": UTC_DTYPE})  # none at all, too
     priced = prices.set_index("market_id")
     observed = priced["observed_at"]
-    wanted = {one: calendars[one] for one in priced.index}
+    wanted = {market_id: calendars[market_id] for market_id in priced.index}
     moments = pd.DatetimeIndex(observed).to_pydatetime()
     closed_by = dict(zip(wanted, moments, strict=True))
     with open_snapshot(engine) as connection:
         spans = plan_market_spans(connection, wanted, _DAY, SNAPSHOT_HORIZON_DAYS, closed_by)
         bars = read_spans(connection, _DAY, spans)
-        flaws = read_flaws(connection, list(wanted), _DAY)
+        issues = read_flaws(connection, list(wanted), _DAY)
     found = compute_snapshot_statistics(bars, wanted, priced["price"], observed_at=observed)
     dated = found.assign(as_of=found["bars_as_of"], horizon=f"{SNAPSHOT_HORIZON_DAYS}d")
-    kept = mask_unreliable(dated, ("market_id",), SNAPSHOT_MEASURES, flaws)
+    kept = mask_unreliable(dated, ("market_id",), SNAPSHOT_MEASURES, issues)
     return prices.merge(kept.drop(columns=["as_of", "horizon"]), on="market_id")
 
 
@@ -106,12 +106,12 @@ def compute_roi(
     with open_snapshot(engine) as connection:
         spans = plan_market_spans(connection, calendars, _DAY, max(settings.horizons_days))
         summaries = summarise_spans(connection, _DAY, spans)
-        flaws = read_flaws(connection, list(calendars), _DAY)
+        issues = read_flaws(connection, list(calendars), _DAY)
         prints = {
             str(span.market_id): _digest(
                 calendars[span.market_id],
                 _name_roi_settings(settings),
-                _describe(summaries, [span], flaws),
+                _describe_state(summaries, [span], issues),
             )
             for span in spans
         }
@@ -127,7 +127,7 @@ def compute_roi(
         risk_free_annual=settings.risk_free_annual,
         min_returns=settings.min_returns,
     ).rename(columns={"reasons": "reason"})
-    rows = mask_unreliable(rows, ("market_id",), (*roi.MEASURES, *roi.DRAWDOWN_TIMES), flaws)
+    rows = mask_unreliable(rows, ("market_id",), (*roi.MEASURES, *roi.DRAWDOWN_TIMES), issues)
     return Computed(rows, changed, len(prints) - len(changed))
 
 
@@ -147,18 +147,18 @@ def compute_pairs(
     longest, scope = max(settings.horizons_days), _digest(pairs.tolist())
     with open_snapshot(engine) as connection:
         spans = plan_pair_spans(connection, calendars, _DAY, longest, map(tuple, pairs))
-        flaws = read_flaws(connection, list(calendars), _DAY)
+        issues = read_flaws(connection, list(calendars), _DAY)
         found = _digest(
             compared[["market_id", "quote", "calendar"]].to_dict("list"),
             [comparisons.name_method(min_returns=settings.min_returns), *settings.horizons_days],
-            _describe(summarise_spans(connection, _DAY, spans), spans, flaws),
+            _describe_state(summarise_spans(connection, _DAY, spans), spans, issues),
         )
         known = read_fingerprints(connection, market_comparison.name, [scope])
         if not spans or known.get(scope) == found:
             nothing = pd.DataFrame(columns=["base_market_id", "quote_market_id"])
             return Computed(nothing, same=len(pairs) if spans else 0, what="pairs")
         rows = compare_spans(
-            connection, compared, pairs, settings.horizons_days, settings, spans, flaws
+            connection, compared, pairs, settings.horizons_days, settings, spans, issues
         )
     return Computed(rows, {scope: found}, what="pairs")
 
@@ -168,15 +168,17 @@ def _name_roi_settings(settings: StatisticsSettings) -> list[Any]:
     return [named, *settings.horizons_days]
 
 
-def _describe(
-    summaries: Mapping[int, Summary], spans: Sequence[FinalSpan], flaws: Iterable[DataIssue]
+def _describe_state(
+    summaries: Mapping[int, Summary], spans: Sequence[FinalSpan], issues: Iterable[DataIssue]
 ) -> list[Any]:
-    """Return what bars and flaws within spans are told by; flaws are cut to where the bars lie.
+    """Return what bars and issues within spans are told by; issues are cut to where the bars lie.
 
-    So an open flaw, which reaches to now, is the same whatever the clock.
+    So an open issue, which reaches to now, is the same whatever the clock.
     """
     firsts = {span.market_id: span.first for span in reversed(spans)}
-    lasts = {one: summaries[one].closed for one in firsts if one in summaries}
+    lasts = {
+        market_id: summaries[market_id].closed for market_id in firsts if market_id in summaries
+    }
     told: list[Any] = [[span.market_id, span.first, span.last] for span in spans]
     told += [
         [one, found.bars, found.version]
@@ -184,15 +186,15 @@ def _describe(
         if one in firsts
     ]
     cut = []
-    for flaw in flaws:
-        if flaw.market_id not in lasts:
+    for issue in issues:
+        if issue.market_id not in lasts:
             continue
-        first, last = firsts[flaw.market_id], lasts[flaw.market_id]
-        if flaw.window is None:
-            cut.append([flaw.market_id, flaw.reason, "", ""])
-        elif flaw.window.start < last and flaw.window.end >= first:
-            window = max(flaw.window.start, first), min(flaw.window.end, last)
-            cut.append([flaw.market_id, flaw.reason, *map(str, window)])
+        first, last = firsts[issue.market_id], lasts[issue.market_id]
+        if issue.window is None:
+            cut.append([issue.market_id, issue.reason, "", ""])
+        elif issue.window.start < last and issue.window.end >= first:
+            window = max(issue.window.start, first), min(issue.window.end, last)
+            cut.append([issue.market_id, issue.reason, *map(str, window)])
     return [*told, sorted(cut)]
 
 

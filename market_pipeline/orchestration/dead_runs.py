@@ -61,7 +61,7 @@ def end_dead_runs(
     silent = _find_silent(instance, connection)
     dead = [run_id for run_id in silent if run_id in before.suspects]
     for run_id in dead:
-        _end(instance, connection, silent[run_id])
+        _end_run(instance, connection, silent[run_id])
     return DeadRunScan(tuple(run_id for run_id in silent if run_id not in dead)), dead
 
 
@@ -84,7 +84,7 @@ def _has_been_silent(instance: dg.DagsterInstance, run_id: str) -> bool:
     return not records or time.time() - records[0].timestamp > SILENT_SECONDS
 
 
-def _end(instance: dg.DagsterInstance, connection: Connection, run: dg.DagsterRun) -> None:
+def _end_run(instance: dg.DagsterInstance, connection: Connection, run: dg.DagsterRun) -> None:
     latest = instance.get_run_by_id(run.run_id)
     if latest is None or latest.is_finished:
         return

@@ -102,11 +102,11 @@ def keep_receipt(instance: dg.DagsterInstance, asked: RecordedRequest) -> Iterat
     """
     ending = StepsEnding()
     with ExitStack() as stack:
-        engine = _begin(stack, instance, asked)
+        engine = _begin_receipt(stack, instance, asked)
         try:
             yield ending
         finally:
-            _end(engine, asked, ending.error)
+            _end_receipt(engine, asked, ending.error)
 
 
 def close_receipt(connection: Connection, run: dg.DagsterRun, error: str | None) -> None:
@@ -207,7 +207,9 @@ def _find_beginning(instance: dg.DagsterInstance, run_id: str) -> datetime:
     return (record.create_timestamp if record else datetime.now(UTC)).astimezone(UTC)
 
 
-def _begin(stack: ExitStack, instance: dg.DagsterInstance, asked: RecordedRequest) -> Engine | None:
+def _begin_receipt(
+    stack: ExitStack, instance: dg.DagsterInstance, asked: RecordedRequest
+) -> Engine | None:
     try:
         engine = stack.enter_context(open_database())
         stack.enter_context(show_life(engine, asked.run_id))
@@ -220,7 +222,7 @@ def _begin(stack: ExitStack, instance: dg.DagsterInstance, asked: RecordedReques
     return engine
 
 
-def _end(engine: Engine | None, asked: RecordedRequest, error: str | None) -> None:
+def _end_receipt(engine: Engine | None, asked: RecordedRequest, error: str | None) -> None:
     try:
         with ExitStack() as stack:
             engine = engine or stack.enter_context(open_database())

@@ -25,13 +25,16 @@ from market_pipeline.storage.server.watchdog import DAGSTER
 DAGSTER_SCHEMA = "dagster"
 
 
-class PipelineStorage(DagsterPostgresStorage):
-    """dagster-postgres on DATABASE_URL, or on the embedded server when that is unset."""
+class _Unconfigured:
+    """What dagster.yaml names without configuration: the environment says the rest."""
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
-        """Take no configuration: the environment says where the database is."""
         return {}
+
+
+class PipelineStorage(_Unconfigured, DagsterPostgresStorage):
+    """dagster-postgres on DATABASE_URL, or on the embedded server when that is unset."""
 
     @classmethod
     def from_config_value(
@@ -58,13 +61,8 @@ class PipelineStorage(DagsterPostgresStorage):
         return cls(postgres_url=url, inst_data=inst_data)
 
 
-class StateArtifactStorage(LocalArtifactStorage):
+class StateArtifactStorage(_Unconfigured, LocalArtifactStorage):
     """Dagster's local files, in the state folder wherever a command was started."""
-
-    @classmethod
-    def config_type(cls) -> dict[str, Any]:
-        """Take no configuration: STATE_DIR says where."""
-        return {}
 
     @classmethod
     def from_config_value(
@@ -75,13 +73,8 @@ class StateArtifactStorage(LocalArtifactStorage):
         return cls(str(_make_private(find_state_dir() / "dagster")), inst_data)
 
 
-class StateComputeLogs(LocalComputeLogManager):
+class StateComputeLogs(_Unconfigured, LocalComputeLogManager):
     """What runs print, in the state folder wherever a command was started."""
-
-    @classmethod
-    def config_type(cls) -> dict[str, Any]:
-        """Take no configuration: STATE_DIR says where."""
-        return {}
 
     @classmethod
     def from_config_value(

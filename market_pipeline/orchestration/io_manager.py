@@ -161,13 +161,13 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     def _illustrate(
         self, context: dg.OutputContext, run: Run, table: Table, written: MaterializationSummary
     ) -> None:
-        occasion = WriteContext(run.run_id, self._read_for(run), written.rows)
-        png = draw_picture(table.name, occasion)
+        source = WriteContext(run.run_id, self._read_for(run), written.rows)
+        png = draw_picture(table.name, source)
         if png is None:
             return
         title = f"{table.name} on {run.request.now:%Y-%m-%d}"
         context.add_output_metadata({"picture": build_picture(png, title)})
-        coverage = draw_coverage_map(occasion) if table is market_aggregate else None
+        coverage = draw_coverage_map(source) if table is market_aggregate else None
         if coverage is not None:
             context.add_output_metadata({"coverage": build_picture(coverage, "coverage")})
 
@@ -206,7 +206,7 @@ def _drain(
         about = {"provider": item.route[0].name, "market": item.route[1].symbol}
         is_done = isinstance(item, MarketStopped) or item.is_last
         with log_context(**about, is_done=is_done):
-            context.log.info(_tell(lines[item.route]))
+            context.log.info(_format_line(lines[item.route]))
     with engine.begin() as connection:
         unserved = ends.report(connection, run)
     told = [lines[route] for route in stream.routes if route in lines]
@@ -234,7 +234,7 @@ def _warn(context: dg.OutputContext, failures: Mapping[str, str]) -> None:
         context.log.warning("%s: no price: %s", symbol, reason)
 
 
-def _tell(line: ReportRow) -> str:
+def _format_line(line: ReportRow) -> str:
     """Return the line that stands for a market in the run's log and in the command's progress."""
     received = "{market} from {provider}: {received:,} bars".format_map(line)
     written = "{inserted:,} inserted, {updated:,} updated, {unchanged:,} unchanged".format_map(line)

@@ -46,7 +46,7 @@ class MarketReader:
             days: How far to look back, and some more for a base close.
             market_ids: Whose.
         """
-        calendars = {one: self.calendars[one] for one in market_ids}
+        calendars = {market_id: self.calendars[market_id] for market_id in market_ids}
         with self.engine.connect() as connection:
             spans = plan_market_spans(connection, calendars, interval, days)
             return read_spans(connection, interval, spans)

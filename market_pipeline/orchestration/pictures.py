@@ -1,7 +1,7 @@
 """Pictures of what was written: prices with volume, drawdowns, a heat map of correlations.
 
 Here: frames in, a small PNG out. Not here: when to draw, what to read, where it is shown
-(``gallery``, ``report``). Matplotlib is imported while drawing only: it takes a third of a second
+(``plots``, ``report``). Matplotlib is imported while drawing only: it takes a third of a second
 that a run with nothing to draw should not spend.
 """
 
@@ -60,7 +60,7 @@ def draw_prices(panels: Sequence[Panel]) -> bytes:
     Returns:
         A PNG of less than ``MAX_BYTES``.
     """
-    figure, axes = _lay_out(panels[:MAX_PANELS], row_inches=2.2, height_ratios=(3.2, 1))
+    figure, axes = _make_axes(panels[:MAX_PANELS], row_inches=2.2, height_ratios=(3.2, 1))
     for panel, (price, volume) in zip(panels, axes, strict=False):
         _head(price, panel)
         _draw_price(price, panel.bars)
@@ -77,7 +77,7 @@ def draw_drawdowns(panels: Sequence[Panel]) -> bytes:
     Returns:
         A PNG of less than ``MAX_BYTES``.
     """
-    figure, axes = _lay_out(panels[:MAX_PANELS], row_inches=1.9, height_ratios=(1,))
+    figure, axes = _make_axes(panels[:MAX_PANELS], row_inches=1.9, height_ratios=(1,))
     for panel, (axis,) in zip(panels, axes, strict=False):
         fall = 100 * compute_drawdowns(panel.bars["close"].to_numpy(dtype="float64"))
         closed = _strip_zone(panel.bars["close_time"])
@@ -137,7 +137,7 @@ def make_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), facecolor="white")
 
 
-def _lay_out(
+def _make_axes(
     panels: Sequence[Panel], row_inches: float, height_ratios: Sequence[float]
 ) -> "tuple[Figure, list[list[Axes]]]":
     """Return a figure and, for each panel, its axes from top to bottom."""

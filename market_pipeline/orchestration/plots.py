@@ -36,32 +36,36 @@ class WriteContext:
     rows: pd.DataFrame
 
 
-def draw_picture(table_name: str, occasion: WriteContext) -> bytes | None:
+def draw_picture(table_name: str, context: WriteContext) -> bytes | None:
     """Return a PNG of what was written to a table, None where there is nothing to see."""
     draw = _PICTURES.get(table_name)
-    return None if draw is None else draw(occasion)
+    return None if draw is None else draw(context)
 
 
-def _draw_price_history(occasion: WriteContext) -> bytes | None:
+def _draw_price_history(context: WriteContext) -> bytes | None:
     """Draw the look-back's final daily bars of the first markets, if the run changed any."""
-    reader = occasion.reader
+    reader = context.reader
     shown = _list_rows(reader.markets)[:MAX_PANELS]
-    market_ids = [one.market_id for one in shown]
+    market_ids = [market.market_id for market in shown]
     with reader.engine.connect() as connection:
-        if not has_new_final_days(connection, market_ids, occasion.run_id):
+        if not has_new_final_days(connection, market_ids, context.run_id):
             return None
     bars = reader.read_final_bars(Interval.DAY, reader.request.lookback_days, market_ids)
     panels = [
-        Panel(_title(one), _note_change(of_market, one.quote), show_gaps(of_market, one.calendar))
-        for one in shown
-        if len(of_market := bars[bars["market_id"] == one.market_id])
+        Panel(
+            _title(market),
+            _note_change(of_market, market.quote),
+            show_gaps(of_market, market.calendar),
+        )
+        for market in shown
+        if len(of_market := bars[bars["market_id"] == market.market_id])
     ]
     return draw_prices(panels) if panels else None
 
 
-def draw_coverage_map(occasion: WriteContext) -> bytes | None:
+def draw_coverage_map(context: WriteContext) -> bytes | None:
     """Draw what of the run's markets is settled and what is missing, from the ledger alone."""
-    reader = occasion.reader
+    reader = context.reader
     labels = _label_markets(reader.markets)
     with reader.engine.connect() as connection:
         known = read_coverage(connection, list(labels))
@@ -69,28 +73,32 @@ def draw_coverage_map(occasion: WriteContext) -> bytes | None:
     return draw_coverage(rows, reader.request.now)
 
 
-def _draw_drawdown_history(occasion: WriteContext) -> bytes | None:
+def _draw_drawdown_history(context: WriteContext) -> bytes | None:
     """Draw the first markets' drawdowns over their longest horizon that has one."""
-    reader = occasion.reader
-    measured = occasion.rows.dropna(subset=["max_drawdown"]).sort_values("n_returns")
+    reader = context.reader
+    measured = context.rows.dropna(subset=["max_drawdown"]).sort_values("n_returns")
     longest = {row.market_id: row for row in _list_rows(measured)}
-    shown = [one for one in _list_rows(reader.markets) if one.market_id in longest][:MAX_PANELS]
+    shown = [market for market in _list_rows(reader.markets) if market.market_id in longest][
+        :MAX_PANELS
+    ]
     if not shown:
         return None
     days = max(int(row.horizon.removesuffix("d")) for row in longest.values())
-    bars = reader.read_final_bars(Interval.DAY, days, [one.market_id for one in shown])
-    return draw_drawdowns([_build_panel(one, longest[one.market_id], bars) for one in shown])
+    bars = reader.read_final_bars(Interval.DAY, days, [market.market_id for market in shown])
+    return draw_drawdowns(
+        [_build_panel(market, longest[market.market_id], bars) for market in shown]
+    )
 
 
-def _draw_correlation_map(occasion: WriteContext) -> bytes | None:
+def _draw_correlation_map(context: WriteContext) -> bytes | None:
     """Draw the correlations of the horizon that has most of them, the longest of such."""
-    known = occasion.rows.dropna(subset=["correlation"])
+    known = context.rows.dropna(subset=["correlation"])
     if known.empty:
         return None
     counts = known["horizon"].value_counts()
-    horizon = max(counts.index, key=lambda one: (counts[one], int(one.removesuffix("d"))))
+    horizon = max(counts.index, key=lambda label: (counts[label], int(label.removesuffix("d"))))
     rows = known[known["horizon"] == horizon]
-    markets = occasion.reader.markets
+    markets = context.reader.markets
     matrix = _build_matrix(rows, _label_markets(markets))
     source = " and ".join(markets["provider"].unique())
     left_out = len(matrix) > MAX_HEAT_MAP_SIDE
@@ -142,8 +150,8 @@ def _build_matrix(rows: pd.DataFrame, labels: Mapping[int, str]) -> pd.DataFrame
 def _label_markets(markets: pd.DataFrame) -> dict[int, str]:
     several = markets["provider"].nunique() > 1
     return {
-        one.market_id: f"{one.provider}:{one.symbol}" if several else one.symbol
-        for one in _list_rows(markets)
+        row.market_id: f"{row.provider}:{row.symbol}" if several else row.symbol
+        for row in _list_rows(markets)
     }
 
 

@@ -1,7 +1,7 @@
 """The metadata of a materialisation for Dagster's UI: numbers, the relation, a table, a picture.
 
 Here: metadata values, and the share of a write that is worth an event's bytes. Not here: the write
-(``io_manager``), the choice of a picture (``gallery``).
+(``io_manager``), the choice of a picture (``plots``).
 """
 
 import base64
@@ -145,14 +145,14 @@ def build_market_lines(markets: Sequence[Market]) -> list[ReportRow]:
     """Return one readable line for each market."""
     return [
         {
-            "market": one.symbol,
-            "provider": one.provider,
-            "name": one.name,
-            "venue": one.venue,
-            "calendar": one.calendar,
-            "bars": ", ".join(one.intervals),
+            "market": market.symbol,
+            "provider": market.provider,
+            "name": market.name,
+            "venue": market.venue,
+            "calendar": market.calendar,
+            "bars": ", ".join(market.intervals),
         }
-        for one in markets
+        for market in markets
     ]
 
 
@@ -163,7 +163,7 @@ def build_row_lines(rows: pd.DataFrame, symbols: Mapping[int, str]) -> list[Repo
     readable = shown.assign(**{key: shown[key].map(symbols) for key in keys})
     readable = readable.rename(columns={key: key.removesuffix("_id") for key in keys})
     return [
-        {str(name): _show(value) for name, value in row.items()}
+        {str(name): _format_value(value) for name, value in row.items()}
         for row in readable.to_dict("records")
     ]
 
@@ -189,7 +189,7 @@ def build_picture(png: bytes, title: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{encoded})")
 
 
-def _show(value: Any) -> Any:
+def _format_value(value: Any) -> Any:
     if pd.isna(value):
         return None
     if isinstance(value, float):

@@ -169,7 +169,7 @@ def keep_routes(database: Database, routes: Sequence[Route]) -> list[Route]:
     """
     with database.engine.connect() as connection:
         kept = filter_active(connection, routes)
-    load_calendars(database.engine, [one.calendar for _, one in kept])
+    load_calendars(database.engine, [market.calendar for _, market in kept])
     return kept
 
 

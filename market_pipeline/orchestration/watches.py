@@ -62,7 +62,7 @@ def run_failure_alert(context: dg.RunFailureSensorContext) -> None:
         run_id=UUID(run.run_id),
     )
     try:
-        with _begin() as connection:
+        with _begin_transaction() as connection:
             close_receipt(connection, run, reason)
             if not has_alert_of_run(connection, UUID(run.run_id), ("error", "critical")):
                 report(connection, [finding], datetime.now(UTC))
@@ -82,7 +82,7 @@ def run_success_watch(context: dg.RunStatusSensorContext) -> None:
     """End the alerts of a job that succeeds again; call HEARTBEAT_URL after a good ingestion."""
     run = context.dagster_run
     kinds = (RUN_FAILED, CHECK_FAILED)
-    with _begin() as connection:
+    with _begin_transaction() as connection:
         close_receipt(connection, run, None)
         clear_member(connection, kinds, run.job_name, datetime.now(UTC))
         outcome = read_run_outcome(connection, UUID(run.run_id))
@@ -106,7 +106,7 @@ def alert_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Raise alerts of what no run can tell: stale data, holes that stay, no run; end old ones."""
     now = datetime.now(UTC)
     since = _read_since(context, now)
-    with _begin() as connection:
+    with _begin_transaction() as connection:
         routes, wanted = _find_routes(connection, now)
         watch(connection, routes, find_last_ticks(now), since, now, wanted)
     return dg.SensorResult(
@@ -140,7 +140,7 @@ def build_watches() -> list[dg.SensorDefinition]:
 
 
 @contextmanager
-def _begin() -> Iterator[Connection]:
+def _begin_transaction() -> Iterator[Connection]:
     with open_database() as engine, engine.begin() as connection:
         yield connection
 

@@ -220,7 +220,7 @@ class HttpClient:
                 answer = self._send(path, params, seconds)
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             kind = PermanentProviderError if _is_bad_certificate(error) else _RetryableError
-            raise kind(self.provider, self._hide(_describe(path, error))) from error
+            raise kind(self.provider, self._hide(_describe_error(path, error))) from error
         return self._check_status(path, answer)
 
     def _send(self, path: str, params: Params, seconds: float) -> HttpResponse:
@@ -233,11 +233,11 @@ class HttpClient:
         )
         response = self._open().send(request, stream=True)
         try:
-            return self._read(path, response)
+            return self._read_response(path, response)
         finally:
             response.close()
 
-    def _read(self, path: str, response: httpx.Response) -> HttpResponse:
+    def _read_response(self, path: str, response: httpx.Response) -> HttpResponse:
         is_ok = response.status_code == 200
         cap = self.limits.max_bytes if is_ok else MAX_ERROR_BODY_BYTES
         headers = {name.lower(): value for name, value in response.headers.items()}
@@ -302,7 +302,7 @@ def _is_bad_certificate(error: BaseException | None) -> bool:
     return False
 
 
-def _describe(path: str, error: Exception) -> str:
+def _describe_error(path: str, error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         return f"{path} was not answered in time ({type(error).__name__})"
     return f"{path} failed: {type(error).__name__}: {clean_text(str(error))}"

@@ -1,4 +1,4 @@
-"""Comparisons computed for runs and readers alike, from bars and flaws of one moment.
+"""Comparisons computed for runs and readers alike, from bars and issues of one moment.
 
 Not here: which pairs are stored (``orchestration``), which are asked for (``statistics``).
 """
@@ -34,7 +34,7 @@ def compare_pairs(
     """Compute comparisons of pairs from stored final daily bars.
 
     Args:
-        connection: Of one snapshot, so that bars and flaws belong together.
+        connection: Of one snapshot, so that bars and issues belong together.
         markets: ``market_id``, ``quote``, ``calendar`` of every market in the pairs, each once.
         pairs: Shape (n, 2), base and quote market_id.
         horizons_days: How far to look back.
@@ -49,9 +49,9 @@ def compare_pairs(
     spans = plan_pair_spans(
         connection, calendars, Interval.DAY, max(horizons_days), map(tuple, pairs), closed_by
     )
-    flaws = read_flaws(connection, list(calendars), Interval.DAY)
+    issues = read_flaws(connection, list(calendars), Interval.DAY)
     return compare_spans(
-        connection, markets, pairs, horizons_days, settings, spans, flaws, closed_by
+        connection, markets, pairs, horizons_days, settings, spans, issues, closed_by
     )
 
 
@@ -62,7 +62,7 @@ def compare_spans(
     horizons_days: Sequence[int],
     settings: StatisticsSettings,
     spans: Sequence[FinalSpan],
-    flaws: Sequence[DataIssue],
+    issues: Sequence[DataIssue],
     closed_by: datetime | None = None,
 ) -> pd.DataFrame:
     """Compute comparisons from spans that were planned for them, as :func:`compare_pairs` does."""
@@ -72,4 +72,4 @@ def compare_spans(
     rows = compute_comparisons(
         bars, markets, Interval.DAY, horizons_days, pairs, min_returns=settings.min_returns
     )
-    return mask_unreliable(rows.dropna(subset=["as_of"]), PAIR_KEYS, comparisons.MEASURES, flaws)
+    return mask_unreliable(rows.dropna(subset=["as_of"]), PAIR_KEYS, comparisons.MEASURES, issues)

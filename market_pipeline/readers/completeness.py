@@ -80,12 +80,12 @@ class CheckedSelection:
     completeness: Completeness
     doubts: tuple[MissingSpan, ...] = ()
 
-    def list_objections(self, require: Requirement) -> list[MissingSpan]:
+    def list_violations(self, require: Requirement) -> list[MissingSpan]:
         """Return what does not meet a requirement."""
         missing = [
-            one
-            for one in self.completeness.absences
-            if require == "complete" or not one.is_explained
+            absence
+            for absence in self.completeness.absences
+            if require == "complete" or not absence.is_explained
         ]
         return [*missing, *self.doubts]
 
@@ -138,19 +138,21 @@ def demand(checked: Iterable[CheckedSelection], require: Requirement) -> None:
     Raises:
         IncompleteHistoryError: Lists what is missing, why, and what would bring it.
     """
-    objections = [
-        (one.span, objection) for one in checked for objection in one.list_objections(require)
+    violations = [
+        (selection.span, violation)
+        for selection in checked
+        for violation in selection.list_violations(require)
     ]
-    if require is not None and objections:
-        raise _build_error(require, objections)
+    if require is not None and violations:
+        raise _build_error(require, violations)
 
 
 def summarise(checked: Iterable[CheckedSelection]) -> dict[str, Any]:
     """Return the value of ``attrs["completeness"]``: expected, present, and missing by reason."""
     expected, missing = 0, Counter[str]()
-    for one in checked:
-        expected += one.completeness.expected
-        missing.update(one.completeness.missing)
+    for selection in checked:
+        expected += selection.completeness.expected
+        missing.update(selection.completeness.missing)
     present = expected - missing.total()
     return {"expected": expected, "present": present, "missing": dict(missing)}
 
@@ -198,13 +200,13 @@ def _read_doubts(
 ) -> dict[int, list[MissingSpan]]:
     doubts: dict[int, list[MissingSpan]] = {}
     for fetched in {span.fetched for span in spans.values()}:
-        for flaw in read_flaws(connection, list(spans), fetched):
-            span = spans[flaw.market_id]
-            if span.fetched is fetched and flaw.reason not in _OF_BARS:
-                window = flaw.window or span.window
+        for issue in read_flaws(connection, list(spans), fetched):
+            span = spans[issue.market_id]
+            if span.fetched is fetched and issue.reason not in _OF_BARS:
+                window = issue.window or span.window
                 if _touches(window, span.closing or span.window):
-                    doubt = MissingSpan(window, flaw.reason, 0, is_explained=False)
-                    doubts.setdefault(flaw.market_id, []).append(doubt)
+                    doubt = MissingSpan(window, issue.reason, 0, is_explained=False)
+                    doubts.setdefault(issue.market_id, []).append(doubt)
     return doubts
 
 
@@ -214,52 +216,57 @@ def _touches(doubt: Window, window: Window) -> bool:
 
 
 def _build_error(
-    require: str, objections: Sequence[tuple[BarSelection, MissingSpan]]
+    require: str, violations: Sequence[tuple[BarSelection, MissingSpan]]
 ) -> IncompleteHistoryError:
-    told = "; ".join(_tell(span, one) for span, one in objections[:_MOST_TOLD])
-    more = len(objections) - _MOST_TOLD
-    commands = _list_commands(objections)
-    cure = f". This fetches what the provider has: {'; '.join(f'`{one}`' for one in commands)}"
+    told = "; ".join(_format_missing(span, one) for span, one in violations[:_MOST_TOLD])
+    more = len(violations) - _MOST_TOLD
+    commands = _list_commands(violations)
+    cure = (
+        f". This fetches what the provider has: {'; '.join(f'`{command}`' for command in commands)}"
+    )
     return IncompleteHistoryError(
         f"require={require!r} is not met: {told}{f' and {more:,} more' if more > 0 else ''}"
         f"{cure if commands else '. No command can fetch it now'}",
-        [_describe(span, one) for span, one in objections[:_MOST_LISTED]],
+        [_describe_missing(span, one) for span, one in violations[:_MOST_LISTED]],
         commands,
     )
 
 
-def _name(span: BarSelection) -> str:
+def _name_market(span: BarSelection) -> str:
     return f"{span.market.provider}:{span.market.symbol}"
 
 
-def _tell(span: BarSelection, one: MissingSpan) -> str:
-    bars = f", {one.bars:,} bars" if one.bars else ""
-    window = f"{one.window.start:%Y-%m-%d %H:%M} to {one.window.end:%Y-%m-%d %H:%M}"
-    return f"{_name(span)} {span.interval} {window}: {one.reason}{bars}"
+def _format_missing(span: BarSelection, missing: MissingSpan) -> str:
+    bars = f", {missing.bars:,} bars" if missing.bars else ""
+    window = f"{missing.window.start:%Y-%m-%d %H:%M} to {missing.window.end:%Y-%m-%d %H:%M}"
+    return f"{_name_market(span)} {span.interval} {window}: {missing.reason}{bars}"
 
 
-def _describe(span: BarSelection, one: MissingSpan) -> dict[str, Any]:
+def _describe_missing(span: BarSelection, missing: MissingSpan) -> dict[str, Any]:
     return {
         "symbol": span.market.symbol,
         "provider": span.market.provider,
         "interval": span.interval.value,
-        "starts_at": one.window.start.isoformat(),
-        "ends_at": one.window.end.isoformat(),
-        "reason": one.reason,
-        "bars": one.bars,
+        "starts_at": missing.window.start.isoformat(),
+        "ends_at": missing.window.end.isoformat(),
+        "reason": missing.reason,
+        "bars": missing.bars,
     }
 
 
-def _list_commands(objections: Sequence[tuple[BarSelection, MissingSpan]]) -> list[str]:
+def _list_commands(violations: Sequence[tuple[BarSelection, MissingSpan]]) -> list[str]:
     """Return the commands that fetch missing bars, one for each market that has one."""
-    markets = {span.market for span, _ in objections}
+    markets = {selection.market for selection, _ in violations}
     commands = []
-    for market in sorted(markets, key=lambda one: (one.symbol, one.provider)):
-        of_it = [one for span, one in objections if span.market == market]
-        windows = [one.window for one in of_it if one.reason in _FETCHED_BY_A_BACKFILL]
+    for market in sorted(markets, key=lambda key: (key.symbol, key.provider)):
+        of_it = [item for selection, item in violations if selection.market == market]
+        windows = [item.window for item in of_it if item.reason in _FETCHED_BY_A_BACKFILL]
         if windows:
-            start, end = min(one.start for one in windows), max(one.end for one in windows)
+            start, end = (
+                min(window.start for window in windows),
+                max(window.end for window in windows),
+            )
             commands.append(name_backfill(market, Window(start, end)))
-        if any(one.reason == MIXED_PARSING for one in of_it):
+        if any(item.reason == MIXED_PARSING for item in of_it):
             commands.append(f"market-pipeline markets reload {market.provider}:{market.symbol}")
     return commands

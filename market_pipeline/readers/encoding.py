@@ -33,7 +33,7 @@ def list_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def encode_json(value: object) -> bytes:
     """Return JSON without blanks; NaN is refused, times and UUIDs are text."""
-    text = json.dumps(value, default=_spell, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(value, default=_format_value, allow_nan=False, separators=(",", ":"))
     return text.encode()
 
 
@@ -160,5 +160,5 @@ def guard_text(cell: object) -> object:
     return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
-def _spell(value: object) -> str:
+def _format_value(value: object) -> str:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -107,7 +107,7 @@ def fetch_latest(
         if len(known) == len(pairs):
             return [known[pair] for pair in pairs]
     with open_snapshot(engine) as connection:
-        return _read(connection, wanted, cache)
+        return _read_latest(connection, wanted, cache)
 
 
 def _recall_markets(names: Sequence[str] | None, cache: Cache) -> list[Pair] | None:
@@ -125,7 +125,9 @@ def _recall_values(pairs: Sequence[Pair], cache: Cache) -> dict[Pair, Latest]:
     return {keys[key]: Latest(*keys[key], entry, "cache") for key, entry in found.items()}
 
 
-def _read(connection: Connection, names: Sequence[str] | None, cache: Cache | None) -> list[Latest]:
+def _read_latest(
+    connection: Connection, names: Sequence[str] | None, cache: Cache | None
+) -> list[Latest]:
     """Return what the cache has, and of one moment of the database what it has not."""
     meant = _find_meant(connection, names)
     pairs = _arrange(pair for found in meant.values() for pair in found)
@@ -145,8 +147,8 @@ def _find_meant(connection: Connection, names: Sequence[str] | None) -> dict[str
         active = read_active_markets(connection)
         return {_ALL: [(row["provider"], row["symbol"]) for row in active]}
     return {
-        name: [(one.record.provider, one.record.symbol)]
-        for name, one in find_named_markets(connection, names).items()
+        name: [(market.record.provider, market.record.symbol)]
+        for name, market in find_named_markets(connection, names).items()
     }
 
 
@@ -205,4 +207,4 @@ def read_latest(
         StorageError: The database cannot be opened; one handed in raises SQLAlchemy's own errors.
     """
     found = fetch_latest(symbols, engine, cache)
-    return build_latest_frame([(one.value, one.source) for one in found])
+    return build_latest_frame([(latest.value, latest.source) for latest in found])

@@ -23,7 +23,7 @@ def build_latest_frame(rows: Sequence[tuple[Values, str]]) -> pd.DataFrame:
         rows: Values as ``Latest.value`` has them, and ``cache`` or ``database``.
     """
     horizons = sorted(
-        {one["horizon"] for values, _ in rows for one in values["roi"]},
+        {statistic["horizon"] for values, _ in rows for statistic in values["roi"]},
         key=lambda horizon: (len(horizon), horizon),
     )
     kinds = _list_columns(horizons)

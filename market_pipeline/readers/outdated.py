@@ -33,7 +33,7 @@ def flag_outdated(
     flags = np.zeros(len(rows), dtype=bool)
     calendars = pd.Series(
         [
-            " ".join(sorted({markets[one].calendar for one in pair}))
+            " ".join(sorted({markets[key].calendar for key in pair}))
             for pair in rows[list(keys)].to_numpy()
         ],
         dtype=object,
@@ -57,7 +57,7 @@ def _flag_group(
     """Tell it for rows whose markets have the same calendars."""
     flags = np.zeros(len(rows), dtype=bool)
     first, last = (moment.to_pydatetime() for moment in windows.span)
-    spans = [FinalSpan(int(one), first, last) for one in np.unique(rows[list(keys)])]
+    spans = [FinalSpan(int(key), first, last) for key in np.unique(rows[list(keys)])]
     newer = read_newer_bars(connection, interval, spans, int(versions.min()))
     for market_id, bars in newer.groupby("market_id"):
         for key in keys:

@@ -81,7 +81,7 @@ def _compute(
     settings = read_statistics_settings()
     horizons = settings.horizons_days if asked.horizon is None else [_parse_days(asked.horizon)]
     chosen = pd.DataFrame(
-        [(one, markets[one].quote, markets[one].calendar) for one in np.unique(pairs).tolist()],
+        [(key, markets[key].quote, markets[key].calendar) for key in np.unique(pairs).tolist()],
         columns=["market_id", "quote", "calendar"],
     )
     rows = compare_pairs(connection, chosen, pairs, horizons, settings, asked.until)
@@ -95,7 +95,7 @@ def _list_pairs(ones: Sequence[int], others: Sequence[int]) -> set[Pair]:
     """Return every pair of two markets with one on each side, the lower key first."""
     if set(ones) == set(others):
         return set(combinations(sorted(ones), 2))
-    return {_order((one, other)) for one in ones for other in others if one != other}
+    return {_order((first, other)) for first in ones for other in others if first != other}
 
 
 def _order(pair: Sequence[int]) -> Pair:

@@ -38,15 +38,15 @@ def find_markets(connection: Connection, names: str | Sequence[str]) -> dict[int
     """
     wanted = parse_symbols([names] if isinstance(names, str) else names)
     chosen = list(find_named_markets(connection, wanted).values())
-    chosen.sort(key=lambda one: (one.record.symbol, one.record.provider))
-    return {one.market_id: one.record for one in chosen}
+    chosen.sort(key=lambda market: (market.record.symbol, market.record.provider))
+    return {market.market_id: market.record for market in chosen}
 
 
 def read_all_markets(connection: Connection) -> dict[int, Market]:
     """Return every stored market by key, by symbol and provider."""
     stored = read_every_market(connection)
-    stored.sort(key=lambda one: (one.record.symbol, one.record.provider))
-    return {one.market_id: one.record for one in stored}
+    stored.sort(key=lambda market: (market.record.symbol, market.record.provider))
+    return {market.market_id: market.record for market in stored}
 
 
 def find_named_markets(connection: Connection, names: Sequence[str]) -> dict[str, StoredMarket]:
@@ -74,7 +74,7 @@ def find_market_called(connection: Connection, name: str) -> StoredMarket | None
     """
     spellings = (name, name.upper())
     stored = _read_called(connection, spellings)
-    return next((found for one in spellings if (found := _choose(one, stored))), None)
+    return next((found for spelling in spellings if (found := _choose(spelling, stored))), None)
 
 
 def find_market_ids(connection: Connection, names: Sequence[str]) -> list[int]:
@@ -90,7 +90,9 @@ def find_market_ids(connection: Connection, names: Sequence[str]) -> list[int]:
     stored = _read_called(connection, names)
     called = {
         name: [
-            one.market_id for one in stored if name in _list_names(one.record, one.record.symbol)
+            market.market_id
+            for market in stored
+            if name in _list_names(market.record, market.record.symbol)
         ]
         for name in names
     }
@@ -118,11 +120,11 @@ def build_unknown_error(connection: Connection, unknown: Sequence[str]) -> Unkno
 
 def _list_renamed(connection: Connection, names: Sequence[str]) -> list[str]:
     return [
-        f"{name} was renamed to {one.provider}:{one.symbol}"
-        for one, former in read_renamed(connection, _list_symbols(names))
+        f"{name} was renamed to {market.provider}:{market.symbol}"
+        for market, former in read_renamed(connection, _list_symbols(names))
         for symbol in former
         for name in names
-        if name in _list_names(one, symbol)
+        if name in _list_names(market, symbol)
     ]
 
 
@@ -137,8 +139,8 @@ def _list_names(market: Market, symbol: str) -> set[str]:
 
 def _choose(name: str, stored: Sequence[StoredMarket]) -> StoredMarket | None:
     """Return the market of a name; a symbol may have a colon of its own."""
-    explicit = (one for one in stored if _split(name) == _spell(one.record))
-    primary = (one for one in stored if one.is_primary and one.record.symbol == name)
+    explicit = (market for market in stored if _split(name) == _make_key(market.record))
+    primary = (market for market in stored if market.is_primary and market.record.symbol == name)
     return next(explicit, None) or next(primary, None)
 
 
@@ -147,7 +149,7 @@ def _split(name: str) -> tuple[str, str]:
     return provider.upper(), symbol
 
 
-def _spell(market: Market) -> tuple[str, str]:
+def _make_key(market: Market) -> tuple[str, str]:
     return market.provider.upper(), market.symbol
 
 
@@ -164,7 +166,7 @@ def parse_interval(text: str) -> Interval:
     Raises:
         HistoryRequestError: There is no such interval.
     """
-    known: Mapping[str, Interval] = {one.value: one for one in Interval}
+    known: Mapping[str, Interval] = {interval.value: interval for interval in Interval}
     if text not in known:
         raise HistoryRequestError(f"interval {text!r} is unknown: expected {', '.join(known)}")
     return known[text]

@@ -87,7 +87,7 @@ def read_roi_statistics(
         HistoryRequestError: A time, version or interval does not exist, or they contradict.
         StorageError: The database cannot be opened; one handed in raises SQLAlchemy's own errors.
     """
-    asked = _ask(interval, horizon, start, end, as_of, version)
+    asked = _choose_span(interval, horizon, start, end, as_of, version)
     check_requirement(require)
     with open_snapshot(engine) as connection:
         newest = read_newest_version(connection)
@@ -159,7 +159,7 @@ def read_comparisons(
     Raises:
         UnknownMarketError, HistoryRequestError, StorageError: As of :func:`read_roi_statistics`.
     """
-    asked = _ask(interval, horizon, start, end, as_of, version)
+    asked = _choose_span(interval, horizon, start, end, as_of, version)
     with open_snapshot(engine) as connection:
         newest = read_newest_version(connection)
         markets = _choose_markets(connection, symbols, asked, newest)
@@ -171,7 +171,7 @@ def read_comparisons(
     return frame
 
 
-def _ask(
+def _choose_span(
     interval: Interval | str,
     horizon: str | None,
     start: Moment,
@@ -182,7 +182,7 @@ def _ask(
     """Return the question without its markets, checked but for the version."""
     if (start is None) != (end is None):
         raise HistoryRequestError("start and end belong together: give both, or none")
-    if sum(one is not None for one in (start, as_of, version)) > 1:
+    if sum(given is not None for given in (start, as_of, version)) > 1:
         raise HistoryRequestError("a span, as_of and version exclude each other: give one of them")
     window = None if start is None or end is None else parse_window(start, end)
     return StatisticSpan(
@@ -212,8 +212,8 @@ def _tidy(
     names: dict[str, list[str]] = {}
     for side, markets in sides.items():
         chosen = [markets[key] for key in rows[f"{side}market_id"]]
-        names[f"{side}symbol"] = [one.symbol for one in chosen]
-        names[f"{side}provider"] = [one.provider for one in chosen]
+        names[f"{side}symbol"] = [market.symbol for market in chosen]
+        names[f"{side}provider"] = [market.provider for market in chosen]
     named = pd.DataFrame(names, dtype="str")
     kept = rows.drop(columns=[name for name in _HIDDEN if name in rows])
     frame = pd.concat([named, kept], axis=1)

@@ -249,7 +249,7 @@ def _trace(connection: Connection, row: Row, bars: pd.DataFrame) -> dict[str, An
     series = (row["market_id"], row["interval"])
     counts = {UUID(str(run_id)): int(n) for run_id, n in bars["run_id"].value_counts().items()}
     runs, span = list(counts), (first, last)
-    receipts = {one["run_id"]: one for one in read_receipts(connection, runs)}
+    receipts = {receipt["run_id"]: receipt for receipt in read_receipts(connection, runs)}
     ordered = [*receipts, *(run_id for run_id in runs if run_id not in receipts)]
     absent = {"trigger": None, "started_at": None, "outcome": None}
     return {
@@ -264,15 +264,15 @@ def _trace(connection: Connection, row: Row, bars: pd.DataFrame) -> dict[str, An
             for row in read_revisions(connection, *series, *span)
         ),
         "runs": tuple(
-            {"run_id": one, "bars": counts[one], **absent, **receipts.get(one, {})}
-            for one in ordered
+            {"run_id": run_id, "bars": counts[run_id], **absent, **receipts.get(run_id, {})}
+            for run_id in ordered
         ),
         "requests": tuple(read_requests(connection, runs, *series, *span)),
     }
 
 
 def _compare(stored: Computation, other: Computation) -> VersionComparison:
-    older, newer = sorted((stored, other), key=lambda one: one.version)
+    older, newer = sorted((stored, other), key=lambda computed: computed.version)
     moved = (
         f"{format_value(older.value, older.reason)} -> {format_value(newer.value, newer.reason)}: "
         f"{describe_movement(older.bars, newer.bars, older.known)}"

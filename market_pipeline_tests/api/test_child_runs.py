@@ -158,9 +158,9 @@ def test_a_full_queue_is_429_and_says_when_to_ask_again(
     """One is at work, as many wait as in Dagster's queue, and the next is refused."""
 
     def post(number: int) -> httpx.Response:
-        wish = {"symbols": [f"S{number}-USD"]}
+        command = {"symbols": [f"S{number}-USD"]}
         headers = {"Prefer": "respond-async"}
-        return waiting_client.post("/api/ingest", json=wish, headers=headers)
+        return waiting_client.post("/api/ingest", json=command, headers=headers)
 
     first = post(0)
     wait_for(lambda: read_told(tmp_path), RUN_SECONDS, "the run to begin")

@@ -116,8 +116,8 @@ def test_a_key_gets_its_answer_again_and_serves_no_other_request(
 ) -> None:
     """Same key and body: the stored answer, without a run; another body: 422."""
     del crowd  # The markets are there, so the run is short.
-    key, wish = {"Idempotency-Key": "order-1"}, {"symbols": ["btc-usd"]}
-    first = stack.api.post("/api/ingest", json=wish, headers=key, timeout=RUN_SECONDS)
+    key, command = {"Idempotency-Key": "order-1"}, {"symbols": ["btc-usd"]}
+    first = stack.api.post("/api/ingest", json=command, headers=key, timeout=RUN_SECONDS)
     count = stack.count_runs()
     again = stack.api.post("/api/ingest", json={"symbols": ["BTC-USD"]}, headers=key)
     assert (first.status_code, again.status_code) == (200, 200)
@@ -130,21 +130,21 @@ def test_a_key_gets_its_answer_again_and_serves_no_other_request(
 
 def test_a_killed_process_leaves_its_key_to_the_next(stack: Stack) -> None:
     """The API dies after it accepted; the same key elsewhere gets the run that it had started."""
-    key, wish = {"Idempotency-Key": "order-2"}, {"symbols": ["ETH-USD"]}
+    key, command = {"Idempotency-Key": "order-2"}, {"symbols": ["ETH-USD"]}
     with serve_another(stack) as (api, process):
         accepted = api.post(
-            "/api/ingest", json=wish, headers={**key, "Prefer": "respond-async"}, timeout=60
+            "/api/ingest", json=command, headers={**key, "Prefer": "respond-async"}, timeout=60
         )
         process.process.kill()
     assert accepted.status_code == 202
-    again = stack.api.post("/api/ingest", json=wish, headers=key, timeout=RUN_SECONDS)
+    again = stack.api.post("/api/ingest", json=command, headers=key, timeout=RUN_SECONDS)
     assert (again.status_code, again.json()["runId"]) == (200, accepted.json()["runId"])
 
 
 def test_short_markets_are_named_with_reasons(stack: Stack) -> None:
     """A run that misses a market answers 200, `partial`, and says what is missing and why."""
-    wish = {"symbols": ["BTC-USD", "DOGE-USD"]}
-    answer = stack.api.post("/api/ingest", json=wish, timeout=RUN_SECONDS)
+    command = {"symbols": ["BTC-USD", "DOGE-USD"]}
+    answer = stack.api.post("/api/ingest", json=command, timeout=RUN_SECONDS)
     assert (answer.status_code, answer.json()["status"]) == (200, "partial")
     short = answer.json()["markets"]
     assert [one["symbol"] for one in short] == ["DOGE-USD"]
@@ -153,8 +153,8 @@ def test_short_markets_are_named_with_reasons(stack: Stack) -> None:
 
 def test_a_symbol_that_no_provider_serves_is_named_beside_the_others(stack: Stack) -> None:
     """200 and `partial`; when no symbol is served, nothing is started."""
-    wish = {"symbols": ["BTC-USD", "X:FOO"]}
-    answer = stack.api.post("/api/ingest", json=wish, timeout=RUN_SECONDS)
+    command = {"symbols": ["BTC-USD", "X:FOO"]}
+    answer = stack.api.post("/api/ingest", json=command, timeout=RUN_SECONDS)
     assert (answer.status_code, answer.json()["status"]) == (200, "partial")
     (short,) = answer.json()["markets"]
     assert (short["symbol"], short["provider"], short["outcome"]) == ("X:FOO", None, "failed")
@@ -168,10 +168,10 @@ def test_a_symbol_that_no_provider_serves_is_named_beside_the_others(stack: Stac
 
 def test_a_failed_run_is_told_by_status_and_receipt(stack: Stack) -> None:
     """Nothing usable came: 502 for who waits, and the status URL says `failed`."""
-    wish = {"symbols": ["DOGE-USD"]}
-    accepted = stack.api.post("/api/ingest", json=wish, headers={"Prefer": "respond-async"})
+    command = {"symbols": ["DOGE-USD"]}
+    accepted = stack.api.post("/api/ingest", json=command, headers={"Prefer": "respond-async"})
     assert accepted.status_code == 202
-    waiting = stack.api.post("/api/ingest", json=wish, timeout=RUN_SECONDS)
+    waiting = stack.api.post("/api/ingest", json=command, timeout=RUN_SECONDS)
     assert (waiting.status_code, waiting.json()["status"]) == (502, "failed")
     told = wait_until_ended(stack, accepted.json()["statusUrl"])
     assert told == waiting.json()
@@ -188,9 +188,9 @@ def test_a_full_queue_is_429_and_says_when_to_ask_again(stack: Stack) -> None:
     try:
         answers = [
             stack.api.post(
-                "/api/ingest", json={"symbols": wish}, headers={"Prefer": "respond-async"}
+                "/api/ingest", json={"symbols": command}, headers={"Prefer": "respond-async"}
             )
-            for wish in [*wishes, *([one, "XRP-USD"] for one in symbols)]
+            for command in [*wishes, *([one, "XRP-USD"] for one in symbols)]
         ]
     finally:
         for pid in pids:

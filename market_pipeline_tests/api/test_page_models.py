@@ -135,9 +135,9 @@ def make_bars(closes: list[float]) -> list[dict[str, Any]]:
 MARKET = {"market_id": 1, "quote": "USD", "calendar": "24/7"}
 
 
-def draw(bars: list[dict[str, Any]], *flaws: DataIssue) -> dict[str, list[float | None]]:
+def draw(bars: list[dict[str, Any]], *issues: DataIssue) -> dict[str, list[float | None]]:
     """Return the lines of a chart of days, by name."""
-    chart = build_market_chart(bars, Interval.DAY, MARKET, flaws)
+    chart = build_market_chart(bars, Interval.DAY, MARKET, issues)
     assert chart is not None
     return {line["name"]: line["y"] for line in chart["data"] if line["type"] == "scatter"}
 

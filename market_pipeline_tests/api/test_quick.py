@@ -19,14 +19,14 @@ PATH = "/api/markets/BTC-USD/latest"
 def passed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each request was answered quickly, in order."""
     seen: list[bool] = []
-    find: Callable[..., object] = quick.LatestFastPath._find
+    find: Callable[..., object] = quick.LatestFastPath._find_entry
 
     def watch(self: quick.LatestFastPath, scope: object) -> object:
         found = find(self, scope)
         seen.append(found is not None)
         return found
 
-    monkeypatch.setattr(quick.LatestFastPath, "_find", watch)
+    monkeypatch.setattr(quick.LatestFastPath, "_find_entry", watch)
     return seen
 
 

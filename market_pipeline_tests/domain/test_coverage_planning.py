@@ -1,4 +1,4 @@
-"""Planning and settling together: whatever came or did not, the next plan asks for the rest."""
+"""Planning and reconciliation: whatever came or did not, the next plan asks for the rest."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Which statistics a flaw withholds, and with which reason."""
+"""Which statistics an issue withholds, and with which reason."""
 
 import math
 from datetime import UTC, datetime, timedelta
@@ -42,15 +42,15 @@ def compute(*missing: int, days: tuple[int, ...] = (30,)) -> pd.DataFrame:
     return rows.rename(columns={"reasons": "reason"})
 
 
-def find_reasons(rows: pd.DataFrame, *flaws: DataIssue) -> list[str | None]:
+def find_reasons(rows: pd.DataFrame, *issues: DataIssue) -> list[str | None]:
     """Return the reason of each row that is withheld, and None for the others."""
-    told = mask_unreliable(rows, ("market_id",), MEASURES, flaws)
+    told = mask_unreliable(rows, ("market_id",), MEASURES, issues)
     withheld = told[list(MEASURES)].isna().all(axis=1)
     return [reason if gone else None for reason, gone in zip(told["reason"], withheld, strict=True)]
 
 
 def hole(first: int, end: int, reason: str = UNEXPLAINED_HOLE, market_id: int = 1) -> DataIssue:
-    """Return a flaw from one day to another."""
+    """Return an issue from one day to another."""
     return DataIssue(market_id, reason, Window(on(first), on(end)))
 
 
@@ -64,8 +64,8 @@ def test_a_hole_between_the_base_and_the_horizon_withholds() -> None:
 def test_a_hole_before_the_base_does_not_touch_it() -> None:
     """What lies before the base close, after the last close, or in another market is no matter."""
     rows = compute()
-    for flaw in (hole(20, 29), hole(60, 70), hole(40, 45, market_id=2)):
-        assert find_reasons(rows, flaw) == [None]
+    for issue in (hole(20, 29), hole(60, 70), hole(40, 45, market_id=2)):
+        assert find_reasons(rows, issue) == [None]
     assert find_reasons(rows, hole(59, 60)) == [UNEXPLAINED_HOLE]
 
 
@@ -85,10 +85,10 @@ def test_a_boundary_withholds_what_lies_across_it(at: int, reason: str | None) -
 
 
 def test_the_most_telling_reason_wins_in_any_order() -> None:
-    """Of several flaws the one stays that says most; what touches the whole market touches all."""
+    """Of several issues the one stays that says most; what touches the whole market touches all."""
     rows = compute(days=(7, 30))
-    flaws = [hole(30, 60, reason) for reason in REASONS[1:]]
-    for chosen in permutations(flaws, 3):
+    issues = [hole(30, 60, reason) for reason in REASONS[1:]]
+    for chosen in permutations(issues, 3):
         wanted = min((one.reason for one in chosen), key=REASONS.index)
         assert find_reasons(rows, *chosen) == [wanted, wanted]
     assert find_reasons(rows, DataIssue(1, RESTATING), hole(55, 56)) == [RESTATING, RESTATING]
@@ -109,7 +109,7 @@ def test_the_other_side_of_a_pair_withholds_as_well() -> None:
         }
     )
     keys = ("base_market_id", "quote_market_id")
-    flaws = [hole(30, 31, market_id=2), hole(29, 30, market_id=3)]
-    told = mask_unreliable(rows, keys, ["correlation"], flaws)
+    issues = [hole(30, 31, market_id=2), hole(29, 30, market_id=3)]
+    told = mask_unreliable(rows, keys, ["correlation"], issues)
     assert told["reason"].tolist() == [UNEXPLAINED_HOLE, UNEXPLAINED_HOLE]
     assert told["correlation"].isna().all()

@@ -117,8 +117,8 @@ def ingest(
 def read_withheld(engine: Engine) -> list[DataIssue]:
     """Return what an open event withholds."""
     with engine.connect() as connection:
-        flaws = read_flaws(connection, [1], Interval.DAY)
-    return [flaw for flaw in flaws if flaw.reason in (RESTATING, SUSPECTED_SPLIT)]
+        issues = read_flaws(connection, [1], Interval.DAY)
+    return [issue for issue in issues if issue.reason in (RESTATING, SUSPECTED_SPLIT)]
 
 
 def compute_history(now: datetime, symbol: str = "BTC-USD", faults: str = "") -> pd.DataFrame:
@@ -201,8 +201,8 @@ def test_statistics_wait_while_the_file_is_read_again(
     assert read_withheld(engine) == []
     rescaled = write_spx(tmp_path, 0.25)
     ingest(engine, rescaled, "SPX", MONDAY, 366, batches=1)
-    (flaw,) = read_withheld(engine)
-    assert (flaw.reason, flaw.window and flaw.window.end.year) == (RESTATING, 2200)
+    (issue,) = read_withheld(engine)
+    assert (issue.reason, issue.window and issue.window.end.year) == (RESTATING, 2200)
     assert pipeline.read(REVISIONS)[0]["count"] == 0
     ingest(engine, rescaled, "SPX", MONDAY, 366)
     assert read_withheld(engine) == []
@@ -382,9 +382,9 @@ def test_what_no_one_factor_explains_stays_marked_where_it_meets(
     (event,) = pipeline.read(EVENTS)
     assert (event["trace"]["stage"], event["resolved_at"]) == ("seam", None)
     edge = NOON + HOUR - 30 * DAY
-    (flaw,) = read_withheld(engine)
-    assert flaw.window is not None
-    assert edge - 2 * DAY < flaw.window.start <= edge < flaw.window.end < edge + 2 * DAY
+    (issue,) = read_withheld(engine)
+    assert issue.window is not None
+    assert edge - 2 * DAY < issue.window.start <= edge < issue.window.end < edge + 2 * DAY
     again = pipeline.receipt(ingest(engine, uneven, now=NOON + HOUR, days=60).run_id)
     assert (again["outcome"], again["updated"]) == ("ok", 0)
     assert len(pipeline.read(EVENTS)) == 1
@@ -401,7 +401,7 @@ def test_a_reload_that_the_version_before_began_goes_on(engine: Engine, pipeline
             INSERT INTO market_data.market_event
                 (market_id, kind, ratio, detail, detected_at, run_id)
             VALUES (1, 'split', 0.5, '', now(), gen_random_uuid())""")
-    assert [flaw.window for flaw in read_withheld(engine)] == [None]
+    assert [issue.window for issue in read_withheld(engine)] == [None]
     run = ingest(engine, Altered(), now=NOON + HOUR, days=3)
     assert find_wrong(pipeline, compute_history(NOON + HOUR)) == []
     (event,) = pipeline.read(EVENTS)

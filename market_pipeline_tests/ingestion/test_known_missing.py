@@ -89,15 +89,15 @@ def fill_a_month_of_old(pipeline: Pipeline, days_ago: int) -> None:
 
 
 def test_time_that_nobody_asked_for_withholds_statistics(pipeline: Pipeline) -> None:
-    """A load, and a month three months before it: the days between are a flaw by name."""
+    """A load, and a month three months before it: the days between are an issue by name."""
     fill_a_month_of_old(pipeline, 90)
     with pipeline.engine.connect() as connection:
         never = read_never_asked(connection)
         (market_id,) = {key[0] for key in never}
-        flaws = read_flaws(connection, [market_id], Interval.DAY)
+        issues = read_flaws(connection, [market_id], Interval.DAY)
     assert {key[1] for key in never} == {Interval.HOUR, Interval.DAY}
-    assert {flaw.reason for flaw in flaws} == {NEVER_ASKED}
-    window = flaws[0].window
+    assert {issue.reason for issue in issues} == {NEVER_ASKED}
+    window = issues[0].window
     assert window is not None
     assert (window.end - window.start).days >= 40
 
@@ -192,8 +192,8 @@ def test_what_the_provider_reaches_no_more_is_said_and_left_alone(pipeline: Pipe
     assert [row["tries"] for row in holes] == tries
     assert asks_for_the_tail_alone(pipeline, last)
     with pipeline.engine.connect() as connection:
-        flaws = read_flaws(connection, [1], Interval.DAY)
-    assert [flaw.reason for flaw in flaws] == ["unexplained_hole"]
+        issues = read_flaws(connection, [1], Interval.DAY)
+    assert [issue.reason for issue in issues] == ["unexplained_hole"]
 
 
 def test_old_holes_stay_within_the_verification_share(pipeline: Pipeline) -> None:

@@ -75,16 +75,16 @@ def test_a_hole_in_older_bars_is_filled_by_todays_parser(engine: Engine) -> None
     for spans in read_older(engine).values():
         assert [spans[0].end, spans[1].start] == [hole.start, hole.end]
     with engine.connect() as connection:
-        flaws = read_flaws(connection, [1], Interval.DAY)
+        issues = read_flaws(connection, [1], Interval.DAY)
     instant = timedelta(microseconds=1)
     moments = [hole.end - instant, hole.end + timedelta(days=1) - instant]
-    assert [(flaw.reason, flaw.window) for flaw in flaws] == [
+    assert [(issue.reason, issue.window) for issue in issues] == [
         (MIXED_PARSING, Window(moment, moment)) for moment in moments
     ]
 
 
 def test_statistics_are_withheld_where_they_would_mix_and_only_there(engine: Engine) -> None:
-    """The flaw lies between the last old close and the first new one, both of them excluded."""
+    """The issue lies between the last old close and the first new one, both of them excluded."""
     run(engine, Reader(1), NOON)
     with engine.connect() as connection:
         assert read_flaws(connection, [1], Interval.DAY) == []
@@ -109,7 +109,7 @@ def test_a_third_version_keeps_the_first_two_apart(engine: Engine) -> None:
         run(engine, Reader(parsing), NOON + parsing * timedelta(days=2))
     with engine.connect() as connection:
         known = read_coverage(connection, [1])[1, Interval.DAY]
-        flaws = read_flaws(connection, [1], Interval.DAY)
+        issues = read_flaws(connection, [1], Interval.DAY)
     assert known.parsing == 3
     assert sorted(known.older_parsings) == [1, 2]
-    assert len(flaws) == 2
+    assert len(issues) == 2

@@ -145,7 +145,7 @@ def test_planning_and_sampling_change_nothing(upgraded: Engine) -> None:
 
 
 def test_what_is_out_of_reach_stays_and_stays_marked(upgraded: Engine) -> None:
-    """It keeps its old values; the flaw moves to where it ends."""
+    """It keeps its old values; the issue moves to where it ends."""
     before = {row for row in read_finals(upgraded) if row[1] < MIDDLE}
     provider = Reader(2, reaches_back=datetime.now(UTC) - MIDDLE)
     planned = plan(upgraded, make_route(provider))
@@ -161,9 +161,9 @@ def test_what_is_out_of_reach_stays_and_stays_marked(upgraded: Engine) -> None:
         assert len(spans) == 1
         assert MIDDLE <= spans[0].end < MIDDLE + timedelta(days=1, minutes=1)
     with upgraded.connect() as connection:
-        (flaw,) = read_flaws(connection, [1], Interval.HOUR)
-    assert flaw.window is not None
-    assert MIDDLE < flaw.window.start < MIDDLE + timedelta(hours=2)
+        (issue,) = read_flaws(connection, [1], Interval.HOUR)
+    assert issue.window is not None
+    assert MIDDLE < issue.window.start < MIDDLE + timedelta(hours=2)
 
 
 def test_bars_that_do_not_come_stay_as_they_were(upgraded: Engine) -> None:

@@ -60,8 +60,8 @@ def test_a_jump_is_noted_with_the_bar_and_told(engine: Engine, pipeline: Pipelin
     (event,) = read_events(pipeline)
     assert (event["starts_at"], event["ends_at"]) == (JUMP.start, JUMP.end)
     assert event["ratio"] == 0.25
-    (flaw,) = read_withheld(engine)
-    assert (flaw.reason, flaw.window) == (SUSPECTED_SPLIT, JUMP)
+    (issue,) = read_withheld(engine)
+    assert (issue.reason, issue.window) == (SUSPECTED_SPLIT, JUMP)
     (alert,) = pipeline.read(ALERTS)
     assert alert["cleared_at"] is None
     assert "1:4" in alert["members"]["mock:SPX"]

@@ -85,7 +85,7 @@ def read_numbers(one: dg.AssetCheckEvaluation) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if isinstance(value, int | float)}
 
 
-def list_objections(one: dg.AssetCheckEvaluation) -> list[Mapping[str, Any]]:
+def list_violations(one: dg.AssetCheckEvaluation) -> list[Mapping[str, Any]]:
     """Return the lines of what a check objects to."""
     table = one.metadata.get("objections")
     return [record.data for record in table.value.records] if table else []  # type: ignore[union-attr]
@@ -205,7 +205,7 @@ def test_what_the_receipt_says_fails_its_check(
     assert find_failed(evaluations) == {failed}
     assert evaluations[failed].severity is dg.AssetCheckSeverity.WARN
     assert read_numbers(evaluations[failed]).items() >= numbers.items()
-    assert list_objections(evaluations[failed]) == [{"market": "SPX", "provider": "mock", **line}]
+    assert list_violations(evaluations[failed]) == [{"market": "SPX", "provider": "mock", **line}]
 
 
 def test_one_percent_in_quarantine_is_borne(check: Check, database: Engine) -> None:
@@ -229,7 +229,7 @@ def test_an_unexplained_hole_is_named_with_its_span(check: Check, database: Engi
     evaluations = check()
     assert find_failed(evaluations) == {"no_unexplained_holes"}
     assert read_numbers(evaluations["no_unexplained_holes"]) == {"holes": 1, "never_asked": 0}
-    assert list_objections(evaluations["no_unexplained_holes"]) == [
+    assert list_violations(evaluations["no_unexplained_holes"]) == [
         {
             "market": "SPX", "provider": "mock", "interval": "1d", "from": "2024-03-04 00:00",
             "to": "2024-03-06 00:00", "reason": "fetch_failed", "tries": 2,
@@ -248,7 +248,7 @@ def test_time_that_nobody_asked_for_is_missing_too(check: Check, database: Engin
     )
     found = check()["no_unexplained_holes"]
     assert read_numbers(found) == {"holes": 0, "never_asked": 1}
-    (line,) = list_objections(found)
+    (line,) = list_violations(found)
     assert (line["market"], line["from"]) == ("SPX", "2024-01-03 00:00")
     assert line["reason"] == "never_asked"
 
@@ -261,8 +261,8 @@ def test_many_holes_are_counted_and_the_last_are_shown(check: Check, database: E
         add_hole(database, "SPX", "quarantined", 1, start.isoformat(), end.isoformat())
     found = check()["no_unexplained_holes"]
     assert read_numbers(found) == {"holes": 25, "never_asked": 0}
-    assert len(list_objections(found)) == 20
-    assert list_objections(found)[0]["from"] == "2023-02-18 00:00"
+    assert len(list_violations(found)) == 20
+    assert list_violations(found)[0]["from"] == "2023-02-18 00:00"
 
 
 def test_a_hole_is_explained_to_the_check_as_to_the_statistics(
@@ -277,7 +277,7 @@ def test_a_hole_is_explained_to_the_check_as_to_the_statistics(
         add_hole(database, "SPX", reason, tries, start.isoformat(), end.isoformat())
         if not Hole(Window(start, end), reason, tries, start, start, None).is_explained:
             unexplained.add((reason, tries))
-    lines = list_objections(check()["no_unexplained_holes"])
+    lines = list_violations(check()["no_unexplained_holes"])
     assert {(line["reason"], line["tries"]) for line in lines} == unexplained
 
 
@@ -286,14 +286,14 @@ def test_a_series_that_stopped_is_late(check: Check, database: Engine) -> None:
     late = check(window_end="2024-03-16T00:00Z")
     assert find_failed(late) == {"bars_fresh"}
     assert late["bars_fresh"].severity is dg.AssetCheckSeverity.WARN
-    lines = [(line["market"], line["interval"]) for line in list_objections(late["bars_fresh"])]
+    lines = [(line["market"], line["interval"]) for line in list_violations(late["bars_fresh"])]
     assert lines == [("BTC-USD", "1h"), ("BTC-USD", "1d"), ("SPX", "1h"), ("SPX", "1d")]
-    assert list_objections(late["bars_fresh"])[1] == {
+    assert list_violations(late["bars_fresh"])[1] == {
         "market": "BTC-USD", "provider": "mock", "interval": "1d",
         "final to": "2024-03-15 00:00", "expected to": "2024-03-16 00:00",
     }  # fmt: skip
     execute(database, "DELETE FROM market_data.market_coverage WHERE interval = '1d'")
-    never = list_objections(check()["bars_fresh"])
+    never = list_violations(check()["bars_fresh"])
     assert [(line["interval"], line["final to"]) for line in never] == [("1d", "never")] * 2
 
 
@@ -301,10 +301,10 @@ def test_a_bar_that_nobody_has_is_not_waited_for(check: Check, database: Engine)
     """A delisted market is not late for ever."""
     add_hole(database, "SPX", "before_first", 2, "2024-03-01", "2024-03-02")
     add_hole(database, "SPX", "after_last", 3, "2024-03-15", "2024-03-20")
-    late = list_objections(check(window_end="2024-03-16T00:00Z")["bars_fresh"])
+    late = list_violations(check(window_end="2024-03-16T00:00Z")["bars_fresh"])
     assert ("SPX", "1d") not in [(line["market"], line["interval"]) for line in late]
     add_hole(database, "BTC-USD", "fetch_failed", 3, "2024-03-15", "2024-03-20")
-    late = list_objections(check(window_end="2024-03-16T00:00Z")["bars_fresh"])
+    late = list_violations(check(window_end="2024-03-16T00:00Z")["bars_fresh"])
     assert ("BTC-USD", "1d") in [(line["market"], line["interval"]) for line in late]
 
 
@@ -356,7 +356,7 @@ def test_a_repeated_key_fails_the_run_and_stops_the_statistics(
     assert set(evaluations) == set(CHECKS)
     assert evaluations["keys_unique"].severity is dg.AssetCheckSeverity.ERROR
     assert read_numbers(evaluations["keys_unique"])["repeated"] == 3
-    lines = list_objections(evaluations["keys_unique"])
+    lines = list_violations(evaluations["keys_unique"])
     named = {
         (line["market"], line["interval"], line["open time"], line["copies"]) for line in lines
     }
@@ -391,7 +391,7 @@ def test_prices_out_of_order_fail_the_run_and_stop_the_statistics(
     assert not result.success
     evaluations = list_evaluations(result)
     assert find_failed(evaluations) == {"ohlc_in_order"}
-    lines = list_objections(evaluations["ohlc_in_order"])
+    lines = list_violations(evaluations["ohlc_in_order"])
     # A low of nothing and an infinite high reach into the week.
     assert read_numbers(evaluations["ohlc_in_order"])["disordered"] == len(lines) >= 3
     named = {(line["market"], line["interval"], line["open time"]) for line in lines}

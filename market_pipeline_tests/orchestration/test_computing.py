@@ -284,7 +284,7 @@ def test_what_was_not_written_leaves_no_fingerprint(history: History) -> None:
 
 
 def test_a_live_price_stands_on_bars_that_had_closed(history: History) -> None:
-    """Each market by the time of its own price; a flaw in the window withholds both statistics."""
+    """Each market by the time of its own price; an issue in the window masks both statistics."""
     keys = [history.add_market(f"M{n}-USD") for n in range(3)]
     for key in keys:
         history.commit(key, make_days(walk(100)))

@@ -29,7 +29,7 @@ def build_market_chart(
     bars: Sequence[Mapping[str, Any]],
     interval: Interval,
     market: Mapping[str, Any],
-    flaws: Iterable[DataIssue] = (),
+    issues: Iterable[DataIssue] = (),
     min_returns: int | None = None,
 ) -> Chart | None:
     """Return candlesticks with volume, drawdown and realised volatility over one time axis.
@@ -42,7 +42,7 @@ def build_market_chart(
         bars: In order of open_time.
         interval: Their length.
         market: Its ``market_id``, ``calendar`` and ``quote``.
-        flaws: What withholds its statistics.
+        issues: What withholds its statistics.
         min_returns: As of the statistics.
     """
     if not bars:
@@ -55,7 +55,7 @@ def build_market_chart(
         final.assign(market_id=market["market_id"]), market["market_id"], market["calendar"],
         interval, days, min_returns,
     )  # fmt: skip
-    kept = mask_unreliable(rolled, ("market_id",), ("realised_volatility",), flaws)
+    kept = mask_unreliable(rolled, ("market_id",), ("realised_volatility",), issues)
     volatility = kept.set_index("open_time")["realised_volatility"].reindex(final["open_time"])
     at, place = fill_gaps([market["calendar"]], interval, read_microseconds(final["open_time"]))
     drawdown = compute_drawdowns(final["close"].to_numpy())
@@ -81,7 +81,7 @@ def build_ratio_chart(
     ratios = np.array([row["base_close"] / row["quote_close"] for row in rows])
     line = _line(at, place, ratios, name, "y", "var(--accent)")
     line["hovertemplate"] = "%{y:.6g}<extra></extra>"
-    return {"data": [line], "layout": _lay_out({"yaxis": {"title": {"text": name}}})}
+    return {"data": [line], "layout": _build_layout({"yaxis": {"title": {"text": name}}})}
 
 
 def break_at_gaps(
@@ -154,7 +154,7 @@ def _line(
 def _stack_panels(price: str, others: Sequence[str]) -> Chart:
     """Return a layout of the price above three lower panels, all on one time axis."""
     volume, drawdown, volatility = others
-    return _lay_out(
+    return _build_layout(
         {
             "yaxis": {"title": {"text": price}, "domain": [0.5, 1.0], "tickformat": ",~g"},
             "yaxis2": {"title": {"text": volume}, "domain": [0.35, 0.46], "nticks": 3},
@@ -170,7 +170,7 @@ def _stack_panels(price: str, others: Sequence[str]) -> Chart:
     )  # fmt: skip
 
 
-def _lay_out(axes: Mapping[str, Mapping[str, Any]]) -> Chart:
+def _build_layout(axes: Mapping[str, Mapping[str, Any]]) -> Chart:
     lines = {"gridcolor": "var(--line)", "zeroline": False, "automargin": True}
     return {
         "uirevision": "kept",

@@ -66,7 +66,7 @@ def show_comparison(
     name = f"{first['symbol']} / {second['symbol']}" if first and second else ""
     ratios = [row["base_close"] / row["quote_close"] for row in ratio]
     dates = [row["open_time"] for row in ratio]
-    calendars = [one["calendar"] for one in (first, second) if one]
+    calendars = [market["calendar"] for market in (first, second) if market]
     return answer_page(
         request,
         "comparison.html",
@@ -95,7 +95,7 @@ def read_shown_pairs(
 def list_horizons(stored: Sequence[str], shown: str) -> list[str]:
     """Return the horizons to choose from, the shortest first: stored, configured, and shown."""
     configured = [f"{days}d" for days in read_statistics_settings().horizons_days]
-    return sorted({*stored, *configured, shown}, key=lambda one: int(one.removesuffix("d")))
+    return sorted({*stored, *configured, shown}, key=lambda label: int(label.removesuffix("d")))
 
 
 def choose_markets(markets: Sequence[Mapping[str, Any]], wanted: str) -> list[Mapping[str, Any]]:

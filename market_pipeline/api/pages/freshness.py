@@ -64,9 +64,9 @@ def read_series(connection: Connection) -> dict[int, list[TrackedSeries]]:
 
 def summarise_freshness(series: Sequence[TrackedSeries], now: datetime) -> Freshness:
     """Return the freshness of a market; of several late series that of the one most behind."""
-    if all(one.watermark is None for one in series):
+    if all(item.watermark is None for item in series):
         return Freshness("empty", None)
-    late = [found for one in series if (found := _find_delay(one, now)) is not None]
+    late = [found for tracked in series if (found := _find_delay(tracked, now)) is not None]
     if late:
         return max(late, key=lambda found: (found.behind is None, found.behind or _NOT_LATE))
     return Freshness("current", series[0].watermark, interval=series[0].interval)

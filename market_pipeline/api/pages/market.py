@@ -90,14 +90,14 @@ def read_shown(
     bars = read_newest_bars(connection, market_id, interval.value, count)
     coverage = read_coverage(connection, [market_id])
     # Weeks are built from days, and miss what those miss.
-    flaws = read_flaws(connection, [market_id], min(interval, Interval.DAY, key=_LENGTH))
+    issues = read_flaws(connection, [market_id], min(interval, Interval.DAY, key=_LENGTH))
     least = read_statistics_settings().min_returns
     opens, closes = ([bar[name] for bar in bars] for name in ("open_time", "close"))
     return {
         "market": market,
         "bars": bars,
         "snapshot": read_snapshot(connection, market_id),
-        "chart": build_market_chart(bars, interval, market, flaws, least),
+        "chart": build_market_chart(bars, interval, market, issues, least),
         "line": draw_line(break_at_gaps(opens, closes, [market["calendar"]], interval), 1_000, 220),
         "statistics": [(row, build_cells(row)) for row in read_newest_roi(connection, market_id)],
         "strips": [

@@ -77,7 +77,9 @@ def show_overview(
         version = read_newest_version(connection)
         alerts = rank_alerts(read_alerts(connection, _ALERTS_READ, with_resolved=False))
     calendars = {line.row["market_id"]: line.row["calendar"] for line in listing.lines}
-    sparks = {one["market_id"]: draw_spark(one, calendars[one["market_id"]]) for one in drawn}
+    sparks = {
+        spark["market_id"]: draw_spark(spark, calendars[spark["market_id"]]) for spark in drawn
+    }
     run = runs[0] if runs else None
     shown = {"listing": listing, "sparks": sparks, "run": run, "version": version}
     told = {
@@ -97,10 +99,10 @@ def rank_alerts(alerts: Sequence[Row[Any]]) -> list[Row[Any]]:
     """Return alerts: first those that last and that nobody acknowledged, then by severity."""
     return sorted(
         alerts,
-        key=lambda one: (
-            one.cleared_at is not None,
-            one.acknowledged_at is not None,
-            -SEVERITIES.index(one.severity),
+        key=lambda alert: (
+            alert.cleared_at is not None,
+            alert.acknowledged_at is not None,
+            -SEVERITIES.index(alert.severity),
         ),
     )
 
@@ -111,7 +113,7 @@ def list_markets(
     """Return a page of the markets whose symbol, name or provider hold a text."""
     lines = [build_line(row, now) for row in rows]
     sought = wanted.strip().casefold()
-    found = [line for line in lines if sought in _spell(line.row)]
+    found = [line for line in lines if sought in _name_market(line.row)]
     found.sort(key=lambda line: _rank(line, sort))
     pages = max(1, -(-len(found) // PAGE_ROWS))
     number = min(page, pages)
@@ -134,7 +136,7 @@ def build_line(row: Mapping[str, Any], now: datetime) -> MarketLine:
     return MarketLine(row, price, price_at, is_close, summarise_freshness(row["series"], now))
 
 
-def _spell(row: Mapping[str, Any]) -> str:
+def _name_market(row: Mapping[str, Any]) -> str:
     return f"{row['provider']}:{row['symbol']} {row['name']}".casefold()
 
 

@@ -45,7 +45,7 @@ def draw_line(
 
 def _join_places(places: Sequence[tuple[float, float] | None]) -> tuple[str, ...]:
     """Return runs of places as points of lines; a single place is a line of its own."""
-    runs = [list(run) for is_gap, run in groupby(places, lambda one: one is None) if not is_gap]
+    runs = [list(run) for is_gap, run in groupby(places, lambda place: place is None) if not is_gap]
     doubled = [run * 2 if len(run) == 1 else run for run in runs]
     return tuple(" ".join(f"{x},{y}" for x, y in filter(None, run)) for run in doubled)
 

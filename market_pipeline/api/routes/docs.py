@@ -61,13 +61,13 @@ def describe_for_page(request: Request) -> Response:
 def _mark_nullable(part: Any) -> Any:
     """Return a schema in which null is no type but a mark."""
     if isinstance(part, list):
-        return [_mark_nullable(one) for one in part]
+        return [_mark_nullable(item) for item in part]
     if not isinstance(part, dict):
         return part
     changed = {name: _mark_nullable(value) for name, value in part.items()}
     choices = changed.get("anyOf")
     if isinstance(choices, list) and {"type": "null"} in choices:
-        kept = [one for one in choices if one != {"type": "null"}]
+        kept = [choice for choice in choices if choice != {"type": "null"}]
         del changed["anyOf"]
         changed |= {**kept[0], "nullable": True} if len(kept) == 1 else {"anyOf": kept}
     return changed

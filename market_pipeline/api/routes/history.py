@@ -138,7 +138,14 @@ def list_roi(
         if unchanged and require is None:
             return unchanged
         rows = read_roi_statistics(
-            _spell(market), horizon, start, end, as_of, version, engine=connection, require=require
+            _name_market(market),
+            horizon,
+            start,
+            end,
+            as_of,
+            version,
+            engine=connection,
+            require=require,
         )
     names = {"symbol": market.symbol, "provider": market.provider}
     return answer_table(chosen, rows, origin, f"{market.symbol}-roi", **names)
@@ -171,9 +178,9 @@ def list_comparisons(
     with open_snapshot(services.engine) as connection:
         _, market = find_market(connection, symbol, provider)
         origin, newest = _find_origin(connection, market, chosen, version)
-        stamp, _ = read_stamp(connection, _spell(market))
+        stamp, _ = read_stamp(connection, _name_market(market))
         rows = read_comparisons(
-            _spell(market), against, horizon, start, end, as_of, version, engine=connection
+            _name_market(market), against, horizon, start, end, as_of, version, engine=connection
         )
     # What is computed when read depends on the other market as well, which has stamps of its own.
     tag = make_etag(stamp, f"{newest}-{chosen}") if rows["is_stored"].all() else None
@@ -200,10 +207,10 @@ def explain(
     """
     with open_snapshot(services.engine) as connection:
         _, market = find_market(connection, symbol, provider)
-        return explain_statistic(_spell(market), statistic, horizon or "30d", at, connection)
+        return explain_statistic(_name_market(market), statistic, horizon or "30d", at, connection)
 
 
-def _spell(market: Market) -> str:
+def _name_market(market: Market) -> str:
     return f"{market.provider}:{market.symbol}"
 
 
@@ -211,7 +218,7 @@ def _find_origin(
     connection: Connection, market: Market, kind: str, version: int | None
 ) -> tuple[Origin, int]:
     """Return where the snapshot's values come from, and its newest dataset version."""
-    stamp, newest = read_stamp(connection, _spell(market))
+    stamp, newest = read_stamp(connection, _name_market(market))
     shown = (newest or None) if version is None else version
     return Origin(dataset_version=shown, etag=make_etag(stamp, kind)), newest
 

@@ -71,9 +71,11 @@ async def ingest(
     INGEST_WAIT_SECONDS, the answer is 202 and a URL that tells how it ended.
     """
     symbols = await run_in_threadpool(_check_symbols, body.symbols if body else [])
-    wish = IngestCommand(symbols, "manual", f"key:{idempotency_key}" if idempotency_key else None)
+    command = IngestCommand(
+        symbols, "manual", f"key:{idempotency_key}" if idempotency_key else None
+    )
     seconds = choose_wait(prefer, services.configuration.ingest_wait_seconds)
-    return await _serve(services, launcher, wish, seconds)
+    return await _serve(services, launcher, command, seconds)
 
 
 @router.get(
@@ -118,8 +120,8 @@ async def cron(
             "send `Authorization: Bearer` with CRON_SECRET; without CRON_SECRET nobody may call it"
         )
         raise ProblemError(401, "Unauthorized", detail, {**challenge, **_NO_STORE})
-    wish = IngestCommand((), "cron", f"cron:{datetime.now(UTC):%Y-%m-%dT%H:%M}")
-    return await _serve(services, launcher, wish, services.configuration.ingest_wait_seconds)
+    command = IngestCommand((), "cron", f"cron:{datetime.now(UTC):%Y-%m-%dT%H:%M}")
+    return await _serve(services, launcher, command, services.configuration.ingest_wait_seconds)
 
 
 def choose_wait(prefer: str, most_seconds: float) -> float:
@@ -131,9 +133,9 @@ def choose_wait(prefer: str, most_seconds: float) -> float:
 
 
 async def _serve(
-    services: Services, launcher: Launcher, wish: IngestCommand, seconds: float
+    services: Services, launcher: Launcher, command: IngestCommand, seconds: float
 ) -> Response:
-    started = await launcher.start(wish)
+    started = await launcher.start(command)
     answer = started.answer
     if answer is None and seconds > 0:
         answer = await launcher.finish(started.run_id, seconds)

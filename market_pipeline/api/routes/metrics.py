@@ -83,7 +83,7 @@ def expose_metrics(services: Annotated[Services, Depends(get_services)]) -> Resp
 def list_metrics(services: Annotated[Services, Depends(get_services)]) -> list[Figure]:
     """Answer with the same figures as /metrics."""
     now = time.time()
-    return [_describe(sample, now) for sample in read_samples(services)]
+    return [_describe_sample(sample, now) for sample in read_samples(services)]
 
 
 def read_samples(services: Services) -> list[Sample]:
@@ -105,11 +105,11 @@ def _complete(totals: list[Sample], gauges: list[Sample]) -> Iterator[Sample]:
     yield from run_metrics.add_zeros(totals, providers, TABLES)
     yield from gauges
     never = LAST_SUCCESS.sample(0, provider=",".join(providers))
-    if all((one.name, one.labels) != (never.name, never.labels) for one in gauges):
+    if all((gauge.name, gauge.labels) != (never.name, never.labels) for gauge in gauges):
         yield never
 
 
-def _describe(sample: Sample, now: float) -> Figure:
+def _describe_sample(sample: Sample, now: float) -> Figure:
     metric = Metric.DECLARED[sample.name]
     figure = Figure(
         type=metric.kind,
