@@ -1,4 +1,4 @@
-"""Where an embedded server lives, and as whom it runs.
+"""The place of an embedded server: its folders, its socket, and the account that it runs as.
 
 **Where.** ``<state>/postgres`` holds data, log, locks and socket, mode 0700. A path that is too
 long for a socket (about 100 bytes) or needs quoting in a URL has its socket in a 0700 folder in
