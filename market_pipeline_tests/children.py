@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-ANSWER_SECONDS = 60.0
+ANSWER_SECONDS = 300.0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 SCRIPTS = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND_SECONDS = 120
+# Far more than any command takes on a busy machine, far less than for ever.
+COMMAND_SECONDS = 400
 
 
 def run_command(

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ hypothesis.settings.register_profile(
     "any_speed", deadline=None, derandomize="SEEDS" not in os.environ
 )
 hypothesis.settings.load_profile("any_speed")
+
+# A script's background job ignores SIGINT, and so would every process that a test starts and ends.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,6 +17,7 @@ from benchmarks.figures import Target
 from benchmarks.rivals import COLUMNS, stamp_bars
 from benchmarks.rounds import Way, compare
 from benchmarks.write_path import count_dead_rows
+from market_pipeline_tests.commands import COMMAND_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITES = "first_load_vs_copy,identical_reload_vs_copy,delta_vs_copy,reload_dead_tuples"
@@ -26,7 +27,7 @@ def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the benchmark's command."""
     return subprocess.run(
         [sys.executable, "-m", "benchmarks", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False,
     )  # fmt: skip
 
 

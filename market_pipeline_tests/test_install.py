@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import install
-from market_pipeline_tests.commands import ROOT
+from market_pipeline_tests.commands import COMMAND_SECONDS, ROOT
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 STAND_IN = '#!/bin/sh\necho "$(basename $0) $*" >> calls\n'
@@ -41,7 +41,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     python = write_program(folder / "python", PYTHON)
     return subprocess.run(
         ["make", f"PYTHON={python}", *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False,
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def say_no(folder: Path, sitecustomize: str) -> str:
     python = write_program(folder / "python", run)
     refused = subprocess.run(
         ["make", f"PYTHON={python}", "setup"],
-        cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False,
     )  # fmt: skip
     assert refused.returncode != 0
     assert not (folder / ".venv").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, create_engine, text
 
+from market_pipeline_tests.commands import COMMAND_SECONDS
 from market_pipeline_tests.second_opinion import check_numbers
 
 SCRIPTS = Path(sys.executable).parent
@@ -20,7 +21,8 @@ def run(
     """Run one of the environment's commands in a folder without a .env."""
     return subprocess.run(
         [str(SCRIPTS / command[0]), *command[1:]],
-        env=environment, cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, cwd=folder, capture_output=True, text=True,
+        timeout=COMMAND_SECONDS, check=False,
     )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ MAY_REFUSE = (
     "Rows in quarantine", "No runs are started", "An alert came, or none did",
     "The provider restated its history", "A split is suspected",
 )  # fmt: skip
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 QUICK = {"INGESTION_MARKETS": "BTC-USD,ETH-USD", "INGESTION_LOOKBACK_DAYS": "3"}
 
 

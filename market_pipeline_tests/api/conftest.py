@@ -21,7 +21,7 @@ from market_pipeline_tests.system.project import SCRIPTS
 
 # Nobody answers there; tests of runs name the Dagster of their own.
 NOWHERE = "http://127.0.0.1:9"
-START_SECONDS = 60.0
+START_SECONDS = 300.0
 MakeClient = Callable[..., TestClient]
 
 

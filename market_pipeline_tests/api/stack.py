@@ -16,7 +16,7 @@ from market_pipeline_tests.system.processes import Background, run_in_background
 from market_pipeline_tests.system.project import SCRIPTS, read_query
 
 CRON_SECRET = "only-cron-knows-this-one"  # noqa: S105 - the test's own
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)

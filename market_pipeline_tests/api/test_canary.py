@@ -19,7 +19,7 @@ from market_pipeline_tests.system.processes import wait_for
 
 CANARY = "canary7f3a"
 KEY = f"CG-{CANARY}-coingecko"
-RUN_SECONDS = 120.0
+RUN_SECONDS = 300.0
 ROUTES = (
     "/", "/runs", "/api/runs", "/api/markets", "/api/coverage", "/api/metrics", "/metrics",
     "/readyz", "/healthz", "/docs/openapi.json", "/api/markets/BTC-USD/latest", "/nothing",

@@ -30,7 +30,7 @@ from market_pipeline_tests.system.processes import Background, wait_for
 from market_pipeline_tests.system.project import read_query
 
 SECRET = "only-cron-knows-this-one"  # noqa: S105 - the test's own
-RUN_SECONDS = 120.0
+RUN_SECONDS = 300.0
 # Notes that it began and ended, and waits until the file in its way is gone.
 CHILD = """
 import pathlib, signal, sys, time

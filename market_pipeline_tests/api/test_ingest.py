@@ -18,7 +18,7 @@ from market_pipeline_tests.conftest import make_database
 from market_pipeline_tests.system.processes import find_marked, wait_for
 
 CALLERS = 100
-RUN_SECONDS = 150.0
+RUN_SECONDS = 300.0
 TABLES = {
     "marketsIngested": "market",
     "snapshotsIngested": "market_snapshot",

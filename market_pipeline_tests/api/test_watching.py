@@ -52,7 +52,6 @@ def write_receipt(engine: Engine, run_id: UUID) -> None:
         connection.execute(insert(ingestion_run).values(**row, **times))
 
 
-@pytest.mark.timeout(120)
 def test_a_slow_webserver_is_asked_by_one_for_all(engine: Engine) -> None:
     """A hundred equal requests: one run, one question at a time, and nobody hears of trouble."""
     with serve_slowly(delay=0.3) as slow:

@@ -95,5 +95,5 @@ def test_complete_history_or_no_file(export: Export, tmp_path: Path) -> None:
     short = export("--from", "2024-02-01", "--to", "2024-03-14", "--require", "explained")
     assert short.returncode == 1
     assert "market-pipeline backfill --from 2024-02-01" in short.stderr
-    assert "say --from as well" in export("--require", "complete").stderr
+    assert "set --from as well" in export("--require", "complete").stderr
     assert not list((tmp_path / "out").iterdir())

@@ -19,7 +19,6 @@ from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
 from market_pipeline_tests.system.processes import Background, run_in_background, wait_for
 
-pytestmark = pytest.mark.timeout(170)
 # The same command with deadlines that a test can wait for.
 IMPATIENT = """
 import sys

@@ -47,7 +47,6 @@ def count(engine: Engine, query: str) -> int:
 
 
 @pytest.mark.owner
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
 def test_a_backfill_that_is_stopped_goes_on_where_it_was(
     blow: signal.Signals,
@@ -111,7 +110,6 @@ def busy(engine: Engine) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("busy")
-@pytest.mark.timeout(300)
 def test_a_receipt_is_true_while_its_run_lives_when_it_is_killed_and_when_that_was_found(
     command: Command, project_environment: dict[str, str], engine: Engine, tmp_path: Path
 ) -> None:

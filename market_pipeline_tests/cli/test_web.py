@@ -16,7 +16,7 @@ from market_pipeline_tests.conftest import make_database, make_environment
 from market_pipeline_tests.system.dagster_ui import DagsterUI, choose_port
 from market_pipeline_tests.system.processes import run_in_background, wait_for
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 # A mutation that needs nothing, and does nothing that matters.
 MUTATION = "mutation { setNuxSeen }"
 FOREIGN = {"Origin": "http://evil.example"}

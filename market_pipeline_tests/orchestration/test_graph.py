@@ -13,6 +13,7 @@ from market_pipeline.orchestration.io_manager import find_table
 from market_pipeline.orchestration.lineage import COLUMN_SOURCES
 from market_pipeline.providers.registry import list_provider_names
 from market_pipeline.storage.tables import SCHEMA, metadata
+from market_pipeline_tests.commands import COMMAND_SECONDS
 
 TABLES = {
     "markets",
@@ -136,7 +137,7 @@ def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run code in an interpreter of its own, with an empty environment."""
     return subprocess.run(
         [sys.executable, "-c", code],
-        env={}, cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+        env={}, cwd=folder, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from market_pipeline.orchestration.pictures import MAX_BYTES
+from market_pipeline_tests.commands import COMMAND_SECONDS
 from market_pipeline_tests.orchestration.conftest import Materialise
 
 TABLES = (
@@ -141,7 +142,7 @@ def test_a_run_with_only_newest_bars_never_loads_matplotlib(
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"DATABASE_URL": os.environ["DATABASE_URL"], "HOME": str(tmp_path)}, cwd=tmp_path,
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"

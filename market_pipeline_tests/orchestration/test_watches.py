@@ -27,7 +27,7 @@ SENSORS = (
     "alert_watch",
     "dead_run_watch",
 )
-WAIT_SECONDS = 120.0
+WAIT_SECONDS = 300.0
 Tick = Callable[[str], dg.SensorResult | Any]
 
 

@@ -12,7 +12,7 @@ import pytest
 from market_pipeline.domain.errors import MarketNotServedError, SettingError
 from market_pipeline.providers.base import Provider
 from market_pipeline.providers.registry import list_provider_names, load_provider, route_markets
-from market_pipeline_tests.commands import run_command
+from market_pipeline_tests.commands import COMMAND_SECONDS, run_command
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.replay import ReplayServer, answer_with
 
@@ -176,7 +176,7 @@ def run_python(arguments: list[str], folder: Path, **environ: str) -> str:
         env={**os.environ, **environ},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=COMMAND_SECONDS,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr

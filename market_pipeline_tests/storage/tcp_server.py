@@ -23,7 +23,7 @@ from market_pipeline.storage.server.programs import find_reachable_programs
 ROLE = "analyst"
 # Each of these characters means something else in an address unless it is percent-encoded.
 PASSWORD = "p@ss/w:rd#1?% é"  # noqa: S105 - of a server that lives for a minute
-START_SECONDS = 60.0
+START_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)

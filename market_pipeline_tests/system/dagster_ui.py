@@ -11,7 +11,7 @@ import httpx
 
 from market_pipeline_tests.system.processes import Background, run_in_background, wait_for
 
-START_SECONDS = 90.0
+START_SECONDS = 300.0
 _LOCATIONS = """{ workspaceOrError { __typename ... on Workspace { locationEntries {
   loadStatus locationOrLoadError { __typename } } } } }"""
 _RUNS = "{ runsOrError { ... on Runs { results { runId status jobName runConfigYaml } } } }"

@@ -29,8 +29,8 @@ OLDEST_VERSION = 15
 ROLE = "analyst"
 # Each of these characters means something else in an address unless it is percent-encoded.
 PASSWORD = "p@ss/w:rd#1?%"  # noqa: S105 - of a server that lives for a minute
-START_SECONDS = 60.0
-STOP_SECONDS = 60.0
+START_SECONDS = 300.0
+STOP_SECONDS = 300.0
 OPTIONS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 MARK = "MARKET_PIPELINE_TEST_MARK"
-STOP_SECONDS = 60.0
+STOP_SECONDS = 300.0
 POLL_SECONDS = 0.2
 # Whoever kills the tests with -9 ends their processes as well; and a shell that started the tests
 # with `&` has ignored SIGINT for them, which Dagster's commands need.

@@ -19,7 +19,7 @@ import psycopg2
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sys.executable).parent
-COMMAND_SECONDS = 120
+COMMAND_SECONDS = 400
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from market_pipeline_tests.system.project import make_project
 
 pytestmark = pytest.mark.system
 
-STOP_SECONDS = 60.0
+STOP_SECONDS = 300.0
 SPAN = ("--symbols", "BTC-USD", "--lookback-days", "3", "--window-end", "2024-03-15")
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
-RUN_SECONDS = 120.0
+RUN_SECONDS = 300.0
 ASSETS = {
     "markets": "market",
     "market_aggregates": "market_aggregate",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
     from sqlalchemy import Engine
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.system
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 PAGES = ("/", "/markets/mock:BTC-USD", "/compare", "/runs")
 QUICK = {"INGESTION_LOOKBACK_DAYS": "60", "MOCK_FAULTS": "ETH-USD:skipped_page"}

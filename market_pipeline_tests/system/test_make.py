@@ -15,9 +15,9 @@ from market_pipeline_tests.system.project import ROOT, Project, make_project, re
 
 pytestmark = pytest.mark.system
 
-TICK_SECONDS = 150.0
-GONE_SECONDS = 90.0
-TASK_SECONDS = 60.0
+TICK_SECONDS = 300.0
+GONE_SECONDS = 300.0
+TASK_SECONDS = 300.0
 LISTENING = "0A"
 LOOPBACK = "0100007F"
 RECEIPTS = "SELECT trigger, outcome FROM market_data.ingestion_run WHERE outcome IS NOT NULL"
@@ -133,7 +133,6 @@ def test_make_dev_names_a_busy_port_and_starts_nothing(project: Project) -> None
     assert not (project.folder / "state").exists()
 
 
-@pytest.mark.timeout(400)
 def test_make_scheduler_ticks_and_leaves_nothing_behind() -> None:
     """The daemon alone runs the schedule by its cron expression; SIGTERM ends it and the server."""
     with make_project(INGESTION_CRON_EXPRESSION="* * * * *") as project:

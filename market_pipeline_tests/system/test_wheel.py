@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from market_pipeline_tests.commands import COMMAND_SECONDS
 from market_pipeline_tests.system.dagster_ui import choose_port, open_dagster_ui
 from market_pipeline_tests.system.project import ROOT, Project
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.system
 
 SOURCES = ("setup.py", "pyproject.toml", "dagster.yaml", "workspace.yaml", "README.md")
 
@@ -24,7 +25,7 @@ SOURCES = ("setup.py", "pyproject.toml", "dagster.yaml", "workspace.yaml", "READ
 def run(*command: str | Path, folder: Path) -> str:
     """Run a command to its end and return its stdout."""
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -73,7 +74,7 @@ def call(project: Project, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [project.folder.parent / "env/bin" / command[0], *command[1:]],
         env={"PATH": project.environment["PATH"]}, cwd=project.folder,
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from market_pipeline.storage.server import embedded_keeper, places, programs
 IS_ROOT = os.geteuid() == 0
 NOBODY = pwd.getpwnam("nobody")
 ROOT_OF_CODE = Path(market_pipeline.__file__).resolve().parents[1]
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 300.0
 LINGER_SECONDS = 0.2
 
 # Prints the URL, and again for each line it is sent; "write" commits rows until it is killed.

@@ -27,8 +27,6 @@ from market_pipeline.storage.server.watchdog import CONNECT_SECONDS
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.storage.tcp_server import PASSWORD, ROLE, TcpServer
 
-pytestmark = pytest.mark.timeout(30)
-
 
 def open_configured(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Open DATABASE_URL as every door does, and close it."""

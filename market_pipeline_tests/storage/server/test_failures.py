@@ -13,8 +13,6 @@ from market_pipeline.storage.server import engine as engine_module
 from market_pipeline.storage.server.engine import DatabaseAddress, check_database, open_engine
 from market_pipeline.storage.server.failures import find_failure, open_cursor, summarise_failure
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @contextmanager
 def told(*words: str) -> Iterator[None]:

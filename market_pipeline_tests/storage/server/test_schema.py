@@ -19,7 +19,7 @@ from market_pipeline.storage.server.schema import (
     upgrade_schema,
 )
 from market_pipeline_tests.code_copies import VERSIONS, add_migration, copy_package
-from market_pipeline_tests.commands import SCRIPTS, run_command
+from market_pipeline_tests.commands import COMMAND_SECONDS, SCRIPTS, run_command
 from market_pipeline_tests.databases import create_database, read_column
 from market_pipeline_tests.storage.tcp_server import ROLE, TcpServer
 
@@ -127,7 +127,7 @@ def test_two_migrators_at_once_both_end_well(
         )
         for _ in range(2)
     ]  # fmt: skip
-    said = [one.communicate(timeout=60)[0] for one in both]
+    said = [one.communicate(timeout=COMMAND_SECONDS)[0] for one in both]
     assert [one.returncode for one in both] == [0, 0], said
     assert all(f"revision {read_newest_revision()}" in words for words in said)
 

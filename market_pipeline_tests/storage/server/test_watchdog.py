@@ -21,7 +21,6 @@ from market_pipeline_tests.children import start_child
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
 
-pytestmark = pytest.mark.timeout(60)
 # Far more than a deadline takes on a busy machine, far less than for ever.
 PATIENCE_SECONDS = 30.0
 
