@@ -112,14 +112,14 @@ def build_problem(
 def install_problems(app: FastAPI, show: Show) -> None:
     """Answer every error of an app with a problem; ``show`` makes it a page where one is wanted."""
     handlers: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
-        ProblemError: _tell_problem,
-        HTTPException: _tell_http,
-        RequestValidationError: _tell_invalid,
-        IncompleteHistoryError: _tell_incomplete,
-        PipelineError: _tell_pipeline,
-        DBAPIError: _tell_database,
-        PoolTimeoutError: _tell_database,
-        Exception: _tell_fault,
+        ProblemError: _answer_problem,
+        HTTPException: _answer_http,
+        RequestValidationError: _answer_invalid,
+        IncompleteHistoryError: _answer_incomplete,
+        PipelineError: _answer_pipeline,
+        DBAPIError: _answer_database,
+        PoolTimeoutError: _answer_database,
+        Exception: _answer_fault,
     }
     for kind, tell in handlers.items():
         app.add_exception_handler(kind, _show_what(tell, show))
@@ -131,14 +131,14 @@ def _show_what(
     return lambda request, error: show(request, tell(request, error))
 
 
-def _tell_problem(request: Request, error: Exception) -> JSONResponse:
+def _answer_problem(request: Request, error: Exception) -> JSONResponse:
     error = cast("ProblemError", error)
     return build_problem(
         error.status, error.title, error.detail, request.url.path, error.headers, **error.members
     )
 
 
-def _tell_http(request: Request, error: Exception) -> JSONResponse:
+def _answer_http(request: Request, error: Exception) -> JSONResponse:
     error = cast("HTTPException", error)
     title = HTTPStatus(error.status_code).phrase
     detail = {
@@ -148,7 +148,7 @@ def _tell_http(request: Request, error: Exception) -> JSONResponse:
     return build_problem(error.status_code, title, detail, request.url.path, error.headers)
 
 
-def _tell_invalid(request: Request, error: Exception) -> JSONResponse:
+def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     error = cast("RequestValidationError", error)
     told = [
         {"where": ".".join(str(part) for part in fault["loc"]), "message": str(fault["msg"])}
@@ -159,16 +159,16 @@ def _tell_invalid(request: Request, error: Exception) -> JSONResponse:
     return build_problem(400, "Invalid Request", detail, request.url.path, errors=told)
 
 
-def _tell_pipeline(request: Request, error: Exception) -> JSONResponse:
+def _answer_pipeline(request: Request, error: Exception) -> JSONResponse:
     status = next((code for kind, code in _STATUSES if isinstance(error, kind)), 500)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        return _tell_database(request, error)
+        return _answer_database(request, error)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return _tell_fault(request, error)
+        return _answer_fault(request, error)
     return build_problem(status, HTTPStatus(status).phrase, str(error), request.url.path)
 
 
-def _tell_incomplete(request: Request, error: Exception) -> JSONResponse:
+def _answer_incomplete(request: Request, error: Exception) -> JSONResponse:
     error = cast("IncompleteHistoryError", error)
     return build_problem(
         409, "Incomplete History", str(error), request.url.path,
@@ -176,9 +176,9 @@ def _tell_incomplete(request: Request, error: Exception) -> JSONResponse:
     )  # fmt: skip
 
 
-def _tell_database(request: Request, error: Exception) -> JSONResponse:
+def _answer_database(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, DBAPIError) and not isinstance(error, OperationalError | InterfaceError):
-        return _tell_fault(request, error)
+        return _answer_fault(request, error)
     logger.warning("%s: the database: %s", request.url.path, " ".join(str(error).split()))
     headers = {"Retry-After": str(RETRY_SECONDS)}
     cause = summarise_failure(error) if isinstance(error, DBAPIError) else _DATABASE_DOWN
@@ -188,7 +188,7 @@ def _tell_database(request: Request, error: Exception) -> JSONResponse:
     )
 
 
-def _tell_fault(request: Request, error: Exception) -> JSONResponse:
+def _answer_fault(request: Request, error: Exception) -> JSONResponse:
     fault_id = uuid4().hex
     logger.error("fault %s at %s", fault_id, request.url.path, exc_info=error)
     detail = f"an error in the API: its log has details under {fault_id}"

@@ -29,7 +29,7 @@ class WrongSignIns:
     def __len__(self) -> int:
         return len(self._counted)
 
-    def tell_wait(self, address: str) -> int:
+    def compute_wait(self, address: str) -> int:
         """Return after how many seconds an address may try again; 0: now."""
         excess = self._count(_find_group(address)) - (_FREE - 1)
         return math.ceil(max(excess, 0.0) * _SECONDS_EACH)

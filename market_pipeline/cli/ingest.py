@@ -7,7 +7,7 @@ from uuid import UUID
 import click
 
 from market_pipeline.cli.options import PROVIDER, SYMBOLS, check_with, parse_time
-from market_pipeline.cli.runs import show_run, tell_causes
+from market_pipeline.cli.runs import show_causes, show_run
 from market_pipeline.cli.show import AS_JSON
 from market_pipeline.domain.triggers import TRIGGERS
 from market_pipeline.settings import parse_lookback_days
@@ -68,7 +68,7 @@ def ingest(
     with display_run() as display:
         finished = _run(given, run_id, trigger, display)
     outcome = show_run(finished.run_id, as_json, has_failed=not finished.succeeded)
-    tell_causes(finished.causes)
+    show_causes(finished.causes)
     ctx.exit(EXIT_CODES.get(outcome or "", EXIT_FAILED))
 
 

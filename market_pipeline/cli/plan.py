@@ -15,7 +15,7 @@ from market_pipeline.cli.options import (
     check_span,
     make_from_option,
 )
-from market_pipeline.cli.runs import show_run, tell, tell_causes
+from market_pipeline.cli.runs import show_causes, show_run, tell
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
     with display_run() as display:
         causes = _fill(given, run_id, display)
     outcome = show_run(run_id, as_json, has_failed=bool(causes))
-    tell_causes(causes)
+    show_causes(causes)
     ctx.exit(EXIT_CODES.get(outcome or "", EXIT_FAILED))
 
 
@@ -160,7 +160,7 @@ def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_jso
         if not listed["coverage"]:
             click.echo("Nothing is stored yet: run `market-pipeline ingest`")
         elif verify and not wrong:
-            click.echo(_tell_agreement(len(listed["never_asked"])))
+            click.echo(_describe_agreement(len(listed["never_asked"])))
     ctx.exit(3 if wrong else 0)
 
 
@@ -174,7 +174,7 @@ def show_older(rows: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _tell_agreement(never_asked: int) -> str:
+def _describe_agreement(never_asked: int) -> str:
     if not never_asked:
         return "The ledger and the bars agree."
     return f"The ledger and the bars agree. {never_asked:,} spans were never asked for."

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from market_pipeline.cli.ingest import EXIT_CODES, EXIT_FAILED
 from market_pipeline.cli.plan import show_older
 from market_pipeline.cli.progress import show_progress
-from market_pipeline.cli.runs import show_run, tell, tell_causes
+from market_pipeline.cli.runs import show_causes, show_run, tell
 from market_pipeline.cli.show import print_json, print_rows
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.ingestion.closing import close_run
@@ -87,7 +87,7 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
         _reload(engine, run, route, market_id)
     causes = _compute_statistics(route)
     outcome = show_run(run.run_id, as_json, has_failed=bool(causes))
-    tell_causes(causes)
+    show_causes(causes)
     with engine.connect() as connection:
         left = list_older(connection, [market_id])
     if left and not as_json:

@@ -134,7 +134,7 @@ def tell(text: str, display: "RunDisplay | None" = None) -> None:
         get_logger(__name__).info(text)
 
 
-def tell_causes(causes: Sequence[str]) -> None:
+def show_causes(causes: Sequence[str]) -> None:
     """Say on stderr why a run failed, in the same way."""
     for cause in causes:
         if sys.stderr.isatty():

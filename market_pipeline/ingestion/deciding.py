@@ -19,7 +19,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.sessions import EPOCH
 from market_pipeline.ingestion.quarantine import add_written, describe_run
 from market_pipeline.ingestion.receipts import begin_receipt
-from market_pipeline.ingestion.suspecting import tell_suspicions
+from market_pipeline.ingestion.suspecting import report_suspicions
 from market_pipeline.ingestion.write import BarWriteResult, write_market_bars
 from market_pipeline.storage.bars.events import (
     SUSPECTED_SPLIT,
@@ -31,8 +31,8 @@ from market_pipeline.storage.bars.stored import read_bars
 from market_pipeline.storage.markets.lookup import read_market
 from market_pipeline.storage.runs.claims import (
     hold_claim,
+    hold_liveness_lock,
     release_run_claims,
-    show_life,
     wait_for_claim,
 )
 
@@ -75,7 +75,7 @@ def dismiss_event(engine: Engine, event_id: int) -> str:
             )
         resolve_event(connection, event_id, DISMISSED)
         name = f"{event['provider']}:{event['symbol']}"
-        tell_suspicions(connection, name, event["market_id"])
+        report_suspicions(connection, name, event["market_id"])
     return name
 
 
@@ -99,7 +99,7 @@ def confirm_split(engine: Engine, event_id: int, now: datetime) -> Confirmation:
     run_id = uuid4()
     with engine.connect() as connection:
         market_id = _read_suspicion(connection, event_id)["market_id"]
-    with show_life(engine, run_id):
+    with hold_liveness_lock(engine, run_id):
         token = wait_for_claim(engine, market_id, run_id, CLAIM_TIME, CLAIM_PATIENCE)
         try:
             with engine.begin() as connection:
@@ -122,7 +122,7 @@ def _confirm(connection: Connection, event_id: int, run_id: UUID, now: datetime)
     add_written(connection, run, market_id, 0, written)
     resolve_event(connection, event_id, CONFIRMED)
     told = _describe_event(event, len(bars), run_id)
-    tell_suspicions(connection, told.name, market_id, run_id)
+    report_suspicions(connection, told.name, market_id, run_id)
     return told
 
 

@@ -47,8 +47,8 @@ from market_pipeline.storage.coverage.ledger import read_coverage, write_coverag
 from market_pipeline.storage.markets.lookup import read_market
 from market_pipeline.storage.runs.claims import (
     hold_claim,
+    hold_liveness_lock,
     release_run_claims,
-    show_life,
     wait_for_claim,
 )
 from market_pipeline.storage.runs.recording import add_to_market, note_end
@@ -175,7 +175,7 @@ def _replay_market(
     now: datetime,
     patience: timedelta = CLAIM_PATIENCE,
 ) -> Replay:
-    with show_life(engine, run_id):
+    with hold_liveness_lock(engine, run_id):
         token = wait_for_claim(engine, market_id, run_id, CLAIM_TIME, patience)
         try:
             with engine.begin() as connection:

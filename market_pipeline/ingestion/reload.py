@@ -43,9 +43,9 @@ from market_pipeline.storage.markets.lookup import read_market
 from market_pipeline.storage.markets.registration import register_markets
 from market_pipeline.storage.runs.claims import (
     hold_claim,
+    hold_liveness_lock,
     release_run_claims,
     renew_claim,
-    show_life,
     wait_for_claim,
 )
 
@@ -230,7 +230,7 @@ def reload_market(engine: Engine, run: Run, route: Route, market_id: int) -> Ite
         ClaimTimeoutError: Another run is fetching the market.
         SupersededError: Another run took it; what was committed stays.
     """
-    with show_life(engine, run.run_id):
+    with hold_liveness_lock(engine, run.run_id):
         token = wait_for_claim(engine, market_id, run.run_id, CLAIM_TIME, CLAIM_PATIENCE)
         try:
             claimed = BarBatch(route, market_id, token, (), Progress())

@@ -20,7 +20,7 @@ from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.observability.logs import log_context
 from market_pipeline.providers.rate_limiter import use_limiter
 from market_pipeline.storage.runs.budget import DatabaseRateLimiter, read_budget_limits
-from market_pipeline.storage.runs.claims import release_run_claims, show_life
+from market_pipeline.storage.runs.claims import hold_liveness_lock, release_run_claims
 
 WORKERS = 4
 # Shorter than a claim holds: a market whose provider has no budget left is given up for now.
@@ -58,7 +58,7 @@ class BarStream:
         ready: Queue[Item | None] = Queue(maxsize=WORKERS)
         stop = Event()
         with (
-            show_life(self.engine, self.run_id),
+            hold_liveness_lock(self.engine, self.run_id),
             ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="fetch") as pool,
         ):
             limiter = make_limiter(self.engine, self.routes, stop)

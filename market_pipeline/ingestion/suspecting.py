@@ -94,10 +94,10 @@ def suspect_splits(
     for row in gone:
         resolve_event(connection, row["event_id"], WITHDRAWN)
     if new or gone:
-        tell_suspicions(connection, f"{market.provider}:{market.symbol}", market_id, run_id)
+        report_suspicions(connection, f"{market.provider}:{market.symbol}", market_id, run_id)
 
 
-def tell_suspicions(
+def report_suspicions(
     connection: Connection, name: str, market_id: int, run_id: UUID | None = None
 ) -> None:
     """Raise the alert about a market's suspected splits, or let it end when there are none."""

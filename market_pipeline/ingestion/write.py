@@ -76,7 +76,7 @@ from market_pipeline.storage.bulk.upsert import (
     upsert_frame,
 )
 from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
-from market_pipeline.storage.latest.market_versions import stamp_markets
+from market_pipeline.storage.latest.market_versions import bump_market_versions
 from market_pipeline.storage.markets.registration import ensure_market, register_markets
 from market_pipeline.storage.runs.claims import hold_claim, release_claim
 from market_pipeline.storage.runs.recording import add_to_market
@@ -220,7 +220,7 @@ def write_rows(
             keys = [
                 column.name for column in table.primary_key if column.name.endswith("market_id")
             ]
-            stamp_markets(connection, pd.concat([rows[key] for key in keys]))
+            bump_market_versions(connection, pd.concat([rows[key] for key in keys]))
         add_table_receipt(connection, run, table.name, counts, outcome)
         if tell is not None:
             tell(connection)
@@ -292,7 +292,7 @@ def write_market_bars(
     if not (fetched + built).written:
         return BarWriteResult(fetched, built)
     note_version(connection, market_id, pd.concat(frames), stamps)
-    stamp_markets(connection, [market_id], version)
+    bump_market_versions(connection, [market_id], version)
     full = [frame for frame in frames if len(frame)]
     days = [frame for frame in full if frame["interval"].iloc[0] == Interval.DAY.value]
     daily = pd.concat(days) if days else build_empty_bar_frame()

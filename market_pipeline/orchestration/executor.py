@@ -23,7 +23,7 @@ from market_pipeline.ingestion.receipts import describe_request
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.orchestration.causes import Cause, find_cause
 from market_pipeline.settings import EXECUTORS, read_choice, read_variable, split_list
-from market_pipeline.storage.runs.claims import show_life
+from market_pipeline.storage.runs.claims import hold_liveness_lock
 from market_pipeline.storage.runs.closing import find_dead_runs
 from market_pipeline.storage.runs.recording import RecordedRequest, open_receipt
 from market_pipeline.storage.server.database import open_database
@@ -212,7 +212,7 @@ def _begin_receipt(
 ) -> Engine | None:
     try:
         engine = stack.enter_context(open_database())
-        stack.enter_context(show_life(engine, asked.run_id))
+        stack.enter_context(hold_liveness_lock(engine, asked.run_id))
         with engine.begin() as connection:
             open_receipt(connection, asked)
         close_dead_receipts(engine, instance)

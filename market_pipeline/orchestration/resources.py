@@ -19,7 +19,7 @@ from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import begin_run, end_run
 from market_pipeline.orchestration.dead_runs import mark_as_watched
 from market_pipeline.providers.registry import Routing, route_served
-from market_pipeline.storage.runs.claims import show_life
+from market_pipeline.storage.runs.claims import hold_liveness_lock
 from market_pipeline.storage.server.engine import check_database, find_database, open_engine
 from market_pipeline.storage.server.schema import ensure_schema
 
@@ -121,7 +121,7 @@ class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
         ensure_schema(engine, address.is_embedded)
         if self._run is not None:
             instance, run_id = self._run
-            self._life.enter_context(show_life(engine, UUID(run_id)))
+            self._life.enter_context(hold_liveness_lock(engine, UUID(run_id)))
             mark_as_watched(instance, run_id)
         return engine
 

@@ -20,7 +20,7 @@ from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.resolve import find_named_markets
-from market_pipeline.storage.latest.market_versions import read_stamps
+from market_pipeline.storage.latest.market_versions import read_market_versions
 from market_pipeline.storage.latest.values import (
     LatestRow,
     read_latest_rows,
@@ -153,7 +153,7 @@ def _find_meant(connection: Connection, names: Sequence[str] | None) -> dict[str
 
 
 def _fill_names(connection: Connection, meant: Mapping[str, Sequence[Pair]]) -> list[Fill]:
-    stamp = read_stamps(connection, [ALL_MARKETS])[ALL_MARKETS]
+    stamp = read_market_versions(connection, [ALL_MARKETS])[ALL_MARKETS]
     return [Fill(make_name_key(name), stamp, write_json(pairs)) for name, pairs in meant.items()]
 
 

@@ -20,7 +20,7 @@ from market_pipeline.api.app import build_app
 from market_pipeline.api.child_runs import ChildRuns
 from market_pipeline.api.dagster_client import RunState
 from market_pipeline.api.run_starting import MAX_QUEUED_RUNS
-from market_pipeline.storage.runs.claims import find_living, show_life, take_claim
+from market_pipeline.storage.runs.claims import find_living, hold_liveness_lock, take_claim
 from market_pipeline.storage.tables import market
 from market_pipeline_tests.api.conftest import NOWHERE, make_services, serve_api
 from market_pipeline_tests.conftest import make_database, make_environment
@@ -253,7 +253,7 @@ def slow_environment(
     other = uuid4()
     with engine.connect() as connection:
         held = connection.execute(select(market.c.market_id)).scalars().all()
-    with show_life(engine, other):
+    with hold_liveness_lock(engine, other):
         for market_id in held:
             take_claim(engine, market_id, other, timedelta(hours=1))
         yield {

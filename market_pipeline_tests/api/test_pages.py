@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event
 
 from market_pipeline.storage.alerts.outbox import insert_alert
 from market_pipeline.storage.ledgers import coverage_hole, market_coverage
-from market_pipeline.storage.runs.claims import show_life
+from market_pipeline.storage.runs.claims import hold_liveness_lock
 from market_pipeline.storage.tables import (
     ingestion_run,
     ingestion_run_market,
@@ -215,7 +215,7 @@ def test_a_run_without_an_end_is_shown_by_whether_it_lives(
     """On every page and in every answer, with the market that it did not come to."""
     run_id = add_receipt(history, add_market(history), outcome="ok")
     paths = ("/", "/runs", f"/runs/{run_id}")
-    with show_life(history.engine, run_id):
+    with hold_liveness_lock(history.engine, run_id):
         assert ["… running" in client.get(path).text for path in paths] == [True, True, True]
         assert client.get("/api/runs").json()["data"][0]["outcome"] == "running"
     assert ["✕ interrupted" in client.get(path).text for path in paths] == [True, True, True]

@@ -192,13 +192,13 @@ def test_a_right_token_waits_no_longer_than_it_is_told() -> None:
     now = 1_000.0
     wrong = WrongSignIns(lambda: now)
     for _ in range(200):
-        if not wrong.tell_wait("10.0.0.1"):
+        if not wrong.compute_wait("10.0.0.1"):
             wrong.note("10.0.0.1")
-    seconds = wrong.tell_wait("10.0.0.1")
+    seconds = wrong.compute_wait("10.0.0.1")
     assert 1 <= seconds <= 60
     now += seconds
-    assert wrong.tell_wait("10.0.0.1") == 0
-    assert wrong.tell_wait("10.0.0.2") == 0
+    assert wrong.compute_wait("10.0.0.1") == 0
+    assert wrong.compute_wait("10.0.0.2") == 0
 
 
 def test_addresses_do_not_fill_the_memory() -> None:

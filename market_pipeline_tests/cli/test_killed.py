@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from market_pipeline.providers.registry import load_provider
 from market_pipeline.storage.markets.registration import ensure_market
-from market_pipeline.storage.runs.claims import find_living, show_life, take_claim
+from market_pipeline.storage.runs.claims import find_living, hold_liveness_lock, take_claim
 from market_pipeline_tests.cli.conftest import Command
 from market_pipeline_tests.commands import SCRIPTS
 from market_pipeline_tests.databases import read_column
@@ -104,7 +104,7 @@ def busy(engine: Engine) -> Iterator[None]:
     market = load_provider("mock", {}).find_market("ETH-USD")
     assert market is not None
     key, other = ensure_market(engine, market, claim_primary=True), uuid4()
-    with show_life(engine, other):
+    with hold_liveness_lock(engine, other):
         take_claim(engine, key, other, timedelta(minutes=10))
         yield
 

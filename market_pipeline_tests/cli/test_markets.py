@@ -15,7 +15,7 @@ from sqlalchemy import Engine, create_engine
 from market_pipeline.cli.main import main
 from market_pipeline.storage.ledgers import metadata
 from market_pipeline.storage.markets import admin
-from market_pipeline.storage.runs.claims import show_life, take_claim
+from market_pipeline.storage.runs.claims import hold_liveness_lock, take_claim
 from market_pipeline_tests.commands import ROOT, run_command
 from market_pipeline_tests.databases import create_database, read_column
 
@@ -151,7 +151,7 @@ def test_purge_waits_for_nobody_and_disturbs_no_run(command: Command, ingested: 
         ingested, "SELECT market_id FROM market_data.market WHERE symbol = 'BTC-USD'"
     )
     run_id = uuid4()
-    with make_engine(ingested) as engine, show_life(engine, run_id):
+    with make_engine(ingested) as engine, hold_liveness_lock(engine, run_id):
         assert take_claim(engine, int(str(key)), run_id, timedelta(hours=1))
         refused = command("markets", "purge", "BTC-USD", "--yes")
     assert refused.exit_code == 1

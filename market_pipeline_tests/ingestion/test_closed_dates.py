@@ -22,7 +22,11 @@ from market_pipeline.ingestion.run_alerts import MarketOutcomes
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.file import FileProvider
-from market_pipeline.storage.runs.claims import release_run_claims, show_life, wait_for_claim
+from market_pipeline.storage.runs.claims import (
+    hold_liveness_lock,
+    release_run_claims,
+    wait_for_claim,
+)
 
 START, NOW = datetime(2023, 8, 1, tzinfo=UTC), datetime(2024, 3, 4, 12, tzinfo=UTC)
 SATURDAY = "2024-02-10"
@@ -207,7 +211,7 @@ def test_a_market_that_is_busy_is_validated_again_by_a_later_process(
     files.write()
     files.run()
     other = uuid4()
-    with show_life(files.engine, other):
+    with hold_liveness_lock(files.engine, other):
         wait_for_claim(files.engine, 1, other, timedelta(minutes=2), timedelta(0))
         load(source="exchange_calendars 2")
         release_run_claims(files.engine, other)

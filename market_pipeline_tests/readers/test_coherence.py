@@ -17,7 +17,7 @@ from market_pipeline.readers.latest import make_fill
 from market_pipeline.readers.serving import ServingCache
 from market_pipeline.storage.latest import market_versions
 from market_pipeline.storage.latest.listener import APPLICATION_NAME
-from market_pipeline.storage.latest.market_versions import stamp_markets
+from market_pipeline.storage.latest.market_versions import bump_market_versions
 from market_pipeline.storage.latest.values import read_latest_rows
 from market_pipeline_tests.cache.conftest import wait_until
 from market_pipeline_tests.cache.valkey import Valkey
@@ -68,12 +68,13 @@ def read_price(engine: Engine, cache: ServingCache) -> float:
     return price
 
 
-def read_stamp(engine: Engine, scope: str = SCOPE) -> int:
-    """Return a market's stamp, which is the same alone and among others."""
+def read_version(engine: Engine, scope: str = SCOPE) -> int:
+    """Return a market's version, which is the same alone and among others."""
     with engine.connect() as connection:
-        stamp, _ = market_versions.read_stamp(connection, scope)
-        assert market_versions.read_stamps(connection, [scope, "mock:OTHER"])[scope] == stamp
-        return stamp
+        version, _ = market_versions.read_version_pair(connection, scope)
+        found = market_versions.read_market_versions(connection, [scope, "mock:OTHER"])
+        assert found[scope] == version
+        return version
 
 
 def test_after_a_commit_every_process_reads_the_new_value(
@@ -130,19 +131,19 @@ def test_every_kind_of_change_has_a_stamp_and_no_change_has_none(engine: Engine)
         lambda: write_statistics(engine),
     ]
     for write in writes:
-        before = read_stamp(engine)
+        before = read_version(engine)
         write()
-        after = read_stamp(engine)
+        after = read_version(engine)
         assert after > before
         write()
-        assert read_stamp(engine) == after
+        assert read_version(engine) == after
     markets = [route[1] for route in list_routes()]
-    before = read_stamp(engine, "mock:SOME-OTHER")
+    before = read_version(engine, "mock:SOME-OTHER")
     write_markets(engine, make_run(), markets)
-    after = read_stamp(engine, "mock:SOME-OTHER")
+    after = read_version(engine, "mock:SOME-OTHER")
     assert after > before
     write_markets(engine, make_run(), markets)
-    assert read_stamp(engine, "mock:SOME-OTHER") == after
+    assert read_version(engine, "mock:SOME-OTHER") == after
 
 
 def list_routes() -> list[tuple[object, object]]:
@@ -158,7 +159,7 @@ def test_bars_stamp_with_their_dataset_version(engine: Engine) -> None:
     Pipeline(engine).run(NOON)
     with engine.connect() as connection:
         newest = connection.execute(text("SELECT max(version) FROM market_data.dataset_version"))
-        assert read_stamp(engine) == newest.scalar_one()
+        assert read_version(engine) == newest.scalar_one()
 
 
 def test_a_rolled_back_write_is_never_seen(stored: Engine, server: Valkey | None) -> None:
@@ -167,12 +168,12 @@ def test_a_rolled_back_write_is_never_seen(stored: Engine, server: Valkey | None
         read_price(stored, cache)
         with stored.connect() as connection:
             connection.execute(text("UPDATE market_data.market_snapshot SET price = 1"))
-            stamp_markets(connection, [find_market_id(stored, "BTC-USD")])
+            bump_market_versions(connection, [find_market_id(stored, "BTC-USD")])
             assert read_price(stored, cache) == 60_000
             connection.rollback()
         write_price(stored, 2.0, "ETH-USD")
         wait_until(
-            lambda: cache.watch.find_version("mock:ETH-USD") == read_stamp(stored, "mock:ETH-USD")
+            lambda: cache.watch.find_version("mock:ETH-USD") == read_version(stored, "mock:ETH-USD")
         )
         latest = fetch_latest("BTC-USD", stored, cache)[0]
         assert (latest.source, latest.value["snapshot"]["price"]) == ("cache", 60_000)
@@ -187,7 +188,7 @@ def test_a_fill_is_dropped_if_the_version_moved_during_its_read(
             rows = read_latest_rows(connection, [("mock", "BTC-USD")])
         write_price(stored, 61_000)
         wait_until(lambda: read_price(stored, quick) == 61_000)
-        wait_until(lambda: slow.watch.find_version(SCOPE) == read_stamp(stored))
+        wait_until(lambda: slow.watch.find_version(SCOPE) == read_version(stored))
         assert slow.put_many([make_fill(row) for row in rows]) == 0
         assert read_price(stored, slow) == read_price(stored, quick) == 61_000
 

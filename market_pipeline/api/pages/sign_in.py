@@ -56,7 +56,7 @@ async def sign_in(
     """Give a browser that knows the token its cookie, and send it where it wanted to go."""
     expected = services.configuration.token
     address = request.client.host if request.client else ""
-    if seconds := services.wrong_sign_ins.tell_wait(address):
+    if seconds := services.wrong_sign_ins.compute_wait(address):
         page = _render(next_path, f"Too many wrong tokens. Try again in {seconds} seconds.")
         return HTMLResponse(page, 429, {"Retry-After": str(seconds)})
     if not expected:

@@ -47,7 +47,7 @@ from market_pipeline.readers.resolve import (
 from market_pipeline.readers.statistics import read_comparisons, read_roi_statistics
 from market_pipeline.readers.why import Explanation, explain_statistic
 from market_pipeline.storage.bars.history import BarSpan
-from market_pipeline.storage.latest.market_versions import read_stamp
+from market_pipeline.storage.latest.market_versions import read_version_pair
 
 router = APIRouter(prefix="/api/markets/{symbol}", tags=["read"])
 _SPANS = {
@@ -178,7 +178,7 @@ def list_comparisons(
     with open_snapshot(services.engine) as connection:
         _, market = find_market(connection, symbol, provider)
         origin, newest = _find_origin(connection, market, chosen, version)
-        stamp, _ = read_stamp(connection, _name_market(market))
+        stamp, _ = read_version_pair(connection, _name_market(market))
         rows = read_comparisons(
             _name_market(market), against, horizon, start, end, as_of, version, engine=connection
         )
@@ -218,7 +218,7 @@ def _find_origin(
     connection: Connection, market: Market, kind: str, version: int | None
 ) -> tuple[Origin, int]:
     """Return where the snapshot's values come from, and its newest dataset version."""
-    stamp, newest = read_stamp(connection, _name_market(market))
+    stamp, newest = read_version_pair(connection, _name_market(market))
     shown = (newest or None) if version is None else version
     return Origin(dataset_version=shown, etag=make_etag(stamp, kind)), newest
 

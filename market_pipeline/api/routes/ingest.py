@@ -94,7 +94,7 @@ async def tell_ingest(
     if state is None:
         raise ProblemError(404, "Not Found", f"Dagster has no run {run_id}")
     if not state.has_ended:
-        return _tell_pending(services, run_id)
+        return _answer_pending(services, run_id)
     return JSONResponse((await launcher.read(run_id, state)).body, 200, _NO_STORE)
 
 
@@ -140,16 +140,16 @@ async def _serve(
     if answer is None and seconds > 0:
         answer = await launcher.finish(started.run_id, seconds)
     if answer is None:
-        return _tell_pending(services, started.run_id)
-    return _tell_answer(answer, started.is_replay)
+        return _answer_pending(services, started.run_id)
+    return _answer_run(answer, started.is_replay)
 
 
-def _tell_answer(answer: RunResponse, is_replay: bool) -> Response:
+def _answer_run(answer: RunResponse, is_replay: bool) -> Response:
     replayed = {"Idempotency-Replayed": "true"} if is_replay else {}
     return JSONResponse(answer.body, answer.status, {**_NO_STORE, **replayed})
 
 
-def _tell_pending(services: Services, run_id: UUID) -> Response:
+def _answer_pending(services: Services, run_id: UUID) -> Response:
     where = f"/api/ingest/{run_id}"
     body = {
         "status": "pending",

@@ -18,7 +18,7 @@ from market_pipeline.api.problems import describe_problems
 from market_pipeline.readers.latest import fetch_latest
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
-from market_pipeline.storage.latest.market_versions import EVERYTHING, read_stamp
+from market_pipeline.storage.latest.market_versions import EVERYTHING, read_version_pair
 from market_pipeline.storage.markets.listings import read_market_list
 
 router = APIRouter(prefix="/api", tags=["read"])
@@ -34,7 +34,7 @@ def list_markets(request: Request, services: ServicesNeeded, kind: Format = None
     """List markets by symbol and provider, also those that are no longer ingested."""
     chosen = choose_format(request, kind)
     with open_snapshot(services.engine) as connection:
-        stamp, newest = read_stamp(connection, EVERYTHING)
+        stamp, newest = read_version_pair(connection, EVERYTHING)
         version = newest or None
         origin = Origin(dataset_version=version, etag=make_etag(stamp, f"{version}-{chosen}"))
         unchanged = answer_unchanged(request, origin)

@@ -1,9 +1,9 @@
-"""Stamps: the version of the last change of each market, of any kind; sent to listeners at commit.
+"""Market versions: the number of the last change of each market, sent to listeners at commit.
 
-A dataset version names bars alone; a stamp also counts snapshots, statistics and the list of
-markets. Both are drawn from one sequence under the merge lock, so stamps follow commit order: who
-reads a stamp and values in one snapshot knows exactly which values they are. Not here: who listens
-(``listener``), what is cached by it (``cache``).
+A dataset version counts changes of bars alone. A market version also counts those of snapshots,
+statistics and the list of markets. Both come from one sequence under the merge lock, so they follow
+commit order: a version and values that are read in one snapshot belong together. Not here: the
+listening thread (``listener``), and the cache that uses the versions (``cache``).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ _READ_BOTH = text("""
 """)
 
 
-def stamp_markets(
+def bump_market_versions(
     connection: Connection, market_ids: Iterable[int], version: int | None = None
 ) -> int:
     """Note that values of markets change with this transaction, and tell listeners at its commit.
@@ -59,7 +59,7 @@ def stamp_markets(
     return taken
 
 
-def stamp_everything(connection: Connection) -> int:
+def bump_list_version(connection: Connection) -> int:
     """Note that the list of markets changes: whatever was read before counts as old."""
     version = take_dataset_version(connection)
     connection.execute(_STAMP_ALL, {"version": version})
@@ -67,7 +67,7 @@ def stamp_everything(connection: Connection) -> int:
     return version
 
 
-def read_stamps(connection: Connection, scopes: Sequence[str]) -> Mapping[str, int]:
+def read_market_versions(connection: Connection, scopes: Sequence[str]) -> Mapping[str, int]:
     """Return the version that values of each scope have in this snapshot; 0: never changed.
 
     Args:
@@ -79,8 +79,8 @@ def read_stamps(connection: Connection, scopes: Sequence[str]) -> Mapping[str, i
     return choose_versions({row.scope: row.version for row in rows}, scopes)
 
 
-def read_stamp(connection: Connection, scope: str) -> tuple[int, int]:
-    """Return a scope's version as ``read_stamps`` does, and the newest dataset version with it."""
+def read_version_pair(connection: Connection, scope: str) -> tuple[int, int]:
+    """Return the version of a scope, its own or the list's, and the newest dataset version."""
     row = connection.execute(_READ_BOTH, {"scopes": [scope, EVERYTHING]}).one()
     return int(row.stamp), int(row.newest)
 

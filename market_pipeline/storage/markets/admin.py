@@ -11,9 +11,9 @@ from sqlalchemy import Connection, Engine, Table, text, update
 
 from market_pipeline.domain.errors import ClaimTimeoutError
 from market_pipeline.storage.bulk.upsert import lock_merges
-from market_pipeline.storage.latest.market_versions import stamp_everything
+from market_pipeline.storage.latest.market_versions import bump_list_version
 from market_pipeline.storage.ledgers import fetch_claim, metadata
-from market_pipeline.storage.runs.claims import renew_claim, show_life, take_claim
+from market_pipeline.storage.runs.claims import hold_liveness_lock, renew_claim, take_claim
 from market_pipeline.storage.server.watchdog import allow
 from market_pipeline.storage.tables import market
 
@@ -32,7 +32,7 @@ def set_active(engine: Engine, market_ids: Sequence[int], is_active: bool) -> in
         lock_merges(connection)
         changed = connection.execute(change).rowcount
         if changed:
-            stamp_everything(connection)
+            bump_list_version(connection)
         return changed
 
 
@@ -60,7 +60,7 @@ def purge_market(engine: Engine, market_id: int) -> Iterator[tuple[str, int]]:
     """
     set_active(engine, [market_id], is_active=False)
     purge_id = uuid4()
-    with show_life(engine, purge_id):
+    with hold_liveness_lock(engine, purge_id):
         token = take_claim(engine, market_id, purge_id, _CLAIM_TTL)
         if token is None:
             raise ClaimTimeoutError(
@@ -111,5 +111,5 @@ def _delete_market(engine: Engine, market_id: int) -> int:
         lock_merges(connection)
         for table in (fetch_claim, market):
             last = connection.execute(table.delete().where(table.c.market_id == market_id))
-        stamp_everything(connection)
+        bump_list_version(connection)
         return last.rowcount

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from market_pipeline.domain.records import Market
 from market_pipeline.storage.bars.stored import has_bars
 from market_pipeline.storage.bulk.upsert import WriteCounts, lock_merges
-from market_pipeline.storage.latest.market_versions import stamp_everything
+from market_pipeline.storage.latest.market_versions import bump_list_version
 from market_pipeline.storage.tables import market
 
 _COLUMNS = (
@@ -50,7 +50,7 @@ def activate_market(engine: Engine, one: Market, claim_primary: bool) -> None:
             newest = select(func.max(market.c.listed_from)).where(*_is_same(one))
             this = (*_is_same(one), market.c.listed_from == newest.scalar_subquery())
             connection.execute(update(market).where(*this).values(is_active=True))
-            stamp_everything(connection)
+            bump_list_version(connection)
         register_markets(connection, [one], claim_primary)
 
 
@@ -130,7 +130,7 @@ def register_markets(
         counts += _register(connection, one, known)
     for one in markets:
         _settle_primary(connection, one, claim_primary)
-    stamp_everything(connection)
+    bump_list_version(connection)
     return counts
 
 

@@ -68,7 +68,7 @@ _TAKE = text(f"""
 
 
 @contextmanager
-def show_life(engine: Engine, run_id: UUID) -> Iterator[None]:
+def hold_liveness_lock(engine: Engine, run_id: UUID) -> Iterator[None]:
     """Let a run's claims count: they are free as soon as its process, or this block, ends.
 
     Holds one session of its own. If that is lost, others may take the claims; what this run writes
@@ -96,7 +96,7 @@ def take_claim(engine: Engine, market_id: int, run_id: UUID, ttl: timedelta) -> 
     """Return a new token for a market, or None while another run holds it; never waits.
 
     A run that claims a market again gets a new token; its older one is then worthless. The claim
-    counts within ``show_life`` only.
+    counts within ``hold_liveness_lock`` only.
 
     Args:
         engine: The database.

@@ -13,10 +13,10 @@ from sqlalchemy import Engine, text
 from market_pipeline.domain.errors import ClaimTimeoutError, SupersededError
 from market_pipeline.storage.runs.claims import (
     hold_claim,
+    hold_liveness_lock,
     release_claim,
     release_run_claims,
     renew_claim,
-    show_life,
     take_claim,
     wait_for_claim,
 )
@@ -49,7 +49,7 @@ def market_id(engine: Engine) -> int:
 @pytest.fixture(autouse=True)
 def living(engine: Engine) -> Iterator[None]:
     """Runs A and B live as long as the test."""
-    with show_life(engine, A), show_life(engine, B):
+    with hold_liveness_lock(engine, A), hold_liveness_lock(engine, B):
         yield
 
 
@@ -115,7 +115,7 @@ def write_often(pipe: Connection, url: str, market_id: int, times: int) -> None:
 def claim_and_stay(pipe: Connection, url: str, market_id: int) -> None:
     """Claim as a run that lives in this process alone; write when told, if that comes."""
     engine = open_engine(DatabaseAddress(url, is_embedded=False))
-    with show_life(engine, MORTAL):
+    with hold_liveness_lock(engine, MORTAL):
         token = take_claim(engine, market_id, MORTAL, LONG)
         pipe.send(token)
         pipe.recv()
@@ -124,7 +124,7 @@ def claim_and_stay(pipe: Connection, url: str, market_id: int) -> None:
 def die_inside_a_statement(pipe: Connection, url: str, market_id: int) -> None:
     """Hold the claim's row locked in a statement that takes ten minutes."""
     engine = open_engine(DatabaseAddress(url, is_embedded=False))
-    with show_life(engine, MORTAL), engine.begin() as connection:
+    with hold_liveness_lock(engine, MORTAL), engine.begin() as connection:
         token = take_claim(engine, market_id, MORTAL, LONG) or 0
         hold_claim(connection, market_id, token)
         pipe.send(token)
