@@ -18,7 +18,7 @@ from market_pipeline.orchestration.executor import choose_executor
 from market_pipeline.orchestration.io_manager import PostgresIOManager
 from market_pipeline.orchestration.latest_cache import latest_market_cache
 from market_pipeline.orchestration.resources import Database, IngestionRequest, Providers
-from market_pipeline.orchestration.watches import build_watches
+from market_pipeline.orchestration.sensors import build_watches
 from market_pipeline.settings import read_cache_ttl_seconds, read_redis_url
 
 ASSETS: list[dg.AssetsDefinition | dg.AssetSpec] = [

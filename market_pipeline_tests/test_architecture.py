@@ -34,7 +34,7 @@ DAGSTER_ROOMS = {"orchestration", "definitions", "domain"}
 FUTURES = {
     "market_pipeline.api.child_runs",
     "market_pipeline.api.connections",
-    "market_pipeline.api.watching",
+    "market_pipeline.api.run_watcher",
 }
 
 

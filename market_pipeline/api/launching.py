@@ -18,8 +18,8 @@ from market_pipeline.api.dagster_client import JOB, RunState, WebserverMissingEr
 from market_pipeline.api.ingest_answers import RunResponse, read_answer
 from market_pipeline.api.problems import ProblemError
 from market_pipeline.api.run_starting import RunStarter
+from market_pipeline.api.run_watcher import RunWatcher
 from market_pipeline.api.services import Services
-from market_pipeline.api.watching import Watches
 from market_pipeline.storage.runs.idempotency import (
     Claim,
     claim_launch,
@@ -72,11 +72,11 @@ class Launcher:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._runs = RunStarter(services.engine, services.dagster, services.children)
-        self._watches = Watches(self._runs.read_state, self._store)
+        self._watcher = RunWatcher(self._runs.read_state, self._store)
 
     async def close(self) -> None:
         """Stop watching. Runs in Dagster continue; the child run of this process is ended."""
-        await self._watches.close()
+        await self._watcher.close()
         await self._runs.close()
 
     async def start(self, command: IngestCommand) -> Started:
@@ -110,11 +110,11 @@ class Launcher:
         Raises:
             ProblemError: Nobody can tell now.
         """
-        return self._watches.find_last(run_id) or await self._runs.read_state(run_id)
+        return self._watcher.find_last(run_id) or await self._runs.read_state(run_id)
 
     async def finish(self, run_id: UUID, seconds: float) -> RunResponse | None:
         """Wait for a run and return its answer; None when it has not ended in time."""
-        state = await self._watches.wait(run_id, seconds)
+        state = await self._watcher.wait(run_id, seconds)
         return None if state is None else await self.read(run_id, state)
 
     async def read(self, run_id: UUID, state: RunState) -> RunResponse:
@@ -130,7 +130,7 @@ class Launcher:
     async def _is_in_flight(self, run_id: UUID, came_at: datetime) -> bool:
         """Tell whether a run had not ended when the request came."""
         try:
-            state = await self._watches.look(run_id)
+            state = await self._watcher.look(run_id)
         except WebserverMissingError:
             return False  # Who had it in a queue in memory is gone, and it has written nothing.
         except ProblemError:
@@ -149,7 +149,7 @@ class Launcher:
                 raise self._services.dagster.describe_silence() from None
             raise
         await run_in_threadpool(self._note_run, claim.launch_id, run_id)
-        self._watches.begin(run_id)
+        self._watcher.begin(run_id)
         return run_id
 
     async def _find_or_launch(self, command: IngestCommand, claim: Claim) -> UUID:

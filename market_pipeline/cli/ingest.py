@@ -75,7 +75,7 @@ def ingest(
 def _run(
     given: Mapping[str, Any], run_id: UUID | None, trigger: str, display: "RunDisplay | None"
 ) -> "FinishedRun":
-    from market_pipeline.cli.checking import check_options
+    from market_pipeline.cli.run_request import check_options
 
     request = check_options(given)
     if display:

@@ -97,7 +97,7 @@ def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
 
 def _fill(given: Mapping[str, Any], run_id: UUID, display: "RunDisplay | None") -> tuple[str, ...]:
     """Run both jobs, and return the causes of what failed."""
-    from market_pipeline.cli.checking import check_options
+    from market_pipeline.cli.run_request import check_options
 
     request = check_options(given)
     if display:
@@ -210,8 +210,8 @@ def _estimate(given: Mapping[str, Any]) -> "tuple[Sequence[ProviderEstimate], Ma
     """Return what providers would be asked, and why symbols are unserved."""
     import os
 
-    from market_pipeline.cli.checking import route_request
     from market_pipeline.cli.database import open_database
+    from market_pipeline.cli.run_request import route_request
     from market_pipeline.ingestion.estimate import estimate_request
     from market_pipeline.ingestion.request import filter_active
 

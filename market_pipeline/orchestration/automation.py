@@ -1,4 +1,4 @@
-"""The jobs and their schedules. The sensors are in ``watches``."""
+"""The jobs and their schedules. The sensors are in ``sensors``."""
 
 from datetime import UTC, datetime
 from itertools import islice

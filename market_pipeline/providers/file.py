@@ -1,7 +1,7 @@
 """File provider: bars from your own CSV or Parquet files.
 
 Here: which file holds which market, and reading files. Not here: the meaning of a table's columns
-and times (``tables.py``).
+and times (``price_tables.py``).
 """
 
 import re
@@ -36,8 +36,8 @@ from market_pipeline.providers.file_markets import (
     read_symbol,
     settle_facts,
 )
+from market_pipeline.providers.price_tables import SPELLINGS, build_bars, name_columns
 from market_pipeline.providers.snapshots import ask_each
-from market_pipeline.providers.tables import SPELLINGS, build_bars, name_columns
 from market_pipeline.settings import read_variable, split_list
 
 PAGE = timedelta(days=36_525)

@@ -14,15 +14,15 @@ import dagster as dg
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from market_pipeline.alerting.checking import check_alert_settings
 from market_pipeline.alerting.delivery import deliver, send_at_once
 from market_pipeline.alerting.kinds import CHECK_FAILED, RUN_FAILED
 from market_pipeline.alerting.raising import Finding, clear_member, report
 from market_pipeline.alerting.receivers import call_heartbeat
+from market_pipeline.alerting.settings_check import check_alert_settings
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.triggers import find_trigger
+from market_pipeline.ingestion.alert_conditions import watch
 from market_pipeline.ingestion.request import Route, build_request, filter_active
-from market_pipeline.ingestion.watching import watch
 from market_pipeline.orchestration.automation import find_last_ticks, is_schedule_on
 from market_pipeline.orchestration.causes import Cause, find_cause
 from market_pipeline.orchestration.dead_runs import DeadRunScan, end_dead_runs
@@ -35,7 +35,7 @@ from market_pipeline.storage.server.database import open_database
 _DELIVERY_SECONDS = 40.0
 _CHECK_ERROR = "DagsterAssetCheckFailedError"
 _ON = dg.DefaultSensorStatus.RUNNING
-logger = logging.getLogger("market_pipeline.watches")
+logger = logging.getLogger("market_pipeline.sensors")
 
 
 @dg.run_failure_sensor(

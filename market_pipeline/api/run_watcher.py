@@ -35,7 +35,7 @@ class _Watch:
         self.next_look.add_done_callback(lambda look: look.cancelled() or look.exception())
 
 
-class Watches:
+class RunWatcher:
     """The runs that have not ended yet and that a request waits for.
 
     Args:

@@ -17,7 +17,7 @@ from market_pipeline.api.app import build_app
 from market_pipeline.api.child_runs import ChildRuns
 from market_pipeline.api.dagster_client import RunState
 from market_pipeline.api.problems import ProblemError
-from market_pipeline.api.watching import Watches
+from market_pipeline.api.run_watcher import RunWatcher
 from market_pipeline.storage.tables import ingestion_run
 from market_pipeline_tests.api.conftest import make_services
 from market_pipeline_tests.api.slow_webserver import SlowWebserver, serve_slowly
@@ -99,7 +99,7 @@ def test_a_watch_outlives_trouble() -> None:
         return answer
 
     async def watch() -> RunState | None:
-        watches = Watches(read, lambda run_id, _: ended.append(run_id))
+        watches = RunWatcher(read, lambda run_id, _: ended.append(run_id))
         run_id = uuid4()
         with pytest.raises(ProblemError):
             await watches.look(run_id)
@@ -119,7 +119,7 @@ def test_a_watch_that_breaks_leaves_nobody_waiting() -> None:
         raise ZeroDivisionError(run_id)
 
     async def watch() -> None:
-        await asyncio.wait_for(Watches(read, lambda *_: None).look(uuid4()), 60)
+        await asyncio.wait_for(RunWatcher(read, lambda *_: None).look(uuid4()), 60)
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(watch())

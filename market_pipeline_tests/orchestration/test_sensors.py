@@ -1,4 +1,4 @@
-"""The watches, ticked on a real instance with a real database, runs and receiver."""
+"""The sensors, ticked on a real instance with a real database, runs and receiver."""
 
 import os
 import signal
