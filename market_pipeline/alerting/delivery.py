@@ -18,9 +18,10 @@ from sqlalchemy import Connection, Engine, Row
 
 from market_pipeline.alerting.kinds import TEST
 from market_pipeline.alerting.messages import AlertView, build_body
-from market_pipeline.alerting.raising import Finding
-from market_pipeline.alerting.receivers import Sent, read_receivers
-from market_pipeline.settings import SEVERITIES, read_choice
+from market_pipeline.alerting.raising import Finding, read_cooldown
+from market_pipeline.alerting.receivers import Sent, check_web, read_receivers
+from market_pipeline.alerting.signing import read_keys
+from market_pipeline.settings import SEVERITIES, read_choice, read_variable
 from market_pipeline.storage.alerts import outbox
 
 FIRST_PAUSE = timedelta(seconds=30)
@@ -61,6 +62,20 @@ class Outbox:
         if self.oldest_pending is not None and self.now - self.oldest_pending > BROKEN_AFTER:
             return f"messages wait since {self.oldest_pending:%Y-%m-%d %H:%M} UTC"
         return f"{self.given_up} messages were given up today" if self.given_up else None
+
+
+def check_alert_settings() -> None:
+    """Refuse wrong settings of alerts before an alert is lost.
+
+    Raises:
+        SettingError: Names the variable and what is accepted; never repeats a secret.
+    """
+    read_choice("ALERT_MIN_SEVERITY", SEVERITIES)
+    read_receivers()
+    read_keys()
+    read_cooldown()
+    if address := read_variable("HEARTBEAT_URL"):
+        check_web(address, "HEARTBEAT_URL")
 
 
 def deliver(engine: Engine, seconds: float) -> int:

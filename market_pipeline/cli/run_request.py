@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from market_pipeline.alerting.settings_check import check_alert_settings
+from market_pipeline.alerting.delivery import check_alert_settings
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.ingestion.request import Request, build_request
 from market_pipeline.providers.registry import Routing, list_provider_names, route_served

@@ -5,12 +5,17 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from rich.console import Console, JustifyMethod
+    from rich.table import Table
+
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 _UNATTENDED_WIDTH = 160
+_UNBOUNDED_WIDTH = 10_000
 
 
 @click.command(short_help="List providers and whether they are configured.")
@@ -37,14 +42,34 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, default=str, allow_nan=False))
 
 
-def print_rows(title: str, rows: Sequence[Mapping[Any, Any]], as_json: bool = False) -> None:
-    """Print rows as a table with the first row's keys as its head, or as a JSON array."""
+def print_rows(
+    title: str,
+    rows: Sequence[Mapping[Any, Any]],
+    as_json: bool = False,
+    console: "Console | None" = None,
+) -> None:
+    """Print rows as a table with the first row's keys as its head, or as a JSON array.
+
+    A table that is wider than its terminal is printed without the columns that hold nothing.
+    """
     if as_json:
         print_json(rows)
         return
     if not rows:
         return
-    from rich.console import Console, JustifyMethod
+    from rich.console import Console
+
+    output = console or Console(width=None if sys.stdout.isatty() else _UNATTENDED_WIDTH)
+    table, empty = _build_table(title, rows), _find_empty_columns(rows)
+    unbounded = output.options.update(max_width=_UNBOUNDED_WIDTH)
+    if empty and output.measure(table, options=unbounded).maximum > output.width:
+        table = _build_table(title, _leave_out(rows, empty))
+        names = ", ".join(name.replace("_", " ") for name in empty)
+        table.caption, table.caption_justify = f"Empty or 0: {names}. See --json.", "left"
+    output.print(table)
+
+
+def _build_table(title: str, rows: Sequence[Mapping[Any, Any]]) -> "Table":
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -53,7 +78,16 @@ def print_rows(title: str, rows: Sequence[Mapping[Any, Any]], as_json: bool = Fa
         table.add_column(str(name).replace("_", " "), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*map(format_cell, row.values()))
-    Console(width=None if sys.stdout.isatty() else _UNATTENDED_WIDTH).print(table)
+    return table
+
+
+def _find_empty_columns(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """Return the columns that hold nothing but 0, None and empty texts."""
+    return [str(name) for name in rows[0] if not any(row.get(name) for row in rows)]
+
+
+def _leave_out(rows: Sequence[Mapping[Any, Any]], names: Sequence[str]) -> list[dict[Any, Any]]:
+    return [{name: row[name] for name in row if name not in names} for row in rows]
 
 
 def format_cell(value: object) -> Any:

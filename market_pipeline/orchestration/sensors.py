@@ -14,11 +14,10 @@ import dagster as dg
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from market_pipeline.alerting.delivery import deliver, send_at_once
+from market_pipeline.alerting.delivery import check_alert_settings, deliver, send_at_once
 from market_pipeline.alerting.kinds import CHECK_FAILED, RUN_FAILED
 from market_pipeline.alerting.raising import Finding, clear_member, report
 from market_pipeline.alerting.receivers import call_heartbeat
-from market_pipeline.alerting.settings_check import check_alert_settings
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.triggers import find_trigger
 from market_pipeline.ingestion.alert_conditions import watch

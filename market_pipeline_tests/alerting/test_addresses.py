@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from market_pipeline.alerting.addresses import RefusedAddressError, resolve
+from market_pipeline.alerting.delivery import check_alert_settings
 from market_pipeline.alerting.receivers import read_receivers
-from market_pipeline.alerting.settings_check import check_alert_settings
 from market_pipeline.domain.errors import SettingError
 from market_pipeline_tests.receiver import Receiver, serve_receiver
 

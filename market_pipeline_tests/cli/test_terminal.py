@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from market_pipeline.cli.runs import print_summary
+from market_pipeline.cli.show import print_rows
 from market_pipeline_tests.commands import SCRIPTS
 from market_pipeline_tests.terminal import run_in_terminal
 
@@ -78,6 +79,20 @@ def test_a_summary_says_nothing_twice() -> None:
     failed = {**MARKET, "symbol": "SPX", "outcome": "failed", "reason": reason}
     said = " ".join(show(80, [failed], error=f"no market gave a usable bar. SPX: {reason}"))
     assert said.count(reason) == 1
+
+
+def test_a_table_too_wide_for_its_terminal_leaves_out_what_holds_nothing() -> None:
+    """It says which columns those are; a table that fits has them all."""
+    counts = dict.fromkeys(("received", "updated", "unchanged", "quarantined", "holes_left"), 0)
+    rows = [{"symbol": "BTC-USD", **counts, "inserted": 861, "outcome": "ok", "reason": None}]
+    narrow, wide = io.StringIO(), io.StringIO()
+    print_rows("Bars", rows, console=Console(file=narrow, width=60))
+    print_rows("Bars", rows, console=Console(file=wide, width=160))
+    assert "│ BTC-USD │      861 │ ok      │" in narrow.getvalue()
+    said = " ".join(narrow.getvalue().split())
+    assert "Empty or 0: received, updated, unchanged, quarantined" in said
+    assert "quarantined ┃" in wide.getvalue()
+    assert "Empty or 0" not in wide.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 60])
