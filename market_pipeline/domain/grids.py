@@ -5,7 +5,7 @@ thousand markets of one calendar only looks it up.
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +18,7 @@ from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
 
 Micros = npt.NDArray[np.int64]
 _HOUR = 3_600_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +47,19 @@ class Grid:
 
     def step_back(self, moment: datetime, bars: int) -> datetime:
         """Return where the bar opens that lies ``bars`` before ``moment``."""
-        at = int(np.searchsorted(self.opens, to_micros(moment)))
+        at = int(self.opens.searchsorted(to_micros(moment)))
         return (
             min(moment, from_micros(self.opens[max(at - bars, 0)])) if len(self.opens) else moment
         )
 
     def find_begun_end(self, now: datetime) -> datetime:
         """Return the open_time of the first bar that has not begun: nothing can be asked beyond."""
-        at = int(np.searchsorted(self.begins, to_micros(now)))
+        at = int(self.begins.searchsorted(to_micros(now)))
         return from_micros(self.opens[at]) if at < len(self.opens) else now
 
     def _find_bounds(self, window: Window) -> tuple[int, int]:
         bounds = [to_micros(window.start), to_micros(window.end)]
-        first, last = np.searchsorted(self.opens, bounds)
+        first, last = self.opens.searchsorted(bounds)
         return int(first), int(last)
 
 
@@ -73,10 +74,8 @@ def find_grid(calendar: str, interval: Interval, window: Window) -> Grid:
 
 @lru_cache(maxsize=64)
 def _build_grid(calendar: str, interval: Interval, first_year: int, last_year: int) -> Grid:
-    start, end = (
-        datetime(first_year - 1, 12, 1, tzinfo=UTC),
-        datetime(last_year + 1, 2, 1, tzinfo=UTC),
-    )
+    start = datetime(first_year - 1, 12, 1, tzinfo=UTC)
+    end = datetime(last_year + 1, 2, 1, tzinfo=UTC)
     sessions = read_sessions(calendar, start, end)
     begins, closes = _to_array(sessions["open_time"]), _to_array(sessions["close_time"])
     if interval is Interval.DAY:
@@ -97,4 +96,4 @@ def to_micros(moment: datetime) -> int:
 
 def from_micros(micros: "int | np.int64") -> datetime:
     """Return the moment in UTC."""
-    return pd.Timestamp(int(micros), unit="us", tz="UTC").to_pydatetime()
+    return _EPOCH + timedelta(microseconds=int(micros))
