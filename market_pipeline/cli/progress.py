@@ -190,8 +190,9 @@ class RunDisplay(logging.Handler):
             return
         if about.get("is_done"):
             self._done.add(f"{about.get('provider')}:{about['market']}")
-        counted, done = f"{len(self._done)}/{self._expected}", len(self._done)
-        self._shown.update(self._task, completed=done, counted=counted, told=text, refresh=True)
+            done = len(self._done)
+            self._shown.update(self._task, completed=done, counted=f"{done}/{self._expected}")
+        self._shown.update(self._task, told=text, refresh=True)
 
 
 def _get_event(record: logging.LogRecord) -> Any:

@@ -115,6 +115,22 @@ def test_a_terminal_sees_a_bar_by_markets_and_then_a_summary(
     assert max(map(len, left)) <= width
 
 
+def test_markets_are_counted_only_while_bars_are_fetched(
+    project_environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    """A later step that says something, as that nothing changed, is not shown as complete."""
+    environment = {**project_environment, **QUICK, "INGESTION_MARKETS": "BTC-USD"}
+    command = [SCRIPTS / "market-pipeline", "ingest", "--window-end", "2024-03-04"]
+    run_in_terminal(command, environment, tmp_path)
+    again = run_in_terminal(command, environment, tmp_path)
+    assert again.code == 0, again.text
+    counted = re.findall(
+        r"([A-Z][a-z ]+) [^\r\nA-Z]*\d+/\d+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", again.text)
+    )
+    assert set(counted) == {"Fetching bars"}
+    assert "market_roi_statistic:" in again.text
+
+
 def test_a_failure_on_a_terminal_is_said_once(
     project_environment: Mapping[str, str], tmp_path: Path
 ) -> None:
