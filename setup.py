@@ -106,6 +106,7 @@ setup(
             "coingecko=market_pipeline.providers.coingecko:CoinGeckoProvider",
             "yahoo=market_pipeline.providers.yahoo:YahooProvider",
             "file=market_pipeline.providers.file:FileProvider",
+            "coinbase=market_pipeline.providers.coinbase:CoinbaseProvider",
         ],
     },
 )

@@ -570,11 +570,12 @@ class ReplayServer:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The variables that point both providers here, on the plan with full history."""
+        """The variables that point the providers here, CoinGecko on the plan with full history."""
         return {
             "COINGECKO_BASE_URL": f"{self.address}/coingecko",
             "YAHOO_BASE_URL": f"{self.address}/yahoo",
             "COINGECKO_PLAN": "pro",
+            "COINBASE_BASE_URL": f"{self.address}/coinbase",
         }
 
     def misbehave(self, fault: Fault, *, times: int = 1, path: str = "/") -> None:

@@ -15,7 +15,7 @@ used, so that all bars of a series come from one kind of source.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from threading import Lock
 from typing import ClassVar
 from urllib.parse import quote
@@ -35,7 +35,7 @@ from market_pipeline.domain.records import (
 )
 from market_pipeline.domain.symbols import describe_symbol, parse_symbol
 from market_pipeline.providers.http import CallLimits, Clocks, HttpClient, Params, parse_base_url
-from market_pipeline.providers.payloads import parse_numbers, parse_stamps, read_field
+from market_pipeline.providers.payloads import parse_numbers, parse_stamps, parse_time, read_field
 from market_pipeline.settings import read_choice, read_variable, split_list
 
 PUBLIC_URL = "https://api.coingecko.com/api/v3"
@@ -496,9 +496,10 @@ def parse_snapshots(body: object, markets: Sequence[Market]) -> list[PriceSnapsh
 
 
 def _parse_snapshot(market: Market, row: Mapping[str, object]) -> PriceSnapshot | None:
-    price, observed_at = _read_number(row, "current_price"), _parse_time(row.get("last_updated"))
-    if price is None or observed_at is None:
+    price, updated = _read_number(row, "current_price"), row.get("last_updated")
+    if price is None or updated is None:
         return None
+    observed_at = parse_time(CoinGeckoProvider.name, "last_updated", updated)
     change_pct = _read_number(row, "price_change_percentage_24h")
     return PriceSnapshot(
         market,
@@ -521,22 +522,3 @@ def _read_number(row: Mapping[str, object], name: str) -> float | None:
         CoinGeckoProvider.name, place, [read_field(CoinGeckoProvider.name, row, name)]
     )[0]
     return None if np.isnan(number) else float(number)
-
-
-def _parse_time(node: object) -> datetime | None:
-    """Return an ISO 8601 time in UTC, or None for null.
-
-    Raises:
-        PermanentProviderError: It is something else.
-    """
-    if node is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(str(node))
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise PermanentProviderError(
-            CoinGeckoProvider.name, f"last_updated is {str(node)[:40]!r}, expected ISO 8601 and Z"
-        )
-    return moment.astimezone(UTC)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import attrgetter
 from ssl import SSLCertVerificationError, SSLContext
 from typing import Any
 from urllib.parse import urlsplit
@@ -122,6 +123,8 @@ class HttpClient:
         headers: Sent with each request; their values may be secrets and never enter a message.
         limits: Deadlines and caps.
         clocks: Time, sleep and jitter.
+        read_status: Returns the status that an answer means, for a provider that reports errors
+            under another one; it sees every answer.
     """
 
     provider: str
@@ -129,6 +132,7 @@ class HttpClient:
     headers: Mapping[str, str] = field(default_factory=dict)
     limits: CallLimits = field(default_factory=CallLimits)
     clocks: Clocks = field(default_factory=Clocks)
+    read_status: Callable[[HttpResponse], int] = attrgetter("status")
     _spare_retries: float = field(default=RETRY_RESERVE, init=False)
     _blocked_until: float = field(default=-math.inf, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -251,8 +255,8 @@ class HttpClient:
         return HttpResponse(response.status_code, headers, body)
 
     def _check_status(self, path: str, answer: HttpResponse) -> HttpResponse:
-        status = answer.status
-        message = f"{path} answered HTTP {status}{self._hide(_quote_error(answer))}"
+        status = self.read_status(answer)
+        message = f"{path} answered HTTP {answer.status}{self._hide(_quote_error(answer))}"
         if status in TRANSIENT_STATUSES or status >= 500:
             wait = parse_retry_after(answer.headers.get("retry-after"), self.clocks.utc())
             cap = self.limits.retry_after_seconds

@@ -7,8 +7,10 @@ Not here: sockets (``http.py``) and the meaning of the values (each provider's p
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import NoReturn
 
 import numpy as np
@@ -20,6 +22,7 @@ from market_pipeline.observability.redaction import redact
 
 MAX_INTEGER_DIGITS = 40
 _NUMBER_TYPES = (int, float, type(None))
+_DECIMAL = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?")
 
 
 class BodyError(Exception):
@@ -133,10 +136,21 @@ def read_error_message(body: bytes) -> str:
 
 
 def _find_message(node: object) -> str:
-    """Return the first text under a name that errors use, looking inside nested objects."""
+    """Return the first text under a name that errors use, looking inside what is nested."""
+    if isinstance(node, list) and node:
+        return _find_message(node[0])
     if not isinstance(node, dict):
         return node if isinstance(node, str) else ""
-    for name in ("error_message", "description", "message", "error", "status", "chart", "finance"):
+    for name in (
+        "error_message",
+        "description",
+        "message",
+        "msg",
+        "error",
+        "status",
+        "chart",
+        "finance",
+    ):
         said = _find_message(node.get(name))
         if said:
             return said
@@ -165,6 +179,32 @@ def read_field(provider: str, node: object, *path: str | int) -> object:
     return node
 
 
+def parse_rows(provider: str, place: str, node: object, width: int) -> list[list[object]]:
+    """Return a JSON list of rows as its first columns.
+
+    Raises:
+        PermanentProviderError: No list, or a row in it is no list or too short.
+    """
+    if not isinstance(node, list) or not all(isinstance(r, list) and len(r) >= width for r in node):
+        raise PermanentProviderError(provider, f"{place} is not a list of rows of {width} cells")
+    return [[row[at] for row in node] for at in range(width)]
+
+
+def parse_decimals(provider: str, place: str, node: object) -> FloatArray:
+    """Return a JSON list of numbers, each in quotes, as an array.
+
+    Raises:
+        PermanentProviderError: No list, or something in it is no number in quotes.
+    """
+    if not isinstance(node, list) or not all(map(_is_decimal, node)):
+        raise PermanentProviderError(provider, f"{place} is not a list of numbers in quotes")
+    return np.array([float(text) for text in node], dtype=np.float64)
+
+
+def _is_decimal(text: object) -> bool:
+    return isinstance(text, str) and _DECIMAL.fullmatch(text) is not None
+
+
 def parse_numbers(provider: str, place: str, node: object) -> FloatArray:
     """Return a JSON list of numbers as an array, null as NaN.
 
@@ -174,6 +214,23 @@ def parse_numbers(provider: str, place: str, node: object) -> FloatArray:
     if not isinstance(node, list) or not all(type(value) in _NUMBER_TYPES for value in node):
         raise PermanentProviderError(provider, f"{place} is not a list of numbers")
     return np.array([np.nan if value is None else value for value in node], dtype=np.float64)
+
+
+def parse_time(provider: str, place: str, node: object) -> datetime:
+    """Return an ISO 8601 time in UTC.
+
+    Raises:
+        PermanentProviderError: It is something else, or names no zone.
+    """
+    try:
+        moment = datetime.fromisoformat(str(node))
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise PermanentProviderError(
+            provider, f"{place} is {str(node)[:40]!r}, expected ISO 8601 and Z"
+        )
+    return moment.astimezone(UTC)
 
 
 def parse_stamps(
