@@ -107,6 +107,7 @@ setup(
             "yahoo=market_pipeline.providers.yahoo:YahooProvider",
             "file=market_pipeline.providers.file:FileProvider",
             "coinbase=market_pipeline.providers.coinbase:CoinbaseProvider",
+            "kraken=market_pipeline.providers.kraken:KrakenProvider",
         ],
     },
 )

@@ -102,6 +102,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("COINGECKO_BASE_URL", "", "Another address for CoinGecko's API"),
     Setting("YAHOO_BASE_URL", "", "Another address for Yahoo's chart API"),
     Setting("COINBASE_BASE_URL", "", "Another address for Coinbase Exchange's API"),
+    Setting("KRAKEN_BASE_URL", "", "Another address for Kraken's API"),
     Setting("PROVIDER_MARKETS", "", "More markets of exchanges: coinbase:ZEC-USD,kraken:SOL-EUR"),
     Setting("PROVIDER_CALLS_PER_MINUTE", "", "Other call limits: coingecko=25,yahoo=60"),
     Setting("FILE_PROVIDER_PATH", "", "CSV or Parquet file, or a folder of them"),

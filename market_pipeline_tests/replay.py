@@ -576,6 +576,7 @@ class ReplayServer:
             "YAHOO_BASE_URL": f"{self.address}/yahoo",
             "COINGECKO_PLAN": "pro",
             "COINBASE_BASE_URL": f"{self.address}/coinbase",
+            "KRAKEN_BASE_URL": f"{self.address}/kraken",
         }
 
     def misbehave(self, fault: Fault, *, times: int = 1, path: str = "/") -> None:
