@@ -108,6 +108,7 @@ setup(
             "file=market_pipeline.providers.file:FileProvider",
             "coinbase=market_pipeline.providers.coinbase:CoinbaseProvider",
             "kraken=market_pipeline.providers.kraken:KrakenProvider",
+            "binance=market_pipeline.providers.binance:BinanceProvider",
         ],
     },
 )

@@ -577,6 +577,7 @@ class ReplayServer:
             "COINGECKO_PLAN": "pro",
             "COINBASE_BASE_URL": f"{self.address}/coinbase",
             "KRAKEN_BASE_URL": f"{self.address}/kraken",
+            "BINANCE_BASE_URL": f"{self.address}/binance",
         }
 
     def misbehave(self, fault: Fault, *, times: int = 1, path: str = "/") -> None:
