@@ -109,6 +109,7 @@ setup(
             "coinbase=market_pipeline.providers.coinbase:CoinbaseProvider",
             "kraken=market_pipeline.providers.kraken:KrakenProvider",
             "binance=market_pipeline.providers.binance:BinanceProvider",
+            "fred=market_pipeline.providers.fred:FredProvider",
         ],
     },
 )

@@ -104,6 +104,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("COINBASE_BASE_URL", "", "Another address for Coinbase Exchange's API"),
     Setting("KRAKEN_BASE_URL", "", "Another address for Kraken's API"),
     Setting("BINANCE_BASE_URL", "", "Another address for Binance's API"),
+    Setting("FRED_BASE_URL", "", "Another address for FRED's CSV"),
     Setting("PROVIDER_MARKETS", "", "More markets of exchanges: coinbase:ZEC-USD,kraken:SOL-EUR"),
     Setting("PROVIDER_CALLS_PER_MINUTE", "", "Other call limits: coingecko=25,yahoo=60"),
     Setting("FILE_PROVIDER_PATH", "", "CSV or Parquet file, or a folder of them"),

@@ -578,6 +578,7 @@ class ReplayServer:
             "COINBASE_BASE_URL": f"{self.address}/coinbase",
             "KRAKEN_BASE_URL": f"{self.address}/kraken",
             "BINANCE_BASE_URL": f"{self.address}/binance",
+            "FRED_BASE_URL": f"{self.address}/fred",
         }
 
     def misbehave(self, fault: Fault, *, times: int = 1, path: str = "/") -> None:

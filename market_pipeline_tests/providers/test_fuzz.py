@@ -12,13 +12,23 @@ from hypothesis import strategies as st
 
 from market_pipeline.domain.errors import PermanentProviderError, ProviderError
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import Market, Window, build_empty_bar_frame
-from market_pipeline.providers import coingecko, yahoo
+from market_pipeline.domain.records import (
+    Market,
+    PriceSnapshot,
+    Window,
+    build_empty_bar_frame,
+)
+from market_pipeline.providers import binance, coinbase, coingecko, fred, kraken, yahoo
 from market_pipeline.providers.base import Provider
+from market_pipeline.providers.binance import BinanceProvider
+from market_pipeline.providers.candles import CandleExchange
+from market_pipeline.providers.coinbase import CoinbaseProvider
 from market_pipeline.providers.coingecko import CoinGeckoProvider
+from market_pipeline.providers.fred import FredProvider
+from market_pipeline.providers.kraken import KrakenProvider
 from market_pipeline.providers.payloads import parse_json
 from market_pipeline.providers.yahoo import YahooProvider
-from market_pipeline_tests.replay import load_recording
+from market_pipeline_tests.replay import load_recording, read_recording
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 EVER = Window(datetime(2009, 1, 1, tzinfo=UTC), datetime(2030, 1, 1, tzinfo=UTC))
@@ -61,6 +71,38 @@ def parse_chart(market: Market, interval: Interval) -> Parser:
     return parse
 
 
+def parse_candles(exchange: CandleExchange, symbol: str, interval: Interval) -> Parser:
+    """Return a parser of candles into bars."""
+
+    def parse(body: object) -> None:
+        check(exchange.parse_bars(body, find(exchange, symbol), interval, NOW))
+
+    return parse
+
+
+def check_price(snapshot: PriceSnapshot) -> None:
+    """Assert that a live price has a time in UTC."""
+    assert snapshot.observed_at.tzinfo is not None
+    assert isinstance(snapshot.price, float)
+
+
+def parse_coinbase_price(body: object) -> None:
+    """Parse a ticker of Coinbase."""
+    check_price(coinbase.parse_ticker(body, YAHOO_BTC))
+
+
+def parse_kraken_prices(body: object) -> None:
+    """Parse tickers of Kraken."""
+    for snapshot in kraken.parse_tickers(body, [find(KrakenProvider({}), "BTC-EUR")], NOW):
+        check_price(snapshot)
+
+
+def parse_binance_prices(body: object) -> None:
+    """Parse tickers of Binance."""
+    for snapshot in binance.parse_tickers(body, [find(BinanceProvider({}), "BTC-USDT")]):
+        check_price(snapshot)
+
+
 def check(bars: Any) -> None:
     """Assert that a frame is a bar frame: columns, types, order."""
     assert bars.dtypes.equals(build_empty_bar_frame().dtypes)
@@ -84,7 +126,32 @@ def shorten_chart(name: str, granularity: str) -> dict[str, Any]:
     return body
 
 
+def shorten_result(name: str) -> dict[str, Any]:
+    """Return a recorded answer of Kraken cut to a few rows."""
+    body: dict[str, Any] = load_recording(name)
+    body["result"] = {key: rows[:4] for key, rows in body["result"].items() if key != "last"}
+    return body
+
+
 CASES: dict[str, tuple[Parser, Any]] = {
+    "coinbase": (
+        parse_candles(CoinbaseProvider({}), "BTC-USD", Interval.DAY),
+        load_recording("coinbase/candles_btceur_1d_2021-01.json")[:4],
+    ),
+    "coinbase_price": (parse_coinbase_price, load_recording("coinbase/ticker_2015.json")),
+    "kraken": (
+        parse_candles(KrakenProvider({}), "BTC-USD", Interval.HOUR),
+        shorten_result("kraken/ohlc_xbtusd_1m_2017.json"),
+    ),
+    "kraken_price": (parse_kraken_prices, load_recording("kraken/ticker_xbteur_2014.json")),
+    "binance": (
+        parse_candles(BinanceProvider({}), "BTC-USDT", Interval.DAY),
+        load_recording("binance/klines_btcusdt_1d_2019.json")[:4],
+    ),
+    "binance_price": (
+        parse_binance_prices,
+        [load_recording("binance/ticker_24hr_btcusdt.json")],
+    ),
     "coins": (parse_coins, load_recording("coingecko/coins_markets_btc_eth_page1_2024.json")),
     "days": (
         parse_points(Interval.DAY),
@@ -182,3 +249,17 @@ def test_d9_json_is_parsed_or_refused(body: bytes) -> None:
     """Only one error class leaves the JSON parser."""
     with contextlib.suppress(PermanentProviderError):
         parse_json("test", body)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    at=st.integers(0, 200),
+    removed=st.integers(0, 40),
+    added=st.binary(max_size=12) | st.sampled_from([b",", b"\n", b".", b"-", b"1e9", b"\xff"]),
+)
+def test_d16_a_mutated_csv_gives_bars_or_one_error(at: int, removed: int, added: bytes) -> None:
+    """The first lines of a real CSV with other bytes somewhere."""
+    body = read_recording("fred/fredgraph_sp500_2016-02-12_2026-02-11.csv")[:200]
+    with contextlib.suppress(ProviderError):
+        changed = body[:at] + added + body[at + removed :]
+        check(fred.parse_bars(changed, find(FredProvider({}), "SPX"), NOW))

@@ -16,12 +16,12 @@ from market_pipeline_tests.commands import COMMAND_SECONDS, run_command
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.replay import ReplayServer, answer_with
 
-BUILT_IN = ("coingecko", "file", "mock", "yahoo")
+BUILT_IN = ("binance", "coinbase", "coingecko", "file", "fred", "kraken", "mock", "yahoo")
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_built_in_providers_are_found_by_entry_point() -> None:
-    """All four, by name, without loading any."""
+    """By name, without loading any."""
     assert set(BUILT_IN) <= set(list_provider_names())
 
 
@@ -51,7 +51,7 @@ def test_an_empty_variable_means_unset(name: str) -> None:
 def test_an_unknown_provider_is_named_with_the_known_ones() -> None:
     """A typing error is found before anything is asked."""
     with pytest.raises(
-        SettingError, match=r"'gecko' is unknown: expected one of .*coingecko, file"
+        SettingError, match=r"'gecko' is unknown: expected one of .*coinbase, coingecko"
     ):
         load_provider("gecko", {})
 

@@ -19,7 +19,7 @@ from market_pipeline.providers.yahoo import YahooProvider
 from market_pipeline_tests.providers.clocks import QUICK, FakeTime
 from market_pipeline_tests.replay import ReplayServer, answer_with, read_recording
 
-BUILT_IN = ("coingecko", "file", "mock", "yahoo")
+BUILT_IN = ("binance", "coinbase", "coingecko", "file", "fred", "kraken", "mock", "yahoo")
 MOST_BARS = 5000
 NOW = datetime(2024, 6, 3, 12, 20, tzinfo=UTC)
 PLANS = [
@@ -61,7 +61,8 @@ def list_terms(provider: Provider, *symbols: str) -> list[tuple[Market, Interval
 def test_terms_are_consistent(name: str, environ: dict[str, str], file_path: Path) -> None:
     """Pages are positive and within reach, lags shorter than a bar, limits positive."""
     provider = load_provider(name, {**environ, "FILE_PROVIDER_PATH": str(file_path)})
-    for _, interval, terms in list_terms(provider, "BTC-USD"):
+    symbol = "BTC-USD" if name == "file" else provider.list_symbols()[0]
+    for _, interval, terms in list_terms(provider, symbol):
         assert interval.duration <= terms.page
         assert terms.reaches_back is None or terms.page <= terms.reaches_back
         assert timedelta(0) <= terms.publication_lag < interval.duration
@@ -69,11 +70,11 @@ def test_terms_are_consistent(name: str, environ: dict[str, str], file_path: Pat
     assert provider.calls_per_month is None or provider.calls_per_month > 0
 
 
-@pytest.mark.parametrize("name", ["coingecko", "mock", "yahoo"])
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "file"])
 def test_a_page_holds_at_most_5000_bars(name: str) -> None:
     """So that a batch stays small."""
     provider = load_provider(name, {"COINGECKO_PLAN": "pro"})
-    symbols = ["BTC-USD", "SPX"] if name != "coingecko" else ["BTC-USD"]
+    symbols = {"BTC-USD", "BTC-USDT", "SPX"} & set(provider.list_symbols())
     for market, interval, terms in list_terms(provider, *symbols):
         page = Window(NOW - terms.page, NOW)
         assert 200 < find_grid(market.calendar, interval, page).count(page) <= MOST_BARS
