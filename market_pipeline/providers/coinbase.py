@@ -21,9 +21,8 @@ from market_pipeline.domain.records import Market, PriceSnapshot, Window
 from market_pipeline.providers.candles import CandleExchange, build_candle_frame
 from market_pipeline.providers.http import Params
 from market_pipeline.providers.payloads import (
+    parse_columns,
     parse_decimals,
-    parse_numbers,
-    parse_rows,
     parse_time,
     read_field,
 )
@@ -81,13 +80,9 @@ class CoinbaseProvider(CandleExchange):
             PermanentProviderError: Another shape, or a number where none belongs.
         """
         del market  # candles do not say whose they are
-        seconds, *cells = parse_rows(NAME, "candles", body, 1 + len(COLUMNS))
-        columns = {
-            name: parse_numbers(NAME, name, values)
-            for name, values in zip(COLUMNS, cells, strict=True)
-        }
+        opens, *cells = parse_columns(NAME, "candles", body, 1 + len(COLUMNS))
+        columns = dict(zip(COLUMNS, cells, strict=True))
         columns["volume"] = np.round(columns["volume"], SIZE_DIGITS)
-        opens = parse_numbers(NAME, "candles", seconds)
         return build_candle_frame(self, interval, opens, columns, now)
 
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:

@@ -190,6 +190,16 @@ def parse_rows(provider: str, place: str, node: object, width: int) -> list[list
     return [[row[at] for row in node] for at in range(width)]
 
 
+def parse_columns(provider: str, place: str, node: object, width: int) -> list[FloatArray]:
+    """Return a JSON list of rows of numbers as its first columns, null as NaN.
+
+    Raises:
+        PermanentProviderError: Another shape, or something in it is neither a number nor null.
+    """
+    columns = parse_rows(provider, place, node, width)
+    return [parse_numbers(provider, place, column) for column in columns]
+
+
 def parse_decimals(provider: str, place: str, node: object) -> FloatArray:
     """Return a JSON list of numbers, each in quotes, as an array.
 

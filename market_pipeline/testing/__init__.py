@@ -6,6 +6,8 @@ provider asks no server. CONTRIBUTING.md has a complete example.
 
 import pytest
 
+from market_pipeline.domain.intervals import Interval
+
 pytest.register_assert_rewrite("market_pipeline.testing.contract")
 
 from market_pipeline.testing.contract import (  # noqa: E402 - asserts are rewritten first
@@ -23,6 +25,7 @@ from market_pipeline.testing.source import (  # noqa: E402
 __all__ = [
     "Candle",
     "HttpProviderContract",
+    "Interval",
     "ProviderContract",
     "WireReply",
     "WireRequest",

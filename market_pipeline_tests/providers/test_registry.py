@@ -1,10 +1,15 @@
 """Finding providers, and deciding which of them serves which market."""
 
 import os
+import re
 import subprocess
 import sys
+import textwrap
 import zipfile
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,6 +17,8 @@ import pytest
 from market_pipeline.domain.errors import MarketNotServedError, SettingError
 from market_pipeline.providers.base import Provider
 from market_pipeline.providers.registry import list_provider_names, load_provider, route_markets
+from market_pipeline.testing import WireReply, WireRequest, World
+from market_pipeline.testing.source import LocalSource
 from market_pipeline_tests.commands import COMMAND_SECONDS, run_command
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.replay import ReplayServer, answer_with
@@ -91,74 +98,29 @@ def test_a_provider_that_lacks_a_setting_serves_nothing() -> None:
     assert [provider.name for provider, _ in routes] == ["yahoo"]
 
 
-PLUGIN = """
-from datetime import timedelta
-import pandas as pd
-from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import (
-    HistoryTerms, Market, PriceSnapshot, build_bar_frame)
-
-
-class HalvesProvider:
-    name = "halves"
-    summary = "Half a dollar, always"
-    homepage = "https://example.org"
-    calls_per_minute = 120
-    calls_per_month = None
-
-    def __init__(self, environ):
-        self._price = float(environ.get("HALVES_PRICE") or 0.5)
-
-    def explain_missing_settings(self):
-        return None
-
-    def list_symbols(self):
-        return ("HALF-USD",)
-
-    def find_market(self, symbol):
-        if symbol != "HALF-USD":
-            return None
-        return Market("halves", symbol, "half", "Half", "HALF", "USD", "x", "24/7", (Interval.DAY,))
-
-    def describe_history(self, market, interval):
-        return HistoryTerms(page=timedelta(days=20), publication_lag=timedelta(hours=2))
-
-    def fetch_bars(self, market, interval, window, now):
-        assert window.end - window.start <= timedelta(days=20)
-        last = min(window.end, now) - timedelta(microseconds=1)
-        starts = pd.date_range(pd.Timestamp(window.start).ceil("D"), last, freq="D")
-        closes = starts + timedelta(days=1)
-        prices = dict.fromkeys(("open", "high", "low", "close"), self._price)
-        return build_bar_frame({"interval": "1d", "open_time": starts, **prices,
-            "close_time": closes, "is_final": closes + timedelta(hours=2) <= now})
-
-    def fetch_snapshots(self, markets, now):
-        return [PriceSnapshot(market, now, self._price) for market in markets]
-"""
+BLOCKS = re.findall(
+    r"^ *```python\n(.*?)^ *```$",
+    (ROOT / "CONTRIBUTING.md").read_text().partition("## Add a provider")[2],
+    re.DOTALL | re.MULTILINE,
+)
+PLUGIN, PLUGIN_TEST = (textwrap.dedent(block) for block in BLOCKS[:2])
 SETUP = """
 from setuptools import setup
-setup(name="market-pipeline-halves", version="1.2", py_modules=["halves_plugin"], entry_points={
+setup(name="market-pipeline-acme", version="1.2", py_modules=["acme"], entry_points={
     "market_pipeline.providers": [
-        "halves=halves_plugin:HalvesProvider",
-        "broken=halves_plugin_that_is_not_there:Provider",
-        "nameless=halves_plugin:HalvesProvider",
-        "mock=halves_plugin:HalvesProvider",
+        "acme=acme:AcmeProvider",
+        "broken=acme_that_is_not_there:Provider",
+        "nameless=acme:AcmeProvider",
+        "mock=acme:AcmeProvider",
     ]})
 """
 USE = """
-from datetime import UTC, datetime
 from market_pipeline.domain.errors import SettingError
-from market_pipeline.domain.records import Window
 from market_pipeline.providers.registry import list_provider_names, load_provider, route_markets
 
-assert {"halves", "broken", "coingecko"} <= set(list_provider_names())
-window = Window(datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 4, tzinfo=UTC))
-for provider, market in route_markets(["HALF-USD", "BTC-USD"], ["yahoo", "halves"], {}):
+assert {"acme", "broken", "coingecko"} <= set(list_provider_names())
+for provider, market in route_markets(["BTC-USD", "AAPL"], ["acme", "yahoo"], {}):
     print(provider.name, market.symbol)
-    if provider.name == "halves":
-        bars = provider.fetch_bars(market, market.intervals[0], window, window.end)
-        (snapshot,) = provider.fetch_snapshots([market], window.end)
-        print(len(bars), bars["close"].sum(), snapshot.price)
 for name in ("broken", "nameless", "mock"):
     try:
         load_provider(name, {})
@@ -185,9 +147,9 @@ def run_python(arguments: list[str], folder: Path, **environ: str) -> str:
 
 @pytest.fixture(scope="module")
 def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a third party's package, built as a wheel and installed from it."""
+    """A folder with the recipe's provider, built as a wheel and installed from it."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
-    (source / "halves_plugin.py").write_text(PLUGIN)
+    (source / "acme.py").write_text(PLUGIN)
     (source / "setup.py").write_text(SETUP)
     pip = ["-m", "pip", "--disable-pip-version-check"]
     offline = ["--no-index", "--no-deps", "--no-build-isolation"]
@@ -198,41 +160,70 @@ def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def test_the_recipe_is_short() -> None:
+    """A complete file of at most 60 lines."""
+    assert len(PLUGIN.splitlines()) <= 60
+
+
 def test_a_third_party_adds_a_provider_by_installing_a_package(
     plugin_folder: Path, tmp_path: Path
 ) -> None:
-    """It is found, routed to and fetched from; broken ones are told only when asked for."""
+    """It is found and routed to; broken ones are told only when asked for."""
     lines = run_python(
         ["-c", USE], tmp_path, PYTHONPATH=os.pathsep.join([str(plugin_folder), str(ROOT)])
     ).splitlines()
-    assert lines[:3] == ["halves HALF-USD", "3 1.5 0.5", "yahoo BTC-USD"]
-    source = "halves_plugin_that_is_not_there:Provider (package market-pipeline-halves)"
-    assert lines[3].startswith(f"provider 'broken' from {source} cannot be loaded")
-    assert "is not a provider of that name" in lines[4]
-    assert "'mock' is offered more than once" in lines[5]
+    assert lines[:2] == ["acme BTC-USD", "yahoo AAPL"]
+    source = "acme_that_is_not_there:Provider (package market-pipeline-acme)"
+    assert lines[2].startswith(f"provider 'broken' from {source} cannot be loaded")
+    assert "is not a provider of that name" in lines[3]
+    assert "'mock' is offered more than once" in lines[4]
+
+
+def test_the_recipe_passes_the_conformance_suite(plugin_folder: Path, tmp_path: Path) -> None:
+    """As a third party runs it: its own test file, and one import."""
+    (tmp_path / "test_acme.py").write_text(PLUGIN_TEST)
+    path = os.pathsep.join([str(plugin_folder), str(ROOT)])
+    said = run_python(["-m", "pytest", "-q", "-p", "no:cacheprovider"], tmp_path, PYTHONPATH=path)
+    assert re.search(r"^2\d passed", said, re.MULTILINE), said
 
 
 FINAL_DAYS = """
     SELECT to_char(open_time, 'YYYY-MM-DD') FROM market_data.market_aggregate
-    WHERE interval = '1d' AND is_final AND close = 0.5 ORDER BY open_time"""
+    WHERE interval = '1d' AND is_final ORDER BY open_time"""
 
 
-def test_a_third_partys_provider_feeds_whole_ingestions(
+def answer_as_acme(world: World) -> Callable[[WireRequest], WireReply]:
+    """Return what Acme answers, by the recipe's own test."""
+    names: dict[str, Any] = {}
+    exec(PLUGIN_TEST.replace("from acme import AcmeProvider\n", ""), names)  # noqa: S102
+    return lambda request: names["TestAcme"]().answer(request, world)
+
+
+def test_the_recipe_feeds_whole_ingestions(
     plugin_folder: Path, tmp_path: Path, project_environment: dict[str, str]
 ) -> None:
-    """Its terms are kept: pages of 20 days, and a day is final two hours after its close."""
-    environment = {**project_environment, "PYTHONPATH": str(plugin_folder)}
-    arguments = ["--provider", "halves", "--symbols", "HALF-USD", "--lookback-days", "90"]
+    """Its terms are kept: a day is final two hours after its close."""
+    world = World(datetime(2024, 3, 15, 2, tzinfo=UTC), begins_at=datetime(2023, 1, 1, tzinfo=UTC))
+    arguments = ["--provider", "acme", "--symbols", "BTC-USD", "--lookback-days", "90"]
     database = project_environment["DATABASE_URL"]
-    for moment, newest in [("2024-03-15T01:00", "2024-03-13"), ("2024-03-15T02:00", "2024-03-14")]:
-        ran = run_command(
-            "market-pipeline", "ingest", *arguments, "--window-end", moment,
-            environment=environment, folder=tmp_path,
-        )  # fmt: skip
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        stored = [str(day) for day in read_column(database, FINAL_DAYS)]
-        days = pd.date_range(stored[0], newest, freq="D").strftime("%Y-%m-%d").tolist()
-        assert len(days) >= 89
-        assert stored == days
-    assert set(read_column(database, "SELECT price FROM market_data.market_snapshot")) == {0.5}
-    assert read_column(database, "SELECT provider FROM market_data.market") == ["halves"]
+    with LocalSource(answer_as_acme(world)) as source:
+        environment = {
+            **project_environment,
+            "PYTHONPATH": str(plugin_folder),
+            "ACME_BASE_URL": source.address,
+        }
+        for hour, newest in [(1, "2024-03-13"), (2, "2024-03-14")]:
+            world.now = world.now.replace(hour=hour)
+            ran = run_command(
+                "market-pipeline", "ingest", *arguments,
+                "--window-end", f"{world.now:%Y-%m-%dT%H:%M}",
+                environment=environment, folder=tmp_path,
+            )  # fmt: skip
+            assert ran.returncode == 0, ran.stdout + ran.stderr
+            stored = [str(day) for day in read_column(database, FINAL_DAYS)]
+            days = pd.date_range(stored[0], newest, freq="D").strftime("%Y-%m-%d").tolist()
+            assert len(days) >= 89
+            assert stored == days
+    price = read_column(database, "SELECT price FROM market_data.market_snapshot")[-1]
+    assert price == world.price_at(world.now)
+    assert read_column(database, "SELECT provider FROM market_data.market") == ["acme"]
