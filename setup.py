@@ -36,9 +36,11 @@ RUNTIME = [
     "swagger-ui-bundle>=1.1,<2",
     "uvicorn>=0.40,<1",
 ]
+CCXT = ["ccxt>=4.5.60,<5"]
 OTEL = ["opentelemetry-sdk>=1.40,<2", "opentelemetry-exporter-otlp-proto-http>=1.40,<2"]
 DEV = [
     *OTEL,
+    *CCXT,
     "empyrical-reloaded>=0.5.12",
     "hypothesis>=6.140",
     "import-linter>=2.5",
@@ -98,7 +100,7 @@ setup(
         ]
     },
     install_requires=RUNTIME,
-    extras_require={"otel": OTEL, "dev": DEV, "system": SYSTEM, "bench": BENCH},
+    extras_require={"otel": OTEL, "ccxt": CCXT, "dev": DEV, "system": SYSTEM, "bench": BENCH},
     entry_points={
         "console_scripts": ["market-pipeline=market_pipeline.cli.main:main"],
         "market_pipeline.providers": [
@@ -109,6 +111,7 @@ setup(
             "coinbase=market_pipeline.providers.coinbase:CoinbaseProvider",
             "kraken=market_pipeline.providers.kraken:KrakenProvider",
             "binance=market_pipeline.providers.binance:BinanceProvider",
+            "ccxt=market_pipeline.providers.ccxt_exchanges:CcxtProvider",
             "fred=market_pipeline.providers.fred:FredProvider",
         ],
     },

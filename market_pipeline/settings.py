@@ -106,6 +106,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("BINANCE_BASE_URL", "", "Another address for Binance's API"),
     Setting("FRED_BASE_URL", "", "Another address for FRED's CSV"),
     Setting("PROVIDER_MARKETS", "", "More markets of exchanges: coinbase:ZEC-USD,kraken:SOL-EUR"),
+    Setting("CCXT_PAGE_LIMIT", "", "Candles in one answer of a ccxt exchange that declares none"),
     Setting("PROVIDER_CALLS_PER_MINUTE", "", "Other call limits: coingecko=25,yahoo=60"),
     Setting("FILE_PROVIDER_PATH", "", "CSV or Parquet file, or a folder of them"),
     Setting("FILE_PROVIDER_MARKETS", "", "What the files' markets are; unset: markets.csv beside"),
@@ -323,9 +324,27 @@ def read_provider_call_limits(environ: Mapping[str, str] | None = None) -> dict[
     return _parse("PROVIDER_CALLS_PER_MINUTE", _parse_call_limits, environ)
 
 
+def read_page_limit(environ: Mapping[str, str] | None = None) -> int | None:
+    """Return the candles in one answer of an exchange that declares no limit; None: not set.
+
+    Raises:
+        SettingError: CCXT_PAGE_LIMIT is not a whole number from 1 to 5,000.
+    """
+    text = read_variable("CCXT_PAGE_LIMIT", environ)
+    return _parse("CCXT_PAGE_LIMIT", lambda _: _parse_int(text, 1, 5000), environ) if text else None
+
+
 def split_list(text: str) -> list[str]:
     """Split a comma-separated list; blanks between commas are dropped."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def spell_provider(name: str) -> str:
+    """Return a provider's name as it is stored: ``ccxt:bitstamp`` is ``ccxt-bitstamp``.
+
+    A colon stands between a provider and a symbol, as in ``ccxt-bitstamp:BTC-USD``.
+    """
+    return name.lower().replace(":", "-")
 
 
 def parse_provider_names(text: str) -> tuple[str, ...]:
@@ -334,7 +353,7 @@ def parse_provider_names(text: str) -> tuple[str, ...]:
     Raises:
         SettingError: The list is empty.
     """
-    names = tuple(dict.fromkeys(name.lower() for name in split_list(text)))
+    names = tuple(dict.fromkeys(map(spell_provider, split_list(text))))
     if not names:
         raise SettingError("expected a provider's name, or several separated by commas")
     return names
@@ -415,9 +434,10 @@ def _parse_call_limits(text: str) -> dict[str, float]:
     limits: dict[str, float] = {}
     for part in split_list(text):
         name, _, calls = (piece.strip() for piece in part.partition("="))
-        if not name or name.lower() in limits:
+        name = spell_provider(name)
+        if not name or name in limits:
             raise SettingError(f"{part!r}: expected each provider once: coingecko=25,yahoo=60")
-        limits[name.lower()] = _parse_calls(part, calls)
+        limits[name] = _parse_calls(part, calls)
     return limits
 
 

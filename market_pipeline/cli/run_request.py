@@ -9,7 +9,7 @@ from typing import Any
 from market_pipeline.alerting.delivery import check_alert_settings
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.ingestion.request import Request, build_request
-from market_pipeline.providers.registry import Routing, list_provider_names, route_served
+from market_pipeline.providers.registry import Routing, check_provider_name, route_served
 from market_pipeline.settings import check_run_settings, name_errors
 
 
@@ -44,11 +44,9 @@ def route_request(options: Mapping[str, Any]) -> tuple[Request, Routing]:
 
 
 def _check_providers(request: Request, source: str) -> None:
-    known = list_provider_names()
     for name in request.providers:
-        if name not in known:
-            with name_errors(f"{source}{','.join(request.providers)!r}"):
-                raise SettingError(f"{name!r} is unknown: expected some of {', '.join(known)}")
+        with name_errors(f"{source}{','.join(request.providers)!r}"):
+            check_provider_name(name)
 
 
 def _check_home(home: str) -> None:

@@ -25,7 +25,7 @@ from market_pipeline.observability.run_metrics import (
     THROTTLED,
     UNKNOWN,
 )
-from market_pipeline.providers.registry import list_provider_names
+from market_pipeline.providers.registry import is_provider_name
 from market_pipeline.storage.alerts.metrics import add_totals
 from market_pipeline.storage.runs.closing import (
     close_receipt,
@@ -58,7 +58,7 @@ def close_run(connection: Connection, run_id: UUID, error: str | None) -> None:
 
 def _count(connection: Connection, run_id: UUID, closed: Row[Any]) -> Iterator[Sample]:
     # What was asked for may be no provider at all: metrics do not repeat just any word.
-    is_known = set(closed.provider.split(",")) <= set(list_provider_names())
+    is_known = all(map(is_provider_name, closed.provider.split(",")))
     provider = closed.provider if is_known else UNKNOWN
     yield _OUTCOMES[closed.outcome].sample(1, trigger=closed.trigger, provider=provider)
     yield DURATION.observe_all([closed.seconds], trigger=closed.trigger)

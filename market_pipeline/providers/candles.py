@@ -256,7 +256,8 @@ def split_pages(window: Window, interval: Interval, now: datetime, most: int) ->
 
 
 def build_candle_frame(
-    exchange: CandleExchange,
+    provider: str,
+    publication_lag: timedelta,
     interval: Interval,
     open_seconds: FloatArray,
     columns: Mapping[str, object],
@@ -265,7 +266,8 @@ def build_candle_frame(
     """Return the bar frame of an exchange's candles, oldest first.
 
     Args:
-        exchange: Whose rule of finality counts.
+        provider: For messages.
+        publication_lag: From a candle's close until it is final.
         interval: Of the candles.
         open_seconds: When each candle opens, in epoch seconds.
         columns: Prices and volume (in the base currency), and trades where they are counted.
@@ -274,7 +276,7 @@ def build_candle_frame(
     Raises:
         PermanentProviderError: A stamp is missing, or in another unit.
     """
-    opens = parse_stamps(exchange.name, "candles", open_seconds, EARLIEST_STAMP_SECONDS)
+    opens = parse_stamps(provider, "candles", open_seconds, EARLIEST_STAMP_SECONDS)
     closes = opens + interval.duration
     frame = build_bar_frame(
         {
@@ -283,7 +285,7 @@ def build_candle_frame(
             "close_time": closes,
             **columns,
             "volume_kind": "base",
-            "is_final": closes + exchange.publication_lag <= pd.Timestamp(now),
+            "is_final": closes + publication_lag <= pd.Timestamp(now),
         }
     )
     return frame.sort_values("open_time", kind="stable", ignore_index=True)

@@ -22,6 +22,7 @@ from market_pipeline.settings import (
 )
 
 GROUP = "market_pipeline.providers"
+FAMILIES = ("ccxt",)
 _CALLS = "PROVIDER_CALLS_PER_MINUTE"
 
 
@@ -43,10 +44,11 @@ def load_provider(name: str, environ: Mapping[str, str]) -> Provider:
         SettingError: Nobody offers the name, two packages do, what is offered cannot be loaded, or
             one of the provider's own settings is wrong.
     """
-    point = _find_entry_point(name)
+    point, member = _find_offer(name)
     source = _describe_source(point)
     try:
-        provider: Any = point.load()(environ)
+        offered: Any = point.load()
+        provider: Any = offered.make_member(environ, member) if member else offered(environ)
     except PipelineError:
         raise
     except Exception as error:  # a plugin may fail in any way
@@ -115,7 +117,7 @@ def route_served(
 
 def _check_call_limits(environ: Mapping[str, str]) -> None:
     known, text = list_provider_names(), read_variable(_CALLS, environ)
-    unknown = [name for name in read_provider_call_limits(environ) if name not in known]
+    unknown = [name for name in read_provider_call_limits(environ) if not is_provider_name(name)]
     with name_errors(f"{_CALLS}={shorten(text)!r}"):
         if unknown:
             raise SettingError(f"{unknown[0]!r} is unknown: expected some of {', '.join(known)}")
@@ -141,6 +143,36 @@ def _list_asked(missing: Mapping[str, str | None]) -> str:
         for name, reason in missing.items()
     )
     return asked or "nobody"
+
+
+def check_provider_name(name: str) -> None:
+    """Make sure that a provider of the name can be had; of a family, the family is loaded.
+
+    Raises:
+        SettingError: Nobody offers the name, or two packages do.
+    """
+    point, member = _find_offer(name)
+    if member:
+        point.load().make_member({}, member)
+
+
+def is_provider_name(name: str) -> bool:
+    """Tell whether a provider of the name can be had."""
+    try:
+        check_provider_name(name)
+    except SettingError:
+        return False
+    return True
+
+
+def _find_offer(name: str) -> tuple[EntryPoint, str]:
+    """Return who offers a name, and which member of its family is meant; empty: there is none.
+
+    ``ccxt-bitstamp`` is the member ``bitstamp`` of ``ccxt``, unless a package offers that name.
+    """
+    family, _, member = name.partition("-")
+    is_family = name not in list_provider_names() and family in FAMILIES
+    return _find_entry_point(family if is_family else name), member if is_family else ""
 
 
 def _find_entry_point(name: str) -> EntryPoint:

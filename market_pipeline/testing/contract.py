@@ -240,6 +240,7 @@ class HttpProviderContract(ProviderContract):
         self, provider: Provider, market: Market, source: LocalSource
     ) -> None:
         """Each request passes the limiter, and a window of a page takes one."""
+        self.fetch_day(provider, market)  # the first fetch may also ask what the service has
         for interval in market.intervals:
             source.requests.clear()
             window = self.find_window(provider, market, interval, 1)
