@@ -1,8 +1,9 @@
 """A local provider: replays recorded answers of CoinGecko and Yahoo, and misbehaves on command.
 
-``python -m market_pipeline_tests.replay --port 8900`` serves ``/coingecko`` and ``/yahoo``; point
-COINGECKO_BASE_URL and YAHOO_BASE_URL there. Where a recording covers the question its rows are
-answered (``recordings/PROVENANCE.tsv`` says where each comes from):
+``python -m market_pipeline_tests.replay --port 8900`` serves ``/coingecko``, ``/yahoo`` and, from
+the series alone, ``/coinbase``; point COINGECKO_BASE_URL, YAHOO_BASE_URL and COINBASE_BASE_URL
+there. Where a recording covers the question its rows are answered (``recordings/PROVENANCE.tsv``
+says where each comes from):
 
 * ``coins/markets``: the 100 coins recorded in January 2024;
 * ``coins/bitcoin/market_chart/range``: daily points from 2014-02-17 to 2015-01-30;
@@ -194,6 +195,41 @@ def _answer_chart(coin: str, query: Mapping[str, str], now: datetime | None) -> 
             "total_volumes": [[ms, volume] for ms, _, volume in inside],
         }
     )
+
+
+# Coinbase Exchange
+
+
+def answer_coinbase(path: str, query: Mapping[str, str], now: datetime | None) -> Reply:
+    """Return the answer to a path under ``/coinbase``: candles and price of bitcoin."""
+    clock = now.timestamp() if now else math.inf
+    rows = [row for row in load_series("BTC-USD") if row.start <= clock]
+    if path == "/products/BTC-USD/ticker":
+        time = (now or datetime.now(UTC)).astimezone(UTC).isoformat().replace("+00:00", "Z")
+        return make_json_reply({"price": str(rows[-1].close), "time": time})
+    if path != "/products/BTC-USD/candles":
+        return Reply(read_recording("coinbase/error_not_found_404.json"), 404)
+    step, start, end = (int(query[name]) for name in ("granularity", "start", "end"))
+    if (end - start) // step >= 300:
+        return Reply(read_recording("coinbase/error_too_many_aggregations_400.json"), 400)
+    candles = (one for row in rows for one in _list_candles(row, step))
+    return make_json_reply([one for one in candles if start <= one[0] <= min(end, clock)][::-1])
+
+
+def _list_candles(row: Row, step: int) -> Iterable[list[float]]:
+    """Yield time, low, high, open, close and volume of the candles of a day."""
+    if step == DAY_SECONDS:
+        return [[row.start, row.low, row.high, row.open, row.close, row.volume]]
+    path = [round(price, 2) for price in row.list_path(24)]
+    return [
+        [
+            row.start + hour * step,
+            *sorted(path[hour : hour + 2]),
+            *path[hour : hour + 2],
+            row.volume,
+        ]
+        for hour in range(24)
+    ]
 
 
 # Yahoo
@@ -598,7 +634,11 @@ class ReplayServer:
 
     def answer(self, path: str, query: Mapping[str, str]) -> Reply:
         """Return the right answer."""
-        routes = {"/coingecko": answer_coingecko, "/yahoo": answer_yahoo}
+        routes = {
+            "/coingecko": answer_coingecko,
+            "/coinbase": answer_coinbase,
+            "/yahoo": answer_yahoo,
+        }
         for prefix, answer in routes.items():
             if path.startswith(f"{prefix}/"):
                 return answer(path.removeprefix(prefix), query, self.now)

@@ -1,7 +1,6 @@
-"""The output of commands, as tables or JSON; and the list of providers."""
+"""The output of commands, as tables or JSON."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,25 +15,6 @@ if TYPE_CHECKING:
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 _UNATTENDED_WIDTH = 160
 _UNBOUNDED_WIDTH = 10_000
-
-
-@click.command(short_help="List providers and whether they are configured.")
-@AS_JSON
-def providers(as_json: bool) -> None:
-    """List providers, what each serves, and whether it is configured."""
-    from market_pipeline.providers.registry import list_provider_names, load_provider
-
-    loaded = [load_provider(name, os.environ) for name in list_provider_names()]
-    rows = [
-        {
-            "provider": row.name,
-            "serves": row.summary,
-            "symbols": ", ".join(row.list_symbols()[:6]),
-            "configured": row.explain_missing_settings() or "yes",
-        }
-        for row in loaded
-    ]
-    print_rows("Providers", rows, as_json)
 
 
 def print_json(value: object) -> None:

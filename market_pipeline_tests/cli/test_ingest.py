@@ -153,6 +153,51 @@ def test_providers_are_listed_with_what_they_lack(command: Command) -> None:
     assert "BTC-USD" in rows["coingecko"]["symbols"]
 
 
+def test_providers_are_asked_whether_they_can_be_reached(
+    command: Command, providers: ReplayServer, project_environment: dict[str, str]
+) -> None:
+    """One call each, counted in its budget; one of INGESTION_PROVIDER that fails is exit 3."""
+    providers.misbehave(UNAUTHORISED, times=9, path="/coingecko")
+    asked = command(
+        "providers", "--check", "--json", **providers.environ, INGESTION_PROVIDER="coinbase,yahoo"
+    )
+    assert asked.returncode == 0, asked.stderr
+    rows = {row["provider"]: row["reachable"] for row in json.loads(asked.stdout)}
+    assert {rows[name] for name in ("mock", "coinbase", "yahoo")} == {"yes"}
+    assert "HTTP 401" in rows["coingecko"]
+    assert "HTTP 404" in rows["kraken"]
+    assert (rows["file"], rows["ccxt"]) == ("", "")
+    counted = read_rows(project_environment["DATABASE_URL"], "coinbase")
+    assert counted == [1]
+    chosen = command("providers", "--check", **providers.environ, INGESTION_PROVIDER="kraken")
+    assert chosen.returncode == 3
+
+
+def read_rows(database: str, provider: str) -> list[int]:
+    """Return the calls that a provider's budget has counted today."""
+    query = f"SELECT calls_today FROM market_data.provider_budget WHERE provider = '{provider}'"
+    return [int(calls) for calls in read_column(database, query)]
+
+
+def test_traded_bars_and_an_index_come_in_one_run(
+    command: Command, project_environment: dict[str, str]
+) -> None:
+    """The README's quick start: BTC-USD from Coinbase's trades, SPX from Yahoo."""
+    with ReplayServer(now=datetime(2014, 12, 31, 12, tzinfo=UTC)) as server:
+        ran = command(
+            "ingest", "--symbols", "BTC-USD,SPX", "--lookback-days", "30",
+            "--window-end", "2014-12-31T12:00", "--json",
+            **server.environ, INGESTION_PROVIDER="coinbase,yahoo",
+        )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    kinds = read_column(
+        project_environment["DATABASE_URL"],
+        "SELECT DISTINCT provider || ' ' || source_kind || ' ' || volume_kind "
+        "FROM market_data.market_aggregate JOIN market_data.market USING (market_id) ORDER BY 1",
+    )
+    assert kinds == ["coinbase traded base", "yahoo traded shares"]
+
+
 def test_a_symbol_that_no_provider_serves_stops_no_other(command: Command) -> None:
     """The run is partial and names it; plan and backfill do the same; alone it is refused."""
     span = ("--from", "2024-03-01", "--to", "2024-03-10", "--symbols", "BTC-USD,X:FOO", "--json")
