@@ -28,6 +28,7 @@ from market_pipeline.storage.ledgers import metadata
 from market_pipeline_tests.cache.valkey import Valkey
 from market_pipeline_tests.commands import ROOT, SCRIPTS
 from market_pipeline_tests.databases import hold_up_writers, read_column
+from market_pipeline_tests.replay import ReplayServer, answer_with
 from market_pipeline_tests.storage.tcp_server import run_tcp_server
 from market_pipeline_tests.system.processes import run_in_background, wait_for
 
@@ -52,7 +53,8 @@ WORDS = {
 }
 # Entries that have a test of their own here, which causes the symptom first.
 WITH_SYMPTOM = (
-    "A run failed", "A provider is down", "The cache is in trouble",
+    "A run failed", "A provider is down", "A source is blocked or retired",
+    "The cache is in trouble",
     "The database cannot be used", "A run does not end", "Upgrade and rollback",
     "Restore from a backup", "The calendar is suspect",
 )  # fmt: skip
@@ -187,6 +189,20 @@ def test_a_run_failed(stack: Stack) -> None:
     assert "failed" in stack.follow("A run failed", "Check")
     stack.set(MOCK_FAULTS="")
     assert stack.follow("A run failed", "Act").rstrip().endswith(": ok")
+
+
+def test_a_source_is_blocked(stack: Stack) -> None:
+    """Its location is refused for good; another source serves the symbols, as other markets."""
+    title = "A source is blocked or retired"
+    with ReplayServer() as server:
+        server.misbehave(answer_with(b"{}", 451), times=99, path="/coinbase")
+        stack.set(**server.environ, INGESTION_PROVIDER="coinbase")
+        said = "does not serve this machine's location"
+        assert said in " ".join(stack.type("market-pipeline ingest", (1,)).split())
+        assert "451" in stack.follow(title, "Check", (0, 3))
+        stack.set(INGESTION_PROVIDER="mock,coinbase")
+        stack.follow(title, "Act")
+        assert stack.follow(title, "Verify").rstrip().endswith(": ok")
 
 
 def test_a_provider_is_down(stack: Stack) -> None:

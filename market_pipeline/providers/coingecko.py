@@ -45,7 +45,7 @@ KEY_HEADERS = {"demo": "x-cg-demo-api-key", "pro": "x-cg-pro-api-key"}
 # plan: (calls a minute, calls a month); the keyless limit is unpublished, the pro one the smallest
 CALLS: Mapping[str, tuple[float | None, int | None]] = {
     "keyless": (25.0, None),
-    "demo": (25.0, 10_000),
+    "demo": (100.0, 10_000),
     "pro": (250.0, 100_000),
 }
 FREE_HISTORY = timedelta(days=365)

@@ -1,4 +1,4 @@
-"""What every provider keeps to, as tests to inherit from.
+"""The promises that every provider keeps, as tests to inherit from.
 
 Here: the tests. Not here: the made-up market and its server (``source.py``).
 """

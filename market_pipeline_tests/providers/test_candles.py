@@ -16,7 +16,7 @@ from market_pipeline.providers.kraken import KrakenProvider
 from market_pipeline.providers.registry import route_markets
 from market_pipeline_tests.providers.clocks import QUICK, FakeTime
 from market_pipeline_tests.providers.moments import LATER, at, between, find
-from market_pipeline_tests.replay import ReplayServer, answer_with
+from market_pipeline_tests.replay import ReplayServer, answer_with, read_recording
 
 EXCHANGES = (CoinbaseProvider, KrakenProvider, BinanceProvider)
 
@@ -123,3 +123,31 @@ def test_pages_hold_every_bar_of_a_window_once(
     grid = [midnight + k * interval.duration for k in range(600)]
     assert opens == [one for one in grid if window.start <= one < window.end and one <= now]
     assert all(page.end - page.start <= most * interval.duration for page in pages)
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coinbase/candles_btceur_1d_2021-01.json",
+        "kraken/ohlc_xbtusd_1m_2017.json",
+        "binance/klines_btcusdt_1d_2019.json",
+        "coingecko/market_chart_range_btc_daily_2014.json",
+        "yahoo/chart_btcusd_1d_2020-01-01_03.json",
+        "fred/fredgraph_sp500_2016-02-12_2026-02-11.csv",
+    ],
+)
+def test_another_sources_answer_is_refused(
+    exchange: type[CandleExchange], name: str, server: ReplayServer, fake_time: FakeTime
+) -> None:
+    """A proxy or an address that was mixed up is seen, and no bar is made of it."""
+    kind = "application/json" if name.endswith("json") else "text/csv"
+    server.misbehave(answer_with(read_recording(name), content_type=kind))
+    provider = exchange(server.environ, clocks=fake_time.clocks, limits=QUICK)
+    market, now = find(provider, exchange.symbols[0]), fake_time.utc_now
+    window = Window(now - timedelta(days=2), now)
+    if name.startswith(exchange.name):
+        assert provider.fetch_bars(market, Interval.DAY, window, now).empty
+    else:
+        with pytest.raises(PermanentProviderError):
+            provider.fetch_bars(market, Interval.DAY, window, now)

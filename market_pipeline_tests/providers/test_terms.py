@@ -1,6 +1,7 @@
 """The terms on which providers answer: pages, reach, publication and call limits, kept as told."""
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from market_pipeline.providers.file import FileProvider
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.providers.registry import load_provider
 from market_pipeline.providers.yahoo import YahooProvider
+from market_pipeline_tests.commands import ROOT
 from market_pipeline_tests.providers.clocks import QUICK, FakeTime
 from market_pipeline_tests.replay import ReplayServer, answer_with, read_recording
 
@@ -44,6 +46,32 @@ def find(provider: Provider, symbol: str = "BTC-USD") -> Market:
     market = provider.find_market(symbol)
     assert market is not None
     return market
+
+
+SOURCES = dict(
+    re.findall(
+        r"^\| `([a-z]+)\S*` \| (.*) \|$", (ROOT / "docs/sources.md").read_text(), re.MULTILINE
+    )
+)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "file"])
+def test_the_page_of_sources_says_what_a_provider_keeps_to(name: str) -> None:
+    """Its calls a minute, and how long after a close its bars are final."""
+    provider = load_provider(name, {})
+    cells = SOURCES[name].split(" | ")
+    calls, final = cells[2], cells[5]
+    assert calls.startswith(f"{provider.calls_per_minute or 0:g}" if "no" not in calls else "no")
+    symbol = {"yahoo": "SPX", "fred": "SPX", "binance": "BTC-USDT"}.get(name, "BTC-USD")
+    market = find(provider, symbol)
+    lag = provider.describe_history(market, Interval.DAY).publication_lag
+    unit = MINUTE if " min " in final else 60 * MINUTE
+    assert final.startswith(f"{lag / unit:g} ")
+
+
+def test_the_page_of_sources_names_every_provider() -> None:
+    """No source is known to the settings alone."""
+    assert set(SOURCES) == {*BUILT_IN, "ccxt"}
 
 
 def list_terms(provider: Provider, *symbols: str) -> list[tuple[Market, Interval, HistoryTerms]]:
@@ -204,14 +232,14 @@ def test_a_plan_decides_calls_and_reach() -> None:
         )  # fmt: skip
     assert grants == {
         ("", ""): (25, None, 364),
-        ("", "k"): (25, 10_000, None),
+        ("", "k"): (100, 10_000, None),
         ("keyless", ""): (25, None, 364),
-        ("demo", "k"): (25, 10_000, 364),
+        ("demo", "k"): (100, 10_000, 364),
         ("pro", "k"): (250, 100_000, None),
     }
 
 
-@pytest.mark.parametrize(("status", "grants"), [(200, (250, None)), (401, (25, 364))])
+@pytest.mark.parametrize(("status", "grants"), [(200, (250, None)), (401, (100, 364))])
 def test_the_plan_of_a_key_is_known_after_its_first_use(
     server: ReplayServer, fake_time: FakeTime, status: int, grants: tuple[int, int | None]
 ) -> None:
