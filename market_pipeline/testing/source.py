@@ -139,6 +139,7 @@ class LocalSource:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        """Stop; may be done again."""
         self._server.shutdown()
         self._server.server_close()
 

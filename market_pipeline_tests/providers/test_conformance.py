@@ -55,8 +55,8 @@ class TestMock(ProviderContract):
 class TestFile(ProviderContract):
     """The provider that reads files: days of the made-up market."""
 
-    @pytest.fixture(autouse=True)
-    def _write(self, tmp_path: Path) -> None:
+    @pytest.fixture
+    def _prepare(self, tmp_path: Path) -> None:
         world = World(self.now, begins_at=self.now - timedelta(days=90))
         rows = [
             f"{one.open_time:%Y-%m-%d},{one.open},{one.high},{one.low},{one.close},{one.volume}"
