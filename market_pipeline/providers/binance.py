@@ -107,8 +107,8 @@ class BinanceProvider(CandleExchange):
         open_ms, close_ms = (parse_numbers(NAME, "klines", stamps) for stamps in (opens, closes))
         if not np.all(close_ms - open_ms == interval.duration.total_seconds() * 1000 - 1):
             raise PermanentProviderError(NAME, f"asked for candles of {interval}, got other ones")
-        lag = self.publication_lag
-        return build_candle_frame(NAME, lag, interval, open_ms / 1000, columns, now)
+        about = (NAME, self.publication_lag, interval)
+        return build_candle_frame(*about, open_ms / 1000, columns, now)
 
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
         """Return last prices, 20 markets in one request.

@@ -83,7 +83,6 @@ class CcxtProvider:
     summary: ClassVar[str] = "Traded bars of any of a hundred exchanges, as ccxt:bitstamp"
     homepage: ClassVar[str] = "https://docs.ccxt.com"
     calls_per_month: ClassVar[int | None] = None
-    publication_lag: ClassVar[timedelta] = PUBLICATION_LAG
 
     def __init__(
         self,
@@ -206,8 +205,8 @@ class CcxtProvider:
         rows = self._call(market, "fetch_ohlcv", interval.value, since, count)
         opens, *cells = parse_columns(self.name, "candles", rows, 1 + len(COLUMNS))
         columns = dict(zip(COLUMNS, cells, strict=True))
-        lag = PUBLICATION_LAG
-        bars = build_candle_frame(self.name, lag, interval, opens / 1000, columns, now)
+        about = (self.name, PUBLICATION_LAG, interval)
+        bars = build_candle_frame(*about, opens / 1000, columns, now)
         return bars[bars["open_time"].between(page.start, page.end, inclusive="left")]
 
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
@@ -304,20 +303,13 @@ class CcxtProvider:
             )
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
-        answer = self._find_client(origin).fetch(url.removeprefix(origin))
-        parse_json(self.name, answer.body)  # ccxt would take NaN, and a text that is no JSON
-        return self.exchange.parse_json(answer.body.decode())
-
-    def _find_client(self, origin: str) -> HttpClient:
         if origin not in self._clients:
             self._clients[origin] = HttpClient(
-                self.name,
-                origin,
-                limits=self._limits,
-                clocks=self._clocks,
-                read_status=self._read_status,
+                self.name, origin, {}, self._limits, self._clocks, self._read_status
             )
-        return self._clients[origin]
+        answer = self._clients[origin].fetch(url.removeprefix(origin))
+        parse_json(self.name, answer.body)  # ccxt would take NaN, and a text that is no JSON
+        return self.exchange.parse_json(answer.body.decode())
 
     def _read_status(self, answer: HttpResponse) -> int:
         """Return what an answer means: many exchanges report a limit inside another status."""

@@ -83,8 +83,8 @@ class CoinbaseProvider(CandleExchange):
         opens, *cells = parse_columns(NAME, "candles", body, 1 + len(COLUMNS))
         columns = dict(zip(COLUMNS, cells, strict=True))
         columns["volume"] = np.round(columns["volume"], SIZE_DIGITS)
-        lag = self.publication_lag
-        return build_candle_frame(NAME, lag, interval, opens, columns, now)
+        about = (NAME, self.publication_lag, interval)
+        return build_candle_frame(*about, opens, columns, now)
 
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
         """Return the price and time of each market's last trade, one request a market.

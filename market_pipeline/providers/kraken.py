@@ -113,8 +113,8 @@ class KrakenProvider(CandleExchange):
         }
         columns["trades"] = parse_numbers(NAME, "count", trades)
         opens = parse_numbers(NAME, "OHLC", seconds)
-        lag = self.publication_lag
-        return build_candle_frame(NAME, lag, interval, opens, columns, now)
+        about = (NAME, self.publication_lag, interval)
+        return build_candle_frame(*about, opens, columns, now)
 
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
         """Return last prices, 50 markets in one request, as of the moment before it.

@@ -47,15 +47,15 @@ class World:
 
     Attributes:
         now: The moment; nothing later is known.
-        calendar: ``24/7``, or an exchange calendar.
         begins_at: The first moment of its history.
+        calendar: ``24/7``, or an exchange calendar.
         halted: The span in which nothing is traded, by open_time.
         factor: All prices are multiplied by it: another one is a restated history.
     """
 
     now: datetime
+    begins_at: datetime
     calendar: str = ALWAYS_OPEN
-    begins_at: datetime = field(default=None)  # type: ignore[assignment]
     halted: Window | None = None
     factor: float = 1.0
 

@@ -13,6 +13,8 @@ from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.stream import BarStream
 from market_pipeline.ingestion.write import commit_item
+from market_pipeline.providers.base import Provider
+from market_pipeline.providers.coinbase import CoinbaseProvider
 from market_pipeline.providers.yahoo import YahooProvider
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.providers.clocks import QUICK, FakeTime
@@ -22,6 +24,7 @@ from market_pipeline_tests.replay import (
     answer_with,
     cut_gzip,
     edit_json,
+    read_recording,
     reset_connection,
     throttle,
 )
@@ -46,7 +49,9 @@ class Ingestion:
 
     def __init__(self, engine: Engine, server: ReplayServer) -> None:
         self.engine = engine
-        self.provider = YahooProvider(server.environ, clocks=FakeTime().clocks, limits=QUICK)
+        self.provider: Provider = YahooProvider(
+            server.environ, clocks=FakeTime().clocks, limits=QUICK
+        )
 
     def ingest(self, now: datetime = NOW, symbols: tuple[str, ...] = ("SPX",)) -> dict[str, Any]:
         """Fetch, validate and commit, and return the receipt of the last symbol's market."""
@@ -136,6 +141,24 @@ HARMLESS = {
     "unsorted": change_rows(lambda rows: rows[::-1]),
     "one failure before": answer_with(b"oops", 502, "text/plain"),
 }
+
+
+def test_another_sources_answer_is_not_half_written(
+    ingestion: Ingestion, server: ReplayServer
+) -> None:
+    """One of two pages of hours has another exchange's shape: no bar is made of it."""
+    exchange = CoinbaseProvider(server.environ, clocks=FakeTime().clocks, limits=QUICK)
+    ingestion.provider = exchange
+    body = read_recording("kraken/ohlc_xbtusd_1m_2017.json")
+    server.misbehave(answer_with(body), path="/coinbase/products/BTC-USD/candles")
+    receipt = ingestion.ingest(symbols=("BTC-USD",))
+    assert receipt["outcome"] == "partial"
+    assert "rows of 6 cells" in receipt["reason"]
+    stored = read_column(ingestion.engine, BARS)
+    assert 0 < len(stored) < 14 * 25
+    whole = ingestion.ingest(symbols=("BTC-USD",))
+    assert (whole["outcome"], whole["quarantined"]) == ("ok", 0)
+    assert set(stored) < set(read_column(ingestion.engine, BARS))
 
 
 @pytest.mark.owner
