@@ -92,11 +92,7 @@ class BinanceProvider(CandleExchange):
     def parse_bars(
         self, body: object, market: Market, interval: Interval, now: datetime
     ) -> pd.DataFrame:
-        """Return the bar frame of candles.
-
-        Raises:
-            PermanentProviderError: Candles of another length, or another shape.
-        """
+        """Return the bar frame of candles; those of another length are refused."""
         del market  # candles do not say whose they are
         opens, *cells, closes, _, trades = parse_rows(NAME, "klines", body, 9)
         columns = {
@@ -111,11 +107,7 @@ class BinanceProvider(CandleExchange):
         return build_candle_frame(*about, open_ms / 1000, columns, now)
 
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
-        """Return last prices, 20 markets in one request.
-
-        Raises:
-            ProviderError: Every market failed; the last failure, with the reason of each.
-        """
+        """Return last prices, 20 markets in one request."""
         del now  # the answer says when each price was true
         return ask_together(markets, SNAPSHOTS_PER_CALL, self._fetch_tickers)
 
@@ -126,11 +118,7 @@ class BinanceProvider(CandleExchange):
 
 
 def parse_tickers(body: object, markets: Sequence[Market]) -> list[PriceSnapshot]:
-    """Return the price of each market that an answer names, in the markets' order.
-
-    Raises:
-        PermanentProviderError: Another shape.
-    """
+    """Return the price of each market that an answer names, in the markets' order."""
     if not isinstance(body, list):
         raise PermanentProviderError(NAME, "ticker/24hr did not answer with a list")
     rows = {str(read_field(NAME, row, "symbol")): row for row in body}

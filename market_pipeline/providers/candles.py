@@ -29,10 +29,9 @@ from market_pipeline.domain.symbols import parse_symbol
 from market_pipeline.providers.http import (
     CallLimits,
     Clocks,
-    HttpClient,
     HttpResponse,
     Params,
-    parse_base_url,
+    open_client,
 )
 from market_pipeline.providers.payloads import parse_stamps
 from market_pipeline.settings import name_errors, read_variable, shorten, split_list
@@ -55,11 +54,6 @@ class CandleExchange(ABC):
         kept_candles: How many of the newest candles can be had at all; None: all.
         publication_lag: From a candle's close until it is taken as final.
         unlisted: Words by which it says that it has no such market.
-
-    Args:
-        environ: ``<NAME>_BASE_URL`` and PROVIDER_MARKETS are read.
-        clocks: Time, sleep and jitter.
-        limits: Deadlines and caps of the requests.
     """
 
     name: ClassVar[str]
@@ -80,18 +74,9 @@ class CandleExchange(ABC):
         clocks: Clocks | None = None,
         limits: CallLimits | None = None,
     ) -> None:
-        variable = f"{self.name.upper()}_BASE_URL"
-        address = read_variable(variable, environ)
-        base_url = parse_base_url(variable, address) if address else self.base_url
         self._more = tuple(self._check_symbol(one) for one in read_more(self.name, environ))
-        self.clocks = clocks or Clocks()
-        self._client = HttpClient(
-            self.name,
-            base_url,
-            limits=limits or CallLimits(),
-            clocks=self.clocks,
-            read_status=self.read_status,
-        )
+        about = (self.name, self.base_url, environ)
+        self.client = open_client(*about, limits, clocks, self.read_status)
 
     @abstractmethod
     def spell(self, base: str, quote: str) -> str:
@@ -107,8 +92,7 @@ class CandleExchange(ABC):
     ) -> pd.DataFrame:
         """Return the bar frame of an answer; it may hold bars that nobody asked for.
 
-        Raises:
-            PermanentProviderError: An error inside a good status, or another shape.
+        An error inside a good status, or another shape, is a ``PermanentProviderError``.
         """
 
     @abstractmethod
@@ -159,9 +143,8 @@ class CandleExchange(ABC):
     ) -> pd.DataFrame:
         """Return the candles of a window, one request a page; the running one is provisional.
 
-        Raises:
-            PermanentProviderError: Also for an interval or a market that the exchange lacks, and a
-                window older than all that it keeps.
+        An interval or a market that the exchange lacks, and a window older than all that it keeps,
+        are a ``PermanentProviderError``.
         """
         if interval not in market.intervals:
             raise PermanentProviderError(
@@ -183,13 +166,9 @@ class CandleExchange(ABC):
         return bars[bars["open_time"].between(page.start, page.end, inclusive="left")]
 
     def fetch_body(self, path: str, params: Params, market: Market) -> object:
-        """Return the parsed answer to a question about one market.
-
-        Raises:
-            PermanentProviderError: With what to do, where that is known.
-        """
+        """Return the parsed answer to a question about a market; errors name what to do."""
         try:
-            return self._client.fetch_json(path, params)
+            return self.client.fetch_json(path, params)
         except PermanentProviderError as error:
             raise self._explain(error, market) from error
 
@@ -207,7 +186,7 @@ class CandleExchange(ABC):
         """Refuse what no answer can hold; silence would look as if nothing had been traded."""
         if self.kept_candles is None:
             return
-        earliest = self.clocks.utc() - self.kept_candles * interval.duration
+        earliest = self.client.clocks.utc() - self.kept_candles * interval.duration
         if window.end <= earliest:
             raise PermanentProviderError(
                 self.name,
@@ -228,11 +207,7 @@ class CandleExchange(ABC):
 
 
 def read_more(provider: str, environ: Mapping[str, str]) -> list[str]:
-    """Return the symbols that ``PROVIDER_MARKETS`` adds to an exchange.
-
-    Raises:
-        SettingError: An entry is not ``provider:SYMBOL``, or its symbol is malformed.
-    """
+    """Return the symbols that ``PROVIDER_MARKETS`` adds to an exchange."""
     found, text = [], read_variable(_MARKETS, environ)
     with name_errors(f"{_MARKETS}={shorten(text)!r}"):
         for entry in split_list(text):
@@ -269,12 +244,9 @@ def build_candle_frame(
         provider: For messages.
         publication_lag: From a candle's close until it is final.
         interval: Of the candles.
-        open_seconds: When each candle opens, in epoch seconds.
+        open_seconds: When each candle opens, in epoch seconds; another unit is refused.
         columns: Prices and volume (in the base currency), and trades where they are counted.
         now: The run's clock (UTC).
-
-    Raises:
-        PermanentProviderError: A stamp is missing, or in another unit.
     """
     opens = parse_stamps(provider, "candles", open_seconds, EARLIEST_STAMP_SECONDS)
     closes = opens + interval.duration

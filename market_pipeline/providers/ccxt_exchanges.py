@@ -76,8 +76,7 @@ class CcxtProvider:
     Args:
         environ: CCXT_PAGE_LIMIT is read.
         exchange_id: What ccxt calls the exchange; empty: none, which serves nothing.
-        clocks: Time, sleep and jitter.
-        limits: Deadlines and caps of the requests.
+        clocks, limits: Of the requests.
     """
 
     summary: ClassVar[str] = "Traded bars of any of a hundred exchanges, as ccxt:bitstamp"
@@ -101,11 +100,7 @@ class CcxtProvider:
 
     @classmethod
     def make_member(cls, environ: Mapping[str, str], exchange_id: str) -> "CcxtProvider":
-        """Return the provider of one exchange; ccxt itself is not imported.
-
-        Raises:
-            SettingError: ccxt is not installed, or has no such exchange.
-        """
+        """Return the provider of one exchange; ccxt, which must have it, is not imported."""
         known = list_exchange_ids()
         if not known:
             raise SettingError(f"provider {FAMILY}:{exchange_id} needs ccxt: {INSTALL}")
@@ -182,9 +177,6 @@ class CcxtProvider:
         """Return the candles of a window, one request a page; the running one is provisional.
 
         The first fetch also reads the exchange's list of markets.
-
-        Raises:
-            PermanentProviderError: Also for an interval, a page limit or a market that it lacks.
         """
         if interval not in market.intervals:
             raise PermanentProviderError(self.name, f"{market.symbol} has no bars of {interval}")
@@ -210,11 +202,7 @@ class CcxtProvider:
         return bars[bars["open_time"].between(page.start, page.end, inclusive="left")]
 
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
-        """Return last prices, many markets in one request where the exchange has that.
-
-        Raises:
-            ProviderError: Every market failed; the last failure, with the reason of each.
-        """
+        """Return last prices, many markets in one request where the exchange has that."""
         del now  # what is asked for is the price of the moment
         if self.exchange_id and self.exchange.has.get("fetchTickers"):
             return ask_together(markets, SNAPSHOTS_PER_CALL, self._fetch_tickers)

@@ -74,11 +74,7 @@ class CoinbaseProvider(CandleExchange):
     def parse_bars(
         self, body: object, market: Market, interval: Interval, now: datetime
     ) -> pd.DataFrame:
-        """Return the bar frame of candles.
-
-        Raises:
-            PermanentProviderError: Another shape, or a number where none belongs.
-        """
+        """Return the bar frame of candles."""
         del market  # candles do not say whose they are
         opens, *cells = parse_columns(NAME, "candles", body, 1 + len(COLUMNS))
         columns = dict(zip(COLUMNS, cells, strict=True))
@@ -87,11 +83,7 @@ class CoinbaseProvider(CandleExchange):
         return build_candle_frame(*about, opens, columns, now)
 
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
-        """Return the price and time of each market's last trade, one request a market.
-
-        Raises:
-            ProviderError: Every market failed; the last failure, with the reason of each.
-        """
+        """Return the price and time of each market's last trade, one request a market."""
         del now  # the answer says when each price was true
         return ask_each(markets, self._fetch_snapshot)
 
@@ -101,11 +93,7 @@ class CoinbaseProvider(CandleExchange):
 
 
 def parse_ticker(body: object, market: Market) -> PriceSnapshot:
-    """Return the price in a ticker; its volume counts coins, so it is left out.
-
-    Raises:
-        PermanentProviderError: Another shape.
-    """
+    """Return the price in a ticker; its volume counts coins, so it is left out."""
     price = parse_decimals(NAME, "price", [read_field(NAME, body, "price")])[0]
     observed_at = parse_time(NAME, "time", read_field(NAME, body, "time"))
     return PriceSnapshot(market, observed_at, float(price))

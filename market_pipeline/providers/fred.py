@@ -26,11 +26,10 @@ from market_pipeline.domain.records import (
     build_bar_frame,
     build_empty_bar_frame,
 )
-from market_pipeline.providers.http import CallLimits, Clocks, HttpClient, Params, parse_base_url
+from market_pipeline.providers.http import CallLimits, Clocks, Params, open_client
 from market_pipeline.providers.payloads import parse_decimals
 from market_pipeline.providers.session_closes import find_session_closes
 from market_pipeline.providers.snapshots import ask_each
-from market_pipeline.settings import read_variable
 
 NAME = "fred"
 BASE_URL = "https://fred.stlouisfed.org"
@@ -44,13 +43,7 @@ RECENT = timedelta(days=14)  # holds a close, whatever the holidays
 
 
 class FredProvider:
-    """Serves the closes of the S&P 500.
-
-    Args:
-        environ: FRED_BASE_URL is read.
-        clocks: Time, sleep and jitter.
-        limits: Deadlines and caps of the requests.
-    """
+    """Serves the closes of the S&P 500."""
 
     name: ClassVar[str] = NAME
     summary: ClassVar[str] = "S&P 500, daily closes of ten years; not to be redistributed; no key"
@@ -65,11 +58,7 @@ class FredProvider:
         clocks: Clocks | None = None,
         limits: CallLimits | None = None,
     ) -> None:
-        address = read_variable("FRED_BASE_URL", environ)
-        base_url = parse_base_url("FRED_BASE_URL", address) if address else BASE_URL
-        self._client = HttpClient(
-            NAME, base_url, limits=limits or CallLimits(), clocks=clocks or Clocks()
-        )
+        self._client = open_client(NAME, BASE_URL, environ, limits, clocks)
 
     def explain_missing_settings(self) -> str | None:
         """Return None: nothing has to be set."""
@@ -104,11 +93,7 @@ class FredProvider:
     def fetch_bars(
         self, market: Market, interval: Interval, window: Window, now: datetime
     ) -> pd.DataFrame:
-        """Return the closes of a window as bars of one price; holidays are left out.
-
-        Raises:
-            PermanentProviderError: Also for another interval than a day.
-        """
+        """Return the closes of a window as bars of one price; holidays are left out."""
         if interval is not Interval.DAY:
             raise PermanentProviderError(
                 NAME, f"{market.symbol} has no bars of {interval}, only 1d"
@@ -119,11 +104,7 @@ class FredProvider:
         return bars[is_wanted].reset_index(drop=True)
 
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
-        """Return the close of each market's last session, at that moment.
-
-        Raises:
-            ProviderError: Every market failed; the last failure, with the reason of each.
-        """
+        """Return the close of each market's last session, at that moment."""
         return ask_each(markets, lambda market: self._fetch_close(market, now))
 
     def _fetch_close(self, market: Market, now: datetime) -> list[PriceSnapshot]:
@@ -147,8 +128,7 @@ def build_query(market: Market, window: Window) -> tuple[str, Params]:
 def parse_bars(body: bytes, market: Market, now: datetime) -> pd.DataFrame:
     """Return the bar frame of a CSV of closes, ordered; a bar ends with its session.
 
-    Raises:
-        PermanentProviderError: Another head, or a cell that is neither a number nor empty.
+    Another head, or a cell that is neither a number nor empty, is a ``PermanentProviderError``.
     """
     head, *lines = body.decode("utf-8", "replace").splitlines() or [""]
     if head not in [f"{date},{market.provider_market_id}" for date in DATE_HEADS]:

@@ -42,6 +42,7 @@ from market_pipeline.providers.payloads import (
     read_error_message,
 )
 from market_pipeline.providers.rate_limiter import admit, report_throttled
+from market_pipeline.settings import read_variable
 
 USER_AGENT = "Mozilla/5.0 (compatible; market-pipeline)"
 TRANSIENT_STATUSES = frozenset({408, 425, 429})
@@ -317,6 +318,22 @@ def _quote_error(answer: HttpResponse) -> str:
         return ""
     said = read_error_message(answer.body)
     return f": {said}" if said else ""
+
+
+def open_client(
+    provider: str,
+    base_url: str,
+    environ: Mapping[str, str],
+    limits: CallLimits | None = None,
+    clocks: Clocks | None = None,
+    read_status: Callable[[HttpResponse], int] = attrgetter("status"),
+) -> HttpClient:
+    """Return the client of an API; the variable ``<PROVIDER>_BASE_URL`` replaces its address."""
+    variable = f"{provider.upper()}_BASE_URL"
+    if address := read_variable(variable, environ):
+        base_url = parse_base_url(variable, address)
+    rules = (limits or CallLimits(), clocks or Clocks(), read_status)
+    return HttpClient(provider, base_url, {}, *rules)
 
 
 def parse_base_url(name: str, text: str) -> str:

@@ -99,11 +99,7 @@ class KrakenProvider(CandleExchange):
     def parse_bars(
         self, body: object, market: Market, interval: Interval, now: datetime
     ) -> pd.DataFrame:
-        """Return the bar frame of candles.
-
-        Raises:
-            PermanentProviderError: An error with HTTP 200, another pair, or another shape.
-        """
+        """Return the bar frame of candles; an error with HTTP 200 or another pair is refused."""
         rows = read_rows(body, market)
         seconds, *cells, trades = parse_rows(NAME, "OHLC", rows, 2 + len(COLUMNS))
         columns = {
@@ -117,27 +113,19 @@ class KrakenProvider(CandleExchange):
         return build_candle_frame(*about, opens, columns, now)
 
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
-        """Return last prices, 50 markets in one request, as of the moment before it.
-
-        Raises:
-            ProviderError: Every market failed; the last failure, with the reason of each.
-        """
+        """Return last prices, 50 markets in one request, as of the moment before it."""
         del now  # what is asked for is the price of the moment
         return ask_together(markets, SNAPSHOTS_PER_CALL, self._fetch_tickers)
 
     def _fetch_tickers(self, markets: Sequence[Market]) -> list[PriceSnapshot]:
-        observed_at = self.clocks.utc()
+        observed_at = self.client.clocks.utc()
         pairs = ",".join(market.provider_market_id for market in markets)
         body = self.fetch_body("/0/public/Ticker", {"pair": pairs}, markets[0])
         return parse_tickers(body, markets, observed_at)
 
 
 def open_result(body: object) -> dict[str, object]:
-    """Return what an answer holds.
-
-    Raises:
-        PermanentProviderError: It reports an error, or has no result.
-    """
+    """Return what an answer holds; one that reports an error is refused."""
     errors = read_field(NAME, body, "error")
     if errors:
         raise PermanentProviderError(NAME, f"answered an error: {errors!s:.200}", 200)
@@ -148,11 +136,7 @@ def open_result(body: object) -> dict[str, object]:
 
 
 def read_rows(body: object, market: Market) -> object:
-    """Return the candles of an answer: what it holds beside ``last``.
-
-    Raises:
-        PermanentProviderError: An error with HTTP 200, or candles of another pair.
-    """
+    """Return the candles of an answer, which is what it holds beside ``last``, and of one pair."""
     result = {key: node for key, node in open_result(body).items() if key != "last"}
     found = next(iter(result), "")
     if len(result) != 1 or not is_named(market, found):
@@ -172,16 +156,7 @@ def is_named(market: Market, key: str) -> bool:
 def parse_tickers(
     body: object, markets: Sequence[Market], observed_at: datetime
 ) -> list[PriceSnapshot]:
-    """Return the last price of each market that an answer names.
-
-    Args:
-        body: The parsed answer.
-        markets: Those asked for.
-        observed_at: When it was asked (UTC).
-
-    Raises:
-        PermanentProviderError: An error with HTTP 200, or another shape.
-    """
+    """Return the last price of each market that an answer names; none says when it was true."""
     result = open_result(body)
     found = {market: key for market in markets for key in result if is_named(market, key)}
     return [
