@@ -15,7 +15,7 @@ from typing import ClassVar
 import pandas as pd
 
 from market_pipeline.domain.arrays import FloatArray
-from market_pipeline.domain.errors import PermanentProviderError, SettingError
+from market_pipeline.domain.errors import PermanentProviderError, ProviderError, SettingError
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.records import (
     HistoryTerms,
@@ -169,18 +169,20 @@ class CandleExchange(ABC):
         """Return the parsed answer to a question about a market; errors name what to do."""
         try:
             return self.client.fetch_json(path, params)
-        except PermanentProviderError as error:
+        except ProviderError as error:
             raise self._explain(error, market) from error
 
-    def _explain(self, error: PermanentProviderError, market: Market) -> PermanentProviderError:
+    def _explain(self, error: ProviderError, market: Market) -> ProviderError:
         """Return an error that also says what to do, where that is known."""
         if error.status == 451:
             cure = f"{self.name} does not serve this machine's location: name another provider"
+        elif "HTTP 418" in error.message:
+            cure = f"{self.name} has banned this address: wait, lower PROVIDER_CALLS_PER_MINUTE"
         elif any(words in error.message for words in self.unlisted):
             cure = f"{self.name} lists no {market.symbol}: name a provider that does before it"
         else:
             return error
-        return PermanentProviderError(self.name, f"{error.message}. {cure}", error.status)
+        return type(error)(self.name, f"{error.message}. {cure}", error.status)
 
     def _refuse_too_old(self, interval: Interval, window: Window) -> None:
         """Refuse what no answer can hold; silence would look as if nothing had been traded."""

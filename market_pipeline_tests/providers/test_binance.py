@@ -102,8 +102,8 @@ def test_a_ban_is_waited_for_as_a_limit(server: ReplayServer, fake_time: FakeTim
     """418 follows a 429 that was ignored; asking on would make it longer."""
     server.misbehave(answer_with(b"", 418, headers={"Retry-After": "180"}), times=9)
     provider = make_provider(server, fake_time)
-    for _ in range(2):
-        with pytest.raises(TransientProviderError):
+    for said in ("binance has banned this address: wait, lower PROVIDER_CALLS", "pause"):
+        with pytest.raises(TransientProviderError, match=said):
             fetch(provider, "2024-01-01", "2024-01-02")
     sent = len(server.requests)
     assert sent <= 3
