@@ -59,7 +59,7 @@ def _describe(provider: "Provider") -> dict[str, str]:
 
 def _ask(provider: "Provider", engine: "Engine") -> str:
     """Return ``yes``, or what came instead of a price of the first market that it serves."""
-    from market_pipeline.ingestion.stream import make_limiter
+    from market_pipeline.ingestion.drive import make_limiter
     from market_pipeline.providers.rate_limiter import use_limiter
 
     symbols = (*read_ingestion_defaults().symbols, *provider.list_symbols())

@@ -79,7 +79,8 @@ class ProviderContract:
     ) -> pd.DataFrame:
         """Return the bars of a window, by default of nine bars up to now."""
         window = window or Window(self.now - 9 * interval.duration, self.now)
-        return self.provider.fetch_bars(self.market, interval, window, now or self.now)
+        bars = self.provider.fetch_bars(self.market, interval, window, now or self.now)
+        return bars if isinstance(bars, pd.DataFrame) else bars.to_frame()
 
     def test_it_says_what_it_is(self) -> None:
         """Name, one line of summary, a home page, and limits that allow a call."""
