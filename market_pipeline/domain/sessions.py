@@ -4,6 +4,7 @@ Exchange hours come from ``exchange_calendars``, with holidays, half days and da
 A market with the calendar ``24/7`` has one session for each UTC day.
 """
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any
@@ -17,13 +18,16 @@ from market_pipeline.domain.intervals import ALWAYS_OPEN
 from market_pipeline.domain.records import Window
 
 Places = npt.NDArray[np.intp]
+Times = npt.NDArray[np.datetime64]
 _FIRST_DATE = pd.Timestamp("1990-01-01")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_DAY = datetime(2200, 1, 1, tzinfo=UTC)
 CLOSED_AT_MOST = timedelta(days=60)
 """So far around a bar there is a session, or the calendar knows nothing of its time."""
+_DAY = np.timedelta64(86_400_000_000, "us")
 SESSION_COLUMNS = ("session_date", "open_time", "close_time")
 _known: dict[str, pd.DataFrame] = {}
+_times: dict[str, "SessionTimes"] = {}
 
 
 def read_sessions(calendar: str, start: datetime, end: datetime) -> pd.DataFrame:
@@ -37,11 +41,46 @@ def read_sessions(calendar: str, start: datetime, end: datetime) -> pd.DataFrame
         SettingError: The calendar is unknown.
     """
     if calendar == ALWAYS_OPEN:
-        return _build_daily_sessions(start, end)
+        times = read_session_times(calendar, start, end)
+        columns = zip(SESSION_COLUMNS, (times.dates, times.opens, times.closes), strict=True)
+        return pd.DataFrame({name: _mark_utc(moments) for name, moments in columns})
     schedule = _read_schedule(calendar)
     dates = schedule["session_date"]
     first, last = (int(dates.searchsorted(pd.Timestamp(moment))) for moment in (start, end))
     return schedule.iloc[first:last].reset_index(drop=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTimes:
+    """Sessions as arrays of datetime64[us] in UTC: what :func:`read_sessions` has as columns."""
+
+    dates: Times
+    opens: Times
+    closes: Times
+
+    def take(self, chosen: npt.NDArray[np.bool_] | slice) -> "SessionTimes":
+        """Return the chosen sessions."""
+        return SessionTimes(self.dates[chosen], self.opens[chosen], self.closes[chosen])
+
+
+def read_session_times(calendar: str, start: datetime, end: datetime) -> SessionTimes:
+    """Return what :func:`read_sessions` does, without a frame: for a call about a few bars.
+
+    Raises:
+        SettingError: The calendar is unknown.
+    """
+    bounds = [np.datetime64(time.astimezone(UTC).replace(tzinfo=None)) for time in (start, end)]
+    if calendar == ALWAYS_OPEN:
+        first, last = ((bound + _DAY - 1).astype("M8[D]") for bound in bounds)
+        dates: Times = np.arange(first, last).astype("M8[us]")
+        closes: Times = dates + _DAY
+        return SessionTimes(dates, dates, closes)
+    if calendar not in _times:
+        schedule = _read_schedule(calendar)
+        columns = (schedule[name].dt.tz_localize(None) for name in SESSION_COLUMNS)
+        _times[calendar] = SessionTimes(*(column.to_numpy("M8[us]") for column in columns))
+    known = _times[calendar]
+    return known.take(slice(*np.searchsorted(known.dates, bounds)))
 
 
 def find_known_span(calendar: str) -> Window | None:
@@ -98,13 +137,8 @@ def find_sessions(times: "pd.Series[pd.Timestamp]", sessions: pd.DataFrame) -> P
     return np.where(is_inside, row, -1)
 
 
-def _build_daily_sessions(start: datetime, end: datetime) -> pd.DataFrame:
-    dates = pd.date_range(
-        pd.Timestamp(start).ceil("D"), pd.Timestamp(end), freq="D", inclusive="left", unit="us"
-    )
-    return pd.DataFrame(
-        {"session_date": dates, "open_time": dates, "close_time": dates + pd.Timedelta(days=1)}
-    )
+def _mark_utc(moments: Times) -> pd.DatetimeIndex:
+    return pd.DatetimeIndex(moments).tz_localize("UTC")
 
 
 def describe_source() -> str:
@@ -120,6 +154,7 @@ def is_schedule_known(calendar: str) -> bool:
 def remember_schedule(calendar: str, schedule: pd.DataFrame) -> None:
     """Let :func:`read_sessions` have a schedule, as :func:`build_schedule` returned it once."""
     _known[calendar] = schedule
+    _times.pop(calendar, None)
 
 
 def build_schedule(calendar: str) -> pd.DataFrame:
