@@ -5,8 +5,9 @@ is right, and stays so: docs/decisions/0017-connections-of-a-run.md.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakSet
 
 import dagster as dg
@@ -48,8 +49,23 @@ def _open_engine(unpooled: Engine) -> Engine:
         max_overflow=-1,
         pool_pre_ping=True,
     )
+    dialect: Any = engine.dialect
+    # Before many a question Dagster asks which columns its tables have: forty times in a run.
+    for name in ("get_columns", "has_table"):
+        setattr(dialect, name, _remember(getattr(dialect, name)))
     _engines.add(engine)
     return engine
+
+
+def _remember(ask: Callable[..., Any]) -> Callable[..., Any]:
+    answers: dict[str, Any] = {}
+
+    def answer(connection: Any, table: str, *about: Any, **options: Any) -> Any:
+        if table not in answers:
+            answers[table] = ask(connection, table, *about, **options)
+        return answers[table]
+
+    return answer
 
 
 def _leave_parents() -> None:

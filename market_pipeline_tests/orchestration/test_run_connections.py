@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 
 from market_pipeline.orchestration.dagster_internals import list_unpooled_storages
 from market_pipeline.orchestration.run_connections import keep_connection
@@ -61,6 +61,23 @@ def test_one_connection_answers_while_a_run_lasts(
     assert list_open(database_url) == []
     stored.get_runs()
     assert list_open(database_url) == []
+
+
+def test_what_dagster_asks_about_its_tables_is_asked_once(stored: dg.DagsterInstance) -> None:
+    """It looks at its columns before each of many questions."""
+    asked: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_more: object) -> None:
+        if "pg_attribute" in statement:
+            asked.append(statement)
+
+    with keep_connection(stored):
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            counts = [len(asked) for _ in range(3) if stored.get_run_records() == []]
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+    assert counts == [1, 1, 1]
 
 
 def test_a_run_within_a_run_leaves_the_connection_to_the_outer_one(
