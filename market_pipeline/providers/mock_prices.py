@@ -149,14 +149,11 @@ def _draw_normals(seed: int, symbol: str, stream: str, counters: Integers) -> Fl
     standard deviations). Integer arithmetic up to there makes it the same on every machine.
     """
     digest = hashlib.blake2b(f"{seed}|{symbol}|{stream}".encode(), digest_size=8).digest()
-    mixed = counters.astype(np.uint64)
-    mixed *= np.uint64(0x9E3779B97F4A7C15)
+    mixed = counters.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed += np.uint64(int.from_bytes(digest, "little"))
-    mixed ^= mixed >> np.uint64(30)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(factor)
     pairs = (mixed & _TWO_LANES) + ((mixed >> np.uint64(16)) & _TWO_LANES)
     total = ((pairs & np.uint64(0xFFFFFFFF)) + (pairs >> np.uint64(32))).astype(np.int64)
     return (total - 131_070) / (65_536 / math.sqrt(3))
