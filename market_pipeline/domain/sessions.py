@@ -26,8 +26,7 @@ CLOSED_AT_MOST = timedelta(days=60)
 """So far around a bar there is a session, or the calendar knows nothing of its time."""
 _DAY = np.timedelta64(86_400_000_000, "us")
 SESSION_COLUMNS = ("session_date", "open_time", "close_time")
-_known: dict[str, pd.DataFrame] = {}
-_times: dict[str, "SessionTimes"] = {}
+_known: dict[str, "SessionTimes"] = {}
 
 
 def read_sessions(calendar: str, start: datetime, end: datetime) -> pd.DataFrame:
@@ -40,14 +39,11 @@ def read_sessions(calendar: str, start: datetime, end: datetime) -> pd.DataFrame
     Raises:
         SettingError: The calendar is unknown.
     """
-    if calendar == ALWAYS_OPEN:
-        times = read_session_times(calendar, start, end)
-        columns = zip(SESSION_COLUMNS, (times.dates, times.opens, times.closes), strict=True)
-        return pd.DataFrame({name: _mark_utc(moments) for name, moments in columns})
-    schedule = _read_schedule(calendar)
-    dates = schedule["session_date"]
-    first, last = (int(dates.searchsorted(pd.Timestamp(moment))) for moment in (start, end))
-    return schedule.iloc[first:last].reset_index(drop=True)
+    times = read_session_times(calendar, start, end)
+    columns = zip(SESSION_COLUMNS, (times.dates, times.opens, times.closes), strict=True)
+    return pd.DataFrame(
+        {name: pd.DatetimeIndex(moments).tz_localize("UTC") for name, moments in columns}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +71,7 @@ def read_session_times(calendar: str, start: datetime, end: datetime) -> Session
         dates: Times = np.arange(first, last).astype("M8[us]")
         closes: Times = dates + _DAY
         return SessionTimes(dates, dates, closes)
-    if calendar not in _times:
-        schedule = _read_schedule(calendar)
-        columns = (schedule[name].dt.tz_localize(None) for name in SESSION_COLUMNS)
-        _times[calendar] = SessionTimes(*(column.to_numpy("M8[us]") for column in columns))
-    known = _times[calendar]
+    known = _read_schedule(calendar)
     return known.take(slice(*np.searchsorted(known.dates, bounds)))
 
 
@@ -93,12 +85,12 @@ def find_known_span(calendar: str) -> Window | None:
     """
     if calendar == ALWAYS_OPEN:
         return None
-    dates = _read_schedule(calendar)["session_date"]
-    first, last = dates.iloc[0], dates.iloc[-1] + pd.Timedelta(days=1)
-    return Window(first.replace(day=1).to_pydatetime(), last.to_pydatetime())
+    dates = _read_schedule(calendar).dates
+    first, last = (date.item().replace(tzinfo=UTC) for date in (dates[0], dates[-1]))
+    return Window(first.replace(day=1), last + timedelta(days=1))
 
 
-def _read_schedule(calendar: str) -> pd.DataFrame:
+def _read_schedule(calendar: str) -> SessionTimes:
     if calendar not in _known:
         remember_schedule(calendar, build_schedule(calendar))
     return _known[calendar]
@@ -137,10 +129,6 @@ def find_sessions(times: "pd.Series[pd.Timestamp]", sessions: pd.DataFrame) -> P
     return np.where(is_inside, row, -1)
 
 
-def _mark_utc(moments: Times) -> pd.DatetimeIndex:
-    return pd.DatetimeIndex(moments).tz_localize("UTC")
-
-
 def describe_source() -> str:
     """Return the library that knows the sessions, and its version."""
     return f"exchange_calendars {version('exchange_calendars')}"
@@ -153,8 +141,8 @@ def is_schedule_known(calendar: str) -> bool:
 
 def remember_schedule(calendar: str, schedule: pd.DataFrame) -> None:
     """Let :func:`read_sessions` have a schedule, as :func:`build_schedule` returned it once."""
-    _known[calendar] = schedule
-    _times.pop(calendar, None)
+    columns = (schedule[name].dt.tz_localize(None) for name in SESSION_COLUMNS)
+    _known[calendar] = SessionTimes(*(column.to_numpy("M8[us]") for column in columns))
 
 
 def build_schedule(calendar: str) -> pd.DataFrame:
