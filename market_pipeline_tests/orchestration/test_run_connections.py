@@ -4,14 +4,15 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, Pool, create_engine, event, text
 
 from market_pipeline.orchestration.dagster_internals import list_unpooled_storages
 from market_pipeline.orchestration.run_connections import keep_connection
-from market_pipeline.storage.server.watchdog import DAGSTER
+from market_pipeline.storage.server.watchdog import DAGSTER, OURS
 from market_pipeline_tests.commands import ROOT, run_command
 from market_pipeline_tests.databases import read_column
 
@@ -134,6 +135,24 @@ def _succeeds_in_a_fork(act: Callable[[], object]) -> bool:
         finally:
             os._exit(1)
     return os.waitpid(pid, 0)[1] == 0
+
+
+def test_an_instance_whose_tables_are_there_does_not_look_for_them(
+    stored: dg.DagsterInstance,
+) -> None:
+    """Every command, daemon and code server opens one, and asks our own question first."""
+    opened: list[object] = []
+
+    def note(connection: Any, _record: object) -> None:
+        opened.append(connection.info.dsn_parameters["application_name"])
+
+    event.listen(Pool, "connect", note)
+    try:
+        with dg.DagsterInstance.from_config(str(ROOT)) as another:
+            assert opened == [OURS]
+            assert another.get_runs() == stored.get_runs()
+    finally:
+        event.remove(Pool, "connect", note)
 
 
 def test_an_instance_on_sqlite_stays_as_it_is(instance: dg.DagsterInstance) -> None:
