@@ -155,11 +155,12 @@ def test_an_instance_whose_tables_are_there_does_not_look_for_them(
         event.remove(Pool, "connect", note)
 
 
-def test_an_instance_on_sqlite_stays_as_it_is(instance: dg.DagsterInstance) -> None:
-    """Only PostgreSQL's connections are dear."""
-    assert list_unpooled_storages(instance) == []
-    with keep_connection(instance):
-        assert instance.get_runs() == []
+def test_an_instance_without_postgresql_stays_as_it_is(instance: dg.DagsterInstance) -> None:
+    """On SQLite, and in memory as where a job is executed in Python."""
+    for other in (instance, dg.DagsterInstance.ephemeral()):
+        assert list_unpooled_storages(other) == []
+        with keep_connection(other):
+            assert other.get_runs() == []
 
 
 @pytest.mark.usefixtures("stored")  # Sets Dagster's tables up.
