@@ -52,6 +52,7 @@ def run_job(
     """
     from market_pipeline.definitions import defs
     from market_pipeline.orchestration.executor import describe_asked, keep_receipt, list_job_assets
+    from market_pipeline.orchestration.run_connections import keep_connection
 
     if display:
         display.say(
@@ -72,6 +73,7 @@ def run_job(
     # In this process Dagster takes an executor of its own, which keeps no receipt.
     with (
         dg.DagsterInstance.get() as instance,
+        keep_connection(instance),
         keep_receipt(instance, asked) as ending,
         _told_in_a_sentence(),
     ):
