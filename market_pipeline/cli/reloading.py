@@ -33,7 +33,7 @@ from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.providers.registry import route_markets
 from market_pipeline.settings import find_state_dir
 from market_pipeline.storage.coverage.listings import list_older
-from market_pipeline.storage.markets.dump import dump_market
+from market_pipeline.storage.markets.admin import dump_market
 from market_pipeline.storage.runs.budget import read_budget_limits
 
 

@@ -32,6 +32,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.schema import SchemaItem
 
 SCHEMA = "market_data"
+SCHEMAS = (SCHEMA, "dagster")
+"""Of the whole database: ours, and Dagster's beside it."""
 metadata = MetaData(schema=SCHEMA)
 dataset_version_sequence = Sequence("dataset_version_seq", metadata=metadata)
 

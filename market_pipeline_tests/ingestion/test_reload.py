@@ -26,8 +26,7 @@ from market_pipeline.ingestion.reload import (
 from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.readers.aggregates import read_aggregates
 from market_pipeline.storage.coverage.ledger import read_coverage, read_flaws
-from market_pipeline.storage.markets.admin import count_rows, purge_market, set_active
-from market_pipeline.storage.markets.dump import dump_market
+from market_pipeline.storage.markets.admin import count_rows, dump_market, purge_market, set_active
 from market_pipeline.storage.server.programs import psql_path
 from market_pipeline.storage.server.urls import build_psql_address
 from market_pipeline_tests.ingestion.reading import (

@@ -50,10 +50,9 @@ def insert_alert(connection: Connection, values: Mapping[str, Any]) -> UUID | No
     return connection.execute(statement.returning(alert.c.alert_id)).scalar()
 
 
-def change_alert(connection: Connection, alert_id: UUID, **values: Any) -> int:
-    """Change columns of an alert, and return how many rows that were: 0 or 1."""
-    changed = update(alert).where(alert.c.alert_id == alert_id).values(**values)
-    return connection.execute(changed).rowcount
+def change_alert(connection: Connection, alert_id: UUID, **values: Any) -> None:
+    """Change columns of an alert."""
+    connection.execute(update(alert).where(alert.c.alert_id == alert_id).values(**values))
 
 
 def find_alert(connection: Connection, alert_id: UUID) -> Row[Any] | None:
@@ -128,13 +127,8 @@ def take_unaddressed(
 ) -> Sequence[Row[Any]]:
     """Take messages that have no receiver out of the outbox, oldest first.
 
-    A receiver that nobody has tried since its message was due is one that no process has any more.
-
-    Args:
-        connection: In a transaction.
-        receivers: Those of this process.
-        overdue: Messages to other receivers that were due before then have none (UTC).
-        limit: How many are taken at most.
+    A receiver that nobody has tried since its message was due is one that no process has any more:
+    messages to other than these receivers that were due before ``overdue`` (UTC) have none.
     """
     key = alert_delivery.c
     is_lost = key.receiver.notin_(sorted(receivers)) & (key.next_try_at < overdue)

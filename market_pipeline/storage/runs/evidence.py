@@ -52,14 +52,11 @@ _BARS = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class WrittenBars:
-    """The bars a run wrote: how many, and those that no constraint should have let in.
+    """The bars a run wrote: how many keys, and those that no constraint should have let in.
 
-    Attributes:
-        bars: Keys written.
-        repeated: Of them, those stored more than once. disordered: Those whose low is not lowest,
-            whose high is not highest, or that are no prices.
-        repeated_examples: The first of them, with market_id, interval and open_time (ISO 8601).
-        disordered_examples: The same of the others.
+    ``repeated`` ones are stored more than once. Of ``disordered`` ones the low is not lowest, the
+    high not highest, or they are no prices. Examples have market_id, interval and open_time
+    (ISO 8601).
     """
 
     bars: int

@@ -48,13 +48,10 @@ def claim_launch(
     key: str | None = None,
     ended_run_id: UUID | None = None,
 ) -> Claim:
-    """Find the launch that serves a request, or begin one.
+    """Find the launch that serves a request, or begin one; equal requests take turns.
 
-    Args:
-        connection: In a transaction of its own; those of equal requests take turns.
-        request_hash: Of what is asked for.
-        key: Under which the request is remembered, beside its flight.
-        ended_run_id: A run that is known to be over, and so is no longer in flight.
+    The connection is in a transaction of its own. Under ``key`` the request is remembered, beside
+    its flight. ``ended_run_id`` is known to be over, and so no longer in flight.
 
     Raises:
         KeyReusedError: The key stands for another request.

@@ -127,10 +127,12 @@ def start(
 
 def _start(state: Path, pg_bin: Path | None, linger_seconds: float) -> str:
     known = _memberships.get(state)
-    if known and known.is_valid() and known.place.is_serving():
+    if known and not known.is_valid():
+        known = None
+    if known and known.place.is_serving():
         return known.place.url
     place = find_place(state)
-    membership = known if known and known.is_valid() else _join(place)
+    membership = known or _join(place)
     try:
         _ensure_serving(place, pg_bin, linger_seconds)
     except BaseException:
@@ -208,17 +210,15 @@ def _read_log(log: Path, begin: int, max_bytes: int = 1500) -> str:
 def _send_keeper(place: ServerPlace, pg_bin: Path | None, linger_seconds: float) -> None:
     """Start a keeper, and return when it has launched (or adopted) a server process, or died.
 
-    Raises:
-        EmbeddedServerError: It could not; the message holds its words.
+    Where it could not, an ``EmbeddedServerError`` holds its words.
     """
     programs = find_reachable_programs(pg_bin, place)
     refuse_other_version(place, programs)
-    errand = ServerSpec(
-        place.home, place.socket_dir, programs, place.account.pw_name, linger_seconds
-    )
     script = str(Path(embedded_keeper.__file__).absolute())
+    account = place.account.pw_name
+    spec = ServerSpec(place.home, place.socket_dir, programs, account, linger_seconds)
     done = subprocess.run(  # noqa: S603 - our own script
-        [sys.executable, "-I", "-S", script, *errand.to_arguments()],
+        [sys.executable, "-I", "-S", script, *map(str, spec)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -234,8 +234,7 @@ def _send_keeper(place: ServerPlace, pg_bin: Path | None, linger_seconds: float)
 def _wait_until_ready(place: ServerPlace) -> bool:
     """Wait until the server answers; False if it ended instead.
 
-    Raises:
-        EmbeddedServerError: It refuses us for good, or recovers for too long.
+    One that refuses us for good, or recovers for too long, is an ``EmbeddedServerError``.
     """
     waited, begun = 0.0, time.monotonic()
     while waited < READY_DEADLINE_SECONDS:

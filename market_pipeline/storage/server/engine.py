@@ -75,9 +75,7 @@ def find_database() -> DatabaseAddress:
 def open_engine(address: DatabaseAddress, patience: str = "command") -> Engine:
     """Return an engine whose connections speak UTC and give up on a server that does not answer.
 
-    Args:
-        address: Of the database.
-        patience: How long its calls may take: a key of ``watchdog.SECONDS``.
+    ``patience`` is how long its calls may take: a key of ``watchdog.SECONDS``.
     """
     engine = create_engine(
         address.url,
@@ -136,8 +134,8 @@ def _changes_sessions(connection: Connection, pid: int) -> bool:
     """
     connection.commit()
     with connection.engine.connect() as other:
-        others, again = (one.execute(_SESSION).scalar_one() for one in (other, connection))
-    return bool(others == pid or again != pid)
+        other_pid = other.execute(_SESSION).scalar_one()
+        return bool(other_pid == pid or connection.execute(_SESSION).scalar_one() != pid)
 
 
 def describe_database_error(error: DBAPIError, address: str) -> str:
