@@ -134,10 +134,4 @@ TEST = AlertKind(
     "An alert came, or none did",
 )
 
-KINDS = {
-    kind.name: kind
-    for kind in (
-        RUN_FAILED, CHECK_FAILED, PROVIDER_DOWN, CREDENTIALS_REFUSED, MARKETS_SHORT, PRICES_MISSING,
-        QUARANTINE_RATE, HOLES_STAY, SPLIT_SUSPECTED, DATA_STALE, NO_RUN, CUSTOM, TEST,
-    )
-}  # fmt: skip
+KINDS = {kind.name: kind for kind in list(globals().values()) if isinstance(kind, AlertKind)}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from market_pipeline.cache.keys import compile_pattern
-from market_pipeline.cache.protocol import Entry, Fill, Json, write_json
+from market_pipeline.cache.protocol import Cache, Entry, Fill
 
 MAX_ENTRIES = 10_000
 MAX_BYTES = 64 * 2**20
@@ -20,15 +20,8 @@ class _Kept:
     expires: float
 
 
-class MemoryCache:
-    """Entries of this process, bounded in number, size and age; safe for threads.
-
-    Args:
-        ttl_seconds: How long an entry may be served.
-        max_entries: Keep so many at most.
-        max_bytes: Keep so many bytes of values at most.
-        clock: Seconds that never go back.
-    """
+class MemoryCache(Cache):
+    """Entries of this process, bounded in number, size (of values) and age; safe for threads."""
 
     store_name = "memory"
     is_local = True
@@ -64,10 +57,6 @@ class MemoryCache:
         found = ((key, self.get(key)) for key in keys)
         return {key: entry for key, entry in found if entry is not None}
 
-    def put(self, key: str, version: int, value: Json) -> bool:
-        """Store a value, unless it is too large or the entry there is newer."""
-        return self._put_fill(Fill(key, version, write_json(value)))
-
     def put_many(self, fills: Iterable[Fill]) -> int:
         """Store values, each as ``put`` does."""
         return sum(map(self._put_fill, fills))
@@ -95,10 +84,6 @@ class MemoryCache:
             for key in keys:
                 self._drop(key)
         return len(keys)
-
-    def close(self) -> None:
-        """Drop everything."""
-        self.forget()
 
     def forget(self) -> None:
         """Drop everything: all of it is this process's."""

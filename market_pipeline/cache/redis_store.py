@@ -59,9 +59,8 @@ _WORDS = {
 class StoreTroubleError(PipelineError):
     """The server did not do what was asked.
 
-    Args:
-        reason: One word of a few: timeout, connection, authentication, read_only, out_of_memory,
-            loading, misconf, max_clients, busy, refused.
+    The reason is one word of a few: timeout, connection, authentication, read_only, out_of_memory,
+    loading, misconf, max_clients, busy, refused.
     """
 
     def __init__(self, reason: str) -> None:
@@ -72,12 +71,7 @@ class StoreTroubleError(PipelineError):
 class RedisStore:
     """Entries in a Redis database; every method raises ``StoreTroubleError`` when it cannot.
 
-    Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
-        ttl_seconds: How long an entry may be served.
-
-    Raises:
-        SettingError: The address has options that are unknown; it is not repeated.
+    An address with unknown options is a ``SettingError``, which does not repeat it.
     """
 
     def __init__(self, url: str, ttl_seconds: float) -> None:
@@ -93,8 +87,7 @@ class RedisStore:
                     pipeline.getrange(key, 0, MAX_VALUE_BYTES)
                 answers = pipeline.execute(raise_on_error=False)
             for key, answer in zip(part, answers, strict=True):
-                entry = None if _is_wrong_type(answer) else self._decode(key, answer)
-                if entry is not None:
+                if (entry := self._decode(key, answer)) is not None:
                     found[key] = entry
         return found
 
@@ -137,6 +130,8 @@ class RedisStore:
     def _decode(self, key: str, answer: Any) -> Entry | None:
         """Return the entry; None for a value that this project did not write."""
         if isinstance(answer, Exception):
+            if "WRONGTYPE" in str(answer):
+                return None
             raise StoreTroubleError(find_reason(answer)) from answer
         head = _HEADER.match(answer)
         before = json.dumps(key).encode() + b',"value":'
@@ -201,10 +196,6 @@ def _is_json(body: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_wrong_type(answer: Any) -> bool:
-    return isinstance(answer, Exception) and "WRONGTYPE" in str(answer)
 
 
 def _escape(pattern: str) -> str:

@@ -38,11 +38,7 @@ _FAILURES = frozenset({"STEP_FAILURE", "PIPELINE_FAILURE"})
 
 
 def get_logger(name: str) -> "structlog.stdlib.BoundLogger":
-    """Return a logger whose methods take an event and fields.
-
-    Args:
-        name: The module's, ``__name__``.
-    """
+    """Return a logger whose methods take an event and fields; ``name`` is the module's."""
     return _Logger(name)  # type: ignore[return-value]
 
 
@@ -64,11 +60,7 @@ def read_context() -> Mapping[str, Any]:
 def configure_logs(name: str = ROOM) -> None:
     """Write this process's lines to stderr; done again it changes nothing.
 
-    Args:
-        name: The logger that is written: this project's, or "" for all libraries' warnings too.
-
-    Raises:
-        SettingError: LOG_LEVEL is no level.
+    The logger that is written is this project's, or "" for all libraries' warnings too.
     """
     level = read_log_level().upper()
     chosen, root = logging.getLogger(name), logging.getLogger()
@@ -150,10 +142,8 @@ class RunHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes what a run's steps say, and what they fail of; dagster.yaml names it.
 
     On a terminal Dagster's own lines are enough. Whether there is one is asked before the first
-    step: while a step runs, Dagster puts a pipe in the terminal's place.
-
-    Attributes:
-        is_silent: Set by a process that writes a run's lines itself.
+    step: while a step runs, Dagster puts a pipe in the terminal's place. A process that writes a
+    run's lines itself sets ``is_silent``.
     """
 
     is_silent = False
