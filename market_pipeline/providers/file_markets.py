@@ -92,11 +92,8 @@ def settle_facts(
 ) -> tuple[str, str, str | None]:
     """Return calendar and quote of a file's market, and in a sentence what of them is assumed.
 
-    Args:
-        symbol: The market's.
-        told: What the table says of it; None: it does not name it.
-        dates: Of the file's rows, at 00:00 UTC.
-        place: The table's name, for the sentence.
+    ``told`` is what the table says of it; None: it does not name it. Dates are those of the file's
+    rows, at 00:00 UTC. ``place`` is the table's name, for the sentence.
     """
     known, read = told or MarketFacts(), read_symbol(symbol)
     weekends = None if read.is_certain or known.calendar else find_weekend_rule(dates)
@@ -116,12 +113,7 @@ def settle_facts(
 
 
 def read_market_facts(path: Path) -> dict[str, MarketFacts]:
-    """Return what a table says, by symbol.
-
-    Raises:
-        SettingError: Something in it cannot be meant; names the file, the line and the value.
-        OSError: It cannot be read.
-    """
+    """Return what a table says, by symbol; an error names the file, the line and the value."""
     facts: dict[str, MarketFacts] = {}
     lines: dict[str, int] = {}
     for line, cells in _iterate_rows(path):

@@ -42,10 +42,8 @@ def name_columns(
 ) -> dict[str, "pd.Series[Any]"]:
     """Return the known columns of a table by this project's names.
 
-    Args:
-        table: Any columns, in any order.
-        mapping: This project's name to the table's, for columns the spellings miss.
-        place: The file, for messages.
+    ``mapping`` is this project's name to the table's, for columns the spellings miss; ``place`` is
+    the file, for messages.
 
     Raises:
         PermanentProviderError: No time or no close column, some but not all of open, high and low,
@@ -92,10 +90,8 @@ def parse_times(column: "pd.Series[Any]", place: str) -> "pd.Series[pd.Timestamp
     """Return times in UTC, to the microsecond; a time without a zone is read as UTC.
 
     Epochs are understood by their size, ``yyyymmdd`` too. Whether ``1/4/1999`` begins with the
-    month is decided from the whole column, and refused when no value tells.
-
-    Raises:
-        PermanentProviderError: Not times, or outside the years 1850 to 2100.
+    month is decided from the whole column, and refused when no value tells. So are texts that are
+    no times, and years outside 1850 to 2100.
     """
     try:
         times = _parse_times(column, place)
@@ -147,11 +143,7 @@ def _reorder_dates(parts: pd.DataFrame, place: str) -> "pd.Series[str]":
 
 
 def parse_column(column: "pd.Series[Any]", place: str) -> "pd.Series[float]":
-    """Return numbers; an empty cell is NaN.
-
-    Raises:
-        PermanentProviderError: A cell is neither a number nor empty.
-    """
+    """Return numbers; an empty cell is NaN, and anything else a ``PermanentProviderError``."""
     if pd.api.types.is_bool_dtype(column.dtype):
         raise PermanentProviderError(NAME, f"{place}: column {column.name!r} holds no numbers")
     numbers = pd.to_numeric(column, errors="coerce")
@@ -165,11 +157,7 @@ def parse_column(column: "pd.Series[Any]", place: str) -> "pd.Series[float]":
 
 
 def detect_interval(times: "pd.Series[pd.Timestamp]", place: str) -> Interval:
-    """Return the bar length that the usual distance between times shows.
-
-    Raises:
-        PermanentProviderError: Neither an hour nor a day.
-    """
+    """Return the bar length that the usual distance between times shows: an hour or a day."""
     gaps = times.drop_duplicates().sort_values().diff().dropna()
     usual = gaps.median() if len(gaps) else pd.Timedelta(days=1)
     if usual == pd.Timedelta(hours=1):
@@ -190,20 +178,13 @@ def build_bars(
     zone: str = "",
     is_adjusted: bool = False,
 ) -> pd.DataFrame:
-    """Return the bar frame of a table, ordered by open_time, all rows marked provisional.
+    """Return the bar frame of one symbol's rows, ordered by open_time, all marked provisional.
 
-    Args:
-        table: One symbol's rows; rows without a close are left out, equal times are kept.
-        mapping: See :func:`name_columns`.
-        calendar: Gives a session's close.
-        interval: None: read off the distance between rows.
-        place: The file, for messages.
-        zone: Time zone of stamps that name none, and of the dates of those that do; empty: UTC,
-            and their own.
-        is_adjusted: Scale prices to the adjusted close, where there is one.
-
-    Raises:
-        PermanentProviderError: The table cannot be understood; the message says where.
+    Rows without a close are left out, equal times are kept. The calendar gives a session's close.
+    ``interval`` None is read off the distance between rows. ``zone`` is that of stamps that name
+    none, and of the dates of those that do; empty: UTC, and their own. ``is_adjusted`` scales
+    prices to the adjusted close, where there is one. A table that cannot be understood is a
+    ``PermanentProviderError``, which says where.
     """
     columns = name_columns(table, mapping, place)
     numbers = {
@@ -252,8 +233,7 @@ def _read_in_zone(
 ) -> "pd.Series[pd.Timestamp]":
     """Return times of which those without a zone were meant in one.
 
-    Raises:
-        PermanentProviderError: One does not exist there, or twice, and the others do not tell.
+    One that does not exist there, or twice while the others do not tell, is refused.
     """
     is_naive = _names_no_zone(texts)
     try:
