@@ -26,8 +26,7 @@ logger = logging.getLogger("market_pipeline.api")
 class ChildRuns:
     """The runs that this process started, and how each stands.
 
-    Args:
-        command: What runs one; options that name the run are added.
+    Options that name the run are added to the command that runs one.
     """
 
     def __init__(self, command: Sequence[str] = _COMMAND) -> None:

@@ -38,9 +38,8 @@ class _Watch:
 class RunWatcher:
     """The runs that have not ended yet and that a request waits for.
 
-    Args:
-        read_state: Tells how a run stands; may fail with a problem.
-        on_end: Called once, in a thread, when a watched run has ended and before waiters hear.
+    ``read_state`` may fail with a problem. ``on_end`` is called once, in a thread, when a watched
+    run has ended and before waiters hear.
     """
 
     def __init__(self, read_state: ReadState, on_end: OnEnd) -> None:
@@ -59,8 +58,7 @@ class RunWatcher:
     async def look(self, run_id: UUID) -> RunState | None:
         """Return how a run stands at the next look at it, which all who ask meanwhile share.
 
-        Raises:
-            ProblemError: Nobody could tell at that look.
+        The problem is raised of which nobody could tell at that look.
         """
         return await asyncio.shield(self._open(run_id).next_look)
 
@@ -104,19 +102,14 @@ class RunWatcher:
             else:
                 pause = POLL_SECONDS
                 if state is None or state.has_ended:
-                    return await self._end_watch(run_id, watch, state)
+                    if state is not None:
+                        await self._notify_followers(run_id, state)
+                    watch.next_look.set_result(state)
+                    return state
                 watch.last = state
                 watch.next_look.set_result(state)
             watch.expect_look()
             await asyncio.sleep(pause)
-
-    async def _end_watch(
-        self, run_id: UUID, watch: _Watch, state: RunState | None
-    ) -> RunState | None:
-        if state is not None:
-            await self._notify_followers(run_id, state)
-        watch.next_look.set_result(state)
-        return state
 
     async def _notify_followers(self, run_id: UUID, state: RunState) -> None:
         try:

@@ -1,7 +1,8 @@
 """Checks before every route: credentials, origin and size of a request; headers of the answer.
 
-It is a plain ASGI layer, because requests on the fast path pass it too. Not here: the form of
-errors (``problems``), the sign-in page (``pages.sign_in``).
+It is a plain ASGI layer, because requests on the fast path pass it too. The guard before Dagster's
+webserver shares what tells the site that a request is for from the site that sent it. Not here: the
+form of errors (``problems``), the sign-in page (``pages.sign_in``).
 """
 
 import asyncio
@@ -13,12 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from market_pipeline.api.configuration import Configuration
 from market_pipeline.api.credentials import holds_bearer, holds_session
 from market_pipeline.api.problems import build_problem
-from market_pipeline.api.sites import (
-    find_header,
-    has_two_hosts,
-    is_sent_by_another_site,
-    is_served,
-)
 
 Headers = list[tuple[bytes, bytes]]
 MAX_BODY_BYTES = 64 * 1024
@@ -27,6 +22,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Health is for those who watch, cron has a secret of its own, and one signs in with the token.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/api/cron", "/sign-in"})
 _FORM_PATHS = frozenset({"/sign-in"})
+_OTHER_SITES = frozenset({"cross-site", "same-site"})
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; form-action 'self'; "
@@ -67,25 +63,13 @@ class RequestGuard:
         await (refusal or self._app)(scope, receive, send)
 
     def _refuse(self, scope: Scope) -> Response | None:
+        advice = "this API does not serve: use 127.0.0.1 or localhost, or set API_ALLOWED_HOSTS"
         return (
-            self._refuse_host(scope)
+            refuse_host(scope, self._configuration.allowed_hosts, advice)
             or _refuse_origin(scope)
             or self._refuse_stranger(scope)
             or _refuse_content_type(scope)
         )
-
-    def _refuse_host(self, scope: Scope) -> Response | None:
-        headers: Headers = scope["headers"]
-        if has_two_hosts(headers):
-            detail = "the request has two Host headers: send one"
-            return build_problem(400, "Bad Request", detail, scope["path"])
-        if is_served(headers, self._configuration.allowed_hosts):
-            return None
-        detail = (
-            "the Host header names a host that this API does not serve: use 127.0.0.1 or "
-            "localhost, or set API_ALLOWED_HOSTS"
-        )
-        return build_problem(421, "Misdirected Request", detail, scope["path"])
 
     def _refuse_stranger(self, scope: Scope) -> Response | None:
         token = self._configuration.token
@@ -99,6 +83,44 @@ class RequestGuard:
         detail = "send `Authorization: Bearer` with API_TOKEN; in a browser sign in at /sign-in"
         challenge = {"WWW-Authenticate": 'Bearer realm="market-pipeline"'}
         return build_problem(401, "Unauthorized", detail, scope["path"], challenge)
+
+
+def find_header(headers: Headers, wanted: bytes) -> str:
+    """Return a header's value; "" when it is missing, and its first when it comes twice."""
+    for name, value in headers:
+        if name == wanted:
+            return value.decode("latin-1")
+    return ""
+
+
+def refuse_host(scope: Scope, allowed: frozenset[str], advice: str) -> Response | None:
+    """Refuse a request that is not for one of these hosts; where none is named, any is served.
+
+    ``advice`` ends the sentence on a host that the server does not serve.
+    """
+    headers: Headers = scope["headers"]
+    if sum(name == b"host" for name, _ in headers) > 1:
+        detail = "the request has two Host headers: send one"
+        return build_problem(400, "Bad Request", detail, scope["path"])
+    host = find_header(headers, b"host")
+    before, _, port = host.rpartition(":")
+    name = before if before and port.isdecimal() else host
+    if not allowed or name.lower() in allowed:
+        return None
+    detail = f"the Host header names a host that {advice}"
+    return build_problem(421, "Misdirected Request", detail, scope["path"])
+
+
+def has_foreign_origin(headers: Headers) -> bool:
+    """Tell whether a page of another site is named as the sender."""
+    origin = find_header(headers, b"origin")
+    host = find_header(headers, b"host")
+    return bool(origin) and origin.partition("://")[2].lower() != host.lower()
+
+
+def is_sent_by_another_site(headers: Headers) -> bool:
+    """Tell whether a browser says that another site's page, or a link there, sends this."""
+    return has_foreign_origin(headers) or find_header(headers, b"sec-fetch-site") in _OTHER_SITES
 
 
 def _refuse_origin(scope: Scope) -> Response | None:

@@ -9,12 +9,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from market_pipeline.api.problems import build_problem
-from market_pipeline.api.sites import (
+from market_pipeline.api.security import (
     find_header,
     has_foreign_origin,
-    has_two_hosts,
     is_sent_by_another_site,
-    is_served,
+    refuse_host,
 )
 
 _READING = frozenset({"GET", "HEAD"})
@@ -25,9 +24,7 @@ _POLICY_VIOLATION = 1008
 class WebserverGuard:
     """Refuses foreign hosts and origins, and GraphQL by anything but POST of JSON or a websocket.
 
-    Args:
-        app: Dagster's webserver.
-        allowed_hosts: Names it answers to, lower case, without port; empty: any.
+    Allowed hosts are the names it answers to, lower case, without port; none: any.
     """
 
     def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str]) -> None:
@@ -44,20 +41,12 @@ class WebserverGuard:
             await refusal(scope, receive, send)
 
     def _refuse(self, scope: Scope) -> Response | None:
-        return self._refuse_host(scope) or _refuse_origin(scope) or _refuse_query(scope)
-
-    def _refuse_host(self, scope: Scope) -> Response | None:
-        headers = scope["headers"]
-        if has_two_hosts(headers):
-            detail = "the request has two Host headers: send one"
-            return build_problem(400, "Bad Request", detail, scope["path"])
-        if is_served(headers, self._allowed):
-            return None
-        detail = (
-            "the Host header names a host that Dagster's webserver does not serve: use "
-            "127.0.0.1 or localhost, or let DAGSTER_UI_URL name it"
+        advice = (
+            "Dagster's webserver does not serve: use 127.0.0.1 or localhost, or let "
+            "DAGSTER_UI_URL name it"
         )
-        return build_problem(421, "Misdirected Request", detail, scope["path"])
+        refusal = refuse_host(scope, self._allowed, advice)
+        return refusal or _refuse_origin(scope) or _refuse_query(scope)
 
 
 def _refuse_origin(scope: Scope) -> Response | None:

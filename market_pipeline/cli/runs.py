@@ -13,7 +13,6 @@ from market_pipeline.domain.errors import PipelineError
 from market_pipeline.observability.logs import get_logger
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.console import Console
 
     from market_pipeline.cli.progress import RunDisplay
@@ -23,7 +22,6 @@ _SHOWN_RUNS = 20
 _SHOWN_MARKETS = 15
 _WORST = ("failed", "interrupted", "missing", "partial", "running", "ok")
 _NONE_YET = "no run has written anything yet: run `market-pipeline ingest`"
-_VERSIONS = ("first_version", "last_version")
 _COUNTS = (
     "received", "inserted", "updated", "unchanged", "revised", "derived_inserted",
     "derived_updated", "quarantined", "holes_left", "calls",
@@ -236,8 +234,8 @@ def _read_receipt(run_id: UUID, has_failed: bool) -> dict[str, Any]:
             "run_id": str(run_id),
             "outcome": "failed" if has_failed else run["outcome"],
             "error": run["error"],
-            "markets": _list_records(read_run_markets(connection, run_id)),
-            "tables": _list_records(read_run_tables(connection, run_id)),
+            "markets": read_run_markets(connection, run_id),
+            "tables": read_run_tables(connection, run_id),
         }
 
 
@@ -246,15 +244,3 @@ def _pick_columns(row: Mapping[Any, Any]) -> dict[str, object]:
     counts = {name: row[name] for name in _COUNTS}
     ends = {"final to": row["watermark_after"], "outcome": row["outcome"], "reason": row["reason"]}
     return {"symbol": row["symbol"], "provider": row["provider"], **counts, **ends}
-
-
-def _list_records(frame: "pd.DataFrame") -> list[dict[Any, Any]]:
-    """Return a frame's rows; what pandas holds as NaN or NaT is None, as JSON has it."""
-    whole = frame.astype(object).where(frame.notna(), None)
-    return [
-        {
-            name: int(cell) if name in _VERSIONS and cell is not None else cell
-            for name, cell in row.items()
-        }
-        for row in whole.to_dict("records")
-    ]

@@ -2,6 +2,9 @@
 
 import click
 
+# Requests in progress may end first.
+_DRAIN_SECONDS = 20
+_IDLE_SECONDS = 30
 _EPILOG = """\b
 Examples:
   market-pipeline serve
@@ -24,6 +27,24 @@ def serve(quiet: bool) -> None:
     configuration = read_configuration()
     if not quiet:
         click.echo(f"http://{configuration.host}:{configuration.port} (Ctrl-C ends it)")
-    from market_pipeline.api import server
+    import uvicorn
 
-    server.serve()
+    from market_pipeline.api.app import build_app
+    from market_pipeline.api.connections import ConnectionLimits, bound_connections
+    from market_pipeline.api.services import open_services
+
+    with open_services(configuration) as services:
+        uvicorn.run(
+            build_app(services),
+            host=configuration.host,
+            port=configuration.port,
+            http=bound_connections(ConnectionLimits()),
+            ws="none",
+            timeout_keep_alive=_IDLE_SECONDS,
+            timeout_graceful_shutdown=_DRAIN_SECONDS,
+            proxy_headers=False,
+            server_header=False,
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+        )

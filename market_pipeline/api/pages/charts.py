@@ -34,16 +34,9 @@ def build_market_chart(
 ) -> Chart | None:
     """Return candlesticks with volume, drawdown and realised volatility over one time axis.
 
-    Bars made of price points have no high and low: they are a line. Drawdown and volatility are of
-    final bars alone, as the statistics have them, and break where a bar is missing. None without
-    bars.
-
-    Args:
-        bars: In order of open_time.
-        interval: Their length.
-        market: Its ``market_id``, ``calendar`` and ``quote``.
-        issues: What withholds its statistics.
-        min_returns: As of the statistics.
+    Bars are in order of open_time. Bars made of price points have no high and low: they are a line.
+    Drawdown and volatility are of final bars alone, as the statistics have them, and break where a
+    bar is missing. Issues withhold volatility. None without bars.
     """
     if not bars:
         return None
@@ -89,7 +82,10 @@ def break_at_gaps(
 ) -> list[float | None]:
     """Return values in order, with None where a bar is missing between them."""
     times = read_microseconds(pd.Series(list(opens), dtype=UTC_DTYPE))
-    at, place = fill_gaps(calendars, interval, times)
+    return _fill_grid(*fill_gaps(calendars, interval, times), values)
+
+
+def _fill_grid(at: IntArray, place: IntArray, values: Iterable[float | None]) -> list[float | None]:
     filled: list[float | None] = [None] * len(at)
     for position, value in zip(place.tolist(), values, strict=True):
         filled[position] = value
@@ -134,9 +130,8 @@ def _line(
     **options: Any,
 ) -> Chart:
     """Return a line through values at some places of a grid; it breaks at the others."""
-    shown: list[float | None] = [None] * len(at)
-    for position, value in zip(place.tolist(), values.tolist(), strict=True):
-        shown[position] = value if isfinite(value) else None
+    finite = (value if isfinite(value) else None for value in values.tolist())
+    shown = _fill_grid(at, place, finite)
     return {
         "type": "scatter",
         "mode": "lines",

@@ -61,11 +61,8 @@ class Piece:
 
 def join_states(states: Sequence[str]) -> list[Piece]:
     """Return equal neighbours as one piece each."""
-    pieces: list[Piece] = []
-    for at, state in enumerate(states):
-        if pieces and pieces[-1].state == state:
-            last = pieces.pop()
-            pieces.append(Piece(state, last.start, last.length + 1))
-        else:
-            pieces.append(Piece(state, at, 1))
+    pieces, start = [], 0
+    for state, run in groupby(states):
+        pieces.append(Piece(state, start, len(list(run))))
+        start += pieces[-1].length
     return pieces

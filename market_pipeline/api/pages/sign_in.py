@@ -1,13 +1,14 @@
 """The sign-in page: takes API_TOKEN once and sets a cookie for the other pages."""
 
 import time
+from html import escape
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Query, Request
+from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from market_pipeline.api.credentials import COOKIE, SESSION_SECONDS, build_session, is_token
-from market_pipeline.api.services import Services, get_services
+from market_pipeline.api.services import ServicesNeeded
 
 router = APIRouter(include_in_schema=False)
 # Whole in itself: what a stranger gets to see loads nothing from behind the gate.
@@ -50,7 +51,7 @@ def show_sign_in(next_path: Annotated[str, Query(alias="next", max_length=500)] 
 async def sign_in(
     request: Request,
     token: Annotated[str, Form(max_length=1_024)],
-    services: Annotated[Services, Depends(get_services)],
+    services: ServicesNeeded,
     next_path: Annotated[str, Form(alias="next", max_length=500)] = "/",
 ) -> Response:
     """Give a browser that knows the token its cookie, and send it where it wanted to go."""
@@ -67,13 +68,9 @@ async def sign_in(
         return HTMLResponse(_render(next_path, "The token is wrong."), 401)
     answer = RedirectResponse(_keep_local(next_path), 303)
     session = build_session(expected, time.time())
+    is_tls = _came_by_tls(request)
     answer.set_cookie(
-        COOKIE,
-        session,
-        SESSION_SECONDS,
-        secure=_came_by_tls(request),
-        httponly=True,
-        samesite="strict",
+        COOKIE, session, SESSION_SECONDS, secure=is_tls, httponly=True, samesite="strict"
     )
     return answer
 
@@ -89,8 +86,6 @@ def _came_by_tls(request: Request) -> bool:
 
 
 def _render(next_path: str, message: str) -> str:
-    from html import escape
-
     return _PAGE.format(next=escape(_keep_local(next_path)), message=escape(message))
 
 

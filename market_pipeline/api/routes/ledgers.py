@@ -9,8 +9,9 @@ from fastapi.responses import Response
 
 from market_pipeline.api.media import OTHER_FORMATS, Origin, answer_table, choose_format
 from market_pipeline.api.models import CoverageTable, RunReceipt, RunTable
-from market_pipeline.api.params import Format, ServicesNeeded
+from market_pipeline.api.params import Format
 from market_pipeline.api.problems import ProblemError, describe_problems
+from market_pipeline.api.services import ServicesNeeded
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.encoding import encode_json, list_records
 from market_pipeline.readers.opening import open_snapshot
@@ -102,11 +103,9 @@ def tell_run(services: ServicesNeeded, run_id: UUID) -> Response:
         if run is None:
             detail = f"run {run_id} has no receipt: GET /api/runs lists the receipts"
             raise ProblemError(404, "Not Found", detail)
-        markets = read_run_markets(connection, run_id)
+        markets = list_records(pd.DataFrame(read_run_markets(connection, run_id)))
         tables = read_run_tables(connection, run_id)
         origin = Origin(dataset_version=read_newest_version(connection) or None)
     link = f"{services.configuration.dagster_url}/runs/{run_id}"
-    receipt = {
-        **run, "link": link, "markets": list_records(markets), "tables": list_records(tables),
-    }  # fmt: skip
+    receipt = {**run, "link": link, "markets": markets, "tables": tables}
     return Response(encode_json(receipt), headers=origin.headers, media_type="application/json")

@@ -186,12 +186,10 @@ def read_fetched_markets(connection: Connection, run_id: UUID | None) -> list[Ro
     return fetch(connection, _MARKETS, run_id=run_id, count=None)
 
 
-def read_run_markets(connection: Connection, run_id: UUID) -> pd.DataFrame:
+def read_run_markets(connection: Connection, run_id: UUID) -> list[Row]:
     """Return a run's receipt by market; markets that were asked for without one come last."""
-    found = pd.DataFrame(read_fetched_markets(connection, run_id), columns=_MARKET_COLUMNS)
-    absent = read_absent_markets(connection, run_id)
-    rows = pd.DataFrame(absent, columns=_MARKET_COLUMNS, dtype=object)
-    return pd.concat([found.astype(object), rows], ignore_index=True) if absent else found
+    rows = [*read_fetched_markets(connection, run_id), *read_absent_markets(connection, run_id)]
+    return [{name: row.get(name) for name in _MARKET_COLUMNS} for row in rows]
 
 
 def read_worst_markets(connection: Connection, run_id: UUID, count: int) -> list[Row]:
@@ -207,7 +205,7 @@ def count_received(connection: Connection, run_id: UUID) -> int:
     return int(connection.execute(query).scalar_one())
 
 
-def read_run_tables(connection: Connection, run_id: UUID) -> pd.DataFrame:
+def read_run_tables(connection: Connection, run_id: UUID) -> list[Row]:
     """Return a run's receipt by table."""
     receipt = ingestion_run_table.c
     query = (
@@ -215,7 +213,7 @@ def read_run_tables(connection: Connection, run_id: UUID) -> pd.DataFrame:
         .where(receipt.run_id == run_id)
         .order_by(receipt.table_name)
     )
-    return read_frame(connection, query)
+    return fetch(connection, query)
 
 
 def read_requests(
