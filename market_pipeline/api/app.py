@@ -70,8 +70,9 @@ async def _live(app: FastAPI) -> AsyncIterator[None]:
 def _describe_api(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI description; its problems are those that are answered."""
     if app.openapi_schema is None:
-        about = {"title": app.title, "version": app.version, "summary": app.summary}
-        described = get_openapi(**about, routes=app.routes)
+        described = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, routes=app.routes
+        )
         schemas = described.setdefault("components", {}).setdefault("schemas", {})
         schemas["Problem"] = Problem.model_json_schema()
         schemas.pop("HTTPValidationError", None)

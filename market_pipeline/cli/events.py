@@ -1,5 +1,6 @@
 """``market-pipeline events``: restated history and suspected splits, and decisions about them."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -65,8 +66,6 @@ def confirm(event_id: int, yes: bool) -> None:
 
     Their old values stay readable as revisions. Weeks follow; statistics do with the next run.
     """
-    from datetime import UTC, datetime
-
     from market_pipeline.ingestion.deciding import confirm_split, preview_split
 
     with open_database() as engine:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import click
 
-from market_pipeline.cli.options import PROVIDER, SYMBOLS, check_with, parse_time
+from market_pipeline.cli.options import PROVIDER, SYMBOLS, check_with, keep_given, parse_time
 from market_pipeline.cli.runs import show_causes, show_run
 from market_pipeline.cli.show import AS_JSON
 from market_pipeline.domain.triggers import TRIGGERS
@@ -64,9 +64,8 @@ def ingest(
     """
     from market_pipeline.cli.progress import display_run
 
-    given = {name: value for name, value in options.items() if value is not None}
     with display_run() as display:
-        finished = _run(given, run_id, trigger, display)
+        finished = _run(keep_given(options), run_id, trigger, display)
     outcome = show_run(finished.run_id, as_json, has_failed=not finished.succeeded)
     show_causes(finished.causes)
     ctx.exit(EXIT_CODES.get(outcome or "", EXIT_FAILED))

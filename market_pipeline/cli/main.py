@@ -17,9 +17,8 @@ from market_pipeline.cli.markets import markets
 from market_pipeline.cli.plan import backfill, coverage, plan
 from market_pipeline.cli.quarantine import quarantine
 from market_pipeline.cli.runs import runs
-from market_pipeline.cli.serve import serve
 from market_pipeline.cli.show import providers
-from market_pipeline.cli.web import dagster_dev, web
+from market_pipeline.cli.web import dagster_dev, serve, web
 from market_pipeline.cli.why import diff, why
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.observability.logs import configure_logs

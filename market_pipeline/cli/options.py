@@ -1,6 +1,7 @@
 """Options that several commands share, checked as they are read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
@@ -45,12 +46,15 @@ def _make_symbols_option(told: str) -> Callable[[Callable[..., object]], Callabl
     return click.option("--symbols", metavar="LIST", callback=check_with(_parse_symbols), help=told)
 
 
-def check_span(history_from: str | None, history_to: str | None) -> None:
-    """Make sure that --from comes before --to, where they were given.
+def keep_given(options: Mapping[str, object]) -> dict[str, Any]:
+    """Return the options that were given, whose span of history makes sense."""
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    check_span(given.get("history_from"), given.get("history_to"))
+    return given
 
-    Raises:
-        SettingError: Names both.
-    """
+
+def check_span(history_from: str | None, history_to: str | None) -> None:
+    """Make sure that --from comes before --to, where they were given."""
     if history_to and not history_from:
         raise SettingError(f"--to {history_to}: say --from as well")
     if history_from and history_to and history_from >= history_to:

@@ -1,6 +1,7 @@
 """``market-pipeline quarantine``: list, replay or discard impossible rows."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -101,8 +102,6 @@ def replay(ctx: click.Context, row_ids: Sequence[int], is_all: bool) -> None:
 
     A row that contradicts a stored bar is still bad. Weeks follow; statistics do with the next run.
     """
-    from datetime import UTC, datetime
-
     from market_pipeline.ingestion.quarantine import replay_rows
 
     if is_all == bool(row_ids):
@@ -122,8 +121,6 @@ def replay(ctx: click.Context, row_ids: Sequence[int], is_all: bool) -> None:
 @_ROW_IDS
 def discard(row_ids: Sequence[int]) -> None:
     """Dismiss rows for good: they are counted when they come again, and no longer listed."""
-    from datetime import UTC, datetime
-
     from market_pipeline.ingestion.quarantine import discard_rows
 
     if not row_ids:
@@ -138,13 +135,12 @@ def _describe_rows(rows: "pd.DataFrame") -> list[dict[str, Any]]:
     whole = rows.drop(columns="market_id").astype(object)
     whole = whole.where(whole.notna(), None)
     return [
-        {str(name): _write_cell(cell) for name, cell in row.items()}
+        {
+            str(name): cell if isinstance(cell, dict | int | None) else str(cell)
+            for name, cell in row.items()
+        }
         for row in whole.to_dict("records")
     ]
-
-
-def _write_cell(cell: Any) -> Any:
-    return cell if isinstance(cell, dict | int | None) else str(cell)
 
 
 def _shorten_row(row: Mapping[str, Any]) -> dict[str, Any]:

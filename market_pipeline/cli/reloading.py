@@ -1,7 +1,6 @@
 """The work of ``market-pipeline markets reload``: the preview and the reload."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from sqlalchemy import Engine
 from market_pipeline.cli.ingest import EXIT_CODES, EXIT_FAILED
 from market_pipeline.cli.plan import show_older
 from market_pipeline.cli.progress import show_progress
+from market_pipeline.cli.run import run_job
 from market_pipeline.cli.runs import show_causes, show_run, tell
 from market_pipeline.cli.show import print_json, print_rows
 from market_pipeline.domain.errors import PipelineError
@@ -36,13 +36,14 @@ from market_pipeline.storage.coverage.listings import list_older
 from market_pipeline.storage.markets.admin import dump_market
 from market_pipeline.storage.runs.budget import read_budget_limits
 
+_OUT_OF_REACH = "Nothing can be read again: the provider does not reach back that far."
+
 
 def preview_reload(
     engine: Engine, market_id: int, name: str, asked_at: datetime, as_json: bool
 ) -> None:
     """Print what a reload would ask for, what it cannot get, and what a sample would change."""
-    route, request = _find_route(name, asked_at)
-    plan = _plan(engine, route, market_id, request)
+    _, _, plan = _plan(engine, market_id, name, asked_at)
     sample = sample_changes(engine, plan, asked_at)
     estimate = _estimate(plan)
     told = {
@@ -65,19 +66,16 @@ def _show_preview(told: dict[str, Any], name: str, *, has_requests: bool) -> Non
     print_rows("The provider's description of the market", told["facts"])
     print_rows("A sample: the newest of these bars, as the provider sends them now", told["sample"])
     if not has_requests:
-        click.echo("Nothing can be read again: the provider does not reach back that far.")
+        click.echo(_OUT_OF_REACH)
         return
     click.echo(f"Nothing was changed. To do it: market-pipeline markets reload {name} --yes")
 
 
 def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as_json: bool) -> int:
     """Dump a market, read it again, compute its statistics, and return the exit code."""
-    route, request = _find_route(name, asked_at)
-    plan = _plan(engine, route, market_id, request)
+    route, request, plan = _plan(engine, market_id, name, asked_at)
     if not plan.requests:
-        click.echo(
-            "Nothing can be read again: the provider does not reach back that far.", err=True
-        )
+        click.echo(_OUT_OF_REACH, err=True)
         return EXIT_FAILED
     file = _name_dump(name, asked_at)
     size = dump_market(engine, market_id, file)
@@ -85,7 +83,9 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
     run = Run(uuid4(), TRIGGER, asked_at, _cover(request, plan))
     with show_progress(run.run_id, sum(fetch.bars for fetch in plan.requests)):
         _reload(engine, run, route, market_id)
-    causes = _compute_statistics(route)
+    market = route[1]
+    options = {"symbols": [market.symbol], "provider": market.provider}
+    causes = run_job("statistics", options).causes
     outcome = show_run(run.run_id, as_json, has_failed=bool(causes))
     show_causes(causes)
     with engine.connect() as connection:
@@ -109,21 +109,19 @@ def _reload(engine: Engine, run: Run, route: Route, market_id: int) -> None:
             close_run(connection, run.run_id, error)
 
 
-def _find_route(name: str, asked_at: datetime) -> tuple[Route, Request]:
-    """Return the market as its provider describes it now.
+def _plan(
+    engine: Engine, market_id: int, name: str, asked_at: datetime
+) -> tuple[Route, Request, ReloadPlan]:
+    """Return the market as its provider describes it now, and what is to be read again of it.
 
     Raises:
-        MarketNotServedError: It does not serve it any more, or lacks a setting.
+        MarketNotServedError: The provider does not serve it any more, or lacks a setting.
     """
     provider, _, symbol = name.partition(":")
     request = build_request(asked_at, [symbol], provider)
     [route] = route_markets([symbol], [provider], os.environ)
-    return route, request
-
-
-def _plan(engine: Engine, route: Route, market_id: int, request: Request) -> ReloadPlan:
     with engine.connect() as connection:
-        return plan_market_reload(connection, route, market_id, request)
+        return route, request, plan_market_reload(connection, route, market_id, request)
 
 
 def _estimate(plan: ReloadPlan) -> ProviderEstimate:
@@ -150,10 +148,3 @@ def _cover(request: Request, plan: ReloadPlan) -> Request:
 def _name_dump(name: str, asked_at: datetime) -> Path:
     safe = quote(name, safe="").replace("%3A", "_")
     return find_state_dir() / "reloads" / f"{safe}_{asked_at:%Y%m%dT%H%M%S}.sql.gz"
-
-
-def _compute_statistics(route: Route) -> Sequence[str]:
-    from market_pipeline.cli.run import run_job
-
-    options = {"symbols": [route[1].symbol], "provider": route[1].provider}
-    return run_job("statistics", options).causes

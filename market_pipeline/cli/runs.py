@@ -98,10 +98,7 @@ def _read_last_run_id() -> UUID:
 def show_run(run_id: UUID, as_json: bool, has_failed: bool = False) -> str | None:
     """Print a run's receipt, and return its outcome: None when there is no receipt.
 
-    Args:
-        run_id: The run.
-        as_json: One JSON object on stdout instead of tables.
-        has_failed: A step failed, which the receipt of what landed before need not know.
+    ``has_failed``: a step failed, which the receipt of what landed before need not know.
     """
     receipt = _read_receipt(run_id, has_failed)
     if as_json:
@@ -144,26 +141,20 @@ def show_causes(causes: Sequence[str]) -> None:
 def print_summary(receipt: Mapping[str, Any], console: "Console", has_failed: bool = False) -> None:
     """Print a receipt for people, in the width of their terminal: what went wrong comes first.
 
-    Args:
-        receipt: As --json prints it.
-        console: Where to.
-        has_failed: The command says the causes itself, after the summary.
+    ``has_failed``: the command says the causes itself, after the summary.
     """
     from rich.text import Text
 
     markets = sorted(receipt["markets"], key=_rank)
     if markets:
-        console.print(_build_table(markets[:_SHOWN_MARKETS], _has_one_provider(markets)))
+        has_one_provider = len({row["provider"] for row in markets if row["provider"]}) == 1
+        console.print(_build_table(markets[:_SHOWN_MARKETS], has_one_provider))
     for line in (*_list_reasons(receipt, markets), *_list_ends(receipt, markets, has_failed)):
         console.print(Text(line))
 
 
 def _rank(row: Mapping[str, Any]) -> int:
     return _WORST.index(row["outcome"]) if row["outcome"] in _WORST else 0
-
-
-def _has_one_provider(markets: Sequence[Mapping[str, Any]]) -> bool:
-    return len({row["provider"] for row in markets if row["provider"]}) == 1
 
 
 def _build_table(markets: Sequence[Mapping[str, Any]], is_short: bool) -> Any:

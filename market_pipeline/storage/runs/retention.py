@@ -12,7 +12,6 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
-    Connection,
     Engine,
     Select,
     Table,
@@ -64,12 +63,14 @@ def prune(engine: Engine, now: datetime) -> PrunedCounts:
 
 
 @allow("bulk")
-def count_prunable(connection: Connection, now: datetime) -> PrunedCounts:
+def count_prunable(engine: Engine, now: datetime) -> PrunedCounts:
     """Return what :func:`prune` would remove."""
-    counts = [
-        connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
-        for query in (_find_receipts(now), _find_snapshots(now), _find_alerts(now))
-    ]
+    doomed = (_find_receipts(now), _find_snapshots(now), _find_alerts(now))
+    with engine.connect() as connection:
+        counts = [
+            connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
+            for query in doomed
+        ]
     return PrunedCounts(*counts)
 
 
