@@ -81,7 +81,9 @@ class Receiver:
     def send(self, message_id: str, body: Mapping[str, Any]) -> Sent:
         """Send a message once; takes seconds, and raises nothing that a network can cause."""
         if self.address.startswith(_WEB):
-            return _send_web(self.address, message_id, encode(body))
+            content = encode(body)
+            headers = _sign(message_id, content, datetime.now(UTC), read_keys())
+            return _send_request("POST", self.address, content, headers)
         return _send_chat(self.address, body)
 
 
@@ -164,13 +166,14 @@ def read_keys() -> list[bytes]:
 
 
 def _sign(message_id: str, body: bytes, now: datetime, keys: list[bytes]) -> dict[str, str]:
-    """Return the headers by which a receiver verifies who sent a message, and when (UTC).
+    """Return the headers of a message, by which a receiver verifies who sent it, and when (UTC).
 
     The id is the same at every try. Each key signs, so that one can be changed without a gap.
     """
     moment = str(int(now.timestamp()))
     signed = b".".join((message_id.encode(), moment.encode(), body))
     headers = {"webhook-id": message_id, "webhook-timestamp": moment}
+    headers["content-type"] = "application/json"
     if keys:
         made = (base64.b64encode(hmac.digest(key, signed, hashlib.sha256)) for key in keys)
         headers["webhook-signature"] = " ".join(f"v1,{signature.decode()}" for signature in made)
@@ -188,11 +191,6 @@ def _decode_key(secret: str) -> bytes:
             f"{_MOST_KEY_BYTES} bytes, such as `echo whsec_$(openssl rand -base64 32)` prints"
         )
     return key
-
-
-def _send_web(address: str, message_id: str, body: bytes) -> Sent:
-    headers = _sign(message_id, body, datetime.now(UTC), read_keys())
-    return _send_request("POST", address, body, {"content-type": "application/json", **headers})
 
 
 def _send_request(
@@ -253,12 +251,9 @@ def _read_result(answer: "httpx.Response") -> Sent:
         return Sent(is_ok=False, error=error, is_gone=True)
     if answer.is_redirect:
         return Sent(is_ok=False, error=f"{error}: redirects are not followed")
-    return Sent(is_ok=False, error=error, wait=_read_wait(answer.headers.get("retry-after")))
-
-
-def _read_wait(text: str | None) -> timedelta:
-    seconds = parse_retry_after(text, datetime.now(UTC)) or 0.0
-    return timedelta(seconds=min(seconds, LONGEST_WAIT.total_seconds()))
+    seconds = parse_retry_after(answer.headers.get("retry-after"), datetime.now(UTC)) or 0.0
+    wait = timedelta(seconds=min(seconds, LONGEST_WAIT.total_seconds()))
+    return Sent(is_ok=False, error=error, wait=wait)
 
 
 def _send_chat(address: str, body: Mapping[str, Any]) -> Sent:

@@ -129,10 +129,7 @@ def _read_receipt(
         "outcome": run["outcome"] if run else None,
         "error": run["error"] if run else None,
         "markets": [{name: row[name] for name in _MARKET_FIELDS} for row in markets],
-        "tables": {
-            row["table_name"]: {name: row[name] for name in ("inserted", "updated", "unchanged")}
-            for row in read_run_tables(connection, run_id)
-        },
+        "tables": {row.pop("table_name"): row for row in read_run_tables(connection, run_id)},
     }
 
 

@@ -111,7 +111,9 @@ def install_problems(app: FastAPI, show: Show) -> None:
         ProblemError: lambda error, _: error,
         HTTPException: _describe_http,
         RequestValidationError: _describe_invalid,
-        IncompleteHistoryError: _describe_incomplete,
+        IncompleteHistoryError: lambda error, _: ProblemError(
+            409, "Incomplete History", str(error), missing=error.missing, commands=error.commands
+        ),
         PipelineError: _describe_pipeline,
         DBAPIError: _describe_database,
         PoolTimeoutError: _describe_database,
@@ -161,11 +163,6 @@ def _describe_pipeline(error: PipelineError, path: str) -> ProblemError:
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return _describe_fault(error, path)
     return ProblemError(status, HTTPStatus(status).phrase, str(error))
-
-
-def _describe_incomplete(error: IncompleteHistoryError, _: str) -> ProblemError:
-    missing, commands = error.missing, error.commands
-    return ProblemError(409, "Incomplete History", str(error), missing=missing, commands=commands)
 
 
 def _describe_database(error: Exception, path: str) -> ProblemError:

@@ -106,10 +106,11 @@ class RedisStore:
         """Drop the entries whose keys match, a thousand keys looked at in one step."""
         dropped, ends = 0, time.monotonic() + _SCAN_SECONDS
         matches = compile_pattern(pattern).fullmatch
+        escaped = re.sub(r"([?\[\]\\^])", r"\\\1", pattern)
         with _translate():
             cursor = 0
             while True:
-                cursor, seen = self._client.scan(cursor, match=f"{_escape(pattern)}*", count=1_000)
+                cursor, seen = self._client.scan(cursor, match=f"{escaped}*", count=1_000)
                 keys = [key for key in seen if matches(key.decode(errors="replace"))]
                 dropped += int(self._client.unlink(*keys)) if keys else 0
                 if cursor == 0:
@@ -196,10 +197,6 @@ def _is_json(body: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _escape(pattern: str) -> str:
-    return re.sub(r"([?\[\]\\^])", r"\\\1", pattern)
 
 
 def _batch(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

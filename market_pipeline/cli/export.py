@@ -79,6 +79,7 @@ def export(
     """
     from market_pipeline.cli.database import open_database
     from market_pipeline.readers.opening import open_snapshot
+    from market_pipeline.readers.resolve import find_markets, read_all_markets
 
     if as_of is not None and version is not None:
         raise SettingError("--as-of and --version exclude each other: give one of them")
@@ -92,7 +93,8 @@ def export(
         raise SettingError(f"--out {str(folder)!r}: {cause}") from None
     span = (history_from or _BEGINNING, history_to or datetime.now(UTC).isoformat())
     with open_database() as engine, open_snapshot(engine) as connection:
-        names = _choose(connection, symbols)
+        found = find_markets(connection, symbols) if symbols else read_all_markets(connection)
+        names = [f"{market.provider}:{market.symbol}" for market in found.values()]
         question = {"as_of": as_of, "version": version}
         tasks = [(name, interval) for name in names for interval in intervals]
         for name, interval in tasks if require else ():
@@ -106,14 +108,6 @@ def export(
     click.echo(f"{rows:,} bars in {files} files in {folder}")
     if not files:
         raise SettingError("there are no such bars: `market-pipeline coverage` shows what is there")
-
-
-def _choose(connection: "Connection", symbols: list[str] | None) -> list[str]:
-    """Return the markets by their full names."""
-    from market_pipeline.readers.resolve import find_markets, read_all_markets
-
-    found = find_markets(connection, symbols) if symbols else read_all_markets(connection)
-    return [f"{market.provider}:{market.symbol}" for market in found.values()]
 
 
 def _read_bars(

@@ -80,19 +80,14 @@ def init() -> None:
     from dotenv import set_key
 
     file, home = Path.cwd() / ".env", find_project_dir()
-    for name in _list_missing(home):
-        shutil.copy(_PROJECT_FILES / name, home)
-        click.echo(f"Wrote {home / name}")
+    for brought in sorted(_PROJECT_FILES.glob("*.yaml")):  # A wheel has them; a checkout is one.
+        if not (home / brought.name).exists():
+            shutil.copy(brought, home)
+            click.echo(f"Wrote {home / brought.name}")
     file.touch(mode=0o600)
     # Resolved, because the library would put a file in the place of a link.
     set_key(file.resolve(), "DAGSTER_HOME", str(home), quote_mode="auto")
     click.echo(f"DAGSTER_HOME in {file.name} is {home}")
-
-
-def _list_missing(home: Path) -> list[str]:
-    """Return which of the files that a wheel brings are missing; a checkout has them itself."""
-    brought = _PROJECT_FILES.glob("*.yaml")
-    return sorted(file.name for file in brought if not (home / file.name).exists())
 
 
 for command in (

@@ -60,13 +60,9 @@ def list_rows(symbols: list[str] | None, status: str, limit: int, as_json: bool)
         # One more than is shown tells whether there are more.
         rows = read_quarantine(connection, market_ids=of, status=chosen, limit=limit + 1)
     shown = _describe_rows(rows.iloc[:limit])
-    if as_json:
-        print_json(shown)
-        return
-    print_rows("Quarantine", [_shorten_row(row) for row in shown])
-    if rows.empty:
-        click.echo("No such rows in the quarantine")
-    elif len(rows) > limit:
+    listed = shown if as_json else [_shorten_row(row) for row in shown]
+    print_rows("Quarantine", listed, as_json, if_none="No such rows in the quarantine")
+    if len(rows) > limit and not as_json:
         click.echo(f"There are more than {limit}: --limit shows more", err=True)
 
 

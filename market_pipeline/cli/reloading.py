@@ -3,7 +3,6 @@
 import os
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -77,7 +76,8 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
     if not plan.requests:
         click.echo(_OUT_OF_REACH, err=True)
         return EXIT_FAILED
-    file = _name_dump(name, asked_at)
+    safe = quote(name, safe="").replace("%3A", "_")
+    file = find_state_dir() / "reloads" / f"{safe}_{asked_at:%Y%m%dT%H%M%S}.sql.gz"
     size = dump_market(engine, market_id, file)
     tell(f"Dumped the market to {file} ({size / 1e6:,.1f} MB)")
     run = Run(uuid4(), TRIGGER, asked_at, _cover(request, plan))
@@ -143,8 +143,3 @@ def _cover(request: Request, plan: ReloadPlan) -> Request:
     start = min(fetch.window.start for fetch in plan.requests)
     end = max(fetch.window.end for fetch in plan.requests)
     return replace(request, window=replace(request.window, start=start, end=end))
-
-
-def _name_dump(name: str, asked_at: datetime) -> Path:
-    safe = quote(name, safe="").replace("%3A", "_")
-    return find_state_dir() / "reloads" / f"{safe}_{asked_at:%Y%m%dT%H%M%S}.sql.gz"

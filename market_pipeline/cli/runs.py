@@ -145,16 +145,13 @@ def print_summary(receipt: Mapping[str, Any], console: "Console", has_failed: bo
     """
     from rich.text import Text
 
-    markets = sorted(receipt["markets"], key=_rank)
+    ranks = {outcome: rank for rank, outcome in enumerate(_WORST)}
+    markets = sorted(receipt["markets"], key=lambda row: ranks.get(row["outcome"], 0))
     if markets:
         has_one_provider = len({row["provider"] for row in markets if row["provider"]}) == 1
         console.print(_build_table(markets[:_SHOWN_MARKETS], has_one_provider))
     for line in (*_list_reasons(receipt, markets), *_list_ends(receipt, markets, has_failed)):
         console.print(Text(line))
-
-
-def _rank(row: Mapping[str, Any]) -> int:
-    return _WORST.index(row["outcome"]) if row["outcome"] in _WORST else 0
 
 
 def _build_table(markets: Sequence[Mapping[str, Any]], is_short: bool) -> Any:
@@ -167,15 +164,12 @@ def _build_table(markets: Sequence[Mapping[str, Any]], is_short: bool) -> Any:
     for name in ("final to", "result"):
         table.add_column(name, no_wrap=True)
     for row in markets:
-        table.add_row(*map(format_cell, _pick_cells(row, is_short)))
+        name = row["symbol"] if is_short else _name_market(row)
+        new = _add(row, "inserted", "derived_inserted")
+        changed = _add(row, "updated", "derived_updated", "revised")
+        cells = (name, new, changed, row["holes_left"], row["watermark_after"], row["outcome"])
+        table.add_row(*map(format_cell, cells))
     return table
-
-
-def _pick_cells(row: Mapping[str, Any], is_short: bool) -> tuple[object, ...]:
-    name = row["symbol"] if is_short else _name_market(row)
-    new = _add(row, "inserted", "derived_inserted")
-    changed = _add(row, "updated", "derived_updated", "revised")
-    return name, new, changed, row["holes_left"], row["watermark_after"], row["outcome"]
 
 
 def _name_market(row: Mapping[str, Any]) -> str:

@@ -47,15 +47,19 @@ def print_rows(
     rows: Sequence[Mapping[Any, Any]],
     as_json: bool = False,
     console: "Console | None" = None,
+    if_none: str = "",
 ) -> None:
     """Print rows as a table with the first row's keys as its head, or as a JSON array.
 
-    A table that is wider than its terminal is printed without the columns that hold nothing.
+    Where there are none, a table is nothing, or what ``if_none`` says. A table that is wider than
+    its terminal is printed without the columns that hold nothing.
     """
     if as_json:
         print_json(rows)
         return
     if not rows:
+        if if_none:
+            click.echo(if_none)
         return
     from rich.console import Console
 

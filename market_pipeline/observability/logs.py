@@ -133,7 +133,9 @@ class LineHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
         These are for developers: a log has them, a terminal does not.
         """
-        is_runs = record.name.startswith(ROOM) and _is_taken_over()
+        handlers = logging.getLogger(ROOM).handlers
+        is_taken_over = any(type(handler).__name__ == "DagsterLogHandler" for handler in handlers)
+        is_runs = record.name.startswith(ROOM) and is_taken_over
         is_code = record.name == "py.warnings" and self._for_people
         return not is_runs and not is_code and bool(super().filter(record))
 
@@ -204,11 +206,6 @@ def _describe_run(about: Mapping[str, Any]) -> dict[str, Any]:
     happened = about.get("dagster_event")
     error = getattr(getattr(happened, "event_specific_data", None), "error", None)
     return {**found, **({"error": error.to_string()} if error is not None else {})}
-
-
-def _is_taken_over() -> bool:
-    handlers = logging.getLogger(ROOM).handlers
-    return any(type(handler).__name__ == "DagsterLogHandler" for handler in handlers)
 
 
 def _write_for_people(line: Mapping[str, Any]) -> str:

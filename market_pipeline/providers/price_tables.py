@@ -49,8 +49,8 @@ def name_columns(
         PermanentProviderError: No time or no close column, some but not all of open, high and low,
             or a mapped column that is not there.
     """
-    known = {_simplify(str(name)): str(name) for name in reversed(table.columns)}
     table = table.set_axis([str(name) for name in table.columns], axis=1)
+    known = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(table.columns)}
     table = table.loc[:, ~table.columns.duplicated()]
     found: dict[str, pd.Series[Any]] = {}
     for name, spellings in SPELLINGS.items():
@@ -61,10 +61,6 @@ def name_columns(
             found[name] = table[actual]
     _require_columns(found, place, table)
     return found
-
-
-def _simplify(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _require_columns(found: Mapping[str, object], place: str, table: pd.DataFrame) -> None:

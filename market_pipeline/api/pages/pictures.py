@@ -40,14 +40,11 @@ def draw_line(
     rise = known[-1] - known[0]
     direction = "up" if rise > 0 else "down" if rise < 0 else "flat"
     end = next(place for place in reversed(places) if place is not None)
-    return Polyline(_join_places(places), end, width, height, direction)
-
-
-def _join_places(places: Sequence[tuple[float, float] | None]) -> tuple[str, ...]:
-    """Return runs of places as points of lines; a single place is a line of its own."""
     runs = [list(run) for is_gap, run in groupby(places, lambda place: place is None) if not is_gap]
+    # A single place is a line of its own.
     doubled = [run * 2 if len(run) == 1 else run for run in runs]
-    return tuple(" ".join(f"{x},{y}" for x, y in filter(None, run)) for run in doubled)
+    parts = tuple(" ".join(f"{x},{y}" for x, y in filter(None, run)) for run in doubled)
+    return Polyline(parts, end, width, height, direction)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,12 +35,14 @@ _STATE = text(f"""
 """)
 
 
+def _lock_open(connection: Connection, *conditions: Any) -> Sequence[Row[Any]]:
+    query = select(alert).where(alert.c.resolved_at.is_(None), *conditions)
+    return connection.execute(query.order_by(alert.c.fingerprint).with_for_update()).all()
+
+
 def find_open(connection: Connection, fingerprints: Collection[str]) -> dict[str, Row[Any]]:
     """Return the open alerts of some fingerprints, locked until the transaction ends."""
-    query = select(alert).where(
-        alert.c.resolved_at.is_(None), alert.c.fingerprint.in_(sorted(fingerprints))
-    )
-    found = connection.execute(query.order_by(alert.c.fingerprint).with_for_update())
+    found = _lock_open(connection, alert.c.fingerprint.in_(sorted(fingerprints)))
     return {row.fingerprint: row for row in found}
 
 
@@ -88,10 +90,8 @@ def clear_silent(
 
 def find_open_kinds(connection: Connection, kinds: Collection[str]) -> Sequence[Row[Any]]:
     """Return the open alerts of some kinds whose cause is not gone, locked."""
-    query = select(alert).where(
-        alert.c.resolved_at.is_(None), alert.c.cleared_at.is_(None), alert.c.kind.in_(sorted(kinds))
-    )
-    return connection.execute(query.order_by(alert.c.fingerprint).with_for_update()).all()
+    is_kind = alert.c.kind.in_(sorted(kinds))
+    return _lock_open(connection, alert.c.cleared_at.is_(None), is_kind)
 
 
 def has_alert_of_run(connection: Connection, run_id: UUID, severities: Collection[str]) -> bool:

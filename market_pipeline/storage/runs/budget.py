@@ -92,7 +92,9 @@ class DatabaseRateLimiter:
         """Count a call and return zero, or return how long to wait before trying again."""
         with _open_account(self.engine, provider, limit, self.period) as (connection, account):
             if used_up := find_exhausted_quota(account, limit):
-                raise TransientProviderError(provider, _explain_quota(*used_up))
+                quota, resets_at = used_up
+                said = f"the budget of {quota} is used up; it begins anew at {_show(resets_at)}"
+                raise TransientProviderError(provider, said)
             if wait := find_wait(account, limit, self.period):
                 if wait > patience:
                     raise TransientProviderError(provider, _explain_wait(account, limit, wait))
@@ -175,10 +177,6 @@ def _store(connection: Connection, provider: str, values: Mapping[str, object]) 
     connection.execute(
         update(provider_budget).where(provider_budget.c.provider == provider).values(values)
     )
-
-
-def _explain_quota(quota: str, resets_at: datetime) -> str:
-    return f"the budget of {quota} is used up; it begins anew at {_show(resets_at)}"
 
 
 def _explain_wait(account: Account, limit: BudgetLimit, wait: timedelta) -> str:

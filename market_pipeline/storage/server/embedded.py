@@ -26,7 +26,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +131,11 @@ def _start(state: Path, pg_bin: Path | None, linger_seconds: float) -> str:
     if known and known.place.is_serving():
         return known.place.url
     place = find_place(state)
-    membership = known or _join(place)
+    # A keeper that is stopping its server is waited for.
+    lock = place.home / "clients.lock"
+    membership = known or _Membership(
+        place, _take_lock(lock, fcntl.LOCK_SH, "the previous server to stop", place)
+    )
     try:
         _ensure_serving(place, pg_bin, linger_seconds)
     except BaseException:
@@ -143,22 +146,13 @@ def _start(state: Path, pg_bin: Path | None, linger_seconds: float) -> str:
     return place.url
 
 
-def _join(place: ServerPlace) -> _Membership:
-    """Take the shared clients' lock; a keeper that is stopping its server is waited for."""
-    descriptor = open_lock(place.home / "clients.lock")
-    try:
-        _wait_for_lock(descriptor, fcntl.LOCK_SH, "the previous server to stop", place)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return _Membership(place, descriptor)
-
-
 def _ensure_serving(place: ServerPlace, pg_bin: Path | None, linger_seconds: float) -> None:
     """Return when the server answers queries, started or recovered if need be."""
     if place.is_serving() and _ask(place, ROLE) == "":
         return
-    with _hold_start_lock(place):
+    doing = "another process to start the server"
+    descriptor = _take_lock(place.home / "start.lock", fcntl.LOCK_EX, doing, place)
+    try:
         for _ in range(START_TRIES):
             log_begin = place.log.stat().st_size if place.log.exists() else 0
             if not is_locked(place.home / "keeper.lock"):
@@ -166,24 +160,20 @@ def _ensure_serving(place: ServerPlace, pg_bin: Path | None, linger_seconds: flo
             if _wait_until_ready(place):
                 return
         raise _failure(place, f"the server ended at once: {_read_log(place.log, log_begin)}")
-
-
-@contextlib.contextmanager
-def _hold_start_lock(place: ServerPlace) -> Iterator[None]:
-    descriptor = open_lock(place.home / "start.lock")
-    try:
-        _wait_for_lock(descriptor, fcntl.LOCK_EX, "another process to start the server", place)
-        yield
     finally:
         os.close(descriptor)
 
 
-def _wait_for_lock(descriptor: int, kind: int, doing: str, place: ServerPlace) -> None:
+def _take_lock(path: Path, kind: int, doing: str, place: ServerPlace) -> int:
+    """Return the descriptor of a lock, which is waited for."""
+    descriptor = open_lock(path)
     deadline = time.monotonic() + JOIN_DEADLINE_SECONDS
     while not try_lock(descriptor, kind):
         if time.monotonic() > deadline:
+            os.close(descriptor)
             raise _failure(place, f"waited {JOIN_DEADLINE_SECONDS:.0f} s for {doing}")
         time.sleep(POLL_SECONDS)
+    return descriptor
 
 
 def _failure(place: ServerPlace, problem: str) -> EmbeddedServerError:

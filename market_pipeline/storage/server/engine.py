@@ -105,7 +105,10 @@ def check_database(engine: Engine) -> None:
     try:
         with engine.connect() as connection:
             version, is_standby, is_read_only, pid = connection.execute(_QUESTION).one()
-            changes_sessions = _is_pooled(connection, pid) and _changes_sessions(connection, pid)
+            # A pooler tells clients numbers of its own.
+            driver: Any = connection.connection.dbapi_connection
+            is_pooled = driver.info.backend_pid != pid
+            changes_sessions = is_pooled and _changes_sessions(connection, pid)
     except DBAPIError as error:
         reason = describe_database_error(error, address)
         raise DatabaseUnreachableError(f"DATABASE_URL ({shown}) cannot be used: {reason}") from None
@@ -118,12 +121,6 @@ def check_database(engine: Engine) -> None:
     if is_standby or is_read_only:
         cure = "point it at the primary server" if is_standby else _CURE_READ_ONLY
         raise ReadOnlyDatabaseError(f"DATABASE_URL ({shown}) accepts no writes: {cure}")
-
-
-def _is_pooled(connection: Connection, pid: int) -> bool:
-    """Tell whether a pooler stands between: it tells clients numbers of its own."""
-    driver: Any = connection.connection.dbapi_connection
-    return bool(driver.info.backend_pid != pid)
 
 
 def _changes_sessions(connection: Connection, pid: int) -> bool:

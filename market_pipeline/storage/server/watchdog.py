@@ -148,14 +148,12 @@ class Watchdog:
         with self._lock:
             now = time.monotonic()
             for call in [late for late in self._calls if late.until <= now]:
-                call.shut(self._explain(call, now))
+                reason = f"PostgreSQL did not answer for {call.seconds:g} s"
+                if now < self._ends_until:
+                    reason = "PostgreSQL had not answered when this process was stopped"
+                call.shut(reason)
                 self._calls.discard(call)
             self._wakes_at = min((call.until for call in self._calls), default=float("inf"))
-
-    def _explain(self, call: _Call, now: float) -> str:
-        if now < self._ends_until:
-            return "PostgreSQL had not answered when this process was stopped"
-        return f"PostgreSQL did not answer for {call.seconds:g} s"
 
     def _wake(self) -> None:
         if self._thread is None:
