@@ -20,10 +20,6 @@ _RESULTS = {
     "comparisonsIngested": "market_comparison",
     "roiStatsIngested": "market_roi_statistic",
 }
-_MARKET_FIELDS = (
-    "symbol", "provider", "outcome", "reason", "inserted", "updated", "unchanged",
-    "derived_inserted", "derived_updated", "derived_unchanged",
-)  # fmt: skip
 
 
 class IngestResult(BaseModel):
@@ -128,7 +124,7 @@ def _read_receipt(
     return {
         "outcome": run["outcome"] if run else None,
         "error": run["error"] if run else None,
-        "markets": [{name: row[name] for name in _MARKET_FIELDS} for row in markets],
+        "markets": [{name: row[name] for name in MarketOutcome.model_fields} for row in markets],
         "tables": {row.pop("table_name"): row for row in read_run_tables(connection, run_id)},
     }
 

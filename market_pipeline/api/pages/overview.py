@@ -56,7 +56,6 @@ class Listing:
     number: int
     pages: int
     fresh: Mapping[str, int]
-    health: Mapping[str | None, int]
 
 
 @router.get("/")
@@ -119,8 +118,7 @@ def list_markets(
     number = min(page, pages)
     shown = found[(number - 1) * PAGE_ROWS : number * PAGE_ROWS]
     fresh = Counter(line.freshness.state for line in lines)
-    health = Counter(line.row["outcome"] for line in lines)
-    return Listing(shown, len(found), len(lines), number, pages, fresh, health)
+    return Listing(shown, len(found), len(lines), number, pages, fresh)
 
 
 def build_line(row: Mapping[str, Any], now: datetime) -> MarketLine:

@@ -1,14 +1,23 @@
 """Coverage, holes, and the receipts of runs."""
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 from uuid import UUID
 
 import pandas as pd
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
+from pydantic import BaseModel
 
 from market_pipeline.api.media import OTHER_FORMATS, Origin, answer_table, choose_format
-from market_pipeline.api.models import CoverageTable, RunReceipt, RunTable
+from market_pipeline.api.models import (
+    CoverageRow,
+    CoverageTable,
+    HoleRow,
+    NeverAskedRow,
+    RunReceipt,
+    RunTable,
+)
 from market_pipeline.api.params import Format
 from market_pipeline.api.problems import ProblemError, describe_problems
 from market_pipeline.api.services import ServicesNeeded
@@ -29,15 +38,6 @@ from market_pipeline.storage.runs.receipts import (
 
 router = APIRouter(prefix="/api", tags=["read"])
 _TABLE = {200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 406, 503)}
-_COVERAGE_COLUMNS = (
-    "symbol", "provider", "interval", "first_bar_at", "last_bar_at", "final_to", "bars", "holes",
-    "refreshed_at", "never_asked", "verified", "verified_at", "turn_days",
-)  # fmt: skip
-_HOLE_COLUMNS = (
-    "symbol", "provider", "interval", "starts_at", "ends_at", "reason", "tries", "next_check_at",
-    "detail",
-)  # fmt: skip
-_NEVER_ASKED_COLUMNS = ("symbol", "provider", "interval", "starts_at", "ends_at", "bars")
 
 
 @router.get(
@@ -60,10 +60,9 @@ def tell_coverage(
     wanted = None if symbols is None else parse_symbols(split_list(symbols))
     with open_snapshot(services.engine) as connection:
         of = None if wanted is None else find_market_ids(connection, wanted)
-        rows = pd.DataFrame(list_coverage(connection, of), columns=list(_COVERAGE_COLUMNS))
-        holes = pd.DataFrame(list_holes(connection, of), columns=list(_HOLE_COLUMNS))
-        gaps = list_never_asked(connection, of)
-        never = pd.DataFrame(gaps, columns=list(_NEVER_ASKED_COLUMNS))
+        rows = _build_table(list_coverage(connection, of), CoverageRow)
+        holes = _build_table(list_holes(connection, of), HoleRow)
+        never = _build_table(list_never_asked(connection, of), NeverAskedRow)
         origin = Origin(dataset_version=read_newest_version(connection) or None)
     if provider is not None:
         rows, holes, never = (
@@ -73,6 +72,10 @@ def tell_coverage(
         chosen, rows, origin, "coverage",
         holes=list_records(holes), never_asked=list_records(never),
     )  # fmt: skip
+
+
+def _build_table(rows: Sequence[Mapping[str, Any]], model: type[BaseModel]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(model.model_fields))
 
 
 @router.get("/runs", response_model=RunTable, responses=_TABLE, summary="Receipts, newest first")

@@ -188,11 +188,11 @@ def dismiss_orphans(spec: ServerSpec) -> None:
                 os.kill(int(pid), signal.SIGQUIT)
 
 
-def run_program(command: list[str], keep_open: int | None = None, text: str = "") -> str:
+def run_program(command: list[str], keep_open: int | None = None) -> str:
     """Run a program to its end and return what it printed; a failure holds its last words."""
     done = subprocess.run(  # noqa: S603 - our own programs
         command,
-        input=text,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
