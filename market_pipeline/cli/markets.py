@@ -99,12 +99,12 @@ def _find_settings(symbol: str, provider: str) -> list[tuple[str, str]]:
 @click.argument("name", metavar="MARKET")
 def deactivate(name: str) -> None:
     """Ingest MARKET no longer; what is stored stays readable. `markets add` takes it back."""
-    from market_pipeline.storage.markets.admin import set_active
+    from market_pipeline.storage.markets.admin import deactivate_market
 
     with open_database() as engine:
         with engine.connect() as connection:
             market_id, shown = _find_market(connection, name)
-        changed = set_active(engine, [market_id], is_active=False)
+        changed = deactivate_market(engine, market_id)
     click.echo(f"{shown} is deactivated{'' if changed else ' already'}; its data stay")
 
 

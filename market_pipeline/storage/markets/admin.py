@@ -4,7 +4,7 @@ Not here: registering what a run ingests (``registration``), a dump of all (``se
 """
 
 import gzip
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,13 @@ _HEAD = """-- All rows of one market. To put them back: `market-pipeline markets
 """
 
 
-def set_active(engine: Engine, market_ids: Sequence[int], is_active: bool) -> int:
-    """Switch markets on or off, and return how many were not so before; data stay."""
-    change = (
-        update(market)
-        .where(market.c.market_id.in_(market_ids), market.c.is_active.is_(not is_active))
-        .values(is_active=is_active)
-    )
+def deactivate_market(engine: Engine, market_id: int) -> bool:
+    """Ingest a market no longer, and tell whether it was ingested before; its data stay."""
+    is_meant = (market.c.market_id == market_id) & market.c.is_active
     with engine.begin() as connection:
         lock_merges(connection)
-        changed = connection.execute(change).rowcount
-        if changed:
+        change = update(market).where(is_meant).values(is_active=False)
+        if changed := connection.execute(change).rowcount > 0:
             bump_list_version(connection)
         return changed
 
@@ -93,7 +89,7 @@ def purge_market(engine: Engine, market_id: int) -> Iterator[tuple[str, int]]:
     on it: a ``ClaimTimeoutError`` says that one is. Each transaction removes 5,000 rows at most.
     Interrupted, it leaves the market switched off, and is done by another call.
     """
-    set_active(engine, [market_id], is_active=False)
+    deactivate_market(engine, market_id)
     purge_id = uuid4()
     with hold_liveness_lock(engine, purge_id):
         token = take_claim(engine, market_id, purge_id, _CLAIM_TTL)

@@ -148,7 +148,7 @@ def _start(state: Path, pg_bin: Path | None, linger_seconds: float) -> str:
 
 def _ensure_serving(place: ServerPlace, pg_bin: Path | None, linger_seconds: float) -> None:
     """Return when the server answers queries, started or recovered if need be."""
-    if place.is_serving() and _ask(place, ROLE) == "":
+    if place.is_serving() and _ask(place) == "":
         return
     doing = "another process to start the server"
     descriptor = _take_lock(place.home / "start.lock", fcntl.LOCK_EX, doing, place)
@@ -228,7 +228,7 @@ def _wait_until_ready(place: ServerPlace) -> bool:
     """
     waited, begun = 0.0, time.monotonic()
     while waited < READY_DEADLINE_SECONDS:
-        answer = _ask(place, ROLE)
+        answer = _ask(place)
         if not answer:
             return True
         if not is_locked(place.home / "keeper.lock"):
@@ -264,12 +264,12 @@ def _refuse_moved_socket(place: ServerPlace) -> None:
         raise _failure(place, f"{problem}{place.socket_dir}: {cure}")
 
 
-def _ask(place: ServerPlace, database: str) -> str:
-    """Return "" if the server lets us into a database, else its refusal in its own words."""
+def _ask(place: ServerPlace) -> str:
+    """Return "" if the server lets us into our database, else its refusal in its own words."""
     if not is_listening(place.socket_dir):
         return "no socket"
     try:
-        _connect(place, database).close()
+        _connect(place, ROLE).close()
     except psycopg2.OperationalError as error:
         answer = str(error)
         return "" if any(words in answer for words in _BUSY) else answer
