@@ -217,11 +217,12 @@ def _find_dates(
     texts: "pd.Series[Any]", times: "pd.Series[pd.Timestamp]", zone: str, place: str
 ) -> "pd.Series[pd.Timestamp]":
     """Return the date of each stamp, at 00:00 UTC: its own clock's, or a moment's in a zone."""
-    dates = parse_times(_drop_zones(texts), place).dt.floor("D")
+    clocks, is_naive = _read_clocks(texts)
+    dates = parse_times(clocks, place).dt.floor("D")
     if not zone:
         return dates
     there = times.dt.tz_convert(zone).dt.tz_localize(None).dt.floor("D").dt.tz_localize("UTC")
-    return dates.where(_names_no_zone(texts), there)
+    return dates.where(is_naive, there)
 
 
 def _read_in_zone(
@@ -231,7 +232,7 @@ def _read_in_zone(
 
     One that does not exist there, or twice while the others do not tell, is refused.
     """
-    is_naive = _names_no_zone(texts)
+    _, is_naive = _read_clocks(texts)
     try:
         local = times[is_naive].dt.tz_localize(None).dt.tz_localize(zone, ambiguous="infer")
     except ValueError as error:
@@ -244,28 +245,23 @@ def _read_in_zone(
     return pd.concat([local.dt.tz_convert("UTC"), times[~is_naive]]).reindex(times.index)
 
 
-def _names_no_zone(texts: "pd.Series[Any]") -> "pd.Series[bool]":
-    """Tell which stamps are dates or times of an unnamed clock; epochs are moments."""
+def _read_clocks(texts: "pd.Series[Any]") -> "tuple[pd.Series[Any], pd.Series[bool]]":
+    """Return times as their own clock shows them, and which of them name no zone.
+
+    A daily row belongs to its clock's date. Epochs are moments, and name one.
+    """
     if isinstance(texts.dtype, pd.DatetimeTZDtype):
-        return pd.Series(False, index=texts.index)
+        return pd.Series(texts.dt.tz_localize(None)), pd.Series(False, index=texts.index)
     if texts.dtype.kind == "M":
-        return pd.Series(True, index=texts.index)
+        return texts, pd.Series(True, index=texts.index)
     if pd.api.types.is_numeric_dtype(texts.dtype):
-        return pd.Series(_is_yyyymmdd(texts.astype("float64")), index=texts.index)
-    return ~texts.astype("str").str.strip().str.contains(_ZONE)
+        return texts, pd.Series(_is_yyyymmdd(texts.astype("float64")), index=texts.index)
+    stripped = texts.astype("str").str.strip()
+    return stripped.str.replace(_ZONE, "", regex=True), ~stripped.str.contains(_ZONE)
 
 
 def _is_yyyymmdd(numbers: "pd.Series[Any]") -> bool:
     return bool(numbers.between(18_500_101, 21_001_231).all() and (numbers % 1 == 0).all())
-
-
-def _drop_zones(texts: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return times as their own clock shows them: a daily row belongs to its local date."""
-    if isinstance(texts.dtype, pd.DatetimeTZDtype):
-        return pd.Series(texts.dt.tz_localize(None))
-    if pd.api.types.is_numeric_dtype(texts.dtype) or texts.dtype.kind == "M":
-        return texts
-    return texts.astype("str").str.strip().str.replace(_ZONE, "", regex=True)
 
 
 def _find_closes(

@@ -69,8 +69,7 @@ def build_ratio_chart(
     """Return the ratio of two daily closes over time; None without rows."""
     if not rows:
         return None
-    opens = read_microseconds(pd.Series([row["open_time"] for row in rows], dtype=UTC_DTYPE))
-    at, place = fill_gaps(calendars, Interval.DAY, opens)
+    at, place = _find_places((row["open_time"] for row in rows), calendars, Interval.DAY)
     ratios = np.array([row["base_close"] / row["quote_close"] for row in rows])
     line = _line(at, place, ratios, name, "y", "var(--accent)")
     line["hovertemplate"] = "%{y:.6g}<extra></extra>"
@@ -81,8 +80,15 @@ def break_at_gaps(
     opens: Sequence[datetime], values: Sequence[float], calendars: Iterable[str], interval: Interval
 ) -> list[float | None]:
     """Return values in order, with None where a bar is missing between them."""
+    return _fill_grid(*_find_places(opens, calendars, interval), values)
+
+
+def _find_places(
+    opens: Iterable[datetime], calendars: Iterable[str], interval: Interval
+) -> tuple[IntArray, IntArray]:
+    """Return the grid of calendars, and where on it the bars are that open at some times."""
     times = read_microseconds(pd.Series(list(opens), dtype=UTC_DTYPE))
-    return _fill_grid(*fill_gaps(calendars, interval, times), values)
+    return fill_gaps(calendars, interval, times)
 
 
 def _fill_grid(at: IntArray, place: IntArray, values: Iterable[float | None]) -> list[float | None]:
@@ -93,8 +99,7 @@ def _fill_grid(at: IntArray, place: IntArray, values: Iterable[float | None]) ->
 
 
 def _closes(bars: Sequence[Mapping[str, Any]], calendar: str, interval: Interval) -> Chart:
-    opens = read_microseconds(pd.Series([bar["open_time"] for bar in bars], dtype=UTC_DTYPE))
-    at, place = fill_gaps([calendar], interval, opens)
+    at, place = _find_places((bar["open_time"] for bar in bars), [calendar], interval)
     closes = np.array([bar["close"] for bar in bars], dtype=np.float64)
     return _line(at, place, closes, "Price", "y", "var(--accent)")
 
