@@ -8,7 +8,6 @@ from uuid import UUID, uuid4
 
 import click
 
-from market_pipeline.cli.ingest import EXIT_CODES, EXIT_FAILED, EXIT_PARTIAL
 from market_pipeline.cli.options import (
     PROVIDER,
     STORED_SYMBOLS,
@@ -17,7 +16,7 @@ from market_pipeline.cli.options import (
     keep_given,
     make_from_option,
 )
-from market_pipeline.cli.runs import show_causes, show_run, tell
+from market_pipeline.cli.runs import EXIT_PARTIAL, finish_run, tell
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 
 if TYPE_CHECKING:
@@ -89,9 +88,7 @@ def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
     given, run_id = keep_given(options), uuid4()
     with display_run() as display:
         causes = _fill(given, run_id, display)
-    outcome = show_run(run_id, as_json, has_failed=bool(causes))
-    show_causes(causes)
-    ctx.exit(EXIT_CODES.get(outcome or "", EXIT_FAILED))
+    ctx.exit(finish_run(run_id, causes, as_json, has_failed=bool(causes)))
 
 
 def _fill(given: Mapping[str, Any], run_id: UUID, display: "RunDisplay | None") -> tuple[str, ...]:
@@ -162,7 +159,7 @@ def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_jso
             spans = len(listed["never_asked"])
             more = f" {spans:,} spans were never asked for." if spans else ""
             click.echo(f"The ledger and the bars agree.{more}")
-    ctx.exit(3 if wrong else 0)
+    ctx.exit(EXIT_PARTIAL if wrong else 0)
 
 
 def show_older(rows: Sequence[Mapping[str, Any]]) -> None:

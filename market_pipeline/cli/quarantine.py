@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from market_pipeline.cli.database import open_database
-from market_pipeline.cli.ingest import EXIT_FAILED, EXIT_PARTIAL
 from market_pipeline.cli.options import STORED_SYMBOLS
+from market_pipeline.cli.runs import EXIT_FAILED, EXIT_PARTIAL
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 from market_pipeline.domain.errors import PipelineError
 

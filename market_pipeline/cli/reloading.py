@@ -10,11 +10,10 @@ from uuid import uuid4
 import click
 from sqlalchemy import Engine
 
-from market_pipeline.cli.ingest import EXIT_CODES, EXIT_FAILED
 from market_pipeline.cli.plan import show_older
 from market_pipeline.cli.progress import show_progress
 from market_pipeline.cli.run import run_job
-from market_pipeline.cli.runs import show_causes, show_run, tell
+from market_pipeline.cli.runs import EXIT_FAILED, finish_run, tell
 from market_pipeline.cli.show import print_json, print_rows
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.ingestion.closing import close_run
@@ -86,13 +85,12 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
     market = route[1]
     options = {"symbols": [market.symbol], "provider": market.provider}
     causes = run_job("statistics", options).causes
-    outcome = show_run(run.run_id, as_json, has_failed=bool(causes))
-    show_causes(causes)
+    code = finish_run(run.run_id, causes, as_json, has_failed=bool(causes))
     with engine.connect() as connection:
         left = list_older(connection, [market_id])
     if left and not as_json:
         show_older(left)
-    return EXIT_CODES.get(outcome or "", EXIT_FAILED)
+    return code
 
 
 def _reload(engine: Engine, run: Run, route: Route, market_id: int) -> None:

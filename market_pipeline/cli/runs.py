@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from market_pipeline.cli.progress import RunDisplay
 
+EXIT_FAILED = 1
+EXIT_PARTIAL = 3
+EXIT_CODES = {"ok": 0, "partial": EXIT_PARTIAL}
 _SHOWN_RUNS = 20
 # What a screen holds: of many markets first those that went wrong.
 _SHOWN_MARKETS = 15
@@ -78,21 +81,28 @@ def show(run_id: UUID | None, as_json: bool) -> None:
     Bars inserted, updated and unchanged are those that were fetched; derived ones are days and
     weeks built from them. Holes left are those in the run's own window, when it ended.
     """
-    if show_run(run_id or _read_last_run_id(), as_json) is None:
-        raise PipelineError(
-            f"run {run_id} has no receipt: `market-pipeline runs` lists the receipts"
-        )
-
-
-def _read_last_run_id() -> UUID:
     from market_pipeline.cli.database import open_database
     from market_pipeline.storage.runs.receipts import read_last_run_id
 
     with open_database() as engine, engine.connect() as connection:
-        chosen = read_last_run_id(connection)
+        chosen = run_id or read_last_run_id(connection)
     if chosen is None:
         raise PipelineError(_NONE_YET)
-    return chosen
+    if show_run(chosen, as_json) is None:
+        raise PipelineError(
+            f"run {chosen} has no receipt: `market-pipeline runs` lists the receipts"
+        )
+
+
+def finish_run(run_id: UUID, causes: Sequence[str], as_json: bool, *, has_failed: bool) -> int:
+    """Print a run's receipt, on stderr why it failed, and return its command's exit code."""
+    outcome = show_run(run_id, as_json, has_failed)
+    for cause in causes:
+        if sys.stderr.isatty():
+            click.echo(f"Error: {cause}", err=True)
+        else:
+            get_logger(__name__).error(cause)
+    return EXIT_CODES.get(outcome or "", EXIT_FAILED)
 
 
 def show_run(run_id: UUID, as_json: bool, has_failed: bool = False) -> str | None:
@@ -127,15 +137,6 @@ def tell(text: str, display: "RunDisplay | None" = None) -> None:
         click.echo(text, err=True)
     else:
         get_logger(__name__).info(text)
-
-
-def show_causes(causes: Sequence[str]) -> None:
-    """Say on stderr why a run failed, in the same way."""
-    for cause in causes:
-        if sys.stderr.isatty():
-            click.echo(f"Error: {cause}", err=True)
-        else:
-            get_logger(__name__).error(cause)
 
 
 def print_summary(receipt: Mapping[str, Any], console: "Console", has_failed: bool = False) -> None:
