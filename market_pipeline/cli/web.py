@@ -69,7 +69,7 @@ def serve(quiet: bool) -> None:
 def web(arguments: Sequence[str]) -> None:
     """Run `dagster-webserver` with these options, behind a guard against other sites' pages."""
     from market_pipeline.api.configuration import read_webserver_hosts
-    from market_pipeline.api.webserver_guard import WebserverGuard
+    from market_pipeline.api.security import WebserverGuard
     from market_pipeline.orchestration.dagster_internals import guard_webserver_app
 
     def guard(app: Any) -> Any:

@@ -15,11 +15,7 @@ def find_logs_dir() -> Path:
 
 
 def prune_tick_logs(written_before: datetime) -> int:
-    """Remove the files of old ticks, and return how many went; a run's go with the run.
-
-    Args:
-        written_before: Older files go (UTC).
-    """
+    """Remove the files of old ticks, and return how many went; a run's go with the run."""
     old = [file for file in _list_tick_logs() if file.stat().st_mtime < written_before.timestamp()]
     for file in old:
         file.unlink(missing_ok=True)
