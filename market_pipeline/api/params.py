@@ -10,7 +10,6 @@ from market_pipeline.domain.records import Market
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.resolve import find_named_markets
 
-MAX_VERSION = 2**63 - 1
 Symbol = Annotated[
     str,
     Path(
@@ -34,9 +33,7 @@ Format = Annotated[
 Start = Annotated[datetime | None, Query(description="Start, included; UTC if it has no zone")]
 End = Annotated[datetime | None, Query(description="End, not included; default now")]
 AsOf = Annotated[datetime | None, Query(description="As it was known, or newest, at this time")]
-Version = Annotated[
-    int | None, Query(ge=0, le=MAX_VERSION, description="As in this dataset version")
-]
+Version = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="As in this dataset version")]
 Require = Annotated[
     Literal["complete", "explained"] | None,
     Query(

@@ -19,12 +19,9 @@ Json: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Entry:
-    """A value as it was read from the database.
+    """A value as it was read from the database, and the stamp that its market had then.
 
-    Attributes:
-        version: The stamp of its market then.
-        body: The value as JSON, UTF-8; what HTTP can send as it is.
-        stored_at: When it was put into the cache, in seconds since 1970 (UTC).
+    The body is JSON, UTF-8, as HTTP can send it. It was stored in seconds since 1970 (UTC).
     """
 
     version: int

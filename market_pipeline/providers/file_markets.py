@@ -37,12 +37,8 @@ _CALENDARS = {
 class MarketFacts:
     """The cells of a line of ``markets.csv``; an empty text means no value.
 
-    Attributes:
-        calendar: ``24/7`` or an exchange calendar. quote: The currency of the prices.
-        timezone: Of stamps that name none, such as ``Europe/Berlin``; it also decides on which
-            date a day's moment lies.
-        price_basis: ``unadjusted``, ``split_adjusted`` or ``adjusted``.
-        name, venue: As people know the market.
+    The time zone, such as ``Europe/Berlin``, is that of stamps that name none; it also decides on
+    which date a day's moment lies.
     """
 
     calendar: str = ""

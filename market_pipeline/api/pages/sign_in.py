@@ -1,44 +1,16 @@
 """The sign-in page: takes API_TOKEN once and sets a cookie for the other pages."""
 
 import time
-from html import escape
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from market_pipeline.api.credentials import COOKIE, SESSION_SECONDS, build_session, is_token
+from market_pipeline.api.pages.rendering import load_environment
 from market_pipeline.api.services import ServicesNeeded
 
 router = APIRouter(include_in_schema=False)
-# Whole in itself: what a stranger gets to see loads nothing from behind the gate.
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Sign in · Market Pipeline</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 1rem/1.5 system-ui, sans-serif; }}
-main {{ max-width: 24rem; margin: 15vh auto; padding: 0 1rem; }}
-input, button {{ font: inherit; width: 100%; box-sizing: border-box; padding: .5rem; }}
-</style>
-</head>
-<body>
-<main>
-<h1>Market Pipeline</h1>
-<form method="post" action="/sign-in">
-<label for="token">API token (the value of API_TOKEN)</label>
-<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
-<input type="hidden" name="next" value="{next}">
-<button>Sign in</button>
-</form>
-<p role="alert">{message}</p>
-</main>
-</body>
-</html>
-"""
 
 
 @router.get("/sign-in")
@@ -86,7 +58,8 @@ def _came_by_tls(request: Request) -> bool:
 
 
 def _render(next_path: str, message: str) -> str:
-    return _PAGE.format(next=escape(_keep_local(next_path)), message=escape(message))
+    template = load_environment().get_template("sign_in.html")
+    return template.render(next=_keep_local(next_path), message=message)
 
 
 def _keep_local(path: str) -> str:

@@ -26,12 +26,9 @@ _NOW = func.clock_timestamp()
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What is known of a request.
+    """What is known of a request: the launch that serves it, its run, and the run's answer.
 
-    Attributes:
-        launch_id: Of the launch that serves it. run_id: Its run; None: not launched yet.
-        is_owner: The caller is to launch it now. was_tried: Somebody may have done so before.
-        answer_status, answer: What was answered when the run had ended; None before.
+    ``is_owner``: the caller is to launch it now. ``was_tried``: somebody may have done so before.
     """
 
     launch_id: UUID
