@@ -23,67 +23,26 @@ Answer = TypeVar("Answer")
 logger = logging.getLogger("market_pipeline.cache")
 
 
-class Breaker:
-    """Whether a server may be asked; opened by trouble, closed by a probe that succeeds.
+class RedisCache(Cache):
+    """A cache in Redis that answers from memory, or not at all, while Redis is in trouble.
 
-    The first probe comes after ``first_try_seconds``, each later one after twice as long, at most
-    15 seconds. ``trouble`` is the reason why the server is not asked; None: it is asked.
+    The first test comes ``first_try_seconds`` after a failure, each later one after twice as long,
+    at most 15 seconds. ``trouble`` is the reason why Redis is not asked; None: it is asked.
     """
 
-    def __init__(self, probe: Callable[[], None], first_try_seconds: float) -> None:
-        self._probe, self._first_try = probe, first_try_seconds
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self.trouble: str | None = None
-
-    def open(self, reason: str) -> bool:
-        """Stop asking; return whether it was closed before."""
-        with self._lock:
-            if self.trouble is not None or self._stopped.is_set():
-                return False
-            self.trouble = reason
-        logger.warning("the cache server is in trouble (%s): serving without it", reason)
-        threading.Thread(target=self._try_again, name="cache-probe", daemon=True).start()
-        return True
-
-    def close(self) -> None:
-        """End the probing."""
-        self._stopped.set()
-
-    def _try_again(self) -> None:
-        wait = self._first_try
-        while not self._stopped.wait(wait):
-            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
-            try:
-                self._probe()
-            except StoreTroubleError as error:
-                self.trouble = error.reason
-                continue
-            self.trouble = None
-            logger.info("the cache server works again")
-            return
-
-
-class RedisCache(Cache):
-    """A cache in Redis that answers from memory, or not at all, while Redis is in trouble."""
-
     is_local = False
+    trouble: str | None = None
 
     def __init__(
         self, store: RedisStore, memory: MemoryCache, first_try_seconds: float = FIRST_TRY_SECONDS
     ) -> None:
-        self._store, self._memory = store, memory
-        self._breaker = Breaker(store.probe, first_try_seconds)
+        self._store, self._memory, self._first_try = store, memory, first_try_seconds
+        self._lock, self._stopped = threading.Lock(), threading.Event()
 
     @property
     def store_name(self) -> str:
         """``redis``, or ``memory`` while it is in trouble."""
         return "memory" if self.trouble else "redis"
-
-    @property
-    def trouble(self) -> str | None:
-        """The trouble with Redis in one word; None: no trouble."""
-        return self._breaker.trouble
 
     def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """Return the entries that there are."""
@@ -109,16 +68,38 @@ class RedisCache(Cache):
 
     def close(self) -> None:
         """Give back connections and the probing thread."""
-        self._breaker.close()
+        self._stopped.set()
         self._store.close()
         self._memory.close()
 
     def _try_redis(self, redis: Callable[[], Answer], memory: Callable[[], Answer]) -> Answer:
-        if self._breaker.trouble is None:
+        if self.trouble is None:
             try:
                 return redis()
             except StoreTroubleError as error:
                 # All connections of this process in use says nothing about the server.
-                if error.reason != "busy" and self._breaker.open(error.reason):
-                    self._memory.forget()
+                if error.reason != "busy":
+                    self._stop_asking(error.reason)
         return memory()
+
+    def _stop_asking(self, reason: str) -> None:
+        with self._lock:
+            if self.trouble is not None or self._stopped.is_set():
+                return
+            self.trouble = reason
+        logger.warning("the cache server is in trouble (%s): serving without it", reason)
+        self._memory.forget()
+        threading.Thread(target=self._try_again, name="cache-probe", daemon=True).start()
+
+    def _try_again(self) -> None:
+        wait = self._first_try
+        while not self._stopped.wait(wait):
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+            try:
+                self._store.probe()
+            except StoreTroubleError as error:
+                self.trouble = error.reason
+                continue
+            self.trouble = None
+            logger.info("the cache server works again")
+            return
