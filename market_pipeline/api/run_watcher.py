@@ -46,10 +46,6 @@ class RunWatcher:
         self._read_state, self._on_end = read_state, on_end
         self._watches: dict[UUID, _Watch] = {}
 
-    def begin(self, run_id: UUID) -> None:
-        """Watch a run, also if no request waits for it."""
-        self._open(run_id)
-
     def find_last(self, run_id: UUID) -> RunState | None:
         """Return what the last look at a watched run said; None where there was none."""
         watch = self._watches.get(run_id)
@@ -60,11 +56,11 @@ class RunWatcher:
 
         The problem is raised of which nobody could tell at that look.
         """
-        return await asyncio.shield(self._open(run_id).next_look)
+        return await asyncio.shield(self.begin(run_id).next_look)
 
     async def wait(self, run_id: UUID, seconds: float) -> RunState | None:
         """Return how a run ended; None when it has not within these seconds, or is unknown."""
-        task = self._open(run_id).task
+        task = self.begin(run_id).task
         done, _ = await asyncio.wait({task}, timeout=seconds)
         return task.result() if done else None
 
@@ -75,7 +71,8 @@ class RunWatcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _open(self, run_id: UUID) -> _Watch:
+    def begin(self, run_id: UUID) -> _Watch:
+        """Watch a run, also if no request waits for it, and return its watch."""
         watch = self._watches.get(run_id)
         if watch is None:
             watch = self._watches[run_id] = _Watch()

@@ -4,7 +4,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from market_pipeline.cache.keys import compile_pattern
 from market_pipeline.cache.protocol import Cache, Entry, Fill
@@ -12,12 +11,6 @@ from market_pipeline.cache.protocol import Cache, Entry, Fill
 MAX_ENTRIES = 10_000
 MAX_BYTES = 64 * 2**20
 MAX_VALUE_BYTES = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    entry: Entry
-    expires: float
 
 
 class MemoryCache(Cache):
@@ -36,21 +29,21 @@ class MemoryCache(Cache):
     ) -> None:
         self._ttl, self._clock = ttl_seconds, clock
         self._max_entries, self._max_bytes = max_entries, max_bytes
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        # With the time at which each ends.
+        self._kept: OrderedDict[str, tuple[Entry, float]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
     def get(self, key: str) -> Entry | None:
         """Return the entry of a key, unless its time is over."""
         with self._lock:
-            kept = self._kept.get(key)
-            if kept is None:
-                return None
-            if kept.expires <= self._clock():
+            entry, expires = self._kept.get(key, (None, 0.0))
+            if entry is not None and expires <= self._clock():
                 self._drop(key)
                 return None
-            self._kept.move_to_end(key)
-            return kept.entry
+            if entry is not None:
+                self._kept.move_to_end(key)
+            return entry
 
     def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """Return the entries that there are."""
@@ -65,12 +58,12 @@ class MemoryCache(Cache):
         if len(fill.body) > MAX_VALUE_BYTES:
             return False
         with self._lock:
-            kept = self._kept.get(fill.key)
-            if kept and kept.entry.version > fill.version and kept.expires > self._clock():
+            there, expires = self._kept.get(fill.key, (None, 0.0))
+            if there and there.version > fill.version and expires > self._clock():
                 return False
             self._drop(fill.key)
             entry = Entry(fill.version, fill.body, time.time())
-            self._kept[fill.key] = _Kept(entry, self._clock() + self._ttl)
+            self._kept[fill.key] = (entry, self._clock() + self._ttl)
             self._bytes += len(fill.body)
             while len(self._kept) > self._max_entries or self._bytes > self._max_bytes:
                 self._drop(next(iter(self._kept)))
@@ -92,6 +85,6 @@ class MemoryCache(Cache):
             self._bytes = 0
 
     def _drop(self, key: str) -> None:
-        kept = self._kept.pop(key, None)
-        if kept is not None:
-            self._bytes -= len(kept.entry.body)
+        entry, _ = self._kept.pop(key, (None, 0.0))
+        if entry is not None:
+            self._bytes -= len(entry.body)

@@ -141,7 +141,11 @@ class RedisStore:
         if not answer.startswith(before, head.end()):
             return None
         entry = Entry(int(head[1]), answer[head.end() + len(before) : -1], float(head[2]))
-        return entry if entry.age_seconds <= self._ttl and _is_json(entry.body) else None
+        try:
+            parse_json(entry.body)
+        except ValueError:
+            return None
+        return entry if entry.age_seconds <= self._ttl else None
 
 
 def find_reason(error: Exception) -> str:
@@ -189,14 +193,6 @@ def _open_client(url: str) -> Any:
 def _encode(fill: Fill) -> bytes:
     head = f'{{"format":1,"version":{fill.version},"stored_at":{time.time():.6f},"key":'
     return b"".join((head.encode(), json.dumps(fill.key).encode(), b',"value":', fill.body, b"}"))
-
-
-def _is_json(body: bytes) -> bool:
-    try:
-        parse_json(body)
-    except ValueError:
-        return False
-    return True
 
 
 def _batch(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

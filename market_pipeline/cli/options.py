@@ -34,16 +34,9 @@ def parse_time(text: str) -> str:
     return parse_moment(text, datetime.now(UTC)).isoformat()
 
 
-def _parse_symbols(text: str) -> list[str]:
-    return list(parse_symbols(split_list(text)))
-
-
-def _parse_providers(text: str) -> str:
-    return ",".join(parse_provider_names(text))
-
-
 def _make_symbols_option(told: str) -> Callable[[Callable[..., object]], Callable[..., object]]:
-    return click.option("--symbols", metavar="LIST", callback=check_with(_parse_symbols), help=told)
+    check = check_with(lambda text: list(parse_symbols(split_list(text))))
+    return click.option("--symbols", metavar="LIST", callback=check, help=told)
 
 
 def keep_given(options: Mapping[str, object]) -> dict[str, Any]:
@@ -68,7 +61,7 @@ STORED_SYMBOLS = _make_symbols_option(
 PROVIDER = click.option(
     "--provider",
     metavar="LIST",
-    callback=check_with(_parse_providers),
+    callback=check_with(lambda text: ",".join(parse_provider_names(text))),
     help="Provider, or several in order of preference; default INGESTION_PROVIDER.",
 )
 TO = click.option(

@@ -43,7 +43,10 @@ def preview_reload(
     """Print what a reload would ask for, what it cannot get, and what a sample would change."""
     _, _, plan = _plan(engine, market_id, name, asked_at)
     sample = sample_changes(engine, plan, asked_at)
-    estimate = _estimate(plan)
+    provider, market = plan.route
+    limit = read_budget_limits([provider])[provider.name]
+    planned = MarketPlan(market, plan.requests, (), ())
+    estimate = ProviderEstimate(provider.name, (planned,), limit)
     told = {
         "requests": estimate.describe_markets(),
         "cost": estimate.describe(),
@@ -120,12 +123,6 @@ def _plan(
     [route] = route_markets([symbol], [provider], os.environ)
     with engine.connect() as connection:
         return route, request, plan_market_reload(connection, route, market_id, request)
-
-
-def _estimate(plan: ReloadPlan) -> ProviderEstimate:
-    provider, market = plan.route
-    limit = read_budget_limits([provider])[provider.name]
-    return ProviderEstimate(provider.name, (MarketPlan(market, plan.requests, (), ()),), limit)
 
 
 def _list_lost(plan: ReloadPlan) -> list[dict[str, Any]]:

@@ -102,8 +102,10 @@ def draw_correlations(matrix: pd.DataFrame, title: str) -> bytes:
     colours = colormaps["RdBu_r"].resampled(20)
     image = axis.imshow(shown.to_numpy("float64"), cmap=colours, vmin=-1, vmax=1, aspect="auto")
     axis.set_facecolor(_GRID)
-    if is_labelled:
-        _label_cells(axis, shown)
+    for (row, column), value in np.ndenumerate(shown.to_numpy("float64")) if is_labelled else ():
+        text = "-" if np.isnan(value) else f"{value:.2f}"
+        ink = "white" if abs(value) > 0.6 else _INK
+        axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color=ink)
     figure.text(0.01, 0.99, title, va="top", fontsize=10, fontweight="bold", color=_INK)
     bar = figure.colorbar(
         image, ax=axis, pad=0.02, fraction=0.03, shrink=0.9, ticks=[-1, -0.5, 0, 0.5, 1]
@@ -281,13 +283,6 @@ def _finish(axis: "Axes", show: Callable[[float], str]) -> None:
     axis.set_axisbelow(True)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.spines["bottom"].set_color(_GRID)
-
-
-def _label_cells(axis: "Axes", matrix: pd.DataFrame) -> None:
-    for (row, column), value in np.ndenumerate(matrix.to_numpy("float64")):
-        text = "-" if np.isnan(value) else f"{value:.2f}"
-        ink = "white" if abs(value) > 0.6 else _INK
-        axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color=ink)
 
 
 def _encode_figure(figure: "Figure") -> bytes:

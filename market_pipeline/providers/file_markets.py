@@ -183,8 +183,12 @@ def _check_facts(cells: Mapping[str, str]) -> MarketFacts:
     facts = dict(cells)
     if facts.get("calendar") and facts["calendar"] not in _CALENDARS:
         facts["calendar"] = resolve_calendar(facts["calendar"])
-    if facts.get("quote"):
-        facts["quote"] = _check_quote(facts["quote"])
+    if quote := facts.get("quote", ""):
+        facts["quote"] = quote.upper()
+        if not _QUOTE.fullmatch(quote.upper()):
+            raise SettingError(
+                f"quote {quote[:40]!r} is not a currency: expected a code such as EUR"
+            )
     if facts.get("timezone"):
         _check_zone(facts["timezone"])
     basis = facts.get("price_basis", "")
@@ -193,12 +197,6 @@ def _check_facts(cells: Mapping[str, str]) -> MarketFacts:
             f"price_basis {basis[:40]!r} is unknown: expected one of {', '.join(PRICE_BASES)}"
         )
     return MarketFacts(**facts)
-
-
-def _check_quote(text: str) -> str:
-    if not _QUOTE.fullmatch(text.upper()):
-        raise SettingError(f"quote {text[:40]!r} is not a currency: expected a code such as EUR")
-    return text.upper()
 
 
 def _check_zone(name: str) -> None:

@@ -68,16 +68,13 @@ class WrittenBars:
 
 @dataclass(frozen=True, slots=True)
 class RunEvidence:
-    """What is known about a run.
+    """What is known about a run, or about the last one that fetched bars; None: there is none.
 
     Attributes:
-        run_id: Whose receipt it is; None when there is none at all.
         receipt: One row per market: the receipt's columns, ``symbol`` and ``provider``.
         coverage: One row per market and interval: ``watermark``, and ``starts_at`` and ``ends_at``
             of the last hole that is explained (UTC).
         holes: The last unexplained ones, ``found`` being how many there are.
-        never_asked: The spans between settled ones that nobody asked for.
-        written: Its bars.
         absent: ``symbol``, ``outcome`` and ``reason`` of what it was asked for and did not fetch.
     """
 

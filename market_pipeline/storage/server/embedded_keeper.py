@@ -357,18 +357,15 @@ class Server:
             # Not reaped before nobody can send a signal to its number any more.
             os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
-            self._wait_for_lock()
+            descriptor = open_lock(self._spec.home / "server.lock")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.close(descriptor)
         with self._turn:
             with contextlib.suppress(ChildProcessError):
                 _, status = os.waitpid(self._pid, 0)
             self._pid = 0
             self._was_killed |= (self._spec.home / "data" / "postmaster.pid").exists()
             return self._was_killed and status != 0 and not self._is_stopping
-
-    def _wait_for_lock(self) -> None:
-        descriptor = open_lock(self._spec.home / "server.lock")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.close(descriptor)
 
     def _start_again(self) -> None:
         with self._turn:
