@@ -20,6 +20,7 @@ from benchmarks import (
     planning,
     serving,
     small_batches,
+    waves,
     write_path,
 )
 from benchmarks.bench import Bench, Measurement
@@ -32,6 +33,8 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     small_batches.MEASUREMENT,
     memory.MEASUREMENT,
     jobs.INGEST,
+    waves.TICKS,
+    waves.FILL,
     jobs.IMPORT,
     analytics.ROI,
     analytics.PAIRS,

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import pandas as pd
 
+from market_pipeline.domain.columns import to_micros_array
 from market_pipeline.domain.errors import PermanentProviderError, ProviderError, SettingError
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.records import (
@@ -24,7 +25,7 @@ from market_pipeline.domain.records import (
     Window,
     build_empty_bar_frame,
 )
-from market_pipeline.domain.sessions import read_sessions_around
+from market_pipeline.domain.sessions import read_times_around
 from market_pipeline.domain.symbols import parse_symbol
 from market_pipeline.domain.validation import find_strays
 from market_pipeline.providers.file_markets import (
@@ -164,8 +165,9 @@ class FileProvider:
 
     def _read_snapshot(self, market: Market, now: datetime) -> list[PriceSnapshot]:
         bars = pd.concat([build_empty_bar_frame(), *(bars for _, bars in self._read_bars(market))])
-        sessions = read_sessions_around(bars["open_time"], market.calendar)
-        bars = bars[~find_strays(bars, sessions)]
+        opens, intervals = to_micros_array(bars["open_time"]), bars["interval"].to_numpy(object)
+        sessions = read_times_around(opens, market.calendar)
+        bars = bars[~find_strays(intervals, opens, sessions)]
         closed = bars[(bars["close_time"] <= now) & (bars["close"] > 0)]
         if closed.empty:
             return []

@@ -158,13 +158,13 @@ dataset_version = Table(
     metadata,
     key("version", BigInteger, "Version of the data in commit order", autoincrement=False),
     _interval("1h, 1d or 1w"),
-    name_market(needed),
+    name_market(),
     needed("first_open_time", TIME, "First bar of the batch (UTC)"),
     needed("last_open_time", TIME, "Last bar of the batch (UTC)"),
     needed("known_at", TIME, "When it was written (UTC)"),
     needed("run_id", Uuid, "The run that wrote it"),
     Index("dataset_version_market", "market_id", "version"),
-    comment="One row per batch that changed bars, and interval: where to look for its changes",
+    comment="One row per version, market and interval whose bars changed: where its changes lie",
 )
 
 ingestion_request = Table(
