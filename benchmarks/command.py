@@ -17,6 +17,7 @@ from benchmarks import (
     jobs,
     latest,
     memory,
+    mock_tick,
     planning,
     serving,
     small_batches,
@@ -46,6 +47,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     serving.LATEST,
     serving.ARROW,
     serving.READERS,
+    mock_tick.MEASUREMENT,
 )
 _LIBRARIES = ("dagster", "pandas", "numpy", "SQLAlchemy", "psycopg2-binary", "dlt", "pangres")
 

@@ -2,13 +2,13 @@
 
 An empty variable means unset. Dagster's commands and ``market-pipeline`` alike read ``.env`` in the
 current folder over the real environment. Providers read their own variables when constructed; they
-are listed here so that one table is the whole truth.
+are listed here so that one table is the whole truth. A value that cannot be meant is a
+``SettingError``, which names the variable, its value unless it is a secret, and what is accepted.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -158,11 +158,7 @@ class IngestionDefaults:
 
 
 def read_ingestion_defaults(environ: Mapping[str, str] | None = None) -> IngestionDefaults:
-    """Read provider list, symbols and look-back.
-
-    Raises:
-        SettingError: Names the variable, its value and what is accepted.
-    """
+    """Read provider list, symbols and look-back."""
     return IngestionDefaults(
         providers=_parse("INGESTION_PROVIDER", parse_provider_names, environ),
         symbols=_parse("INGESTION_MARKETS", lambda text: parse_symbols(split_list(text)), environ),
@@ -184,17 +180,11 @@ class StatisticsSettings:
 
 
 def read_statistics_settings(environ: Mapping[str, str] | None = None) -> StatisticsSettings:
-    """Read horizons, fewest returns, risk-free rate and benchmarks.
-
-    Raises:
-        SettingError: Names the variable, its value and what is accepted.
-    """
+    """Read horizons, fewest returns, risk-free rate and benchmarks."""
     return StatisticsSettings(
         horizons_days=_parse("ROI_HORIZONS_DAYS", _parse_horizons, environ),
         min_returns=_parse(
-            "ROI_MIN_RETURNS",
-            lambda text: _parse_int(text, 2, 100_000) if text else None,
-            environ,
+            "ROI_MIN_RETURNS", lambda text: _parse_int(text, 2, 100_000) if text else None, environ
         ),
         risk_free_annual=_parse("RISK_FREE_RATE", _parse_rate, environ),
         benchmarks=_parse(
@@ -208,11 +198,7 @@ def read_statistics_settings(environ: Mapping[str, str] | None = None) -> Statis
 def read_choice(
     name: str, choices: tuple[str, ...], environ: Mapping[str, str] | None = None
 ) -> str:
-    """Return a variable that must be one of a few words.
-
-    Raises:
-        SettingError: It is another word.
-    """
+    """Return a variable that must be one of a few words, in lower case."""
 
     def parse(text: str) -> str:
         if text.lower() not in choices:
@@ -229,21 +215,14 @@ def read_flag(name: str, environ: Mapping[str, str] | None = None) -> bool:
 
 
 def read_log_level(environ: Mapping[str, str] | None = None) -> str:
-    """Return ``debug``, ``info``, ``warning`` or ``error``.
-
-    Raises:
-        SettingError: LOG_LEVEL is another word.
-    """
+    """Return ``debug``, ``info``, ``warning`` or ``error``."""
     return read_choice("LOG_LEVEL", LOG_LEVELS, environ)
 
 
 def read_redis_url(environ: Mapping[str, str] | None = None) -> str:
-    """Return the cache server's address; empty: the cache is in process.
-
-    Raises:
-        SettingError: It is no address; the message never repeats it, for it may hold a password.
-    """
+    """Return the cache server's address; empty: the cache is in process."""
     text = read_variable("REDIS_URL", environ)
+    # The message never repeats the address: it may hold a password.
     if text and not _is_redis_url(text):
         raise SettingError(
             "REDIS_URL cannot be read as an address: expected redis://user:password@host:6379/0, "
@@ -253,40 +232,24 @@ def read_redis_url(environ: Mapping[str, str] | None = None) -> str:
 
 
 def read_cache_ttl_seconds(environ: Mapping[str, str] | None = None) -> int:
-    """Return how long a cached value may be served at most.
-
-    Raises:
-        SettingError: CACHE_TTL_SECONDS is not a whole number from 1 to a day.
-    """
+    """Return how long a cached value may be served: from a second to a day."""
     return read_whole_number("CACHE_TTL_SECONDS", 1, MAX_CACHE_TTL_SECONDS, environ)
 
 
 def read_dagster_retention_days(environ: Mapping[str, str] | None = None) -> int:
-    """Return how many days Dagster's own runs and events stay; 0: for good.
-
-    Raises:
-        SettingError: DAGSTER_RETENTION_DAYS is no whole number from 0 to 36,525.
-    """
+    """Return how many days Dagster's own runs and events stay; 0: for good."""
     return read_whole_number("DAGSTER_RETENTION_DAYS", 0, MAX_LOOKBACK_DAYS, environ)
 
 
 def read_whole_number(
     name: str, least: int, most: int, environ: Mapping[str, str] | None = None
 ) -> int:
-    """Return a variable that is a whole number in a range.
-
-    Raises:
-        SettingError: It is not.
-    """
+    """Return a variable that is a whole number in a range, both ends included."""
     return _parse(name, lambda text: _parse_int(text, least, most), environ)
 
 
 def read_secret(name: str, environ: Mapping[str, str] | None = None) -> str:
-    """Return a secret that opens a door; empty: none is set.
-
-    Raises:
-        SettingError: It is too short to be one, or cannot be sent; the message never repeats it.
-    """
+    """Return a secret that opens a door, long enough and fit to be sent; empty: none is set."""
     secret = read_variable(name, environ)
     if secret and len(secret) < LEAST_SECRET_CHARACTERS:
         raise SettingError(
@@ -299,11 +262,7 @@ def read_secret(name: str, environ: Mapping[str, str] | None = None) -> str:
 
 
 def check_run_settings(environ: Mapping[str, str] | None = None) -> None:
-    """Read every setting that a run will read, so that a wrong one ends it before it begins.
-
-    Raises:
-        SettingError: Names the variable, its value and what is accepted.
-    """
+    """Read every setting that a run will read, so that a wrong one ends it before it begins."""
     read_ingestion_defaults(environ)
     read_statistics_settings(environ)
     read_flag("INGESTION_SCHEDULE_ENABLED", environ)
@@ -316,11 +275,7 @@ def check_run_settings(environ: Mapping[str, str] | None = None) -> None:
 
 
 def read_provider_call_limits(environ: Mapping[str, str] | None = None) -> dict[str, float]:
-    """Return the calls a minute that replace providers' own limits, by provider's name.
-
-    Raises:
-        SettingError: PROVIDER_CALLS_PER_MINUTE is not a list such as ``coingecko=25,yahoo=60``.
-    """
+    """Return the calls a minute that replace providers' own limits, by provider's name."""
     return _parse("PROVIDER_CALLS_PER_MINUTE", _parse_call_limits, environ)
 
 
@@ -348,11 +303,7 @@ def spell_provider(name: str) -> str:
 
 
 def parse_provider_names(text: str) -> tuple[str, ...]:
-    """Return provider names in order.
-
-    Raises:
-        SettingError: The list is empty.
-    """
+    """Return provider names in order, at least one, each once, in lower case."""
     names = tuple(dict.fromkeys(map(spell_provider, split_list(text))))
     if not names:
         raise SettingError("expected a provider's name, or several separated by commas")
@@ -360,11 +311,7 @@ def parse_provider_names(text: str) -> tuple[str, ...]:
 
 
 def parse_lookback_days(text: str) -> int:
-    """Return a look-back of 1 to 36,525 days (a century).
-
-    Raises:
-        SettingError: It is not a whole number in that range.
-    """
+    """Return a look-back of 1 to 36,525 days (a century)."""
     return _parse_int(text, 1, MAX_LOOKBACK_DAYS)
 
 
@@ -404,13 +351,10 @@ def _is_redis_url(text: str) -> bool:
 
 
 def _parse_int(text: str, least: int, most: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise SettingError(f"expected a whole number from {least} to {most}") from None
-    if not least <= value <= most:
-        raise SettingError(f"expected a whole number from {least} to {most}")
-    return value
+    with suppress(ValueError):
+        if least <= (value := int(text)) <= most:
+            return value
+    raise SettingError(f"expected a whole number from {least} to {most}")
 
 
 def _parse_horizons(text: str) -> tuple[int, ...]:
@@ -442,12 +386,9 @@ def _parse_call_limits(text: str) -> dict[str, float]:
 
 
 def _parse_calls(part: str, text: str) -> float:
-    try:
-        calls = float(text)
-    except ValueError:
-        calls = math.nan
-    if not 0 < calls <= MAX_CALLS_PER_MINUTE:
-        raise SettingError(
-            f"{part!r}: expected name=calls, calls a number above 0 up to {MAX_CALLS_PER_MINUTE}"
-        )
-    return calls
+    with suppress(ValueError):
+        if 0 < (calls := float(text)) <= MAX_CALLS_PER_MINUTE:
+            return calls
+    raise SettingError(
+        f"{part!r}: expected name=calls, calls a number above 0 up to {MAX_CALLS_PER_MINUTE}"
+    )

@@ -26,7 +26,7 @@ FORBIDDEN = [
     (ON_TOP, "storage/tables", "dagster"),
     (ON_TOP, "cli/options", "dagster_postgres"),
     (DOORS, "providers/yahoo", "httpx"),
-    (DOORS, "alerting/signing", "requests"),
+    (DOORS, "alerting/messages", "requests"),
 ]
 # The rooms that may import Dagster, and the domain, which may import still less.
 DAGSTER_ROOMS = {"orchestration", "definitions", "domain"}

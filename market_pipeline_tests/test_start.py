@@ -63,6 +63,13 @@ def test_dagsters_modules_are_left_out_of_garbage_collection() -> None:
     assert done.stdout.strip() == "True"
 
 
+def test_garbage_is_collected_less_often_than_by_default() -> None:
+    """Half of a run's collections looked at what it had just loaded."""
+    code = "import gc, market_pipeline.definitions; print(gc.isenabled(), gc.get_threshold()[0])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "10000"]
+
+
 def test_the_command_starts_without_dagster_and_pandas() -> None:
     """`market-pipeline --help` and refused options answer before any of it is loaded."""
     loaded = list_loaded("import market_pipeline.cli.main")

@@ -19,8 +19,7 @@ from sqlalchemy import Connection, Engine, Row
 from market_pipeline.alerting.kinds import TEST
 from market_pipeline.alerting.messages import AlertView, build_body
 from market_pipeline.alerting.raising import Finding, read_cooldown
-from market_pipeline.alerting.receivers import Sent, check_web, read_receivers
-from market_pipeline.alerting.signing import read_keys
+from market_pipeline.alerting.receivers import Sent, check_web, read_keys, read_receivers
 from market_pipeline.settings import SEVERITIES, read_choice, read_variable
 from market_pipeline.storage.alerts import outbox
 
@@ -34,14 +33,10 @@ logger = logging.getLogger("market_pipeline.alerting")
 
 @dataclass(frozen=True, slots=True)
 class Outbox:
-    """The state of alerting.
+    """The state of alerting; times are UTC.
 
-    Attributes:
-        receivers: Names of those configured. gone: Of them, those that want no more.
-        pending: Messages that wait for these receivers, or for any. oldest_pending: Since when
-            (UTC).
-        last_sent: When a receiver took one last (UTC).
-        given_up: Messages that were given up within a day.
+    ``gone`` are the receivers that want no more. ``pending`` messages wait for these receivers or
+    for any, ``given_up`` ones were given up within a day.
     """
 
     receivers: Sequence[str]
@@ -65,11 +60,7 @@ class Outbox:
 
 
 def check_alert_settings() -> None:
-    """Refuse wrong settings of alerts before an alert is lost.
-
-    Raises:
-        SettingError: Names the variable and what is accepted; never repeats a secret.
-    """
+    """Refuse wrong settings of alerts before an alert is lost; errors repeat no secret."""
     read_choice("ALERT_MIN_SEVERITY", SEVERITIES)
     read_receivers()
     read_keys()
@@ -83,14 +74,8 @@ def deliver(engine: Engine, seconds: float) -> int:
 
     A receiver that fails is left alone until the next call, so that one that hangs does not keep
     the others waiting. Two processes at once share the work. A process without a receiver leaves
-    the outbox alone: messages wait for one that has, three days at most.
-
-    Args:
-        engine: The database in use.
-        seconds: After which no further message is begun.
-
-    Raises:
-        SettingError: ALERT_WEBHOOK_URL or ALERT_MIN_SEVERITY is wrong.
+    the outbox alone: messages wait for one that has, three days at most. After ``seconds`` no
+    further message is begun.
     """
     end, taken = time.monotonic() + seconds, 0
     receivers = {receiver.name: receiver for receiver in read_receivers()}
@@ -111,11 +96,7 @@ def deliver(engine: Engine, seconds: float) -> int:
 
 
 def read_outbox(connection: Connection, now: datetime) -> Outbox:
-    """Return the state of alerting.
-
-    Raises:
-        SettingError: ALERT_WEBHOOK_URL is wrong.
-    """
+    """Return the state of alerting."""
     names = [receiver.name for receiver in read_receivers()]
     gone = sorted(outbox.find_gone(connection).intersection(names))
     state = outbox.read_outbox_state(connection, names, now)
@@ -161,9 +142,6 @@ def send_test(engine: Engine) -> dict[str, Sent]:
     """Send a test to every receiver now, and return the results by the receiver's name.
 
     One that was taken for gone is sent alerts again once it takes a test.
-
-    Raises:
-        SettingError: ALERT_WEBHOOK_URL is wrong.
     """
     told = _view_finding(Finding(TEST, message="a test: alerts arrive"), datetime.now(UTC))
     body, results = build_body("test", told, told.raised_at), {}

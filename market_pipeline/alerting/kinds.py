@@ -5,11 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class AlertKind:
-    """A kind of alert.
+    """A kind of alert, with its severity, and its cause as docs/alerts.md lists it.
 
     Attributes:
-        severity: info, warning, error or critical.
-        meaning: Its cause, as docs/alerts.md lists it.
         summary: The words before the list of members. Empty: the alert has its own message.
         runbook: The heading of RUNBOOK.md that says what to do.
         lists_markets: Members are markets; deactivated markets leave the alert.
@@ -134,10 +132,4 @@ TEST = AlertKind(
     "An alert came, or none did",
 )
 
-KINDS = {
-    kind.name: kind
-    for kind in (
-        RUN_FAILED, CHECK_FAILED, PROVIDER_DOWN, CREDENTIALS_REFUSED, MARKETS_SHORT, PRICES_MISSING,
-        QUARANTINE_RATE, HOLES_STAY, SPLIT_SUSPECTED, DATA_STALE, NO_RUN, CUSTOM, TEST,
-    )
-}  # fmt: skip
+KINDS = {kind.name: kind for kind in list(globals().values()) if isinstance(kind, AlertKind)}

@@ -26,15 +26,7 @@ _EDGE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 @dataclass(frozen=True, slots=True)
 class AlertView:
-    """An alert as it is sent.
-
-    Attributes:
-        alert_id: Its key. kind, severity, message: As stored.
-        members: Whom it is about, each with its reason. context: What else is known.
-        run_id: The run that raised it; None: a watch did.
-        raised_at: When it began (UTC). times: How often it was raised.
-        cleared_at: Since when its cause is gone (UTC); None: it is not.
-    """
+    """An alert as it is sent; the columns of ``alert`` say what each field is."""
 
     alert_id: UUID
     kind: str
@@ -51,13 +43,8 @@ class AlertView:
 def build_body(event: str, alert: AlertView, now: datetime) -> dict[str, Any]:
     """Return a message as Standard Webhooks shape it: type, timestamp, data; and text for chats.
 
-    Args:
-        event: ``raised``, ``updated``, ``reminder``, ``resolved`` or ``test``.
-        alert: What it is about.
-        now: When it is written (UTC).
-
-    Returns:
-        Less than 20 kB of JSON; what is left out is counted in ``members_total``.
+    The event is ``raised``, ``updated``, ``reminder``, ``resolved`` or ``test``. The body has less
+    than 20 kB of JSON; members that are left out are counted in ``members_total``.
     """
     kind, shown = KINDS[alert.kind], list(alert.members.items())[:MAX_MEMBERS]
     link = f"{read_variable('DAGSTER_UI_URL').rstrip('/')}/runs/{alert.run_id}"

@@ -6,7 +6,7 @@ recovers often causes one alert. Everything is written in the caller's transacti
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -36,13 +36,11 @@ class Finding:
     """The result of a check, good or bad.
 
     Attributes:
-        kind: Of alert.
         members: Whom it is true of now, each with its reason; none: its cause is gone.
         evaluated: Who was looked at; None: everybody. Others stay as they were.
         subject: What tells alerts of one kind apart, such as a job.
         message: Where the kind has no summary of its members.
         severity: Where it is not the kind's.
-        context: What else is known. run_id: Of the run that found it.
     """
 
     kind: AlertKind
@@ -84,13 +82,9 @@ def raise_alert(
     """
     if severity not in SEVERITIES:
         raise SettingError(f"severity {severity!r}: expected one of {', '.join(SEVERITIES)}")
+    subject = fingerprint or message[:200]
     finding = Finding(
-        CUSTOM,
-        {message: message},
-        subject=fingerprint or message[:200],
-        message=message,
-        severity=severity,
-        context=context or {},
+        CUSTOM, {message: message}, None, subject, message, severity, context=context or {}
     )
     if connection is not None:
         report(connection, [finding], datetime.now(UTC))
@@ -100,12 +94,9 @@ def raise_alert(
 
 
 def report(connection: Connection, findings: Sequence[Finding], now: datetime) -> None:
-    """Open, count or clear the alerts of some findings; one question when there is nothing to do.
+    """Open, count or clear the alerts of some findings, each of another fingerprint.
 
-    Args:
-        connection: In a transaction.
-        findings: One for each fingerprint.
-        now: The wall clock (UTC).
+    One question to the database when there is nothing to do.
     """
     by_fingerprint = {finding.fingerprint: finding for finding in findings}
     known = outbox.find_open(connection, by_fingerprint)
@@ -149,13 +140,8 @@ def forget_inactive(
 ) -> None:
     """Take markets that were deactivated out of open alerts.
 
-    A symbol that no provider serves stands there without a provider's name; it goes when nobody
-    wants it any more.
-
-    Args:
-        connection: In a transaction.
-        now: The wall clock (UTC).
-        wanted: The symbols that runs are asked for; None: that cannot be told.
+    A symbol that no provider serves stands there without a provider's name; it goes when it is not
+    among the symbols that runs are asked for. None: these cannot be told.
     """
     inactive = outbox.read_inactive_names(connection)
     kinds = [kind.name for kind in KINDS.values() if kind.lists_markets]
@@ -177,11 +163,7 @@ def _is_unwanted(name: str, wanted: Collection[str] | None) -> bool:
 
 
 def read_cooldown() -> timedelta:
-    """Return how long an alert's cause must be gone before it is resolved.
-
-    Raises:
-        SettingError: ALERT_COOLDOWN_MINUTES is no whole number from 0 to 10,080 (a week).
-    """
+    """Return how long an alert's cause must be gone before it is resolved: a week at most."""
     return timedelta(minutes=read_whole_number("ALERT_COOLDOWN_MINUTES", 0, 10_080))
 
 
@@ -208,16 +190,10 @@ def _merge(found: Finding, row: Row[Any] | None) -> dict[str, str]:
 def _open(
     connection: Connection, found: Finding, members: Mapping[str, str], now: datetime
 ) -> None:
-    values = _build_values(found, members) | {
-        "fingerprint": found.fingerprint,
-        "kind": found.kind.name,
-        "severity": found.severity or found.kind.severity,
-        "raised_at": now,
-        "seen_at": now,
-        "times": 1,
-        "noticed_at": now,
-    }
-    alert_id = outbox.insert_alert(connection, values)
+    severity = found.severity or found.kind.severity
+    named = {"fingerprint": found.fingerprint, "kind": found.kind.name, "severity": severity}
+    times = {"raised_at": now, "seen_at": now, "noticed_at": now, "times": 1}
+    alert_id = outbox.insert_alert(connection, _build_values(found, members) | named | times)
     if alert_id is not None:
         _post(connection, "raised", alert_id, now)
         return
@@ -230,15 +206,11 @@ def _repeat(
     connection: Connection, found: Finding, row: Row[Any], members: Mapping[str, str], now: datetime
 ) -> None:
     severity = max(row.severity, found.severity or found.kind.severity, key=SEVERITIES.index)
-    values = _build_values(found, members) | {
-        "severity": severity,
-        "seen_at": now,
-        "cleared_at": None,
-    }
+    values = _build_values(found, members) | {"severity": severity, "seen_at": now}
     event = _choose_event(row, severity, members, now)
     if event is not None:
         values["noticed_at"] = now
-    outbox.change_alert(connection, row.alert_id, times=row.times + 1, **values)
+    outbox.change_alert(connection, row.alert_id, times=row.times + 1, cleared_at=None, **values)
     if event is not None:
         _post(connection, event, row.alert_id, now)
 
@@ -270,12 +242,5 @@ def _build_values(found: Finding, members: Mapping[str, str]) -> dict[str, Any]:
 def _post(connection: Connection, event: str, alert_id: UUID, now: datetime) -> None:
     row = outbox.find_alert(connection, alert_id)
     assert row is not None  # noqa: S101 - written in this transaction
-    outbox.post(connection, alert_id, build_body(event, view_alert(row), now), now)
-
-
-def view_alert(row: Row[Any]) -> AlertView:
-    """Return a stored alert as it is sent."""
-    return AlertView(
-        row.alert_id, row.kind, row.severity, row.message, row.members, row.context, row.run_id,
-        row.raised_at, row.times, row.cleared_at,
-    )  # fmt: skip
+    view = AlertView(**{field.name: getattr(row, field.name) for field in fields(AlertView)})
+    outbox.post(connection, alert_id, build_body(event, view, now), now)

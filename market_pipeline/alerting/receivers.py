@@ -2,20 +2,26 @@
 
 An ``https://`` address gets JSON by Standard Webhooks. Apprise sends to every other scheme. An
 address is a secret: rows, logs and answers name a receiver by its scheme and a hash.
+
+The name of a receiver is a setting, but the network decides which address it has. That address must
+not be this machine, its neighbours or a cloud's metadata. So it is looked up once, checked, and
+used as it was checked. ``ALERT_ALLOW_PRIVATE`` allows private ones.
 """
 
+import base64
+import binascii
 import hashlib
+import hmac
 import logging
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from market_pipeline.alerting.addresses import RefusedAddressError, is_public, resolve
 from market_pipeline.alerting.messages import encode
-from market_pipeline.alerting.signing import read_keys, sign
 from market_pipeline.domain.budgets import parse_retry_after
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.settings import read_flag, read_variable
@@ -29,16 +35,29 @@ SEND_SECONDS = 10.0
 LONGEST_WAIT = timedelta(hours=6)
 GONE_STATUS = 410
 _WEB = ("https://", "http://")
+# Beyond what Python calls global: they carry or reach other addresses.
+_REFUSED = tuple(
+    ip_network(block)
+    for block in (
+        "0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15",
+        "224.0.0.0/4", "240.0.0.0/4", "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64",
+        "2001::/32", "2002::/16", "5f00::/16", "fec0::/10", "ff00::/8",
+    )
+)  # fmt: skip
+_KEY_PREFIX = "whsec_"
+_LEAST_KEY_BYTES, _MOST_KEY_BYTES = 16, 64
 _LEVELS = {"info": "info", "warning": "warning", "error": "failure", "critical": "failure"}
+
+
+class RefusedAddressError(ValueError):
+    """A receiver's name leads to an address that alerts may not go to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The result of an attempt to send.
+    """The result of an attempt to send, without the address.
 
-    Attributes:
-        is_ok: The receiver took it. is_gone: It says that it will never take one again.
-        error: What it met, without the address. wait: How long it asks to be left alone.
+    ``is_gone``: the receiver will never take one again. ``wait``: it asks to be left alone so long.
     """
 
     is_ok: bool
@@ -62,16 +81,14 @@ class Receiver:
     def send(self, message_id: str, body: Mapping[str, Any]) -> Sent:
         """Send a message once; takes seconds, and raises nothing that a network can cause."""
         if self.address.startswith(_WEB):
-            return _send_web(self.address, message_id, encode(body))
+            content = encode(body)
+            headers = _sign(message_id, content, datetime.now(UTC), read_keys())
+            return _send_request("POST", self.address, content, headers)
         return _send_chat(self.address, body)
 
 
 def read_receivers() -> list[Receiver]:
-    """Return the receivers of ALERT_WEBHOOK_URL.
-
-    Raises:
-        SettingError: One cannot be one; the message never repeats it.
-    """
+    """Return the receivers of ALERT_WEBHOOK_URL; an error never repeats an address."""
     addresses = dict.fromkeys(read_variable("ALERT_WEBHOOK_URL").split())
     for number, address in enumerate(addresses, start=1):
         _check(address, f"ALERT_WEBHOOK_URL, address {number}")
@@ -98,11 +115,7 @@ def _check(address: str, label: str) -> None:
 
 
 def check_web(address: str, label: str) -> None:
-    """Make sure that an address can be asked.
-
-    Raises:
-        SettingError: Names the label, never the address.
-    """
+    """Make sure that an address can be asked; an error names the label, never the address."""
     is_free = read_flag("ALERT_ALLOW_PRIVATE")
     try:
         url = urlsplit(address)
@@ -124,9 +137,60 @@ def _is_private_literal(host: str) -> bool:
         return False
 
 
-def _send_web(address: str, message_id: str, body: bytes) -> Sent:
-    headers = sign(message_id, body, datetime.now(UTC), read_keys())
-    return _send_request("POST", address, body, {"content-type": "application/json", **headers})
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Tell whether an address is one of the open internet."""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return is_public(address.ipv4_mapped)
+    is_refused = any(address in block for block in _REFUSED if block.version == address.version)
+    return address.is_global and not address.is_multicast and not is_refused
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """Return the addresses of a name to connect to, the best first.
+
+    Raises:
+        RefusedAddressError: One of its addresses is private; the message does not name the host.
+        OSError: It cannot be looked up.
+    """
+    found = [str(item[4][0]) for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    if not all(is_public(ip_address(text.partition("%")[0])) for text in found):
+        raise RefusedAddressError(
+            "the receiver's address is private: ALERT_ALLOW_PRIVATE=true allows it"
+        )
+    return found
+
+
+def read_keys() -> list[bytes]:
+    """Return the keys of ALERT_WEBHOOK_SECRET; none: messages are not signed."""
+    return [_decode_key(secret) for secret in read_variable("ALERT_WEBHOOK_SECRET").split()]
+
+
+def _sign(message_id: str, body: bytes, now: datetime, keys: list[bytes]) -> dict[str, str]:
+    """Return the headers of a message, by which a receiver verifies who sent it, and when (UTC).
+
+    The id is the same at every try. Each key signs, so that one can be changed without a gap.
+    """
+    moment = str(int(now.timestamp()))
+    signed = b".".join((message_id.encode(), moment.encode(), body))
+    headers = {"webhook-id": message_id, "webhook-timestamp": moment}
+    headers["content-type"] = "application/json"
+    if keys:
+        made = (base64.b64encode(hmac.digest(key, signed, hashlib.sha256)) for key in keys)
+        headers["webhook-signature"] = " ".join(f"v1,{signature.decode()}" for signature in made)
+    return headers
+
+
+def _decode_key(secret: str) -> bytes:
+    try:
+        key = base64.b64decode(secret.removeprefix(_KEY_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if not _LEAST_KEY_BYTES <= len(key) <= _MOST_KEY_BYTES:
+        raise SettingError(
+            f"ALERT_WEBHOOK_SECRET: expected {_KEY_PREFIX} and base64 of {_LEAST_KEY_BYTES} to "
+            f"{_MOST_KEY_BYTES} bytes, such as `echo whsec_$(openssl rand -base64 32)` prints"
+        )
+    return key
 
 
 def _send_request(
@@ -187,12 +251,9 @@ def _read_result(answer: "httpx.Response") -> Sent:
         return Sent(is_ok=False, error=error, is_gone=True)
     if answer.is_redirect:
         return Sent(is_ok=False, error=f"{error}: redirects are not followed")
-    return Sent(is_ok=False, error=error, wait=_read_wait(answer.headers.get("retry-after")))
-
-
-def _read_wait(text: str | None) -> timedelta:
-    seconds = parse_retry_after(text, datetime.now(UTC)) or 0.0
-    return timedelta(seconds=min(seconds, LONGEST_WAIT.total_seconds()))
+    seconds = parse_retry_after(answer.headers.get("retry-after"), datetime.now(UTC)) or 0.0
+    wait = timedelta(seconds=min(seconds, LONGEST_WAIT.total_seconds()))
+    return Sent(is_ok=False, error=error, wait=wait)
 
 
 def _send_chat(address: str, body: Mapping[str, Any]) -> Sent:

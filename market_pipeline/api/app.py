@@ -11,8 +11,8 @@ from starlette.staticfiles import StaticFiles
 
 from market_pipeline.api.counting import Counting
 from market_pipeline.api.launching import Launcher
-from market_pipeline.api.pages import assets, comparison, market, overview, runs, sign_in, why
-from market_pipeline.api.pages.errors import show_problem
+from market_pipeline.api.pages import assets, comparison, market, overview, runs, sign_in
+from market_pipeline.api.pages.rendering import show_problem
 from market_pipeline.api.problems import Problem, install_problems
 from market_pipeline.api.quick import LatestFastPath
 from market_pipeline.api.routes import docs, health, history, ingest, ledgers, markets, metrics
@@ -28,7 +28,7 @@ ROUTERS = (
     ledgers.router,
     docs.router,
     sign_in.router,
-    *(page.router for page in (overview, market, comparison, runs, why, assets)),
+    *(page.router for page in (overview, market, comparison, runs, assets)),
 )
 _SUMMARY = (
     "Market data with a record of what is missing: start ingestion, read prices and statistics."
@@ -71,10 +71,7 @@ def _describe_api(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI description; its problems are those that are answered."""
     if app.openapi_schema is None:
         described = get_openapi(
-            title=app.title,
-            version=app.version,
-            summary=app.summary,
-            routes=app.routes,
+            title=app.title, version=app.version, summary=app.summary, routes=app.routes
         )
         schemas = described.setdefault("components", {}).setdefault("schemas", {})
         schemas["Problem"] = Problem.model_json_schema()

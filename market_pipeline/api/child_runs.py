@@ -26,8 +26,7 @@ logger = logging.getLogger("market_pipeline.api")
 class ChildRuns:
     """The runs that this process started, and how each stands.
 
-    Args:
-        command: What runs one; options that name the run are added.
+    Options that name the run are added to the command that runs one.
     """
 
     def __init__(self, command: Sequence[str] = _COMMAND) -> None:
@@ -46,7 +45,9 @@ class ChildRuns:
 
     async def launch_run(self, symbols: Sequence[str], launch_id: UUID, trigger: str) -> UUID:
         """Let a run wait for its turn, and return its id: the launch's, so that it is found."""
-        self._forget_oldest()
+        ended = [run_id for run_id, state in self._states.items() if state.has_ended]
+        for run_id in ended[: max(len(ended) - _MOST_REMEMBERED, 0)]:
+            del self._states[run_id]
         self._states[launch_id] = RunState("QUEUED")
         options = ["--run-id", str(launch_id), "--trigger", trigger]
         if symbols:
@@ -74,11 +75,6 @@ class ChildRuns:
             logger.error("run %s could not be started: %s", run_id, error)  # noqa: TRY400
         finally:
             self._states[run_id] = RunState(status, datetime.now(UTC))
-
-    def _forget_oldest(self) -> None:
-        ended = [run_id for run_id, state in self._states.items() if state.has_ended]
-        for run_id in ended[: max(len(ended) - _MOST_REMEMBERED, 0)]:
-            del self._states[run_id]
 
 
 async def _execute(command: Sequence[str]) -> int:

@@ -23,14 +23,9 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 class Configuration:
     """The settings of the API.
 
-    Attributes:
-        host: The address it listens on. port: The port.
-        token: What everybody but health needs; empty: nobody needs one, on loopback only.
-        cron_secret: What GET /api/cron needs; empty: nobody gets in.
-        allowed_hosts: Names it answers to, lower case, without port; empty: any.
-        ingest_wait_seconds: How long a request waits for the run it started.
-        dagster_url: Dagster's webserver as people reach it, without a slash at the end.
-        graphql_url: As the API reaches it; empty: there.
+    Without a token nobody needs one, on loopback only; without a cron secret nobody gets in by it.
+    Allowed hosts are lower case, without port; none: any. Addresses of Dagster's webserver have no
+    slash at the end: as people reach it, and as the API does; empty: there.
     """
 
     host: str = "127.0.0.1"
@@ -46,9 +41,7 @@ class Configuration:
 def read_configuration(environ: Mapping[str, str] | None = None) -> Configuration:
     """Return the API's settings.
 
-    Raises:
-        SettingError: One is wrong, a secret is too short, or others than this machine could come
-            in without a token; names the variable.
+    It is a ``SettingError`` too if others than this machine could come in without a token.
     """
     host, token = read_variable("API_HOST", environ), read_secret("API_TOKEN", environ)
     if not token and not is_loopback(host):
@@ -72,9 +65,7 @@ def read_configuration(environ: Mapping[str, str] | None = None) -> Configuratio
 def read_webserver_hosts(host: str, environ: Mapping[str, str] | None = None) -> frozenset[str]:
     """Return the names that Dagster's webserver answers to, lower case; empty: any.
 
-    Args:
-        host: The address it listens on.
-        environ: Where DAGSTER_UI_URL and DAGSTER_GRAPHQL_URL name it, as people and the API do.
+    Beside the address it listens on, DAGSTER_UI_URL and DAGSTER_GRAPHQL_URL name it.
     """
     urls = [_read_address(name, environ) for name in ("DAGSTER_UI_URL", "DAGSTER_GRAPHQL_URL")]
     named = {urlsplit(url).hostname or "" for url in urls} - {""}

@@ -18,13 +18,10 @@ _MOST_AHEAD = 50
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """The limits of a connection.
+    """The limits of a connection, and how many may be open.
 
-    Attributes:
-        header_bytes: Of one header. message_bytes: Of one header with its body and trailers.
-        header_seconds: From a connection, or the first byte of a header, to its end.
-        body_seconds: From the header to the end of the body.
-        connections: How many may be open.
+    A message is a header with its body and trailers. A header's time counts from a connection, or
+    from its first byte, to its end; a body's from the header to its end.
     """
 
     header_bytes: int = 32 * 1024

@@ -57,9 +57,7 @@ class WebserverMissingError(ProblemError):
 class DagsterClient:
     """Questions and orders to Dagster's webserver.
 
-    Args:
-        url: Its address for people, without a slash at the end.
-        graphql_url: Where the API reaches it, when that is elsewhere.
+    It has an address for people, without a slash at the end, and perhaps another for the API.
     """
 
     def __init__(self, url: str, graphql_url: str = "") -> None:
@@ -82,8 +80,7 @@ class DagsterClient:
     async def count_queued(self) -> int:
         """Return how many runs wait in the queue.
 
-        Raises:
-            ProblemError: 503: the webserver or the daemon is not there; says how to start it.
+        If the webserver or the daemon is not there, the problem (503) says how to start it.
         """
         told = await self._query(_QUEUE)
         statuses = told["instance"]["daemonHealth"]["allDaemonStatuses"]
@@ -104,19 +101,14 @@ class DagsterClient:
     async def launch_run(self, symbols: Sequence[str], launch_id: UUID, trigger: str) -> UUID:
         """Put a run of the ingest job into Dagster's queue and return its id.
 
-        Raises:
-            ProblemError: 503: the webserver is not there, or has not loaded the code location.
+        If the webserver is not there, or has not loaded the code location, the problem is 503.
         """
         options = {"resources": {"request": {"config": {"symbols": list(symbols)}}}}
-        selector = {
-            "repositoryLocationName": LOCATION,
-            "repositoryName": REPOSITORY,
-            "jobName": JOB,
-        }
+        names = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY, "jobName": JOB}
         told = {TRIGGER_TAG: trigger, LAUNCH_TAG: str(launch_id)}
         metadata = {"tags": [{"key": key, "value": value} for key, value in told.items()]}
         params = {
-            "selector": selector,
+            "selector": names,
             "runConfigData": options if symbols else {},
             "executionMetadata": metadata,
         }
@@ -141,9 +133,6 @@ class DagsterClient:
         """Return the cron expression of the ingest schedule and whether it is on.
 
         None when Dagster could not load the project.
-
-        Raises:
-            ProblemError: 503: the webserver does not answer.
         """
         found = (await self._query(_SCHEDULE, **_SCHEDULE_NAMES))["scheduleOrError"]
         if found["__typename"] != "Schedule":

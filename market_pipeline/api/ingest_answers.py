@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Engine
 
@@ -21,10 +20,6 @@ _RESULTS = {
     "comparisonsIngested": "market_comparison",
     "roiStatsIngested": "market_roi_statistic",
 }
-_MARKET_FIELDS = (
-    "symbol", "provider", "outcome", "reason", "inserted", "updated", "unchanged",
-    "derived_inserted", "derived_updated", "derived_unchanged",
-)  # fmt: skip
 
 
 class IngestResult(BaseModel):
@@ -101,16 +96,9 @@ class RunResponse:
 
 
 def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) -> RunResponse:
-    """Return what is answered about a run that ended.
+    """Return what is answered about a run that ended as Dagster says: SUCCESS, FAILURE, CANCELED.
 
-    Args:
-        engine: The database.
-        run_id: The run.
-        dagster_status: SUCCESS, FAILURE or CANCELED.
-        link: Where people see the run.
-
-    Returns:
-        200 for all or some markets; 502 for a run that failed: the body is the same.
+    200 for all or some markets; 502 for a run that failed: the body is the same.
     """
     with engine.connect() as connection:
         run = read_run(connection, run_id)
@@ -132,16 +120,12 @@ def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) ->
 def _read_receipt(
     connection: Connection, run_id: UUID, run: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    markets = _list_rows(read_run_markets(connection, run_id))
-    tables = _list_rows(read_run_tables(connection, run_id))
+    markets = read_run_markets(connection, run_id)
     return {
         "outcome": run["outcome"] if run else None,
         "error": run["error"] if run else None,
-        "markets": [{name: row[name] for name in _MARKET_FIELDS} for row in markets],
-        "tables": {
-            row["table_name"]: {name: row[name] for name in ("inserted", "updated", "unchanged")}
-            for row in tables
-        },
+        "markets": [{name: row[name] for name in MarketOutcome.model_fields} for row in markets],
+        "tables": {row.pop("table_name"): row for row in read_run_tables(connection, run_id)},
     }
 
 
@@ -152,8 +136,3 @@ def _build_result(
     times = {"startedAt": run["started_at"], "completedAt": run["completed_at"]}
     told = {name: time and time.isoformat() for name, time in times.items()}
     return {**counts, **told, "trigger": run["trigger"]}
-
-
-def _list_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    whole = frame.astype(object).where(frame.notna(), None)
-    return [{str(name): cell for name, cell in row.items()} for row in whole.to_dict("records")]

@@ -1,25 +1,30 @@
 """Launching: one run for all equal requests that come while it runs.
 
-Only the watchers of runs and the waiting child runs are kept in memory. If a process dies, the next
-one continues from the rows of ``storage.runs.idempotency`` and from what the run has written.
+A webserver of Dagster that listens starts runs under Dagster's queue. If no process listens at its
+address, this process starts them. Only the watchers of runs and the waiting child runs are kept in
+memory. If a process dies, the next one continues from the rows of ``storage.runs.idempotency`` and
+from what the run has written.
 """
 
 import asyncio
 import hashlib
 import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Engine
 
 from market_pipeline.api.dagster_client import JOB, RunState, WebserverMissingError
 from market_pipeline.api.ingest_answers import RunResponse, read_answer
 from market_pipeline.api.problems import ProblemError
-from market_pipeline.api.run_starting import RunStarter
 from market_pipeline.api.run_watcher import RunWatcher
 from market_pipeline.api.services import Services
+from market_pipeline.storage.runs.claims import find_living
 from market_pipeline.storage.runs.idempotency import (
     Claim,
     claim_launch,
@@ -27,18 +32,20 @@ from market_pipeline.storage.runs.idempotency import (
     release_launch,
     store_answer,
 )
+from market_pipeline.storage.runs.receipts import read_run_end
 
+MAX_QUEUED_RUNS = 25
 LAUNCH_SECONDS = 20.0
+_QUEUE_RETRY_SECONDS = 30
 _POLL_SECONDS = 0.2
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class IngestCommand:
-    """A request to ingest.
+    """A request to ingest these markets; none: those configured.
 
-    Attributes:
-        symbols: Which markets; empty: those configured. trigger: manual or cron.
-        key: Under which it is remembered for a day; None: while it runs only.
+    Under ``key`` it is remembered for a day; None: while it runs only.
     """
 
     symbols: tuple[str, ...]
@@ -54,30 +61,32 @@ class IngestCommand:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A command that is being served.
-
-    Attributes:
-        run_id: By this run. answer: What was answered before; None while it runs.
-        is_replay: Whether the answer had been stored.
-    """
+    """A command that is being served by a run; ``answer`` is None while it runs."""
 
     run_id: UUID
     answer: RunResponse | None = None
     is_replay: bool = False
 
 
+class _Starter(Protocol):
+    async def count_queued(self) -> int: ...
+
+    async def launch_run(self, symbols: Sequence[str], launch_id: UUID, trigger: str) -> UUID: ...
+
+
 class Launcher:
-    """Starts runs for wishes and waits for them."""
+    """Starts runs for commands and waits for them."""
 
     def __init__(self, services: Services) -> None:
-        self._services = services
-        self._runs = RunStarter(services.engine, services.dagster, services.children)
-        self._watcher = RunWatcher(self._runs.read_state, self._store)
+        self._engine = services.engine
+        self._dagster, self._children = services.dagster, services.children
+        self._watcher = RunWatcher(self._read_state, self._store)
 
     async def close(self) -> None:
         """Stop watching. Runs in Dagster continue; the child run of this process is ended."""
         await self._watcher.close()
-        await self._runs.close()
+        await self._children.close()
+        await self._dagster.close()
 
     async def start(self, command: IngestCommand) -> Started:
         """Return the run that serves a command; launch it if nobody has.
@@ -89,7 +98,7 @@ class Launcher:
         came_at, ended = datetime.now(UTC), None
         deadline = time.monotonic() + 3 * LAUNCH_SECONDS
         while time.monotonic() < deadline:
-            claim = await run_in_threadpool(self._claim, command, ended)
+            claim = await self._write(claim_launch, command.request_hash, command.key, ended)
             if claim.is_owner:
                 return Started(await self._launch(command, claim))
             if claim.run_id is None:
@@ -105,12 +114,8 @@ class Launcher:
         raise ProblemError(503, "Service Unavailable", detail, {"Retry-After": "5"})
 
     async def read_state(self, run_id: UUID) -> RunState | None:
-        """Return the state of a run; None for an unknown run.
-
-        Raises:
-            ProblemError: Nobody can tell now.
-        """
-        return self._watcher.find_last(run_id) or await self._runs.read_state(run_id)
+        """Return the state of a run; None for an unknown run. A problem: nobody can tell now."""
+        return self._watcher.find_last(run_id) or await self._read_state(run_id)
 
     async def finish(self, run_id: UUID, seconds: float) -> RunResponse | None:
         """Wait for a run and return its answer; None when it has not ended in time."""
@@ -119,13 +124,34 @@ class Launcher:
 
     async def read(self, run_id: UUID, state: RunState) -> RunResponse:
         """Return the answer of a run that ended."""
-        services = self._services
-        link = services.dagster.link_run(run_id)
-        return await run_in_threadpool(read_answer, services.engine, run_id, state.status, link)
+        link = self._dagster.link_run(run_id)
+        return await run_in_threadpool(read_answer, self._engine, run_id, state.status, link)
 
-    def _claim(self, command: IngestCommand, ended: UUID | None) -> Claim:
-        with self._services.engine.begin() as connection:
-            return claim_launch(connection, command.request_hash, command.key, ended)
+    async def _write(self, act: Callable[..., Result], *arguments: object) -> Result:
+        """Do something in a transaction of its own, in a thread."""
+
+        def write() -> Result:
+            with self._engine.begin() as connection:
+                return act(connection, *arguments)
+
+        return await run_in_threadpool(write)
+
+    async def _read_state(self, run_id: UUID) -> RunState | None:
+        """Return how a run stands; None for a run that Dagster does not know.
+
+        The webserver's problem is raised for a run that has written nothing by which it could be
+        told.
+        """
+        own = self._children.find_state(run_id)
+        if own is not None:
+            return own
+        try:
+            return await self._dagster.read_state(run_id)
+        except ProblemError:
+            recorded = await run_in_threadpool(_read_recorded_state, self._engine, run_id)
+            if recorded is None:
+                raise
+            return recorded
 
     async def _is_in_flight(self, run_id: UUID, came_at: datetime) -> bool:
         """Tell whether a run had not ended when the request came."""
@@ -144,30 +170,53 @@ class Launcher:
             async with asyncio.timeout(LAUNCH_SECONDS):
                 run_id = await self._find_or_launch(command, claim)
         except BaseException as error:
-            await run_in_threadpool(self._release, claim.launch_id)
+            await self._write(release_launch, claim.launch_id)
             if isinstance(error, TimeoutError):
-                raise self._services.dagster.describe_silence() from None
+                raise self._dagster.describe_silence() from None
             raise
-        await run_in_threadpool(self._note_run, claim.launch_id, run_id)
+        await self._write(note_run, claim.launch_id, run_id)
         self._watcher.begin(run_id)
         return run_id
 
     async def _find_or_launch(self, command: IngestCommand, claim: Claim) -> UUID:
-        if claim.was_tried and (known := await self._runs.find_run(claim.launch_id)):
+        launch_id = claim.launch_id
+        if claim.was_tried and (known := await self._find_run(launch_id)):
             return known
-        return await self._runs.launch_run(command.symbols, claim.launch_id, command.trigger)
+        try:
+            return await _launch_by(self._dagster, command, launch_id)
+        except WebserverMissingError:
+            return await _launch_by(self._children, command, launch_id)
 
-    def _release(self, launch_id: UUID) -> None:
-        with self._services.engine.begin() as connection:
-            release_launch(connection, launch_id)
-
-    def _note_run(self, launch_id: UUID, run_id: UUID) -> None:
-        with self._services.engine.begin() as connection:
-            note_run(connection, launch_id, run_id)
+    async def _find_run(self, launch_id: UUID) -> UUID | None:
+        """Return the run that a launch came to before; None when there is none."""
+        if self._children.find_state(launch_id) is not None:
+            return launch_id
+        try:
+            return await self._dagster.find_run(launch_id)
+        except WebserverMissingError:
+            recorded = await run_in_threadpool(_read_recorded_state, self._engine, launch_id)
+            return None if recorded is None else launch_id
 
     def _store(self, run_id: UUID, state: RunState) -> None:
-        engine = self._services.engine
-        link = self._services.dagster.link_run(run_id)
-        answer = read_answer(engine, run_id, state.status, link)
-        with engine.begin() as connection:
+        link = self._dagster.link_run(run_id)
+        answer = read_answer(self._engine, run_id, state.status, link)
+        with self._engine.begin() as connection:
             store_answer(connection, run_id, answer.status, answer.body)
+
+
+async def _launch_by(starter: _Starter, command: IngestCommand, launch_id: UUID) -> UUID:
+    waiting = await starter.count_queued()
+    if waiting >= MAX_QUEUED_RUNS:
+        detail = f"{waiting} runs already wait in the queue: try again when some have ended"
+        retry = {"Retry-After": str(_QUEUE_RETRY_SECONDS)}
+        raise ProblemError(429, "Too Many Requests", detail, retry)
+    return await starter.launch_run(command.symbols, launch_id, command.trigger)
+
+
+def _read_recorded_state(engine: Engine, run_id: UUID) -> RunState | None:
+    """Return how a run stands by its receipt and the life it shows; None when it shows neither."""
+    with engine.connect() as connection:
+        if ended := read_run_end(connection, run_id):
+            ended_at, outcome = ended
+            return RunState("FAILURE" if outcome == "failed" else "SUCCESS", ended_at)
+        return RunState("STARTED") if find_living(connection, [run_id]) else None

@@ -34,12 +34,10 @@ OTHER_FORMATS: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The origin of an answer.
+    """The origin of an answer: from ``cache`` or ``database``, and of which version of the data.
 
-    Attributes:
-        source: ``cache`` or ``database``. dataset_version: Newest of the data; None: there is none.
-        age_seconds: Since it was read from the database. etag: Changes with every change of the
-            data; None: the answer has none.
+    The age counts from when it was read from the database. The ``etag`` changes with every change
+    of the data.
     """
 
     source: str = "database"
@@ -64,8 +62,7 @@ class Origin:
 def choose_format(request: Request, given: str | None) -> str:
     """Return ``json``, ``csv``, ``parquet`` or ``arrow``: the one given, else by ``Accept``.
 
-    Raises:
-        ProblemError: 406 when nothing in ``Accept`` can be had.
+    When nothing in ``Accept`` can be had, the problem is 406.
     """
     if given is not None:
         return given
@@ -118,15 +115,10 @@ def answer_table(
     next_cursor: str | None = None,
     **members: object,
 ) -> Response:
-    """Return rows in a format.
+    """Return rows in a format of ``choose_format``.
 
-    Args:
-        kind: Of ``choose_format``.
-        rows: The table.
-        origin: Where it comes from.
-        name: Of the file that a browser saves.
-        next_cursor: Where the next page begins; also the header ``X-Next-Cursor``.
-        members: What JSON tells beside the rows.
+    ``name`` is that of the file that a browser saves. ``next_cursor``, where the next page begins,
+    is also a header. ``members`` are what JSON tells beside the rows.
     """
     headers = origin.headers | ({"X-Next-Cursor": next_cursor} if next_cursor else {})
     if kind == "json":

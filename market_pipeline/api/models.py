@@ -21,11 +21,22 @@ class Table(BaseModel):
     next_cursor: str | None = _CURSOR
 
 
-class MarketRow(BaseModel):
-    """A market: an instrument as one provider names it."""
+class OfMarket(BaseModel):
+    """The market that an answer, or a row of it, is about."""
 
     symbol: str = Field(examples=["BTC-USD"])
     provider: str = Field(examples=["mock"])
+
+
+class OfSeries(OfMarket):
+    """One interval of a market."""
+
+    interval: str
+
+
+class MarketRow(OfMarket):
+    """A market: an instrument as one provider names it."""
+
     name: str
     base: str
     quote: str
@@ -45,13 +56,11 @@ class MarketTable(Table):
 SOURCE_KIND = "traded, or points: then high and low are the greater and lesser of open and close"
 
 
-class Bar(BaseModel):
-    """One final bar."""
+class LatestBar(BaseModel):
+    """The newest final bar of an interval."""
 
-    open_time: datetime
-    symbol: str
-    provider: str
     interval: str
+    open_time: datetime
     close_time: datetime
     open: float
     high: float
@@ -62,34 +71,39 @@ class Bar(BaseModel):
     source_kind: str = Field(description=SOURCE_KIND)
     known_at: datetime = Field(description="When these values became known")
     dataset_version: int
+
+
+class Bar(OfMarket, LatestBar):
+    """One final bar."""
+
     run_id: UUID | None
 
 
-class BarTable(Table):
+class BarTable(Table, OfSeries):
     """Bars by open_time."""
 
-    symbol: str
-    provider: str
-    interval: str
     data: list[Bar]
 
 
-class RoiRow(BaseModel):
-    """Risk and return over a horizon."""
+class LatestRoi(BaseModel):
+    """The newest statistic of a horizon."""
 
-    as_of: datetime = Field(description="Close of the last bar used")
-    symbol: str
-    provider: str
-    interval: str
     horizon: str = Field(examples=["30d"])
-    method: str
+    as_of: datetime = Field(description="Close of the last bar used")
     roi: float | None
-    annualised_return: float | None
     annualised_volatility: float | None
-    realised_volatility: float | None
     sharpe: float | None
     sortino: float | None
     max_drawdown: float | None
+    reason: str | None
+
+
+class RoiRow(OfSeries, LatestRoi):
+    """Risk and return over a horizon."""
+
+    method: str
+    annualised_return: float | None
+    realised_volatility: float | None
     calmar: float | None
     drawdown_peak_at: datetime | None
     drawdown_trough_at: datetime | None
@@ -98,16 +112,13 @@ class RoiRow(BaseModel):
     n_returns: int
     n_missing: int
     first_bar_at: datetime | None
-    reason: str | None
     dataset_version: int | None
     is_outdated: bool = Field(description="A bar of its window was corrected or loaded since")
 
 
-class RoiTable(Table):
+class RoiTable(Table, OfMarket):
     """Statistics of one market by horizon and as_of."""
 
-    symbol: str
-    provider: str
     data: list[RoiRow]
 
 
@@ -134,11 +145,9 @@ class ComparisonRow(BaseModel):
     is_outdated: bool = Field(description="A bar of its window was corrected or loaded since")
 
 
-class ComparisonTable(Table):
+class ComparisonTable(Table, OfMarket):
     """Comparisons of one market with others."""
 
-    symbol: str
-    provider: str
     pairs_left_out: int = Field(description="Not stored, and too many to compute")
     data: list[ComparisonRow]
 
@@ -158,41 +167,9 @@ class LatestSnapshot(BaseModel):
     fetched_at: datetime
 
 
-class LatestBar(BaseModel):
-    """The newest final bar of an interval."""
-
-    interval: str
-    open_time: datetime
-    close_time: datetime
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float | None
-    volume_kind: str
-    source_kind: str = Field(description=SOURCE_KIND)
-    known_at: datetime
-    dataset_version: int
-
-
-class LatestRoi(BaseModel):
-    """The newest statistic of a horizon."""
-
-    horizon: str
-    as_of: datetime
-    roi: float | None
-    annualised_volatility: float | None
-    sharpe: float | None
-    sortino: float | None
-    max_drawdown: float | None
-    reason: str | None
-
-
-class LatestValues(BaseModel):
+class LatestValues(OfMarket):
     """Everything that is newest of one market."""
 
-    symbol: str
-    provider: str
     name: str
     quote: str
     calendar: str
@@ -203,12 +180,9 @@ class LatestValues(BaseModel):
     roi: list[LatestRoi]
 
 
-class CoverageRow(BaseModel):
+class CoverageRow(OfSeries):
     """The coverage of one interval of a market."""
 
-    symbol: str
-    provider: str
-    interval: str
     first_bar_at: datetime | None
     last_bar_at: datetime | None
     final_to: datetime | None = Field(description="Close of the last final bar")
@@ -221,12 +195,9 @@ class CoverageRow(BaseModel):
     turn_days: float | None = Field(description="Days that a whole turn takes at this pace")
 
 
-class HoleRow(BaseModel):
+class HoleRow(OfSeries):
     """A span that is missing, and why."""
 
-    symbol: str
-    provider: str
-    interval: str
     starts_at: datetime
     ends_at: datetime
     reason: str
@@ -235,12 +206,9 @@ class HoleRow(BaseModel):
     detail: str | None
 
 
-class NeverAskedRow(BaseModel):
+class NeverAskedRow(OfSeries):
     """A span between settled spans that no run has asked for."""
 
-    symbol: str
-    provider: str
-    interval: str
     starts_at: datetime
     ends_at: datetime
     bars: int = Field(description="Bars that the calendar expects in it")

@@ -3,17 +3,13 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import Depends, Path, Query
+from fastapi import Path, Query
 from sqlalchemy import Connection
 
-from market_pipeline.api.services import Services, get_services
 from market_pipeline.domain.records import Market
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.resolve import find_named_markets
 
-MAX_VERSION = 2**63 - 1
-
-ServicesNeeded = Annotated[Services, Depends(get_services)]
 Symbol = Annotated[
     str,
     Path(
@@ -37,9 +33,7 @@ Format = Annotated[
 Start = Annotated[datetime | None, Query(description="Start, included; UTC if it has no zone")]
 End = Annotated[datetime | None, Query(description="End, not included; default now")]
 AsOf = Annotated[datetime | None, Query(description="As it was known, or newest, at this time")]
-Version = Annotated[
-    int | None, Query(ge=0, le=MAX_VERSION, description="As in this dataset version")
-]
+Version = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="As in this dataset version")]
 Require = Annotated[
     Literal["complete", "explained"] | None,
     Query(
@@ -54,9 +48,7 @@ Horizon = Annotated[
 def find_market(connection: Connection, symbol: str, provider: str | None) -> tuple[int, Market]:
     """Return the market that a route's path and ``provider`` mean, and its key.
 
-    Raises:
-        UnknownMarketError: It is not stored.
-        SettingError: The name is malformed.
+    One that is not stored is an ``UnknownMarketError``, a malformed name a ``SettingError``.
     """
     (name,) = parse_symbols([name_market(symbol, provider)])
     (found,) = find_named_markets(connection, [name]).values()

@@ -8,7 +8,7 @@ that the answer names.
 import logging
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
@@ -65,12 +65,8 @@ class Problem(BaseModel):
 class ProblemError(Exception):
     """A request that is answered with a problem.
 
-    Args:
-        status: The HTTP status.
-        title: The kind of problem, in a few words.
-        detail: What was wrong this time, and what to do; no secrets.
-        headers: Further headers of the answer.
-        members: Further members of the problem.
+    The title is the kind of problem, in a few words. The detail says what was wrong this time, and
+    what to do; no secrets. Members are further ones of the problem.
     """
 
     def __init__(
@@ -106,90 +102,81 @@ def build_problem(
     """Return the answer for a problem."""
     told = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     body = {**told, "instance": path, **members}
-    return JSONResponse(body, status, {**(headers or {})}, media_type=MEDIA_TYPE)
+    return JSONResponse(body, status, headers, media_type=MEDIA_TYPE)
 
 
 def install_problems(app: FastAPI, show: Show) -> None:
     """Answer every error of an app with a problem; ``show`` makes it a page where one is wanted."""
-    handlers: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
-        ProblemError: _answer_problem,
-        HTTPException: _answer_http,
-        RequestValidationError: _answer_invalid,
-        IncompleteHistoryError: _answer_incomplete,
-        PipelineError: _answer_pipeline,
-        DBAPIError: _answer_database,
-        PoolTimeoutError: _answer_database,
-        Exception: _answer_fault,
+    describers: dict[type[Exception], Callable[[Any, str], ProblemError]] = {
+        ProblemError: lambda error, _: error,
+        HTTPException: _describe_http,
+        RequestValidationError: _describe_invalid,
+        IncompleteHistoryError: lambda error, _: ProblemError(
+            409, "Incomplete History", str(error), missing=error.missing, commands=error.commands
+        ),
+        PipelineError: _describe_pipeline,
+        DBAPIError: _describe_database,
+        PoolTimeoutError: _describe_database,
+        Exception: _describe_fault,
     }
-    for kind, tell in handlers.items():
-        app.add_exception_handler(kind, _show_what(tell, show))
+    for kind, describe in describers.items():
+        app.add_exception_handler(kind, _answer_with(describe, show))
 
 
-def _show_what(
-    tell: Callable[[Request, Exception], JSONResponse], show: Show
+def _answer_with(
+    describe: Callable[[Any, str], ProblemError], show: Show
 ) -> Callable[[Request, Exception], Response]:
-    return lambda request, error: show(request, tell(request, error))
+    def answer(request: Request, error: Exception) -> Response:
+        path = request.url.path
+        told = describe(error, path)
+        problem = build_problem(
+            told.status, told.title, told.detail, path, told.headers, **told.members
+        )
+        return show(request, problem)
+
+    return answer
 
 
-def _answer_problem(request: Request, error: Exception) -> JSONResponse:
-    error = cast("ProblemError", error)
-    return build_problem(
-        error.status, error.title, error.detail, request.url.path, error.headers, **error.members
-    )
-
-
-def _answer_http(request: Request, error: Exception) -> JSONResponse:
-    error = cast("HTTPException", error)
-    title = HTTPStatus(error.status_code).phrase
+def _describe_http(error: HTTPException, _: str) -> ProblemError:
     detail = {
         404: "this path does not exist: /docs lists all paths",
         405: "this path does not accept this method: /docs lists its methods",
     }.get(error.status_code, str(error.detail))
-    return build_problem(error.status_code, title, detail, request.url.path, error.headers)
+    title = HTTPStatus(error.status_code).phrase
+    return ProblemError(error.status_code, title, detail, error.headers)
 
 
-def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
-    error = cast("RequestValidationError", error)
+def _describe_invalid(error: RequestValidationError, _: str) -> ProblemError:
     told = [
         {"where": ".".join(str(part) for part in fault["loc"]), "message": str(fault["msg"])}
         for fault in error.errors()[:20]
     ]
     first = told[0] if told else {"where": "request", "message": "malformed"}
     detail = f"{first['where']}: {first['message']}"
-    return build_problem(400, "Invalid Request", detail, request.url.path, errors=told)
+    return ProblemError(400, "Invalid Request", detail, errors=told)
 
 
-def _answer_pipeline(request: Request, error: Exception) -> JSONResponse:
+def _describe_pipeline(error: PipelineError, path: str) -> ProblemError:
     status = next((code for kind, code in _STATUSES if isinstance(error, kind)), 500)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        return _answer_database(request, error)
+        return _describe_database(error, path)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return _answer_fault(request, error)
-    return build_problem(status, HTTPStatus(status).phrase, str(error), request.url.path)
+        return _describe_fault(error, path)
+    return ProblemError(status, HTTPStatus(status).phrase, str(error))
 
 
-def _answer_incomplete(request: Request, error: Exception) -> JSONResponse:
-    error = cast("IncompleteHistoryError", error)
-    return build_problem(
-        409, "Incomplete History", str(error), request.url.path,
-        missing=error.missing, commands=error.commands,
-    )  # fmt: skip
-
-
-def _answer_database(request: Request, error: Exception) -> JSONResponse:
+def _describe_database(error: Exception, path: str) -> ProblemError:
     if isinstance(error, DBAPIError) and not isinstance(error, OperationalError | InterfaceError):
-        return _answer_fault(request, error)
-    logger.warning("%s: the database: %s", request.url.path, " ".join(str(error).split()))
-    headers = {"Retry-After": str(RETRY_SECONDS)}
+        return _describe_fault(error, path)
+    logger.warning("%s: the database: %s", path, " ".join(str(error).split()))
+    retry = {"Retry-After": str(RETRY_SECONDS)}
     cause = summarise_failure(error) if isinstance(error, DBAPIError) else _DATABASE_DOWN
     detail = f"{cause}. {_LOOK}"
-    return build_problem(
-        503, "Service Unavailable", detail, request.url.path, headers, degraded=["database"]
-    )
+    return ProblemError(503, "Service Unavailable", detail, retry, degraded=["database"])
 
 
-def _answer_fault(request: Request, error: Exception) -> JSONResponse:
+def _describe_fault(error: Exception, path: str) -> ProblemError:
     fault_id = uuid4().hex
-    logger.error("fault %s at %s", fault_id, request.url.path, exc_info=error)
+    logger.error("fault %s at %s", fault_id, path, exc_info=error)
     detail = f"an error in the API: its log has details under {fault_id}"
-    return build_problem(500, "Internal Server Error", detail, request.url.path, fault_id=fault_id)
+    return ProblemError(500, "Internal Server Error", detail, fault_id=fault_id)

@@ -5,6 +5,7 @@ everything unusual to the route: other formats, a tag to compare, a miss, a cach
 the requests that qualify, and their headers. Not here: which entry may be served (``cache.guard``).
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,12 +20,8 @@ Headers = list[tuple[bytes, bytes]]
 _BEFORE, _AFTER = "/api/markets/", "/latest"
 _PLAIN = frozenset({b"*/*", b"application/json"})
 _MOST = 10_000
-
-
-class LatestRoute:
-    """The route that requests answered here are counted for."""
-
-    path = "/api/markets/{symbol}/latest"
+# The route that requests answered here are counted for.
+_ROUTE = SimpleNamespace(path="/api/markets/{symbol}/latest")
 
 
 class LatestFastPath:
@@ -40,7 +37,7 @@ class LatestFastPath:
         if entry is None:
             await self._app(scope, receive, send)
             return
-        scope["route"] = LatestRoute
+        scope["route"] = _ROUTE
         LATEST.inc(source="cache")
         headers = self._prepare(scope["path"], entry)
         age = (b"age", str(int(entry.age_seconds)).encode())
@@ -85,14 +82,8 @@ def _is_plain(scope: Scope) -> bool:
 
 
 def _build_headers(entry: Entry) -> Headers:
-    origin = Origin(
-        source="cache",
-        dataset_version=entry.value["dataset_version"],
-        etag=make_etag(entry.version, "json"),
-    )
-    told = origin.headers | {
-        "Content-Type": MEDIA_TYPES["json"],
-        "Content-Length": str(len(entry.body)),
-    }
+    etag = make_etag(entry.version, "json")
+    told = Origin("cache", entry.value["dataset_version"], etag=etag).headers
+    told |= {"Content-Type": MEDIA_TYPES["json"], "Content-Length": str(len(entry.body))}
     del told["Age"]
     return [(name.lower().encode(), value.encode()) for name, value in told.items()]

@@ -38,18 +38,13 @@ class _Watch:
 class RunWatcher:
     """The runs that have not ended yet and that a request waits for.
 
-    Args:
-        read_state: Tells how a run stands; may fail with a problem.
-        on_end: Called once, in a thread, when a watched run has ended and before waiters hear.
+    ``read_state`` may fail with a problem. ``on_end`` is called once, in a thread, when a watched
+    run has ended and before waiters hear.
     """
 
     def __init__(self, read_state: ReadState, on_end: OnEnd) -> None:
         self._read_state, self._on_end = read_state, on_end
         self._watches: dict[UUID, _Watch] = {}
-
-    def begin(self, run_id: UUID) -> None:
-        """Watch a run, also if no request waits for it."""
-        self._open(run_id)
 
     def find_last(self, run_id: UUID) -> RunState | None:
         """Return what the last look at a watched run said; None where there was none."""
@@ -59,14 +54,13 @@ class RunWatcher:
     async def look(self, run_id: UUID) -> RunState | None:
         """Return how a run stands at the next look at it, which all who ask meanwhile share.
 
-        Raises:
-            ProblemError: Nobody could tell at that look.
+        The problem is raised of which nobody could tell at that look.
         """
-        return await asyncio.shield(self._open(run_id).next_look)
+        return await asyncio.shield(self.begin(run_id).next_look)
 
     async def wait(self, run_id: UUID, seconds: float) -> RunState | None:
         """Return how a run ended; None when it has not within these seconds, or is unknown."""
-        task = self._open(run_id).task
+        task = self.begin(run_id).task
         done, _ = await asyncio.wait({task}, timeout=seconds)
         return task.result() if done else None
 
@@ -77,7 +71,8 @@ class RunWatcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _open(self, run_id: UUID) -> _Watch:
+    def begin(self, run_id: UUID) -> _Watch:
+        """Watch a run, also if no request waits for it, and return its watch."""
         watch = self._watches.get(run_id)
         if watch is None:
             watch = self._watches[run_id] = _Watch()
@@ -104,19 +99,14 @@ class RunWatcher:
             else:
                 pause = POLL_SECONDS
                 if state is None or state.has_ended:
-                    return await self._end_watch(run_id, watch, state)
+                    if state is not None:
+                        await self._notify_followers(run_id, state)
+                    watch.next_look.set_result(state)
+                    return state
                 watch.last = state
                 watch.next_look.set_result(state)
             watch.expect_look()
             await asyncio.sleep(pause)
-
-    async def _end_watch(
-        self, run_id: UUID, watch: _Watch, state: RunState | None
-    ) -> RunState | None:
-        if state is not None:
-            await self._notify_followers(run_id, state)
-        watch.next_look.set_result(state)
-        return state
 
     async def _notify_followers(self, run_id: UUID, state: RunState) -> None:
         try:

@@ -1,7 +1,11 @@
 """Checks before every route: credentials, origin and size of a request; headers of the answer.
 
-It is a plain ASGI layer, because requests on the fast path pass it too. Not here: the form of
-errors (``problems``), the sign-in page (``pages.sign_in``).
+It is a plain ASGI layer, because requests on the fast path pass it too. The guard before Dagster's
+webserver shares what tells the site that a request is for from the site that sent it. That
+webserver has no users and starts runs by GET, and any page in a browser can send requests to a
+webserver on the same machine. So the guard accepts the requests of Dagster's own page and of
+programs, and refuses those that another site's page can send. Not here: the form of errors
+(``problems``), the sign-in page (``pages.sign_in``), starting the webserver (``cli.web``).
 """
 
 import asyncio
@@ -13,12 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from market_pipeline.api.configuration import Configuration
 from market_pipeline.api.credentials import holds_bearer, holds_session
 from market_pipeline.api.problems import build_problem
-from market_pipeline.api.sites import (
-    find_header,
-    has_two_hosts,
-    is_sent_by_another_site,
-    is_served,
-)
 
 Headers = list[tuple[bytes, bytes]]
 MAX_BODY_BYTES = 64 * 1024
@@ -27,6 +25,9 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Health is for those who watch, cron has a secret of its own, and one signs in with the token.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/api/cron", "/sign-in"})
 _FORM_PATHS = frozenset({"/sign-in"})
+_GRAPHQL = "/graphql"
+_POLICY_VIOLATION = 1008
+_OTHER_SITES = frozenset({"cross-site", "same-site"})
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; form-action 'self'; "
@@ -67,25 +68,13 @@ class RequestGuard:
         await (refusal or self._app)(scope, receive, send)
 
     def _refuse(self, scope: Scope) -> Response | None:
+        advice = "this API does not serve: use 127.0.0.1 or localhost, or set API_ALLOWED_HOSTS"
         return (
-            self._refuse_host(scope)
+            refuse_host(scope, self._configuration.allowed_hosts, advice)
             or _refuse_origin(scope)
             or self._refuse_stranger(scope)
             or _refuse_content_type(scope)
         )
-
-    def _refuse_host(self, scope: Scope) -> Response | None:
-        headers: Headers = scope["headers"]
-        if has_two_hosts(headers):
-            detail = "the request has two Host headers: send one"
-            return build_problem(400, "Bad Request", detail, scope["path"])
-        if is_served(headers, self._configuration.allowed_hosts):
-            return None
-        detail = (
-            "the Host header names a host that this API does not serve: use 127.0.0.1 or "
-            "localhost, or set API_ALLOWED_HOSTS"
-        )
-        return build_problem(421, "Misdirected Request", detail, scope["path"])
 
     def _refuse_stranger(self, scope: Scope) -> Response | None:
         token = self._configuration.token
@@ -99,6 +88,44 @@ class RequestGuard:
         detail = "send `Authorization: Bearer` with API_TOKEN; in a browser sign in at /sign-in"
         challenge = {"WWW-Authenticate": 'Bearer realm="market-pipeline"'}
         return build_problem(401, "Unauthorized", detail, scope["path"], challenge)
+
+
+def find_header(headers: Headers, wanted: bytes) -> str:
+    """Return a header's value; "" when it is missing, and its first when it comes twice."""
+    for name, value in headers:
+        if name == wanted:
+            return value.decode("latin-1")
+    return ""
+
+
+def refuse_host(scope: Scope, allowed: frozenset[str], advice: str) -> Response | None:
+    """Refuse a request that is not for one of these hosts; where none is named, any is served.
+
+    ``advice`` ends the sentence on a host that the server does not serve.
+    """
+    headers: Headers = scope["headers"]
+    if sum(name == b"host" for name, _ in headers) > 1:
+        detail = "the request has two Host headers: send one"
+        return build_problem(400, "Bad Request", detail, scope["path"])
+    host = find_header(headers, b"host")
+    before, _, port = host.rpartition(":")
+    name = before if before and port.isdecimal() else host
+    if not allowed or name.lower() in allowed:
+        return None
+    detail = f"the Host header names a host that {advice}"
+    return build_problem(421, "Misdirected Request", detail, scope["path"])
+
+
+def has_foreign_origin(headers: Headers) -> bool:
+    """Tell whether a page of another site is named as the sender."""
+    origin = find_header(headers, b"origin")
+    host = find_header(headers, b"host")
+    return bool(origin) and origin.partition("://")[2].lower() != host.lower()
+
+
+def is_sent_by_another_site(headers: Headers) -> bool:
+    """Tell whether a browser says that another site's page, or a link there, sends this."""
+    return has_foreign_origin(headers) or find_header(headers, b"sec-fetch-site") in _OTHER_SITES
 
 
 def _refuse_origin(scope: Scope) -> Response | None:
@@ -175,3 +202,58 @@ def _add_headers(send: Send) -> Send:
         await send(message)
 
     return add
+
+
+class WebserverGuard:
+    """Refuses foreign hosts and origins, and GraphQL by anything but POST of JSON or a websocket.
+
+    Allowed hosts are the names it answers to, lower case, without port; none: any.
+    """
+
+    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str]) -> None:
+        self._app, self._allowed = app, allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass, or refuse it."""
+        refusal = None if scope["type"] == "lifespan" else self._refuse(scope)
+        if refusal is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+        else:
+            await refusal(scope, receive, send)
+
+    def _refuse(self, scope: Scope) -> Response | None:
+        advice = (
+            "Dagster's webserver does not serve: use 127.0.0.1 or localhost, or let "
+            "DAGSTER_UI_URL name it"
+        )
+        refusal = refuse_host(scope, self._allowed, advice)
+        return refusal or _refuse_senders(scope) or _refuse_query(scope)
+
+
+def _refuse_senders(scope: Scope) -> Response | None:
+    """Refuse what another site's page sends; a link there may lead to a page here."""
+    is_reading = scope["type"] == "http" and scope["method"] in {"GET", "HEAD"}
+    is_foreign = has_foreign_origin if is_reading else is_sent_by_another_site
+    if not is_foreign(scope["headers"]):
+        return None
+    detail = "the request comes from a page of another site: only Dagster's own pages may send"
+    return build_problem(403, "Forbidden", detail, scope["path"])
+
+
+def _refuse_query(scope: Scope) -> Response | None:
+    """Refuse queries in an address and in forms: a page can make a browser send those unasked."""
+    if scope["type"] == "websocket" or not scope["path"].endswith(_GRAPHQL):
+        return None
+    headers = scope["headers"]
+    if scope["method"] == "POST":
+        kind = find_header(headers, b"content-type").partition(";")[0].strip().lower()
+        if kind == "application/json":
+            return None
+        detail = "the body's Content-Type must be application/json"
+        return build_problem(415, "Unsupported Media Type", detail, scope["path"])
+    if scope["method"] == "GET" and "text/html" in find_header(headers, b"accept"):
+        return None  # The page on which people write queries; it runs none by itself.
+    detail = "queries are sent by POST, as JSON: an address must not start anything"
+    return build_problem(405, "Method Not Allowed", detail, scope["path"], {"Allow": "POST"})

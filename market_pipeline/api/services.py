@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 from sqlalchemy import Engine
 
 from market_pipeline.api.child_runs import ChildRuns
 from market_pipeline.api.configuration import Configuration
+from market_pipeline.api.credentials import WrongSignIns
 from market_pipeline.api.dagster_client import DagsterClient
-from market_pipeline.api.throttling import WrongSignIns
 from market_pipeline.cache.protocol import Cache
 from market_pipeline.readers.serving import open_serving_cache
 from market_pipeline.storage.server.database import open_database
@@ -21,10 +22,7 @@ from market_pipeline.storage.server.database import open_database
 class Services:
     """Everything a route may use; safe to share between threads.
 
-    Attributes:
-        engine: The database. cache: What is served without it. dagster: What runs are started by.
-        configuration: How the API is served. started_at: When (UTC).
-        children: What starts runs without it. wrong_sign_ins: How many there were lately.
+    ``children`` starts runs where there is no webserver of Dagster.
     """
 
     engine: Engine
@@ -53,3 +51,6 @@ async def get_services(request: Request) -> Services:
     """Return the app's services: what routes depend on; a plain function would get a thread."""
     services: Services = request.app.state.services
     return services
+
+
+ServicesNeeded = Annotated[Services, Depends(get_services)]

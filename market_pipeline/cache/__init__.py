@@ -5,11 +5,4 @@ Not here: what is cached (``readers``), which version is the newest
 (``storage.latest.market_versions``).
 """
 
-from collections.abc import Iterable
-
-
-def invalidate_cache_keys(patterns: Iterable[str]) -> int:
-    """Drop cached entries by key or pattern; see ``opening.invalidate_cache_keys``."""
-    from market_pipeline.cache import opening
-
-    return opening.invalidate_cache_keys(patterns)
+from market_pipeline.cache.opening import invalidate_cache_keys as invalidate_cache_keys

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from market_pipeline.cache.keys import find_scope
-from market_pipeline.cache.protocol import Cache, Entry, Fill, Json, write_json
+from market_pipeline.cache.protocol import Cache, Entry, Fill
 
 
 class Versions(Protocol):
@@ -25,13 +25,8 @@ class Versions(Protocol):
         """Return the version of ``provider:symbol`` or ``*``; None while it cannot be known."""
 
 
-class GuardedCache:
-    """A cache whose entries are compared with the database's versions.
-
-    Args:
-        cache: Where entries are.
-        versions: What they are compared with.
-    """
+class GuardedCache(Cache):
+    """A cache whose entries are compared with the database's versions."""
 
     def __init__(self, cache: Cache, versions: Versions) -> None:
         self._cache, self._versions = cache, versions
@@ -65,12 +60,8 @@ class GuardedCache:
         found = self._cache.get_many(known) if known else {}
         return {key: entry for key, entry in found.items() if entry.version == wanted[key]}
 
-    def put(self, key: str, version: int, value: Json) -> bool:
-        """Store a value, unless its market changed since it was read."""
-        return self.put_many([Fill(key, version, write_json(value))]) == 1
-
     def put_many(self, fills: Iterable[Fill]) -> int:
-        """Store values, each as ``put`` does."""
+        """Store values, unless their markets changed since they were read; count those stored."""
         current = [fill for fill in fills if self._is_current(fill)]
         return self._cache.put_many(current) if current else 0
 

@@ -4,31 +4,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from market_pipeline.cache.keys import compile_pattern
-from market_pipeline.cache.protocol import Entry, Fill, Json, write_json
+from market_pipeline.cache.protocol import Cache, Entry, Fill
 
 MAX_ENTRIES = 10_000
 MAX_BYTES = 64 * 2**20
 MAX_VALUE_BYTES = 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    entry: Entry
-    expires: float
-
-
-class MemoryCache:
-    """Entries of this process, bounded in number, size and age; safe for threads.
-
-    Args:
-        ttl_seconds: How long an entry may be served.
-        max_entries: Keep so many at most.
-        max_bytes: Keep so many bytes of values at most.
-        clock: Seconds that never go back.
-    """
+class MemoryCache(Cache):
+    """Entries of this process, bounded in number, size (of values) and age; safe for threads."""
 
     store_name = "memory"
     is_local = True
@@ -43,30 +29,26 @@ class MemoryCache:
     ) -> None:
         self._ttl, self._clock = ttl_seconds, clock
         self._max_entries, self._max_bytes = max_entries, max_bytes
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        # With the time at which each ends.
+        self._kept: OrderedDict[str, tuple[Entry, float]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
     def get(self, key: str) -> Entry | None:
         """Return the entry of a key, unless its time is over."""
         with self._lock:
-            kept = self._kept.get(key)
-            if kept is None:
-                return None
-            if kept.expires <= self._clock():
+            entry, expires = self._kept.get(key, (None, 0.0))
+            if entry is not None and expires <= self._clock():
                 self._drop(key)
                 return None
-            self._kept.move_to_end(key)
-            return kept.entry
+            if entry is not None:
+                self._kept.move_to_end(key)
+            return entry
 
     def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """Return the entries that there are."""
         found = ((key, self.get(key)) for key in keys)
         return {key: entry for key, entry in found if entry is not None}
-
-    def put(self, key: str, version: int, value: Json) -> bool:
-        """Store a value, unless it is too large or the entry there is newer."""
-        return self._put_fill(Fill(key, version, write_json(value)))
 
     def put_many(self, fills: Iterable[Fill]) -> int:
         """Store values, each as ``put`` does."""
@@ -76,12 +58,12 @@ class MemoryCache:
         if len(fill.body) > MAX_VALUE_BYTES:
             return False
         with self._lock:
-            kept = self._kept.get(fill.key)
-            if kept and kept.entry.version > fill.version and kept.expires > self._clock():
+            there, expires = self._kept.get(fill.key, (None, 0.0))
+            if there and there.version > fill.version and expires > self._clock():
                 return False
             self._drop(fill.key)
             entry = Entry(fill.version, fill.body, time.time())
-            self._kept[fill.key] = _Kept(entry, self._clock() + self._ttl)
+            self._kept[fill.key] = (entry, self._clock() + self._ttl)
             self._bytes += len(fill.body)
             while len(self._kept) > self._max_entries or self._bytes > self._max_bytes:
                 self._drop(next(iter(self._kept)))
@@ -96,10 +78,6 @@ class MemoryCache:
                 self._drop(key)
         return len(keys)
 
-    def close(self) -> None:
-        """Drop everything."""
-        self.forget()
-
     def forget(self) -> None:
         """Drop everything: all of it is this process's."""
         with self._lock:
@@ -107,6 +85,6 @@ class MemoryCache:
             self._bytes = 0
 
     def _drop(self, key: str) -> None:
-        kept = self._kept.pop(key, None)
-        if kept is not None:
-            self._bytes -= len(kept.entry.body)
+        entry, _ = self._kept.pop(key, (None, 0.0))
+        if entry is not None:
+            self._bytes -= len(entry.body)

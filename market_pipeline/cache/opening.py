@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 
 from market_pipeline.cache.memory import MemoryCache
 from market_pipeline.cache.protocol import Cache
@@ -14,21 +15,16 @@ def open_cache(environ: Mapping[str, str] | None = None) -> Cache:
     """Open the cache that REDIS_URL and CACHE_TTL_SECONDS describe; no server is asked yet.
 
     It does not know what the database holds: for serving, wrap it (``readers.serving``).
-
-    Raises:
-        SettingError: One of the two is wrong.
     """
     url, ttl = read_redis_url(environ), read_cache_ttl_seconds(environ)
-    cache: Cache = _open_redis(url, ttl) if url else MemoryCache(ttl)
+    cache: Cache = MemoryCache(ttl)
+    if url:
+        from market_pipeline.cache.fallback import RedisCache
+        from market_pipeline.cache.redis_store import RedisStore
+
+        cache = RedisCache(RedisStore(url, ttl), MemoryCache(ttl))
     _open_caches.add(cache)
     return cache
-
-
-def _open_redis(url: str, ttl_seconds: float) -> Cache:
-    from market_pipeline.cache.fallback import RedisCache
-    from market_pipeline.cache.redis_store import RedisStore
-
-    return RedisCache(RedisStore(url, ttl_seconds), MemoryCache(ttl_seconds))
 
 
 def invalidate_cache_keys(patterns: Iterable[str]) -> int:
@@ -36,24 +32,13 @@ def invalidate_cache_keys(patterns: Iterable[str]) -> int:
 
     What runs of this project commit needs no such call: readers compare versions. It is for those
     who change the tables by other means. Other processes' own memory, used without Redis, keeps
-    entries until CACHE_TTL_SECONDS are over.
-
-    Args:
-        patterns: Keys, such as ``market:*:latest``; ``*`` is any text.
-
-    Returns:
-        How many entries were dropped; when Redis is in trouble, those in memory.
-
-    Raises:
-        SettingError: REDIS_URL or CACHE_TTL_SECONDS is wrong.
+    entries until CACHE_TTL_SECONDS are over. Patterns are keys, such as ``market:*:latest``; ``*``
+    is any text. Returns how many entries were dropped; when Redis is in trouble, those in memory.
     """
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     held = [cache for cache in _open_caches if cache.store_name == "memory"]
     dropped = sum(cache.invalidate(pattern) for cache in held for pattern in wanted)
     if read_redis_url():
-        cache = open_cache()
-        try:
+        with closing(open_cache()) as cache:
             dropped += sum(cache.invalidate(pattern) for pattern in wanted)
-        finally:
-            cache.close()
     return dropped

@@ -19,12 +19,9 @@ Json: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Entry:
-    """A value as it was read from the database.
+    """A value as it was read from the database, and the stamp that its market had then.
 
-    Attributes:
-        version: The stamp of its market then.
-        body: The value as JSON, UTF-8; what HTTP can send as it is.
-        stored_at: When it was put into the cache, in seconds since 1970 (UTC).
+    The body is JSON, UTF-8, as HTTP can send it. It was stored in seconds since 1970 (UTC).
     """
 
     version: int
@@ -54,8 +51,7 @@ class Fill:
 class Cache(Protocol):
     """A cache; safe to use from several threads.
 
-    Attributes:
-        is_local: It asks nobody: what it has is in this process's memory.
+    ``is_local`` means that it asks nobody: what it has is in this process's memory.
     """
 
     is_local: bool
@@ -70,24 +66,18 @@ class Cache(Protocol):
 
     def get(self, key: str) -> Entry | None:
         """Return the entry of a key; None when there is none that may be served."""
+        return self.get_many([key]).get(key)
 
     def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
         """Return the entries that may be served, in one question to the store."""
 
     def put(self, key: str, version: int, value: Json) -> bool:
-        """Store a value, unless the entry there has a newer version.
+        """Store a value and return True, unless it is too large or the entry there is newer.
 
-        Args:
-            key: Where.
-            version: Of the snapshot that the value was read from.
-            value: Of JSON.
-
-        Returns:
-            Whether it is stored now.
-
-        Raises:
-            ValueError: The value is not of JSON.
+        The version is of the snapshot that the value was read from. A value that is not of JSON is
+        a ``ValueError``.
         """
+        return self.put_many([Fill(key, version, write_json(value))]) == 1
 
     def put_many(self, fills: Iterable[Fill]) -> int:
         """Store several values, each as ``put`` does, and count those stored."""
@@ -95,9 +85,7 @@ class Cache(Protocol):
     def invalidate(self, pattern: str) -> int:
         """Drop the entries with a key that matches a pattern, or below such a key; count them.
 
-        Args:
-            pattern: ``*`` is any text: ``market:*:aggregates`` also drops
-                ``market:mock:BTC-USD:aggregates:1d``.
+        ``*`` is any text: ``market:*:aggregates`` drops ``market:mock:BTC-USD:aggregates:1d`` too.
         """
 
     def forget(self) -> None:
@@ -105,14 +93,11 @@ class Cache(Protocol):
 
     def close(self) -> None:
         """Give back connections and threads."""
+        self.forget()
 
 
 def write_json(value: Json) -> bytes:
-    """Return a value as JSON.
-
-    Raises:
-        ValueError: NaN, infinity, or what JSON has no form for.
-    """
+    """Return a value as JSON; NaN, infinity and what has no form there are a ``ValueError``."""
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, RecursionError) as error:
@@ -120,11 +105,7 @@ def write_json(value: Json) -> bytes:
 
 
 def parse_json(body: bytes) -> Json:
-    """Return the value of JSON.
-
-    Raises:
-        ValueError: It is not JSON; NaN and infinity are not.
-    """
+    """Return the value of JSON; anything else, NaN and infinity too, is a ``ValueError``."""
     try:
         return json.loads(body, parse_constant=_refuse)
     except RecursionError:

@@ -59,9 +59,8 @@ _WORDS = {
 class StoreTroubleError(PipelineError):
     """The server did not do what was asked.
 
-    Args:
-        reason: One word of a few: timeout, connection, authentication, read_only, out_of_memory,
-            loading, misconf, max_clients, busy, refused.
+    The reason is one word of a few: timeout, connection, authentication, read_only, out_of_memory,
+    loading, misconf, max_clients, busy, refused.
     """
 
     def __init__(self, reason: str) -> None:
@@ -72,12 +71,7 @@ class StoreTroubleError(PipelineError):
 class RedisStore:
     """Entries in a Redis database; every method raises ``StoreTroubleError`` when it cannot.
 
-    Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
-        ttl_seconds: How long an entry may be served.
-
-    Raises:
-        SettingError: The address has options that are unknown; it is not repeated.
+    An address with unknown options is a ``SettingError``, which does not repeat it.
     """
 
     def __init__(self, url: str, ttl_seconds: float) -> None:
@@ -93,8 +87,7 @@ class RedisStore:
                     pipeline.getrange(key, 0, MAX_VALUE_BYTES)
                 answers = pipeline.execute(raise_on_error=False)
             for key, answer in zip(part, answers, strict=True):
-                entry = None if _is_wrong_type(answer) else self._decode(key, answer)
-                if entry is not None:
+                if (entry := self._decode(key, answer)) is not None:
                     found[key] = entry
         return found
 
@@ -113,10 +106,11 @@ class RedisStore:
         """Drop the entries whose keys match, a thousand keys looked at in one step."""
         dropped, ends = 0, time.monotonic() + _SCAN_SECONDS
         matches = compile_pattern(pattern).fullmatch
+        escaped = re.sub(r"([?\[\]\\^])", r"\\\1", pattern)
         with _translate():
             cursor = 0
             while True:
-                cursor, seen = self._client.scan(cursor, match=f"{_escape(pattern)}*", count=1_000)
+                cursor, seen = self._client.scan(cursor, match=f"{escaped}*", count=1_000)
                 keys = [key for key in seen if matches(key.decode(errors="replace"))]
                 dropped += int(self._client.unlink(*keys)) if keys else 0
                 if cursor == 0:
@@ -137,6 +131,8 @@ class RedisStore:
     def _decode(self, key: str, answer: Any) -> Entry | None:
         """Return the entry; None for a value that this project did not write."""
         if isinstance(answer, Exception):
+            if "WRONGTYPE" in str(answer):
+                return None
             raise StoreTroubleError(find_reason(answer)) from answer
         head = _HEADER.match(answer)
         before = json.dumps(key).encode() + b',"value":'
@@ -145,7 +141,11 @@ class RedisStore:
         if not answer.startswith(before, head.end()):
             return None
         entry = Entry(int(head[1]), answer[head.end() + len(before) : -1], float(head[2]))
-        return entry if entry.age_seconds <= self._ttl and _is_json(entry.body) else None
+        try:
+            parse_json(entry.body)
+        except ValueError:
+            return None
+        return entry if entry.age_seconds <= self._ttl else None
 
 
 def find_reason(error: Exception) -> str:
@@ -193,22 +193,6 @@ def _open_client(url: str) -> Any:
 def _encode(fill: Fill) -> bytes:
     head = f'{{"format":1,"version":{fill.version},"stored_at":{time.time():.6f},"key":'
     return b"".join((head.encode(), json.dumps(fill.key).encode(), b',"value":', fill.body, b"}"))
-
-
-def _is_json(body: bytes) -> bool:
-    try:
-        parse_json(body)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_wrong_type(answer: Any) -> bool:
-    return isinstance(answer, Exception) and "WRONGTYPE" in str(answer)
-
-
-def _escape(pattern: str) -> str:
-    return re.sub(r"([?\[\]\\^])", r"\\\1", pattern)
 
 
 def _batch(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -55,12 +55,7 @@ def list_alerts(with_resolved: bool, limit: int, as_json: bool) -> None:
 
     with open_database() as engine, engine.connect() as connection:
         rows = [_describe_alert(row) for row in read_alerts(connection, limit, with_resolved)]
-    if as_json:
-        print_json(rows)
-    elif rows:
-        print_rows("Alerts", rows)
-    else:
-        click.echo("No alert is open")
+    print_rows("Alerts", rows, as_json, if_none="No alert is open")
 
 
 @alerts.command()

@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,6 @@ import click
 from market_pipeline.cli.show import AS_JSON, print_rows
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from sqlalchemy import Engine
 
 _SHELL_EPILOG = """\b
@@ -27,14 +26,7 @@ Examples:
 
 @contextmanager
 def open_database(with_schema: bool = True) -> "Iterator[Engine]":
-    """Open the database in use, and close it in the end.
-
-    Args:
-        with_schema: Make sure of the market tables; without it they may be missing or old.
-
-    Raises:
-        StorageError: Unreachable, read-only, or at another schema version.
-    """
+    """Open the database in use as ``storage.server.database`` does, which is slow to import."""
     from market_pipeline.storage.server import database
 
     with database.open_database(with_schema) as engine:
@@ -99,24 +91,18 @@ def prune(dry_run: bool) -> None:
     after DAGSTER_RETENTION_DAYS, but for the newest of each asset. Bars, revisions and receipts of
     runs that changed anything are kept for good.
     """
-    from datetime import UTC, datetime
-
     from market_pipeline.storage.runs import retention
 
     now = datetime.now(UTC)
     with open_database() as engine:
-        if dry_run:
-            with engine.connect() as connection:
-                counts = retention.count_prunable(connection, now)
-        else:
-            counts = retention.prune(engine, now)
+        counts = (retention.count_prunable if dry_run else retention.prune)(engine, now)
     done = "would be removed" if dry_run else "removed"
     rows = f"{counts.receipts} receipts, {counts.snapshots} snapshots and {counts.alerts} alerts"
     click.echo(f"{rows} {done}")
     click.echo(f"{_prune_dagster(now, dry_run)} of Dagster's runs {done}")
 
 
-def _prune_dagster(now: "datetime", dry_run: bool) -> int:
+def _prune_dagster(now: datetime, dry_run: bool) -> int:
     import dagster as dg
 
     from market_pipeline.orchestration import dagster_history

@@ -7,16 +7,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
 from market_pipeline.domain.errors import PipelineError
-from market_pipeline.settings import find_state_dir, read_dagster_retention_days, read_log_level
+from market_pipeline.settings import (
+    find_state_dir,
+    read_dagster_retention_days,
+    read_log_level,
+    read_variable,
+)
 
 if TYPE_CHECKING:
     from market_pipeline.api.configuration import Configuration
@@ -25,6 +30,7 @@ _POLL_SECONDS = 0.2
 _STOP_SECONDS = 60.0
 _ANSWER_SECONDS = 5.0
 _HOST = "127.0.0.1"
+_Process: TypeAlias = "subprocess.Popen[bytes]"
 _SERVICES = "Dagster's UI, its daemon and the dashboard"
 
 
@@ -41,14 +47,14 @@ def dev(port: int) -> None:
     if days := read_dagster_retention_days():  # Without the schedule nothing else prunes them.
         prune_tick_logs(datetime.now(UTC) - timedelta(days=days))
     click.echo(f"Starting {_SERVICES}: http://{_HOST}:{port} and http://{api.host}:{api.port}")
-    environment = {**os.environ, "DAGSTER_UI_URL": f"http://{_HOST}:{port}"}
+    os.environ["DAGSTER_UI_URL"] = f"http://{_HOST}:{port}"  # For both processes.
     command = str(Path(sys.executable).parent / "market-pipeline")
     level = "debug" if read_log_level() == "debug" else "warning"
     commands = (
         [command, "dagster-dev", "-h", _HOST, "-p", str(port), "--log-level", level],
         [command, "serve", "--quiet"],
     )
-    sys.exit(_run(commands, environment, port, api))
+    sys.exit(_run(commands, port, api))
 
 
 def _refuse_taken(port: int, cure: str) -> None:
@@ -62,12 +68,7 @@ def _refuse_taken(port: int, cure: str) -> None:
             ) from None
 
 
-def _run(
-    commands: Sequence[Sequence[str]],
-    environment: Mapping[str, str],
-    port: int,
-    api: "Configuration",
-) -> int:
+def _run(commands: Sequence[Sequence[str]], port: int, api: "Configuration") -> int:
     """Run commands until one ends or a signal comes; return the exit code of the first to end."""
     signals: list[int] = []
 
@@ -79,7 +80,7 @@ def _run(
         signal.signal(number, note)
     # In sessions of their own: a Ctrl-C reaches this process alone, which passes it on once.
     started = [
-        subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - ours
+        subprocess.Popen(command, start_new_session=True)  # noqa: S603 - ours
         for command in commands
     ]
     try:
@@ -92,10 +93,7 @@ def _run(
 
 
 def _watch(
-    started: Sequence["subprocess.Popen[bytes]"],
-    signals: Sequence[int],
-    port: int,
-    api: "Configuration",
+    started: Sequence[_Process], signals: Sequence[int], port: int, api: "Configuration"
 ) -> None:
     """Wait for a signal or an end; when all of it answers, show where it is."""
     begun, screen = time.monotonic(), None
@@ -134,16 +132,16 @@ def _is_served(api: "Configuration") -> bool:
 def describe(port: int, api: "Configuration", schedule: tuple[str, bool] | None) -> str:
     """Return what there is, where, and how to go on.
 
-    Args:
-        port: Of Dagster's UI.
-        api: How the API is served.
-        schedule: Its cron expression and whether it is on; None: Dagster knows none.
+    The schedule is its cron expression and whether it is on; None: Dagster knows none.
     """
+    from market_pipeline.storage.server.urls import hide_password
+
+    url = read_variable("DATABASE_URL")
     lines = {
         "Dagster's UI": f"http://{_HOST}:{port}",
         "Dashboard": f"http://{api.host}:{api.port}",
         "Schedule": _describe_schedule(schedule),
-        "Data": _describe_data(),
+        "Data": hide_password(url) if url else f"PostgreSQL in {find_state_dir()}",
         "Look into it": "market-pipeline db shell",
         "End": "Ctrl-C",
     }
@@ -160,14 +158,6 @@ def _describe_schedule(schedule: tuple[str, bool] | None) -> str:
     return f"off {switch}\n{' ' * 16}turns it on, or INGESTION_SCHEDULE_ENABLED=true in .env"
 
 
-def _describe_data() -> str:
-    from market_pipeline.settings import read_variable
-    from market_pipeline.storage.server.urls import hide_password
-
-    url = read_variable("DATABASE_URL")
-    return hide_password(url) if url else f"PostgreSQL in {find_state_dir()}"
-
-
 def _show_seconds(doing: str, begun: float) -> None:
     """Show on a terminal that it goes on; the next line is written over it."""
     if sys.stdout.isatty():
@@ -180,7 +170,7 @@ def _show(text: str) -> None:
     click.echo(f"{erase}{text}", nl=False)
 
 
-def _stop(started: Sequence["subprocess.Popen[bytes]"]) -> None:
+def _stop(started: Sequence[_Process]) -> None:
     begun = time.monotonic()
     for process in started:
         if process.poll() is None:

@@ -1,12 +1,13 @@
 """``market-pipeline events``: restated history and suspected splits, and decisions about them."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
 from market_pipeline.cli.database import open_database
 from market_pipeline.cli.options import STORED_SYMBOLS
-from market_pipeline.cli.show import AS_JSON, print_json, print_rows
+from market_pipeline.cli.show import AS_JSON, print_rows
 
 _EPILOG = """\b
 Examples:
@@ -38,12 +39,8 @@ def list_all(symbols: list[str] | None, is_all: bool, as_json: bool) -> None:
     with open_database() as engine, engine.connect() as connection:
         of = None if symbols is None else find_market_ids(connection, symbols)
         rows = list_events(connection, of, is_open=not is_all)
-    if as_json:
-        print_json(rows)
-        return
-    print_rows("Events", [_shorten(row) for row in rows])
-    if not rows:
-        click.echo("No such events" if is_all else "No open events")
+    shown = rows if as_json else [_shorten(row) for row in rows]
+    print_rows("Events", shown, as_json, if_none="No such events" if is_all else "No open events")
 
 
 @events.command()
@@ -65,8 +62,6 @@ def confirm(event_id: int, yes: bool) -> None:
 
     Their old values stay readable as revisions. Weeks follow; statistics do with the next run.
     """
-    from datetime import UTC, datetime
-
     from market_pipeline.ingestion.deciding import confirm_split, preview_split
 
     with open_database() as engine:

@@ -2,8 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,20 +77,24 @@ def export(
 
     All files are of the same dataset version.
     """
-    from datetime import UTC, datetime
-
     from market_pipeline.cli.database import open_database
     from market_pipeline.readers.opening import open_snapshot
+    from market_pipeline.readers.resolve import find_markets, read_all_markets
 
     if as_of is not None and version is not None:
         raise SettingError("--as-of and --version exclude each other: give one of them")
     if require is not None and history_from is None:
         raise SettingError(f"--require {require}: set --from as well, as history has a beginning")
     check_span(history_from or _BEGINNING, history_to)
-    _make_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        cause = f"{error.strerror}; name another folder"
+        raise SettingError(f"--out {str(folder)!r}: {cause}") from None
     span = (history_from or _BEGINNING, history_to or datetime.now(UTC).isoformat())
     with open_database() as engine, open_snapshot(engine) as connection:
-        names = _choose(connection, symbols)
+        found = find_markets(connection, symbols) if symbols else read_all_markets(connection)
+        names = [f"{market.provider}:{market.symbol}" for market in found.values()]
         question = {"as_of": as_of, "version": version}
         tasks = [(name, interval) for name in names for interval in intervals]
         for name, interval in tasks if require else ():
@@ -103,14 +108,6 @@ def export(
     click.echo(f"{rows:,} bars in {files} files in {folder}")
     if not files:
         raise SettingError("there are no such bars: `market-pipeline coverage` shows what is there")
-
-
-def _choose(connection: "Connection", symbols: list[str] | None) -> list[str]:
-    """Return the markets by their full names."""
-    from market_pipeline.readers.resolve import find_markets, read_all_markets
-
-    found = find_markets(connection, symbols) if symbols else read_all_markets(connection)
-    return [f"{market.provider}:{market.symbol}" for market in found.values()]
 
 
 def _read_bars(
@@ -128,15 +125,6 @@ def _read_bars(
         return read_aggregates(name, interval, *span, **question, engine=connection)
     except NothingKnownYetError:  # Of this market; others may have been known.
         return pd.DataFrame()
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingError(
-            f"--out {str(folder)!r}: {error.strerror}; name another folder"
-        ) from None
 
 
 def _name_file(name: str, interval: str, kind: str) -> str:
@@ -160,24 +148,13 @@ def _write(path: Path, bars: "pd.DataFrame", kind: str) -> None:
             Path(draft).unlink()
 
 
-def _show_progress(tasks: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Yield the tasks, with a bar on a terminal."""
-    with _open_bar(len(tasks)) as advance:
-        for task in tasks:
-            yield task
-            advance()
-
-
-@contextmanager
-def _open_bar(total: int) -> Iterator[Any]:
+def _show_progress(tasks: list[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+    """Return the tasks, with a bar on a terminal."""
     from market_pipeline.cli.progress import is_terminal
 
     if not is_terminal():
-        yield lambda: None
-        return
+        return tasks
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import track
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("Exporting", total=total)
-        yield lambda: progress.advance(bar)
+    return track(tasks, "Exporting", console=Console(stderr=True), transient=True)

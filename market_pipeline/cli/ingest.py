@@ -6,8 +6,8 @@ from uuid import UUID
 
 import click
 
-from market_pipeline.cli.options import PROVIDER, SYMBOLS, check_with, parse_time
-from market_pipeline.cli.runs import show_causes, show_run
+from market_pipeline.cli.options import PROVIDER, SYMBOLS, check_with, keep_given, parse_time
+from market_pipeline.cli.runs import finish_run
 from market_pipeline.cli.show import AS_JSON
 from market_pipeline.domain.triggers import TRIGGERS
 from market_pipeline.settings import parse_lookback_days
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from market_pipeline.cli.progress import RunDisplay
     from market_pipeline.cli.run import FinishedRun
 
-EXIT_FAILED = 1
-EXIT_PARTIAL = 3
-EXIT_CODES = {"ok": 0, "partial": EXIT_PARTIAL}
 _EPILOG = """\b
 Examples:
   market-pipeline ingest --symbols BTC-USD,SPX --lookback-days 90
@@ -64,12 +61,10 @@ def ingest(
     """
     from market_pipeline.cli.progress import display_run
 
-    given = {name: value for name, value in options.items() if value is not None}
     with display_run() as display:
-        finished = _run(given, run_id, trigger, display)
-    outcome = show_run(finished.run_id, as_json, has_failed=not finished.succeeded)
-    show_causes(finished.causes)
-    ctx.exit(EXIT_CODES.get(outcome or "", EXIT_FAILED))
+        finished = _run(keep_given(options), run_id, trigger, display)
+    has_failed = not finished.succeeded
+    ctx.exit(finish_run(finished.run_id, finished.causes, as_json, has_failed=has_failed))
 
 
 def _run(

@@ -18,8 +18,7 @@ from market_pipeline.cli.plan import backfill, coverage, plan
 from market_pipeline.cli.providers import providers
 from market_pipeline.cli.quarantine import quarantine
 from market_pipeline.cli.runs import runs
-from market_pipeline.cli.serve import serve
-from market_pipeline.cli.web import dagster_dev, web
+from market_pipeline.cli.web import dagster_dev, serve, web
 from market_pipeline.cli.why import diff, why
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.observability.logs import configure_logs
@@ -81,19 +80,14 @@ def init() -> None:
     from dotenv import set_key
 
     file, home = Path.cwd() / ".env", find_project_dir()
-    for name in _list_missing(home):
-        shutil.copy(_PROJECT_FILES / name, home)
-        click.echo(f"Wrote {home / name}")
+    for brought in sorted(_PROJECT_FILES.glob("*.yaml")):  # A wheel has them; a checkout is one.
+        if not (home / brought.name).exists():
+            shutil.copy(brought, home)
+            click.echo(f"Wrote {home / brought.name}")
     file.touch(mode=0o600)
     # Resolved, because the library would put a file in the place of a link.
     set_key(file.resolve(), "DAGSTER_HOME", str(home), quote_mode="auto")
     click.echo(f"DAGSTER_HOME in {file.name} is {home}")
-
-
-def _list_missing(home: Path) -> list[str]:
-    """Return which of the files that a wheel brings are missing; a checkout has them itself."""
-    brought = _PROJECT_FILES.glob("*.yaml")
-    return sorted(file.name for file in brought if not (home / file.name).exists())
 
 
 for command in (

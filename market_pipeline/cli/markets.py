@@ -1,6 +1,8 @@
 """``market-pipeline markets``: what is stored and ingested; switch off, read again, or remove."""
 
 import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -97,12 +99,12 @@ def _find_settings(symbol: str, provider: str) -> list[tuple[str, str]]:
 @click.argument("name", metavar="MARKET")
 def deactivate(name: str) -> None:
     """Ingest MARKET no longer; what is stored stays readable. `markets add` takes it back."""
-    from market_pipeline.storage.markets.admin import set_active
+    from market_pipeline.storage.markets.admin import deactivate_market
 
     with open_database() as engine:
         with engine.connect() as connection:
             market_id, shown = _find_market(connection, name)
-        changed = set_active(engine, [market_id], is_active=False)
+        changed = deactivate_market(engine, market_id)
     click.echo(f"{shown} is deactivated{'' if changed else ' already'}; its data stay")
 
 
@@ -122,11 +124,9 @@ def purge(name: str, yes: bool, as_json: bool) -> None:
             market_id, shown = _find_market(connection, name)
             counts = count_rows(connection, market_id)
         if not yes:
-            print_rows(
-                f"Rows of {shown}", [_describe_table(table, n) for table, n in counts.items()]
-            )
+            print_rows(f"Rows of {shown}", _list_tables(counts.items()))
             click.confirm(f"Remove {shown} and these rows for good?", abort=True)
-        removed = [_describe_table(table, n) for table, n in purge_market(engine, market_id) if n]
+        removed = _list_tables(purge_market(engine, market_id))
     print_rows(f"Removed of {shown}", removed, as_json)
 
 
@@ -144,8 +144,6 @@ def reload_stored(
     Reads what an older parser has read, else the whole stored history. Old values stay readable as
     revisions; what the provider has no more stays as it is.
     """
-    from datetime import UTC, datetime
-
     from market_pipeline.cli.reloading import preview_reload, run_reload
 
     asked_at = datetime.now(UTC)
@@ -159,8 +157,8 @@ def reload_stored(
     ctx.exit(code)
 
 
-def _describe_table(table: str, rows: int) -> dict[str, Any]:
-    return {"table": table, "rows": rows}
+def _list_tables(counts: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
+    return [{"table": table, "rows": rows} for table, rows in counts if rows]
 
 
 def _find_market(connection: "Connection", name: str) -> tuple[int, str]:

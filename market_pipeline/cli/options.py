@@ -1,6 +1,7 @@
 """Options that several commands share, checked as they are read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
@@ -33,24 +34,20 @@ def parse_time(text: str) -> str:
     return parse_moment(text, datetime.now(UTC)).isoformat()
 
 
-def _parse_symbols(text: str) -> list[str]:
-    return list(parse_symbols(split_list(text)))
-
-
-def _parse_providers(text: str) -> str:
-    return ",".join(parse_provider_names(text))
-
-
 def _make_symbols_option(told: str) -> Callable[[Callable[..., object]], Callable[..., object]]:
-    return click.option("--symbols", metavar="LIST", callback=check_with(_parse_symbols), help=told)
+    check = check_with(lambda text: list(parse_symbols(split_list(text))))
+    return click.option("--symbols", metavar="LIST", callback=check, help=told)
+
+
+def keep_given(options: Mapping[str, object]) -> dict[str, Any]:
+    """Return the options that were given, whose span of history makes sense."""
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    check_span(given.get("history_from"), given.get("history_to"))
+    return given
 
 
 def check_span(history_from: str | None, history_to: str | None) -> None:
-    """Make sure that --from comes before --to, where they were given.
-
-    Raises:
-        SettingError: Names both.
-    """
+    """Make sure that --from comes before --to, where they were given."""
     if history_to and not history_from:
         raise SettingError(f"--to {history_to}: say --from as well")
     if history_from and history_to and history_from >= history_to:
@@ -64,7 +61,7 @@ STORED_SYMBOLS = _make_symbols_option(
 PROVIDER = click.option(
     "--provider",
     metavar="LIST",
-    callback=check_with(_parse_providers),
+    callback=check_with(lambda text: ",".join(parse_provider_names(text))),
     help="Provider, or several in order of preference; default INGESTION_PROVIDER.",
 )
 TO = click.option(

@@ -1,21 +1,22 @@
 """``market-pipeline plan``, ``coverage``, ``backfill``: list what is missing, and fetch it."""
 
+import os
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import click
 
-from market_pipeline.cli.ingest import EXIT_CODES, EXIT_FAILED, EXIT_PARTIAL
 from market_pipeline.cli.options import (
     PROVIDER,
     STORED_SYMBOLS,
     SYMBOLS,
     TO,
-    check_span,
+    keep_given,
     make_from_option,
 )
-from market_pipeline.cli.runs import show_causes, show_run, tell
+from market_pipeline.cli.runs import EXIT_PARTIAL, finish_run, tell
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 
 if TYPE_CHECKING:
@@ -55,9 +56,7 @@ def plan(ctx: click.Context, /, as_json: bool, **options: object) -> None:
     Without --from it is the look-back that is planned, as `market-pipeline ingest` would.
     Exits with 3 when no provider serves some of the symbols; the others are planned.
     """
-    given = _keep_given(options)
-    _check_span(given)
-    estimates, unserved = _estimate(given)
+    estimates, unserved = _estimate(keep_given(options))
     rows = [estimate.describe() for estimate in estimates]
     markets = [row for estimate in estimates for row in estimate.describe_markets()]
     cuts = [cut for estimate in estimates for cut in estimate.describe_cuts()]
@@ -86,13 +85,10 @@ def backfill(ctx: click.Context, /, as_json: bool, **options: object) -> None:
     """Fetch what is missing of a span of history, then compute the statistics once."""
     from market_pipeline.cli.progress import display_run
 
-    given, run_id = _keep_given(options), uuid4()
-    _check_span(given)
+    given, run_id = keep_given(options), uuid4()
     with display_run() as display:
         causes = _fill(given, run_id, display)
-    outcome = show_run(run_id, as_json, has_failed=bool(causes))
-    show_causes(causes)
-    ctx.exit(EXIT_CODES.get(outcome or "", EXIT_FAILED))
+    ctx.exit(finish_run(run_id, causes, as_json, has_failed=bool(causes)))
 
 
 def _fill(given: Mapping[str, Any], run_id: UUID, display: "RunDisplay | None") -> tuple[str, ...]:
@@ -160,8 +156,10 @@ def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_jso
         if not listed["coverage"]:
             click.echo("Nothing is stored yet: run `market-pipeline ingest`")
         elif verify and not wrong:
-            click.echo(_describe_agreement(len(listed["never_asked"])))
-    ctx.exit(3 if wrong else 0)
+            spans = len(listed["never_asked"])
+            more = f" {spans:,} spans were never asked for." if spans else ""
+            click.echo(f"The ledger and the bars agree.{more}")
+    ctx.exit(EXIT_PARTIAL if wrong else 0)
 
 
 def show_older(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -174,16 +172,7 @@ def show_older(rows: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _describe_agreement(never_asked: int) -> str:
-    if not never_asked:
-        return "The ledger and the bars agree."
-    return f"The ledger and the bars agree. {never_asked:,} spans were never asked for."
-
-
 def _price_backfills(connection: "Connection", of: Sequence[int] | None) -> list[dict[str, Any]]:
-    import os
-    from datetime import UTC, datetime
-
     from market_pipeline.storage.coverage.ledger import read_never_asked
 
     gaps = read_never_asked(connection, of)
@@ -193,23 +182,12 @@ def _price_backfills(connection: "Connection", of: Sequence[int] | None) -> list
     from market_pipeline.ingestion.request import build_request
 
     request = build_request(datetime.now(UTC))
-    return [
-        backfill.describe() for backfill in price_backfills(connection, gaps, request, os.environ)
-    ]
-
-
-def _keep_given(options: Mapping[str, object]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _check_span(given: Mapping[str, Any]) -> None:
-    check_span(given.get("history_from"), given.get("history_to"))
+    priced = price_backfills(connection, gaps, request, os.environ)
+    return [backfill.describe() for backfill in priced]
 
 
 def _estimate(given: Mapping[str, Any]) -> "tuple[Sequence[ProviderEstimate], Mapping[str, str]]":
     """Return what providers would be asked, and why symbols are unserved."""
-    import os
-
     from market_pipeline.cli.database import open_database
     from market_pipeline.cli.run_request import route_request
     from market_pipeline.ingestion.estimate import estimate_request

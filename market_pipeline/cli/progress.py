@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event, Thread
-from types import TracebackType
 from typing import Any, Self, TextIO
 from uuid import UUID
 
@@ -51,57 +50,33 @@ def is_terminal() -> bool:
 
 @contextmanager
 def show_progress(run_id: UUID, expected: int) -> Iterator[None]:
-    """Show a bar on a terminal while a run goes on; the receipt tells how far it is."""
+    """Show a bar of bars on a terminal while a run goes on; the receipt tells how far it is."""
     if not expected or not is_terminal():
         yield
         return
-    with BarProgress(run_id, expected):
+    stop = Event()
+    thread = Thread(target=_follow, args=(run_id, expected, stop), daemon=True)
+    thread.start()
+    try:
         yield
+    finally:
+        stop.set()
+        thread.join()
 
 
-class BarProgress:
-    """Counts the bars that a run has received, on stderr.
+def _follow(run_id: UUID, expected: int, stop: Event) -> None:
+    from market_pipeline.storage.runs.receipts import count_received
 
-    Args:
-        run_id: The run.
-        expected: How many bars the plan expects.
-    """
-
-    def __init__(self, run_id: UUID, expected: int) -> None:
-        self._run_id, self._expected = run_id, expected
-        self._stop = Event()
-        self._thread = Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> Self:
-        """Begin to follow."""
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop following."""
-        self._stop.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        from market_pipeline.storage.runs.receipts import count_received
-
-        columns = (TextColumn("bars"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with (
-            Progress(*columns, console=Console(stderr=True)) as shown,
-            open_database() as engine,
-        ):
-            task = shown.add_task("bars", total=self._expected)
-            is_over = False
-            while not is_over:
-                is_over = self._stop.wait(PERIOD_SECONDS)
-                with engine.connect() as connection:
-                    received = count_received(connection, self._run_id)
-                shown.update(task, completed=min(received, self._expected))
+    columns = (TextColumn("bars"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console) as shown, open_database() as engine:
+        task = shown.add_task("bars", total=expected)
+        is_over = False
+        while not is_over:
+            is_over = stop.wait(PERIOD_SECONDS)
+            with engine.connect() as connection:
+                received = count_received(connection, run_id)
+            shown.update(task, completed=min(received, expected))
 
 
 @contextmanager
@@ -122,9 +97,6 @@ class RunDisplay(logging.Handler):
     """One line of a terminal, which changes as a run goes on; warnings stay above it.
 
     What concerns one market is in the summary that follows, and is not said twice.
-
-    Args:
-        stream: The terminal.
     """
 
     def __init__(self, stream: TextIO) -> None:

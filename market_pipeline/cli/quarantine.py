@@ -1,13 +1,14 @@
 """``market-pipeline quarantine``: list, replay or discard impossible rows."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from market_pipeline.cli.database import open_database
-from market_pipeline.cli.ingest import EXIT_FAILED, EXIT_PARTIAL
 from market_pipeline.cli.options import STORED_SYMBOLS
+from market_pipeline.cli.runs import EXIT_FAILED, EXIT_PARTIAL
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 from market_pipeline.domain.errors import PipelineError
 
@@ -59,13 +60,9 @@ def list_rows(symbols: list[str] | None, status: str, limit: int, as_json: bool)
         # One more than is shown tells whether there are more.
         rows = read_quarantine(connection, market_ids=of, status=chosen, limit=limit + 1)
     shown = _describe_rows(rows.iloc[:limit])
-    if as_json:
-        print_json(shown)
-        return
-    print_rows("Quarantine", [_shorten_row(row) for row in shown])
-    if rows.empty:
-        click.echo("No such rows in the quarantine")
-    elif len(rows) > limit:
+    listed = shown if as_json else [_shorten_row(row) for row in shown]
+    print_rows("Quarantine", listed, as_json, if_none="No such rows in the quarantine")
+    if len(rows) > limit and not as_json:
         click.echo(f"There are more than {limit}: --limit shows more", err=True)
 
 
@@ -101,8 +98,6 @@ def replay(ctx: click.Context, row_ids: Sequence[int], is_all: bool) -> None:
 
     A row that contradicts a stored bar is still bad. Weeks follow; statistics do with the next run.
     """
-    from datetime import UTC, datetime
-
     from market_pipeline.ingestion.quarantine import replay_rows
 
     if is_all == bool(row_ids):
@@ -122,8 +117,6 @@ def replay(ctx: click.Context, row_ids: Sequence[int], is_all: bool) -> None:
 @_ROW_IDS
 def discard(row_ids: Sequence[int]) -> None:
     """Dismiss rows for good: they are counted when they come again, and no longer listed."""
-    from datetime import UTC, datetime
-
     from market_pipeline.ingestion.quarantine import discard_rows
 
     if not row_ids:
@@ -138,13 +131,12 @@ def _describe_rows(rows: "pd.DataFrame") -> list[dict[str, Any]]:
     whole = rows.drop(columns="market_id").astype(object)
     whole = whole.where(whole.notna(), None)
     return [
-        {str(name): _write_cell(cell) for name, cell in row.items()}
+        {
+            str(name): cell if isinstance(cell, dict | int | None) else str(cell)
+            for name, cell in row.items()
+        }
         for row in whole.to_dict("records")
     ]
-
-
-def _write_cell(cell: Any) -> Any:
-    return cell if isinstance(cell, dict | int | None) else str(cell)
 
 
 def _shorten_row(row: Mapping[str, Any]) -> dict[str, Any]:

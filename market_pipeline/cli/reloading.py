@@ -1,10 +1,8 @@
 """The work of ``market-pipeline markets reload``: the preview and the reload."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -12,10 +10,10 @@ from uuid import uuid4
 import click
 from sqlalchemy import Engine
 
-from market_pipeline.cli.ingest import EXIT_CODES, EXIT_FAILED
 from market_pipeline.cli.plan import show_older
 from market_pipeline.cli.progress import show_progress
-from market_pipeline.cli.runs import show_causes, show_run, tell
+from market_pipeline.cli.run import run_job
+from market_pipeline.cli.runs import EXIT_FAILED, finish_run, tell
 from market_pipeline.cli.show import print_json, print_rows
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.ingestion.closing import close_run
@@ -33,18 +31,22 @@ from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.providers.registry import route_markets
 from market_pipeline.settings import find_state_dir
 from market_pipeline.storage.coverage.listings import list_older
-from market_pipeline.storage.markets.dump import dump_market
+from market_pipeline.storage.markets.admin import dump_market
 from market_pipeline.storage.runs.budget import read_budget_limits
+
+_OUT_OF_REACH = "Nothing can be read again: the provider does not reach back that far."
 
 
 def preview_reload(
     engine: Engine, market_id: int, name: str, asked_at: datetime, as_json: bool
 ) -> None:
     """Print what a reload would ask for, what it cannot get, and what a sample would change."""
-    route, request = _find_route(name, asked_at)
-    plan = _plan(engine, route, market_id, request)
+    _, _, plan = _plan(engine, market_id, name, asked_at)
     sample = sample_changes(engine, plan, asked_at)
-    estimate = _estimate(plan)
+    provider, market = plan.route
+    limit = read_budget_limits([provider])[provider.name]
+    planned = MarketPlan(market, plan.requests, (), ())
+    estimate = ProviderEstimate(provider.name, (planned,), limit)
     told = {
         "requests": estimate.describe_markets(),
         "cost": estimate.describe(),
@@ -65,34 +67,33 @@ def _show_preview(told: dict[str, Any], name: str, *, has_requests: bool) -> Non
     print_rows("The provider's description of the market", told["facts"])
     print_rows("A sample: the newest of these bars, as the provider sends them now", told["sample"])
     if not has_requests:
-        click.echo("Nothing can be read again: the provider does not reach back that far.")
+        click.echo(_OUT_OF_REACH)
         return
     click.echo(f"Nothing was changed. To do it: market-pipeline markets reload {name} --yes")
 
 
 def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as_json: bool) -> int:
     """Dump a market, read it again, compute its statistics, and return the exit code."""
-    route, request = _find_route(name, asked_at)
-    plan = _plan(engine, route, market_id, request)
+    route, request, plan = _plan(engine, market_id, name, asked_at)
     if not plan.requests:
-        click.echo(
-            "Nothing can be read again: the provider does not reach back that far.", err=True
-        )
+        click.echo(_OUT_OF_REACH, err=True)
         return EXIT_FAILED
-    file = _name_dump(name, asked_at)
+    safe = quote(name, safe="").replace("%3A", "_")
+    file = find_state_dir() / "reloads" / f"{safe}_{asked_at:%Y%m%dT%H%M%S}.sql.gz"
     size = dump_market(engine, market_id, file)
     tell(f"Dumped the market to {file} ({size / 1e6:,.1f} MB)")
     run = Run(uuid4(), TRIGGER, asked_at, _cover(request, plan))
     with show_progress(run.run_id, sum(fetch.bars for fetch in plan.requests)):
         _reload(engine, run, route, market_id)
-    causes = _compute_statistics(route)
-    outcome = show_run(run.run_id, as_json, has_failed=bool(causes))
-    show_causes(causes)
+    market = route[1]
+    options = {"symbols": [market.symbol], "provider": market.provider}
+    causes = run_job("statistics", options).causes
+    code = finish_run(run.run_id, causes, as_json, has_failed=bool(causes))
     with engine.connect() as connection:
         left = list_older(connection, [market_id])
     if left and not as_json:
         show_older(left)
-    return EXIT_CODES.get(outcome or "", EXIT_FAILED)
+    return code
 
 
 def _reload(engine: Engine, run: Run, route: Route, market_id: int) -> None:
@@ -109,27 +110,19 @@ def _reload(engine: Engine, run: Run, route: Route, market_id: int) -> None:
             close_run(connection, run.run_id, error)
 
 
-def _find_route(name: str, asked_at: datetime) -> tuple[Route, Request]:
-    """Return the market as its provider describes it now.
+def _plan(
+    engine: Engine, market_id: int, name: str, asked_at: datetime
+) -> tuple[Route, Request, ReloadPlan]:
+    """Return the market as its provider describes it now, and what is to be read again of it.
 
     Raises:
-        MarketNotServedError: It does not serve it any more, or lacks a setting.
+        MarketNotServedError: The provider does not serve it any more, or lacks a setting.
     """
     provider, _, symbol = name.partition(":")
     request = build_request(asked_at, [symbol], provider)
     [route] = route_markets([symbol], [provider], os.environ)
-    return route, request
-
-
-def _plan(engine: Engine, route: Route, market_id: int, request: Request) -> ReloadPlan:
     with engine.connect() as connection:
-        return plan_market_reload(connection, route, market_id, request)
-
-
-def _estimate(plan: ReloadPlan) -> ProviderEstimate:
-    provider, market = plan.route
-    limit = read_budget_limits([provider])[provider.name]
-    return ProviderEstimate(provider.name, (MarketPlan(market, plan.requests, (), ()),), limit)
+        return route, request, plan_market_reload(connection, route, market_id, request)
 
 
 def _list_lost(plan: ReloadPlan) -> list[dict[str, Any]]:
@@ -145,15 +138,3 @@ def _cover(request: Request, plan: ReloadPlan) -> Request:
     start = min(fetch.window.start for fetch in plan.requests)
     end = max(fetch.window.end for fetch in plan.requests)
     return replace(request, window=replace(request.window, start=start, end=end))
-
-
-def _name_dump(name: str, asked_at: datetime) -> Path:
-    safe = quote(name, safe="").replace("%3A", "_")
-    return find_state_dir() / "reloads" / f"{safe}_{asked_at:%Y%m%dT%H%M%S}.sql.gz"
-
-
-def _compute_statistics(route: Route) -> Sequence[str]:
-    from market_pipeline.cli.run import run_job
-
-    options = {"symbols": [route[1].symbol], "provider": route[1].provider}
-    return run_job("statistics", options).causes

@@ -38,20 +38,16 @@ def run_job(
     trigger: str = "manual",
     display: "RunDisplay | None" = None,
 ) -> FinishedRun:
-    """Run a job to its end, with a line on stderr for each market.
+    """Run a job to its end, with a line on stderr for each market, or a display instead.
 
-    Args:
-        name: The job's.
-        options: Fields of ``IngestionRequest``.
-        run_id: The run's; a new one by default.
-        trigger: What the receipt says started it.
-        display: Shows the run instead of the lines.
+    Options are fields of ``IngestionRequest``. The trigger is what the receipt says started it.
 
     Raises:
         PipelineError: A setting is wrong, or the database cannot be used, now or in the middle.
     """
     from market_pipeline.definitions import defs
     from market_pipeline.orchestration.executor import describe_asked, keep_receipt, list_job_assets
+    from market_pipeline.orchestration.run_connections import keep_connection
 
     if display:
         display.say(
@@ -62,16 +58,16 @@ def run_job(
     loggers = {"console": dg.colored_console_logger, "progress": _make_logger(display)}
     job = defs.resolve_job_def(name).with_logger_defs(loggers)
     tags = {TRIGGER_TAG: trigger}
-    config = {
-        "resources": {"request": {"config": dict(options)}},
-        "loggers": _choose_logger(),
-    }
+    is_debug = read_log_level() == "debug"
+    logger = {"console": {"config": {"log_level": "DEBUG"}}} if is_debug else {"progress": {}}
+    config = {"resources": {"request": {"config": dict(options)}}, "loggers": logger}
     asked = describe_asked(
         str(run_id or uuid4()), tags, config, list_job_assets(name), datetime.now(UTC)
     )
     # In this process Dagster takes an executor of its own, which keeps no receipt.
     with (
         dg.DagsterInstance.get() as instance,
+        keep_connection(instance),
         keep_receipt(instance, asked) as ending,
         _told_in_a_sentence(),
     ):
@@ -97,12 +93,6 @@ def _told_in_a_sentence() -> Iterator[None]:
         if failure is None:
             raise
         raise DatabaseUnreachableError(explain_failure(failure)) from None
-
-
-def _choose_logger() -> dict[str, object]:
-    if read_log_level() == "debug":
-        return {"console": {"config": {"log_level": "DEBUG"}}}
-    return {"progress": {}}
 
 
 class _Progress(LineHandler):

@@ -16,8 +16,7 @@ from market_pipeline.settings import check_run_settings, name_errors
 def check_options(options: Mapping[str, Any]) -> Request:
     """Return a request, checked with every setting that its run will read; nothing is opened.
 
-    Raises:
-        PipelineError: Names the option or variable, its value, and what is expected.
+    An error names the option or variable, its value, and what is expected.
     """
     request, _ = route_request(options)
     _check_home(os.environ["DAGSTER_HOME"])
@@ -31,13 +30,7 @@ def check_options(options: Mapping[str, Any]) -> Request:
 
 
 def route_request(options: Mapping[str, Any]) -> tuple[Request, Routing]:
-    """Return what options ask for, with a provider for each market that has one.
-
-    Nothing is opened.
-
-    Raises:
-        PipelineError: As of :func:`check_options`.
-    """
+    """Return what options ask for, with a provider for each market that has one."""
     request = build_request(datetime.now(UTC), **options)
     _check_providers(request, "--provider " if "provider" in options else "INGESTION_PROVIDER=")
     return request, route_served(request.symbols, request.providers, os.environ)

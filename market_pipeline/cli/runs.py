@@ -13,17 +13,18 @@ from market_pipeline.domain.errors import PipelineError
 from market_pipeline.observability.logs import get_logger
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.console import Console
 
     from market_pipeline.cli.progress import RunDisplay
 
+EXIT_FAILED = 1
+EXIT_PARTIAL = 3
+EXIT_CODES = {"ok": 0, "partial": EXIT_PARTIAL}
 _SHOWN_RUNS = 20
 # What a screen holds: of many markets first those that went wrong.
 _SHOWN_MARKETS = 15
 _WORST = ("failed", "interrupted", "missing", "partial", "running", "ok")
 _NONE_YET = "no run has written anything yet: run `market-pipeline ingest`"
-_VERSIONS = ("first_version", "last_version")
 _COUNTS = (
     "received", "inserted", "updated", "unchanged", "revised", "derived_inserted",
     "derived_updated", "quarantined", "holes_left", "calls",
@@ -80,30 +81,34 @@ def show(run_id: UUID | None, as_json: bool) -> None:
     Bars inserted, updated and unchanged are those that were fetched; derived ones are days and
     weeks built from them. Holes left are those in the run's own window, when it ended.
     """
-    if show_run(run_id or _read_last_run_id(), as_json) is None:
-        raise PipelineError(
-            f"run {run_id} has no receipt: `market-pipeline runs` lists the receipts"
-        )
-
-
-def _read_last_run_id() -> UUID:
     from market_pipeline.cli.database import open_database
     from market_pipeline.storage.runs.receipts import read_last_run_id
 
     with open_database() as engine, engine.connect() as connection:
-        chosen = read_last_run_id(connection)
+        chosen = run_id or read_last_run_id(connection)
     if chosen is None:
         raise PipelineError(_NONE_YET)
-    return chosen
+    if show_run(chosen, as_json) is None:
+        raise PipelineError(
+            f"run {chosen} has no receipt: `market-pipeline runs` lists the receipts"
+        )
+
+
+def finish_run(run_id: UUID, causes: Sequence[str], as_json: bool, *, has_failed: bool) -> int:
+    """Print a run's receipt, on stderr why it failed, and return its command's exit code."""
+    outcome = show_run(run_id, as_json, has_failed)
+    for cause in causes:
+        if sys.stderr.isatty():
+            click.echo(f"Error: {cause}", err=True)
+        else:
+            get_logger(__name__).error(cause)
+    return EXIT_CODES.get(outcome or "", EXIT_FAILED)
 
 
 def show_run(run_id: UUID, as_json: bool, has_failed: bool = False) -> str | None:
     """Print a run's receipt, and return its outcome: None when there is no receipt.
 
-    Args:
-        run_id: The run.
-        as_json: One JSON object on stdout instead of tables.
-        has_failed: A step failed, which the receipt of what landed before need not know.
+    ``has_failed``: a step failed, which the receipt of what landed before need not know.
     """
     receipt = _read_receipt(run_id, has_failed)
     if as_json:
@@ -134,38 +139,20 @@ def tell(text: str, display: "RunDisplay | None" = None) -> None:
         get_logger(__name__).info(text)
 
 
-def show_causes(causes: Sequence[str]) -> None:
-    """Say on stderr why a run failed, in the same way."""
-    for cause in causes:
-        if sys.stderr.isatty():
-            click.echo(f"Error: {cause}", err=True)
-        else:
-            get_logger(__name__).error(cause)
-
-
 def print_summary(receipt: Mapping[str, Any], console: "Console", has_failed: bool = False) -> None:
     """Print a receipt for people, in the width of their terminal: what went wrong comes first.
 
-    Args:
-        receipt: As --json prints it.
-        console: Where to.
-        has_failed: The command says the causes itself, after the summary.
+    ``has_failed``: the command says the causes itself, after the summary.
     """
     from rich.text import Text
 
-    markets = sorted(receipt["markets"], key=_rank)
+    ranks = {outcome: rank for rank, outcome in enumerate(_WORST)}
+    markets = sorted(receipt["markets"], key=lambda row: ranks.get(row["outcome"], 0))
     if markets:
-        console.print(_build_table(markets[:_SHOWN_MARKETS], _has_one_provider(markets)))
+        has_one_provider = len({row["provider"] for row in markets if row["provider"]}) == 1
+        console.print(_build_table(markets[:_SHOWN_MARKETS], has_one_provider))
     for line in (*_list_reasons(receipt, markets), *_list_ends(receipt, markets, has_failed)):
         console.print(Text(line))
-
-
-def _rank(row: Mapping[str, Any]) -> int:
-    return _WORST.index(row["outcome"]) if row["outcome"] in _WORST else 0
-
-
-def _has_one_provider(markets: Sequence[Mapping[str, Any]]) -> bool:
-    return len({row["provider"] for row in markets if row["provider"]}) == 1
 
 
 def _build_table(markets: Sequence[Mapping[str, Any]], is_short: bool) -> Any:
@@ -178,15 +165,12 @@ def _build_table(markets: Sequence[Mapping[str, Any]], is_short: bool) -> Any:
     for name in ("final to", "result"):
         table.add_column(name, no_wrap=True)
     for row in markets:
-        table.add_row(*map(format_cell, _pick_cells(row, is_short)))
+        name = row["symbol"] if is_short else _name_market(row)
+        new = _add(row, "inserted", "derived_inserted")
+        changed = _add(row, "updated", "derived_updated", "revised")
+        cells = (name, new, changed, row["holes_left"], row["watermark_after"], row["outcome"])
+        table.add_row(*map(format_cell, cells))
     return table
-
-
-def _pick_cells(row: Mapping[str, Any], is_short: bool) -> tuple[object, ...]:
-    name = row["symbol"] if is_short else _name_market(row)
-    new = _add(row, "inserted", "derived_inserted")
-    changed = _add(row, "updated", "derived_updated", "revised")
-    return name, new, changed, row["holes_left"], row["watermark_after"], row["outcome"]
 
 
 def _name_market(row: Mapping[str, Any]) -> str:
@@ -236,8 +220,8 @@ def _read_receipt(run_id: UUID, has_failed: bool) -> dict[str, Any]:
             "run_id": str(run_id),
             "outcome": "failed" if has_failed else run["outcome"],
             "error": run["error"],
-            "markets": _list_records(read_run_markets(connection, run_id)),
-            "tables": _list_records(read_run_tables(connection, run_id)),
+            "markets": read_run_markets(connection, run_id),
+            "tables": read_run_tables(connection, run_id),
         }
 
 
@@ -246,15 +230,3 @@ def _pick_columns(row: Mapping[Any, Any]) -> dict[str, object]:
     counts = {name: row[name] for name in _COUNTS}
     ends = {"final to": row["watermark_after"], "outcome": row["outcome"], "reason": row["reason"]}
     return {"symbol": row["symbol"], "provider": row["provider"], **counts, **ends}
-
-
-def _list_records(frame: "pd.DataFrame") -> list[dict[Any, Any]]:
-    """Return a frame's rows; what pandas holds as NaN or NaT is None, as JSON has it."""
-    whole = frame.astype(object).where(frame.notna(), None)
-    return [
-        {
-            name: int(cell) if name in _VERSIONS and cell is not None else cell
-            for name, cell in row.items()
-        }
-        for row in whole.to_dict("records")
-    ]

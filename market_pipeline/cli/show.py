@@ -27,23 +27,30 @@ def print_rows(
     rows: Sequence[Mapping[Any, Any]],
     as_json: bool = False,
     console: "Console | None" = None,
+    if_none: str = "",
 ) -> None:
     """Print rows as a table with the first row's keys as its head, or as a JSON array.
 
-    A table that is wider than its terminal is printed without the columns that hold nothing.
+    Where there are none, a table is nothing, or what ``if_none`` says. A table that is wider than
+    its terminal is printed without the columns that hold nothing.
     """
     if as_json:
         print_json(rows)
         return
     if not rows:
+        if if_none:
+            click.echo(if_none)
         return
     from rich.console import Console
 
     output = console or Console(width=None if sys.stdout.isatty() else _UNATTENDED_WIDTH)
-    table, empty = _build_table(title, rows), _find_empty_columns(rows)
+    # Those that hold nothing but 0, None and empty texts.
+    empty = [str(name) for name in rows[0] if not any(row.get(name) for row in rows)]
+    table = _build_table(title, rows)
     unbounded = output.options.update(max_width=_UNBOUNDED_WIDTH)
     if empty and output.measure(table, options=unbounded).maximum > output.width:
-        table = _build_table(title, _leave_out(rows, empty))
+        kept = [name for name in rows[0] if name not in empty]
+        table = _build_table(title, [{name: row[name] for name in kept} for row in rows])
         names = ", ".join(name.replace("_", " ") for name in empty)
         table.caption, table.caption_justify = f"Empty or 0: {names}. See --json.", "left"
     output.print(table)
@@ -59,15 +66,6 @@ def _build_table(title: str, rows: Sequence[Mapping[Any, Any]]) -> "Table":
     for row in rows:
         table.add_row(*map(format_cell, row.values()))
     return table
-
-
-def _find_empty_columns(rows: Sequence[Mapping[Any, Any]]) -> list[str]:
-    """Return the columns that hold nothing but 0, None and empty texts."""
-    return [str(name) for name in rows[0] if not any(row.get(name) for row in rows)]
-
-
-def _leave_out(rows: Sequence[Mapping[Any, Any]], names: Sequence[str]) -> list[dict[Any, Any]]:
-    return [{name: row[name] for name in row if name not in names} for row in rows]
 
 
 def format_cell(value: object) -> Any:

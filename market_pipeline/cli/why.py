@@ -1,6 +1,7 @@
 """``market-pipeline diff`` and ``why``: list changed bars, and trace a number to its origin."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -65,8 +66,6 @@ def diff(versions: str, symbols: list[str] | None, limit: int | None, as_json: b
 @AS_JSON
 def why(symbol: str, statistic: str, horizon: str, at_version: int | None, as_json: bool) -> None:
     """Trace the newest STATISTIC of SYMBOL to its method, bars, revisions, runs and requests."""
-    from dataclasses import asdict
-
     from market_pipeline.readers.why import explain_statistic
 
     explanation = explain_statistic(symbol, statistic, horizon, at_version)
@@ -88,12 +87,9 @@ def _print_explanation(told: "Explanation") -> None:
     print_rows(
         "Computed", [{"what": name, "is": text} for name, text in _describe_numbers(told).items()]
     )
-    for title, rows in {
-        "Runs that wrote its bars": told.runs,
-        "Their requests": told.requests,
-        "Revisions among its bars": told.revisions,
-    }.items():
-        _print_some(title, rows)
+    _print_some("Runs that wrote its bars", told.runs)
+    _print_some("Their requests", told.requests)
+    _print_some("Revisions among its bars", told.revisions)
 
 
 def _describe_numbers(told: "Explanation") -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from market_pipeline.domain.arrays import Micros
+from market_pipeline.domain.arrays import BoolArray, Micros
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.intervals import ALWAYS_OPEN
 from market_pipeline.domain.records import Window
@@ -28,7 +28,7 @@ SESSION_COLUMNS = ("session_date", "open_time", "close_time")
 _DAY = 24 * 3_600_000_000
 _CLOSED = CLOSED_AT_MOST // timedelta(microseconds=1)
 _FIRST, _LAST = (int(moment.timestamp()) * 1_000_000 for moment in (EPOCH, LAST_DAY))
-_known: dict[str, pd.DataFrame] = {}
+_known: dict[str, "SessionTimes"] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,13 @@ class SessionTimes:
     opens: Micros
     closes: Micros
 
+    def take(self, chosen: "BoolArray | slice") -> "SessionTimes":
+        """Return the chosen sessions."""
+        return SessionTimes(self.dates[chosen], self.opens[chosen], self.closes[chosen])
+
     def cut(self, start: int, end: int) -> "SessionTimes":
         """Return the sessions whose date lies in ``[start, end)``."""
-        part = slice(*(int(at) for at in np.searchsorted(self.dates, [start, end])))
-        return SessionTimes(self.dates[part], self.opens[part], self.closes[part])
-
-
-_times: dict[str, tuple[pd.DataFrame, SessionTimes]] = {}
+        return self.take(slice(*(int(at) for at in np.searchsorted(self.dates, [start, end]))))
 
 
 def read_sessions(calendar: str, start: datetime, end: datetime) -> pd.DataFrame:
@@ -62,12 +62,18 @@ def read_sessions(calendar: str, start: datetime, end: datetime) -> pd.DataFrame
     Raises:
         SettingError: The calendar is unknown.
     """
-    if calendar == ALWAYS_OPEN:
-        return _build_daily_sessions(start, end)
-    schedule = _read_schedule(calendar)
-    dates = schedule["session_date"]
-    first, last = (int(dates.searchsorted(pd.Timestamp(moment))) for moment in (start, end))
-    return schedule.iloc[first:last].reset_index(drop=True)
+    times = read_session_times(calendar, _to_micros(start), _to_micros(end))
+    columns = zip(SESSION_COLUMNS, (times.dates, times.opens, times.closes), strict=True)
+    return pd.DataFrame(
+        {
+            name: pd.DatetimeIndex(micros.view("datetime64[us]")).tz_localize("UTC")
+            for name, micros in columns
+        }
+    )
+
+
+def _to_micros(moment: datetime) -> int:
+    return (moment - EPOCH) // timedelta(microseconds=1)
 
 
 def find_known_span(calendar: str) -> Window | None:
@@ -80,12 +86,12 @@ def find_known_span(calendar: str) -> Window | None:
     """
     if calendar == ALWAYS_OPEN:
         return None
-    dates = _read_schedule(calendar)["session_date"]
-    first, last = dates.iloc[0], dates.iloc[-1] + pd.Timedelta(days=1)
-    return Window(first.replace(day=1).to_pydatetime(), last.to_pydatetime())
+    dates = _read_schedule(calendar).dates
+    first, last = (EPOCH + timedelta(microseconds=int(dates[at])) for at in (0, -1))
+    return Window(first.replace(day=1), last + timedelta(days=1))
 
 
-def _read_schedule(calendar: str) -> pd.DataFrame:
+def _read_schedule(calendar: str) -> SessionTimes:
     if calendar not in _known:
         remember_schedule(calendar, build_schedule(calendar))
     return _known[calendar]
@@ -100,10 +106,7 @@ def read_session_times(calendar: str, start: int, end: int) -> SessionTimes:
     if calendar == ALWAYS_OPEN:
         dates = np.arange(-(-start // _DAY) * _DAY, end, _DAY, dtype=np.int64)
         return SessionTimes(dates, dates, dates + _DAY)
-    schedule = _read_schedule(calendar)
-    if calendar not in _times or _times[calendar][0] is not schedule:
-        _times[calendar] = schedule, convert_sessions(schedule)
-    return _times[calendar][1].cut(start, end)
+    return _read_schedule(calendar).cut(start, end)
 
 
 def convert_sessions(sessions: pd.DataFrame) -> SessionTimes:
@@ -155,15 +158,6 @@ def find_sessions(times: "pd.Series[pd.Timestamp]", sessions: pd.DataFrame) -> P
     return np.where(is_inside, row, -1)
 
 
-def _build_daily_sessions(start: datetime, end: datetime) -> pd.DataFrame:
-    dates = pd.date_range(
-        pd.Timestamp(start).ceil("D"), pd.Timestamp(end), freq="D", inclusive="left", unit="us"
-    )
-    return pd.DataFrame(
-        {"session_date": dates, "open_time": dates, "close_time": dates + pd.Timedelta(days=1)}
-    )
-
-
 def describe_source() -> str:
     """Return the library that knows the sessions, and its version."""
     return f"exchange_calendars {version('exchange_calendars')}"
@@ -176,7 +170,7 @@ def is_schedule_known(calendar: str) -> bool:
 
 def remember_schedule(calendar: str, schedule: pd.DataFrame) -> None:
     """Let :func:`read_sessions` have a schedule, as :func:`build_schedule` returned it once."""
-    _known[calendar] = schedule
+    _known[calendar] = convert_sessions(schedule)
 
 
 def build_schedule(calendar: str) -> pd.DataFrame:

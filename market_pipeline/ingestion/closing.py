@@ -62,7 +62,7 @@ def _count(connection: Connection, run_id: UUID, closed: Row[Any]) -> Iterator[S
     provider = closed.provider if is_known else UNKNOWN
     yield _OUTCOMES[closed.outcome].sample(1, trigger=closed.trigger, provider=provider)
     yield DURATION.observe_all([closed.seconds], trigger=closed.trigger)
-    for table in read_run_tables(connection, run_id).to_dict("records"):
+    for table in read_run_tables(connection, run_id):
         for change in CHANGES:
             yield ROWS.sample(table[change], table=table["table_name"], change=change)
     for row in count_bars_by_provider(connection, run_id):

@@ -1,7 +1,7 @@
 """Reading a stored market again: the preview of cost and changes, and the reload itself.
 
 Here: the plan, the sample, the marks and the loop. Not here: the dump that is made first
-(``storage.markets.dump``), and the transaction of a batch (``write``).
+(``storage.markets.admin``), and the transaction of a batch (``write``).
 
 The spans to be read again are first marked in the ledger, as if an older parser had read them. So
 nothing is compared with them, no statistic mixes old and new bars, and a reload that was killed

@@ -38,11 +38,7 @@ _FAILURES = frozenset({"STEP_FAILURE", "PIPELINE_FAILURE"})
 
 
 def get_logger(name: str) -> "structlog.stdlib.BoundLogger":
-    """Return a logger whose methods take an event and fields.
-
-    Args:
-        name: The module's, ``__name__``.
-    """
+    """Return a logger whose methods take an event and fields; ``name`` is the module's."""
     return _Logger(name)  # type: ignore[return-value]
 
 
@@ -64,11 +60,7 @@ def read_context() -> Mapping[str, Any]:
 def configure_logs(name: str = ROOM) -> None:
     """Write this process's lines to stderr; done again it changes nothing.
 
-    Args:
-        name: The logger that is written: this project's, or "" for all libraries' warnings too.
-
-    Raises:
-        SettingError: LOG_LEVEL is no level.
+    The logger that is written is this project's, or "" for all libraries' warnings too.
     """
     level = read_log_level().upper()
     chosen, root = logging.getLogger(name), logging.getLogger()
@@ -141,7 +133,9 @@ class LineHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
         These are for developers: a log has them, a terminal does not.
         """
-        is_runs = record.name.startswith(ROOM) and _is_taken_over()
+        handlers = logging.getLogger(ROOM).handlers
+        is_taken_over = any(type(handler).__name__ == "DagsterLogHandler" for handler in handlers)
+        is_runs = record.name.startswith(ROOM) and is_taken_over
         is_code = record.name == "py.warnings" and self._for_people
         return not is_runs and not is_code and bool(super().filter(record))
 
@@ -150,10 +144,8 @@ class RunHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes what a run's steps say, and what they fail of; dagster.yaml names it.
 
     On a terminal Dagster's own lines are enough. Whether there is one is asked before the first
-    step: while a step runs, Dagster puts a pipe in the terminal's place.
-
-    Attributes:
-        is_silent: Set by a process that writes a run's lines itself.
+    step: while a step runs, Dagster puts a pipe in the terminal's place. A process that writes a
+    run's lines itself sets ``is_silent``.
     """
 
     is_silent = False
@@ -214,11 +206,6 @@ def _describe_run(about: Mapping[str, Any]) -> dict[str, Any]:
     happened = about.get("dagster_event")
     error = getattr(getattr(happened, "event_specific_data", None), "error", None)
     return {**found, **({"error": error.to_string()} if error is not None else {})}
-
-
-def _is_taken_over() -> bool:
-    handlers = logging.getLogger(ROOM).handlers
-    return any(type(handler).__name__ == "DagsterLogHandler" for handler in handlers)
 
 
 def _write_for_people(line: Mapping[str, Any]) -> str:

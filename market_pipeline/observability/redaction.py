@@ -44,10 +44,8 @@ def _list_secrets(name: str, value: str) -> list[str]:
     parts = value.split()
     if name in _ADDRESSES:
         whole = [part.partition("://")[2] or part for part in parts]
-        return [
-            *whole,
-            *(piece for part in whole for piece in part.split("/") if len(piece) > _LEAST_PART),
-        ]
+        pieces = (piece for part in whole for piece in part.split("/"))
+        return [*whole, *(piece for piece in pieces if len(piece) > _LEAST_PART)]
     if "://" in value:
         return [found.group() for found in [_PASSWORD.search(_find_authority(value))] if found]
     return [*parts, value.strip()]

@@ -9,7 +9,7 @@ are names and counts, never addresses, texts of providers or secrets.
 import logging
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from market_pipeline.settings import read_variable
@@ -28,20 +28,24 @@ _MISSING = (
 logger = logging.getLogger("market_pipeline.observability")
 
 
-class SpanHandle(Protocol):
-    """The span at work, to be given what is known only within it."""
+class SpanHandle:
+    """The span at work, to be given what is known only within it; None: nothing is traced."""
+
+    def __init__(self, current: Any = None) -> None:
+        self._current = current
 
     def set_attributes(self, **attributes: str | float) -> None:
         """Add what is known only now."""
+        if self._current is not None:
+            for name, value in attributes.items():
+                self._current.set_attribute(f"market_pipeline.{name}", value)
+
+
+_NOOP: AbstractContextManager[SpanHandle] = nullcontext(SpanHandle())
 
 
 def span(name: str, **attributes: str | float) -> AbstractContextManager[SpanHandle]:
-    """Trace what happens inside; an exception marks it with its class.
-
-    Args:
-        name: What is done: ``fetch``, ``upsert``, ``cache``.
-        attributes: About what, by short names.
-    """
+    """Trace what happens inside, such as ``fetch``; an exception marks it with its class."""
     tracing = _open()
     return _NOOP if tracing is None else tracing.trace(name, attributes)
 
@@ -56,14 +60,6 @@ def end_run() -> None:
     """End the trace and send what was not sent yet; waits two seconds at most."""
     if (tracing := _open()) is not None:
         tracing.end_run()
-
-
-class _NoopSpan:
-    def set_attributes(self, **attributes: str | float) -> None:
-        """Say nothing."""
-
-
-_NOOP: AbstractContextManager[SpanHandle] = nullcontext(_NoopSpan())
 
 
 @cache
@@ -114,7 +110,7 @@ class _Tracing:
         with self.tracer.start_as_current_span(
             name, context=parent, record_exception=False, set_status_on_exception=False
         ) as current:
-            handle = _Span(current)
+            handle = SpanHandle(current)
             handle.set_attributes(**attributes)
             try:
                 yield handle
@@ -127,7 +123,7 @@ class _Tracing:
         """Open the span that everything else belongs to."""
         self.trace_id = run_id.int
         self.run = self.tracer.start_span("run")
-        _Span(self.run).set_attributes(run_id=str(run_id), job=job)
+        SpanHandle(self.run).set_attributes(run_id=str(run_id), job=job)
 
     def end_run(self) -> None:
         """Close it, and send."""
@@ -135,12 +131,3 @@ class _Tracing:
             self.run.end()
         self.run, self.trace_id = None, 0
         self.provider.force_flush(_FLUSH_MS)
-
-
-class _Span:
-    def __init__(self, current: Any) -> None:
-        self._current = current
-
-    def set_attributes(self, **attributes: str | float) -> None:
-        for name, value in attributes.items():
-            self._current.set_attribute(f"market_pipeline.{name}", value)

@@ -4,11 +4,13 @@ Each docstring's first line is the grain of the table; it is what Dagster's UI s
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import dagster as dg
 import numpy as np
 import pandas as pd
+from sqlalchemy import Table
 
 from market_pipeline.ingestion.drive import BarStream, make_limiter
 from market_pipeline.ingestion.request import Route
@@ -43,17 +45,31 @@ MAX_MARKETS_ALL_PAIRS = 50
 # dagster.yaml says how many runs may fetch at once; the budget, how often a provider is asked.
 POOL = "providers"
 PROVIDERS = build_provider_specs()
+_PRICES = ("price", "volume_24h", "change_24h_ratio", "market_cap")
 
 
-@dg.asset(
-    deps=PROVIDERS,
-    group_name="markets",
-    kinds={"python", "postgres"},
-    owners=OWNERS,
-    tags={"layer": "reference"},
-    metadata=describe_table(tables.market),
-    code_version="1",
-)
+def _asset_of(
+    table: Table,
+    group: str,
+    layer: str,
+    kind: str,
+    deps: Sequence[Any] = (),
+    pool: str | None = None,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """Return the decorator of the asset that a table has."""
+    return dg.asset(
+        group_name=group,
+        kinds={kind, "postgres"},
+        owners=OWNERS,
+        tags={"layer": layer},
+        metadata=describe_table(table),
+        code_version="1",
+        deps=deps,
+        pool=pool,
+    )
+
+
+@_asset_of(tables.market, "markets", "reference", "python", deps=PROVIDERS)
 def markets(
     context: dg.AssetExecutionContext,
     request: IngestionRequest,
@@ -70,16 +86,7 @@ def markets(
     return [market for _, market in routes]
 
 
-@dg.asset(
-    deps=[markets],
-    pool=POOL,
-    group_name="ingestion",
-    kinds={"python", "postgres"},
-    owners=OWNERS,
-    tags={"layer": "observed"},
-    metadata=describe_table(tables.market_aggregate),
-    code_version="1",
-)
+@_asset_of(tables.market_aggregate, "ingestion", "observed", "python", deps=[markets], pool=POOL)
 def market_aggregates(
     context: dg.AssetExecutionContext,
     request: IngestionRequest,
@@ -95,14 +102,7 @@ def market_aggregates(
     return BarStream(database.engine, run, routes)
 
 
-@dg.asset(
-    group_name="ingestion",
-    kinds={"python", "postgres"},
-    owners=OWNERS,
-    tags={"layer": "observed"},
-    metadata=describe_table(tables.market_snapshot),
-    code_version="1",
-)
+@_asset_of(tables.market_snapshot, "ingestion", "observed", "python")
 def market_snapshots(market_aggregates: MarketReader) -> Snapshots:
     """One row per market and observed_at: live prices with volatility and ROI from final bars."""
     reader = market_aggregates
@@ -110,30 +110,20 @@ def market_snapshots(market_aggregates: MarketReader) -> Snapshots:
         batch = collect_snapshots(reader.routes, reader.request)
     stored = reader.markets
     ids = {(row.provider, row.symbol): row.market_id for row in stored.itertuples()}
-    prices = pd.DataFrame(
+    rows = [
         {
-            "market_id": [
-                ids[snapshot.market.provider, snapshot.market.symbol]
-                for snapshot in batch.snapshots
-            ],
-            "observed_at": [snapshot.observed_at for snapshot in batch.snapshots],
-            "price": [snapshot.price for snapshot in batch.snapshots],
-            "volume_24h": [snapshot.volume_24h for snapshot in batch.snapshots],
-            "change_24h_ratio": [snapshot.change_24h_ratio for snapshot in batch.snapshots],
-            "market_cap": [snapshot.market_cap for snapshot in batch.snapshots],
+            "market_id": ids[snapshot.market.provider, snapshot.market.symbol],
+            "observed_at": snapshot.observed_at,
+            **{name: getattr(snapshot, name) for name in _PRICES},
         }
-    ).astype(dict.fromkeys(("price", "volume_24h", "change_24h_ratio", "market_cap"), "float64"))
+        for snapshot in batch.snapshots
+    ]
+    prices = pd.DataFrame(rows, columns=["market_id", "observed_at", *_PRICES])
+    prices = prices.astype(dict.fromkeys(_PRICES, "float64"))
     return Snapshots(compute_prices(reader.engine, reader.calendars, prices), batch)
 
 
-@dg.asset(
-    group_name="analytics",
-    kinds={"numpy", "postgres"},
-    owners=OWNERS,
-    tags={"layer": "derived"},
-    metadata=describe_table(tables.market_comparison),
-    code_version="1",
-)
+@_asset_of(tables.market_comparison, "analytics", "derived", "numpy")
 def market_comparisons(market_aggregates: MarketReader) -> Computed:
     """One row per pair of markets, interval, horizon, as_of and method: ratios, correlation."""
     settings, stored = read_statistics_settings(), market_aggregates.markets
@@ -141,14 +131,7 @@ def market_comparisons(market_aggregates: MarketReader) -> Computed:
     return compute_pairs(market_aggregates.engine, stored, pairs, settings)
 
 
-@dg.asset(
-    group_name="analytics",
-    kinds={"numpy", "postgres"},
-    owners=OWNERS,
-    tags={"layer": "derived"},
-    metadata=describe_table(tables.market_roi_statistic),
-    code_version="1",
-)
+@_asset_of(tables.market_roi_statistic, "analytics", "derived", "numpy")
 def market_roi_statistics(market_aggregates: MarketReader) -> Computed:
     """One row per market, interval, horizon, as_of and method: ROI, Sharpe, Sortino, drawdown."""
     reader = market_aggregates

@@ -29,8 +29,7 @@ def find_cause(event: dg.DagsterEvent) -> Cause:
 def describe_error(error: Any) -> tuple[str, str]:
     """Return the class of the cause, and its text without that where it is ours.
 
-    Args:
-        error: Dagster's record of an error (``SerializableErrorInfo``); None: there is none.
+    The error is Dagster's record of one (``SerializableErrorInfo``); None: there is none.
     """
     if error is None:
         return "", "no reason given"

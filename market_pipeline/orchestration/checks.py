@@ -7,7 +7,7 @@ or odd must not keep the others from their statistics.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -204,16 +204,11 @@ def check_market_aggregates(
     """Check this run's receipt; in a run of checks alone, the last receipt by today's clock."""
     with database.engine.connect() as connection:
         evidence = read_run_evidence(connection, UUID(context.run.run_id))
-    asked = request.build(_find_clock(context))
+    asked = request.describe_run(context.instance, context.run.run_id).request
     routes = keep_routes(database, providers.route(asked).routes)
     case = CheckInput(evidence, asked, routes)
     for key in sorted(context.selected_asset_check_keys):
         yield _build_result(key, CHECKS[key.name](case), evidence.run_id)
-
-
-def _find_clock(context: dg.AssetCheckExecutionContext) -> datetime:
-    record = context.instance.get_run_record_by_id(context.run.run_id)
-    return (record.create_timestamp if record else datetime.now(UTC)).astimezone(UTC)
 
 
 def _build_result(

@@ -15,19 +15,12 @@ from market_pipeline.orchestration.dagster_internals import (
 from market_pipeline.orchestration.tick_logs import prune_tick_logs
 from market_pipeline.settings import read_dagster_retention_days
 
-_FINISHED = [
-    dg.DagsterRunStatus.SUCCESS,
-    dg.DagsterRunStatus.FAILURE,
-    dg.DagsterRunStatus.CANCELED,
-]
+_STATUS = dg.DagsterRunStatus
+_FINISHED = [_STATUS.SUCCESS, _STATUS.FAILURE, _STATUS.CANCELED]
 
 
 def find_cutoff(now: datetime) -> datetime | None:
-    """Return the time (UTC) before which finished runs go; None when they are kept for ever.
-
-    Raises:
-        SettingError: DAGSTER_RETENTION_DAYS is no number of days.
-    """
+    """Return the time (UTC) before which finished runs go; None when they are kept for ever."""
     days = read_dagster_retention_days()
     return now - timedelta(days=days) if days else None
 
@@ -36,11 +29,7 @@ def prune_runs(instance: dg.DagsterInstance, created_before: datetime) -> int:
     """Remove finished runs with all their events, what old ticks printed, and count the runs.
 
     Each run is a few small transactions, its events first: stopped at any moment, the next call
-    goes on.
-
-    Args:
-        instance: Dagster's.
-        created_before: Older runs go (UTC).
+    goes on. Times are UTC.
     """
     doomed = list_prunable_runs(instance, created_before)
     for run_id in doomed:

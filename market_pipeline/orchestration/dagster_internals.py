@@ -22,12 +22,14 @@ from dagster._serdes import ConfigurableClassData
 # A setting must be refused by Dagster's own rule for cron expressions, and missed ticks must be
 # counted by its own calendar; Dagster publishes neither.
 from dagster._utils.schedules import is_valid_cron_string, reverse_cron_string_iterator
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, Engine, NullPool, delete, func, select
 
 if TYPE_CHECKING:
     from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 
+ENGINE = "_engine"
 __all__ = [
+    "ENGINE",
     "ConfigurableClassData",
     "LocalArtifactStorage",
     "LocalComputeLogManager",
@@ -37,6 +39,7 @@ __all__ = [
     "is_valid_cron_string",
     "iterate_past_ticks",
     "list_newest_check_runs",
+    "list_unpooled_storages",
     "read_schedule_switch",
 ]
 
@@ -94,6 +97,25 @@ def delete_check_results(instance: dg.DagsterInstance, run_id: str) -> None:
     with _connect(instance) as connection:
         table = AssetCheckExecutionsTable
         connection.execute(delete(table).where(table.c.run_id == run_id))
+
+
+def list_unpooled_storages(instance: dg.DagsterInstance) -> list[dict[str, Any]]:
+    """Return the attributes of an instance's storages on PostgreSQL whose ``ENGINE`` has no pool.
+
+    They ask it for each connection. Dagster publishes no way to give them another engine, and sets
+    the same attribute when it opens a pool for its webserver.
+    """
+    storages = (instance.run_storage, instance.event_log_storage, instance.schedule_storage)
+    attributes = [getattr(storage, "__dict__", {}) for storage in storages]  # Tuples have none.
+    return [own for own in attributes if _has_no_pool(own.get(ENGINE))]
+
+
+def _has_no_pool(engine: object) -> bool:
+    return (
+        isinstance(engine, Engine)
+        and engine.dialect.name == "postgresql"
+        and isinstance(engine.pool, NullPool)
+    )
 
 
 def guard_webserver_app(wrap: Callable[[Any], Any]) -> click.Command:

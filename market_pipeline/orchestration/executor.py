@@ -22,6 +22,7 @@ from market_pipeline.ingestion.closing import INTERRUPTED, close_run
 from market_pipeline.ingestion.receipts import describe_request
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.orchestration.causes import Cause, find_cause
+from market_pipeline.orchestration.run_connections import keep_connection
 from market_pipeline.settings import EXECUTORS, read_choice, read_variable, split_list
 from market_pipeline.storage.runs.claims import hold_liveness_lock
 from market_pipeline.storage.runs.closing import find_dead_runs
@@ -86,11 +87,12 @@ class ReceiptExecutor(dg.Executor):
         began = _find_beginning(plan_context.instance, run.run_id)
         asked = describe_asked(run.run_id, run.tags, run.run_config, assets, began)
         events = self._inner.execute(plan_context, execution_plan)
-        if not assets:
-            yield from events
-            return
-        with keep_receipt(plan_context.instance, asked) as ending:
-            yield from ending.follow(events)
+        with keep_connection(plan_context.instance):
+            if not assets:
+                yield from events
+                return
+            with keep_receipt(plan_context.instance, asked) as ending:
+                yield from ending.follow(events)
 
 
 @contextmanager

@@ -23,6 +23,12 @@ from market_pipeline.storage.server.urls import name_application, set_search_pat
 from market_pipeline.storage.server.watchdog import DAGSTER
 
 DAGSTER_SCHEMA = "dagster"
+_TABLES = ("runs", "instance_info", "event_logs", "jobs")
+"""Dagster's three storages are set up where these are."""
+_FIND_TABLES = text(
+    "SELECT to_regnamespace(:schema), (SELECT count(*) FROM pg_tables "
+    "WHERE schemaname = :schema AND tablename = ANY(:tables))"
+).bindparams(schema=DAGSTER_SCHEMA, tables=list(_TABLES))
 
 
 class _Unconfigured:
@@ -50,15 +56,14 @@ class PipelineStorage(_Unconfigured, DagsterPostgresStorage):
         engine = open_engine(address)
         check_database(engine)
         with engine.begin() as connection:
-            exists = connection.execute(
-                text("SELECT to_regnamespace(:schema)"), {"schema": DAGSTER_SCHEMA}
-            )
-            if exists.scalar() is None:
+            schema, tables = connection.execute(_FIND_TABLES).one()
+            if schema is None:
                 connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {DAGSTER_SCHEMA}"))
         engine.dispose()
         # By this name its connections are watched, though Dagster makes the engines itself.
         url = name_application(set_search_path(address.url, DAGSTER_SCHEMA), DAGSTER)
-        return cls(postgres_url=url, inst_data=inst_data)
+        # Where all is there, Dagster need not look: it opens six connections for that.
+        return cls(url, should_autocreate_tables=tables < len(_TABLES), inst_data=inst_data)
 
 
 class StateArtifactStorage(_Unconfigured, LocalArtifactStorage):

@@ -13,115 +13,90 @@ from market_pipeline.providers.registry import list_provider_names
 
 OWNERS = ["team:market-data"]
 
+_CLOSES, _TIMES, _BOTH = ("close",), ("close_time",), ("close", "close_time")
 COLUMN_SOURCES: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = {
     "market_aggregate": ("markets", {"market_id": ("market_id",)}),
     "market_snapshot": (
         "market_aggregates",
         {
             "market_id": ("market_id",),
-            "realised_volatility": ("close",),
-            "roi": ("close",),
-            "bars_as_of": ("close_time",),
+            **dict.fromkeys(("realised_volatility", "roi"), _CLOSES),
+            "bars_as_of": _TIMES,
         },
     ),
     "market_comparison": (
         "market_aggregates",
         {
-            "base_market_id": ("market_id",),
-            "quote_market_id": ("market_id",),
+            **dict.fromkeys(("base_market_id", "quote_market_id"), ("market_id",)),
             "interval": ("interval",),
-            "as_of": ("close_time",),
-            "price_ratio": ("close",),
+            **dict.fromkeys(("as_of", "close_skew_seconds"), _TIMES),
+            **dict.fromkeys(("price_ratio", "roi_spread"), _CLOSES),
             "volume_ratio": ("volume",),
-            "roi_spread": ("close",),
-            "correlation": ("close", "open_time"),
-            "close_skew_seconds": ("close_time",),
-            "n_returns": ("close", "open_time"),
+            **dict.fromkeys(("correlation", "n_returns"), ("close", "open_time")),
         },
     ),
     "market_roi_statistic": (
         "market_aggregates",
         {
-            "market_id": ("market_id",),
-            "interval": ("interval",),
-            "as_of": ("close_time",),
-            "roi": ("close",),
-            "annualised_return": ("close",),
-            "annualised_volatility": ("close",),
-            "realised_volatility": ("close",),
-            "sharpe": ("close",),
-            "sortino": ("close",),
-            "max_drawdown": ("close",),
-            "calmar": ("close",),
-            "drawdown_peak_at": ("close", "close_time"),
-            "drawdown_trough_at": ("close", "close_time"),
-            "drawdown_recovered_at": ("close", "close_time"),
+            **{name: (name,) for name in ("market_id", "interval")},
+            **dict.fromkeys(("as_of", "first_bar_at"), _TIMES),
+            **dict.fromkeys(("roi", "annualised_return", "annualised_volatility"), _CLOSES),
+            **dict.fromkeys(("realised_volatility", "sharpe", "sortino"), _CLOSES),
+            **dict.fromkeys(("max_drawdown", "calmar"), _CLOSES),
+            **dict.fromkeys(("drawdown_peak_at", "drawdown_trough_at"), _BOTH),
+            "drawdown_recovered_at": _BOTH,
             "n_returns": ("close", "open_time"),
             "n_missing": ("open_time",),
-            "first_bar_at": ("close_time",),
         },
     ),
 }
 """For each table, the asset upstream and the columns of it that a column is computed from."""
 
-CACHE_COLUMNS: Sequence[tuple[str, str, str, tuple[tuple[str, str], ...]]] = (
-    ("key", "text", "market:{provider}:{symbol}:latest", ()),
+CACHE_COLUMNS: Sequence[tuple[str, str, str, str, str]] = (
+    ("key", "text", "market:{provider}:{symbol}:latest", "", ""),
     (
         "version",
         "bigint",
         "Stamp of the market's newest change of any kind; an entry of another is not served",
-        (),
+        "",
+        "",
     ),
-    ("stored_at", "double", "When it was put, in seconds since 1970 (UTC)", ()),
+    ("stored_at", "double", "When it was put, in seconds since 1970 (UTC)", "", ""),
     (
         "value.snapshot",
         "json",
         "Newest price, 24 h change and volume, market cap, realised volatility and ROI",
-        tuple(
-            ("market_snapshots", name)
-            for name in (
-                "observed_at",
-                "price",
-                "change_24h_ratio",
-                "volume_24h",
-                "market_cap",
-                "realised_volatility",
-                "roi",
-            )
-        ),
+        "market_snapshots",
+        "observed_at price change_24h_ratio volume_24h market_cap realised_volatility roi",
     ),
     (
         "value.bars",
         "json",
         "Newest final bar of each interval",
-        tuple(
-            ("market_aggregates", name)
-            for name in ("interval", "open_time", "open", "high", "low", "close", "volume")
-        ),
+        "market_aggregates",
+        "interval open_time open high low close volume",
     ),
     (
         "value.roi",
         "json",
         "Newest statistic of each horizon, with the reason of what is NULL",
-        tuple(
-            ("market_roi_statistics", name)
-            for name in ("horizon", "as_of", "roi", "sharpe", "sortino", "max_drawdown", "reason")
-        ),
+        "market_roi_statistics",
+        "horizon as_of roi sharpe sortino max_drawdown reason",
     ),
 )
-"""For each part of a cached entry: name, type, meaning, and the (asset, column) it comes from."""
+"""For each part of a cached entry: name, type, meaning, the asset and the columns it comes from."""
 
 
 def describe_cache() -> dict[str, Any]:
     """Return the cache's static metadata: the parts of an entry and where they come from."""
     columns = [
         dg.TableColumn(name=name, type=kind, description=meaning)
-        for name, kind, meaning, _ in CACHE_COLUMNS
+        for name, kind, meaning, _, _ in CACHE_COLUMNS
     ]
     lineage = {
-        name: [dg.TableColumnDep(asset_key=dg.AssetKey(key), column_name=one) for key, one in deps]
-        for name, _, _, deps in CACHE_COLUMNS
-        if deps
+        name: _list_sources(asset, sources.split())
+        for name, _, _, asset, sources in CACHE_COLUMNS
+        if asset
     }
     return {
         "dagster/column_schema": dg.TableSchema(columns=columns),
@@ -145,18 +120,14 @@ def describe_table(table: Table) -> dict[str, Any]:
         "dagster/table_name": f"{table.schema}.{table.name}",
     }
     if table.name in COLUMN_SOURCES:
-        described["dagster/column_lineage"] = _build_lineage(*COLUMN_SOURCES[table.name])
+        upstream, sources = COLUMN_SOURCES[table.name]
+        lineage = {column: _list_sources(upstream, names) for column, names in sources.items()}
+        described["dagster/column_lineage"] = dg.TableColumnLineage(lineage)
     return described
 
 
-def _build_lineage(upstream: str, sources: Mapping[str, tuple[str, ...]]) -> dg.TableColumnLineage:
-    key = dg.AssetKey(upstream)
-    return dg.TableColumnLineage(
-        {
-            column: [dg.TableColumnDep(asset_key=key, column_name=source) for source in columns]
-            for column, columns in sources.items()
-        }
-    )
+def _list_sources(asset: str, columns: Sequence[str]) -> list[dg.TableColumnDep]:
+    return [dg.TableColumnDep(asset_key=dg.AssetKey(asset), column_name=name) for name in columns]
 
 
 def build_provider_specs() -> list[dg.AssetSpec]:

@@ -1,24 +1,26 @@
-"""Pictures of what was written: prices with volume, drawdowns, a heat map of correlations.
+"""Pictures of what was written: prices with volume, drawdowns, correlations, coverage.
 
-Here: frames in, a small PNG out. Not here: when to draw, what to read, where it is shown
-(``plots``, ``report``). Matplotlib is imported while drawing only: it takes a third of a second
-that a run with nothing to draw should not spend.
+Here: frames in, a PNG of less than ``MAX_BYTES`` out. Not here: when to draw, what to read, where
+it is shown (``plots``, ``report``). Matplotlib is imported while drawing only: it takes a third of
+a second that a run with nothing to draw should not spend.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.coverage_map import cut_time, map_coverage
 from market_pipeline.domain.roi import compute_drawdowns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.dates import AutoDateLocator
     from matplotlib.figure import Figure
 
 MAX_BYTES = 30_000
@@ -36,17 +38,20 @@ _DATE_FORMATS = ("%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S.%f")
 _INK, _FAINT, _GRID = "#1f2937", "#6b7280", "#e5e7eb"
 _UP, _DOWN, _LINE = "#0f9d76", "#d9483b", "#2458a6"
 _CANDLE_DAYS = 0.64
+_COVERAGE_COLUMNS = 160
+# In the order of the states of ``map_coverage``.
+_STATES = {
+    "final": _UP, "no trades, or before the first bar": "#a7d8c8", "not asked for": _GRID,
+    "hole": _DOWN,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One market's part of a picture.
+    """One market's part of a picture, with a note beside its title.
 
-    Attributes:
-        title: The market and its provider.
-        note: One line beside the title.
-        bars: Daily bars in order: ``open_time``, ``close_time``, ``open`` to ``close``, ``volume``;
-            a row without prices is a missing bar, where lines break.
+    ``bars`` are daily, in order: ``open_time``, ``close_time``, ``open`` to ``close``, ``volume``.
+    A row without prices is a missing bar, where lines break.
     """
 
     title: str
@@ -55,11 +60,7 @@ class Panel:
 
 
 def draw_prices(panels: Sequence[Panel]) -> bytes:
-    """Draw up to four markets' daily bars over their volume: candles, or a line when they are many.
-
-    Returns:
-        A PNG of less than ``MAX_BYTES``.
-    """
+    """Draw up to four markets' daily bars over their volume: candles, or a line for many."""
     figure, axes = _make_axes(panels[:MAX_PANELS], row_inches=2.2, height_ratios=(3.2, 1))
     for panel, (price, volume) in zip(panels, axes, strict=False):
         _head(price, panel)
@@ -68,15 +69,11 @@ def draw_prices(panels: Sequence[Panel]) -> bytes:
         _finish(price, lambda value: f"{value:,.12f}".rstrip("0").rstrip("."))
         _finish(volume, shorten)
         price.tick_params(labelbottom=False)
-    return encode_figure(figure)
+    return _encode_figure(figure)
 
 
 def draw_drawdowns(panels: Sequence[Panel]) -> bytes:
-    """Draw up to four markets' fall from the highest close so far, in percent.
-
-    Returns:
-        A PNG of less than ``MAX_BYTES``.
-    """
+    """Draw up to four markets' fall from the highest close so far, in percent."""
     figure, axes = _make_axes(panels[:MAX_PANELS], row_inches=1.9, height_ratios=(1,))
     for panel, (axis,) in zip(panels, axes, strict=False):
         fall = 100 * compute_drawdowns(panel.bars["close"].to_numpy(dtype="float64"))
@@ -88,19 +85,13 @@ def draw_drawdowns(panels: Sequence[Panel]) -> bytes:
         axis.plot(closed[deepest], fall[deepest], "o", color=_DOWN, markersize=4)
         axis.set_ylim(1.15 * min(fall[deepest], -0.1), 0)
         _finish(axis, lambda value: f"{value:,.4g} %")
-    return encode_figure(figure)
+    return _encode_figure(figure)
 
 
 def draw_correlations(matrix: pd.DataFrame, title: str) -> bytes:
     """Draw a heat map of correlations; one that is missing stays grey.
 
-    Args:
-        matrix: Correlations in [-1, 1]; index and columns are labels; at most
-            ``MAX_HEAT_MAP_SIDE`` of each are drawn.
-        title: One line above.
-
-    Returns:
-        A PNG of less than ``MAX_BYTES``.
+    Index and columns of the matrix are labels; at most ``MAX_HEAT_MAP_SIDE`` of each are drawn.
     """
     from matplotlib import colormaps
 
@@ -111,15 +102,52 @@ def draw_correlations(matrix: pd.DataFrame, title: str) -> bytes:
     colours = colormaps["RdBu_r"].resampled(20)
     image = axis.imshow(shown.to_numpy("float64"), cmap=colours, vmin=-1, vmax=1, aspect="auto")
     axis.set_facecolor(_GRID)
-    if is_labelled:
-        _label_cells(axis, shown)
+    for (row, column), value in np.ndenumerate(shown.to_numpy("float64")) if is_labelled else ():
+        text = "-" if np.isnan(value) else f"{value:.2f}"
+        ink = "white" if abs(value) > 0.6 else _INK
+        axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color=ink)
     figure.text(0.01, 0.99, title, va="top", fontsize=10, fontweight="bold", color=_INK)
     bar = figure.colorbar(
         image, ax=axis, pad=0.02, fraction=0.03, shrink=0.9, ticks=[-1, -0.5, 0, 0.5, 1]
     )
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=_FAINT, length=0)
-    return encode_figure(figure)
+    return _encode_figure(figure)
+
+
+def draw_coverage(rows: Mapping[str, Coverage], now: datetime) -> bytes | None:
+    """Draw what is settled and what is missing, in red; None where nothing is stored.
+
+    Rows are by label, such as ``BTC-USD 1h``; the first ``MAX_HEAT_MAP_SIDE`` are drawn. The right
+    edge is ``now`` (UTC).
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.dates import date2num
+    from matplotlib.patches import Patch
+
+    shown = {label: row for label, row in list(rows.items())[:MAX_HEAT_MAP_SIDE] if row.settled}
+    if not shown:
+        return None
+    start = min(row.settled[0].start for row in shown.values())
+    spans = cut_time(start, now, _COVERAGE_COLUMNS)
+    states = np.stack([map_coverage(row, spans) for row in shown.values()])
+    height = 0.26 * len(shown) + 0.9
+    figure = _make_figure(9.0, height)
+    axis = figure.add_axes((0.14, 0.3 / height, 0.84, (0.26 * len(shown)) / height))
+    left, right = date2num([start, now])  # type: ignore[no-untyped-call]
+    edges = (left, right, len(shown) - 0.5, -0.5)
+    colours = ListedColormap(list(_STATES.values()))
+    axis.imshow(states, cmap=colours, vmin=0, vmax=3, aspect="auto", extent=edges)
+    axis.set_yticks(range(len(shown)), list(shown))
+    _date_axis(axis)
+    axis.tick_params(length=0, labelsize=8, labelcolor=_FAINT)
+    axis.spines[:].set_visible(False)
+    for at in range(1, len(shown)):
+        axis.axhline(at - 0.5, color="white", linewidth=1.5)
+    figure.text(0.01, 0.99, "Coverage", va="top", fontsize=10, fontweight="bold", color=_INK)
+    keys = [Patch(color=colour, label=name) for name, colour in _STATES.items()]
+    figure.legend(handles=keys, loc="upper right", ncols=4, fontsize=8, frameon=False)
+    return _encode_figure(figure)
 
 
 def shorten(value: float) -> str:
@@ -130,7 +158,7 @@ def shorten(value: float) -> str:
     return f"{value:,.3g}"
 
 
-def make_figure(width: float, height: float) -> "Figure":
+def _make_figure(width: float, height: float) -> "Figure":
     """Return an empty white figure, in inches."""
     from matplotlib.figure import Figure
 
@@ -143,7 +171,7 @@ def _make_axes(
     """Return a figure and, for each panel, its axes from top to bottom."""
     rows = len(panels)
     height = min(rows * row_inches, _MAX_HEIGHT_INCHES)
-    figure = make_figure(_WIDTH_INCHES, height)
+    figure = _make_figure(_WIDTH_INCHES, height)
     # Margins in inches: matplotlib's own solver takes as long as the drawing.
     sides = {"left": 0.75 / _WIDTH_INCHES, "right": 1 - 0.12 / _WIDTH_INCHES}
     ends = {"bottom": 0.3 / height, "top": 1 - 0.3 / height}
@@ -165,7 +193,7 @@ def _lay_out_heat_map(matrix: pd.DataFrame, is_labelled: bool) -> "tuple[Figure,
     left, right, top, bottom = longest, 0.5, 0.4, longest if is_upright else 0.35
     width = max(6.4, columns * (0.62 if is_labelled else 0.3) + left + right)
     height = max(2.2, rows * (0.5 if rows <= _MAX_LABELLED_COLUMNS else 0.26) + top + bottom)
-    figure = make_figure(width, height)
+    figure = _make_figure(width, height)
     axis = figure.add_axes(
         (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
     )
@@ -232,25 +260,22 @@ def _colour(bars: pd.DataFrame) -> list[str]:
     return [_UP if rose else _DOWN for rose in bars["close"] >= bars["open"]]
 
 
-def locate_dates() -> "AutoDateLocator":
-    """Return where an axis has dates: 4 to 8 of them, whatever the span."""
-    from matplotlib.dates import HOURLY, MINUTELY, MONTHLY, AutoDateLocator
+def _date_axis(axis: "Axes", **formats: Any) -> None:
+    """Write 4 to 8 dates below an axis, whatever its span."""
+    from matplotlib.dates import HOURLY, MINUTELY, MONTHLY, AutoDateLocator, ConciseDateFormatter
 
     dates = AutoDateLocator(tz="UTC", minticks=4, maxticks=8)  # type: ignore[no-untyped-call]
     # Without these steps matplotlib warns of spans of 4 hours, 4 days and 4 years, on stderr.
     for unit, step in ((MINUTELY, 60), (HOURLY, 24), (MONTHLY, 12)):
         dates.intervald[unit] = [*dates.intervald[unit], step]
-    return dates
+    axis.xaxis.set_major_locator(dates)
+    shown = ConciseDateFormatter(dates, tz="UTC", show_offset=False, **formats)  # type: ignore[no-untyped-call]
+    axis.xaxis.set_major_formatter(shown)
 
 
 def _finish(axis: "Axes", show: Callable[[float], str]) -> None:
     """Write dates and numbers, draw the grid."""
-    from matplotlib.dates import ConciseDateFormatter
-
-    formats = {"formats": _DATE_FORMATS, "zero_formats": _DATE_FORMATS, "show_offset": False}
-    dates = locate_dates()
-    axis.xaxis.set_major_locator(dates)
-    axis.xaxis.set_major_formatter(ConciseDateFormatter(dates, tz="UTC", **formats))  # type: ignore[no-untyped-call]
+    _date_axis(axis, formats=_DATE_FORMATS, zero_formats=_DATE_FORMATS)
     axis.yaxis.set_major_formatter(lambda value, _: show(value))
     axis.margins(x=0.03)
     axis.tick_params(labelsize=8, colors=_FAINT, length=0)
@@ -260,14 +285,7 @@ def _finish(axis: "Axes", show: Callable[[float], str]) -> None:
     axis.spines["bottom"].set_color(_GRID)
 
 
-def _label_cells(axis: "Axes", matrix: pd.DataFrame) -> None:
-    for (row, column), value in np.ndenumerate(matrix.to_numpy("float64")):
-        text = "-" if np.isnan(value) else f"{value:.2f}"
-        ink = "white" if abs(value) > 0.6 else _INK
-        axis.text(column, row, text, ha="center", va="center", fontsize=8.5, color=ink)
-
-
-def encode_figure(figure: "Figure") -> bytes:
+def _encode_figure(figure: "Figure") -> bytes:
     """Return the finest PNG that is small enough: few colours are what makes it small."""
     for dots, colours in _QUALITIES:
         picture = _quantise(figure, dots, colours)

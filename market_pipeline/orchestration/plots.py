@@ -13,13 +13,13 @@ import pandas as pd
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.returns import build_times, fill_gaps, read_microseconds
-from market_pipeline.orchestration.coverage_picture import draw_coverage
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.pictures import (
     MAX_HEAT_MAP_SIDE,
     MAX_PANELS,
     Panel,
     draw_correlations,
+    draw_coverage,
     draw_drawdowns,
     draw_prices,
 )
@@ -39,7 +39,7 @@ class WriteContext:
 def draw_picture(table_name: str, context: WriteContext) -> bytes | None:
     """Return a PNG of what was written to a table, None where there is nothing to see."""
     draw = _PICTURES.get(table_name)
-    return None if draw is None else draw(context)
+    return draw(context) if draw else None
 
 
 def _draw_price_history(context: WriteContext) -> bytes | None:
@@ -78,9 +78,8 @@ def _draw_drawdown_history(context: WriteContext) -> bytes | None:
     reader = context.reader
     measured = context.rows.dropna(subset=["max_drawdown"]).sort_values("n_returns")
     longest = {row.market_id: row for row in _list_rows(measured)}
-    shown = [market for market in _list_rows(reader.markets) if market.market_id in longest][
-        :MAX_PANELS
-    ]
+    markets = _list_rows(reader.markets)
+    shown = [market for market in markets if market.market_id in longest][:MAX_PANELS]
     if not shown:
         return None
     days = max(int(row.horizon.removesuffix("d")) for row in longest.values())

@@ -18,6 +18,7 @@ from market_pipeline.ingestion.request import Request, Route, build_request, fil
 from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import begin_run, end_run
 from market_pipeline.orchestration.dead_runs import mark_as_watched
+from market_pipeline.orchestration.run_connections import keep_connection
 from market_pipeline.providers.registry import Routing, route_served
 from market_pipeline.storage.runs.claims import hold_liveness_lock
 from market_pipeline.storage.server.engine import check_database, find_database, open_engine
@@ -132,6 +133,8 @@ class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
             about = {"run_id": context.run.run_id, "trigger": find_trigger(context.run.tags)}
             self._life.enter_context(log_context(**about))
             if context.instance is not None:
+                # Each step of the multiprocess executor has a process of its own.
+                self._life.enter_context(keep_connection(context.instance))
                 self._run = (context.instance, context.run.run_id)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:

@@ -1,6 +1,5 @@
 """The output of ticks of sensors and schedules: files that Dagster never removes."""
 
-import contextlib
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -15,11 +14,7 @@ def find_logs_dir() -> Path:
 
 
 def prune_tick_logs(written_before: datetime) -> int:
-    """Remove the files of old ticks, and return how many went; a run's go with the run.
-
-    Args:
-        written_before: Older files go (UTC).
-    """
+    """Remove the files of old ticks, and return how many went; a run's go with the run."""
     old = [file for file in _list_tick_logs() if file.stat().st_mtime < written_before.timestamp()]
     for file in old:
         file.unlink(missing_ok=True)
@@ -29,11 +24,7 @@ def prune_tick_logs(written_before: datetime) -> int:
 def _list_tick_logs() -> Iterator[Path]:
     logs = find_logs_dir()
     for folder in logs.iterdir() if logs.is_dir() else ():
-        if not _is_runs(folder.name):
+        try:
+            UUID(folder.name)  # A run's.
+        except ValueError:
             yield from (file for file in folder.rglob("*") if file.is_file())
-
-
-def _is_runs(name: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return bool(UUID(name))
-    return False

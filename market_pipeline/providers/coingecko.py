@@ -38,6 +38,7 @@ from market_pipeline.providers.http import CallLimits, Clocks, HttpClient, Param
 from market_pipeline.providers.payloads import parse_numbers, parse_stamps, parse_time, read_field
 from market_pipeline.settings import read_choice, read_variable, split_list
 
+NAME = "coingecko"
 PUBLIC_URL = "https://api.coingecko.com/api/v3"
 PRO_URL = "https://pro-api.coingecko.com/api/v3"
 PLANS = ("keyless", "demo", "pro")
@@ -112,13 +113,10 @@ COIN_IDS: Mapping[str, str] = {
 class CoinGeckoProvider:
     """Serves well-known coins in US dollars, and whatever ``COINGECKO_IDS`` adds.
 
-    Args:
-        environ: COINGECKO_API_KEY, COINGECKO_PLAN, COINGECKO_IDS and COINGECKO_BASE_URL are read.
-        clocks: Time, sleep and jitter; the free plans' history limit follows the wall clock.
-        limits: Deadlines and caps of the requests.
+    The free plans' history limit follows the wall clock.
     """
 
-    name: ClassVar[str] = "coingecko"
+    name: ClassVar[str] = NAME
     summary: ClassVar[str] = "Crypto prices averaged over venues; free, or with a key"
     homepage: ClassVar[str] = "https://www.coingecko.com"
     calls_per_minute: float | None = CALLS["keyless"][0]
@@ -185,10 +183,7 @@ class CoinGeckoProvider:
         """Return bars built from price points; those without a point at each end are absent.
 
         A bar whose price at one end came in two versions comes in two rows, which contradict each
-        other.
-
-        Raises:
-            PermanentProviderError: Also when the window is older than the plan's history.
+        other. A window that is older than the plan's history is a ``PermanentProviderError``.
         """
         if interval not in market.intervals:
             raise PermanentProviderError(self.name, f"{market.symbol} has no bars of {interval}")
@@ -197,8 +192,11 @@ class CoinGeckoProvider:
         if asked.start >= asked.end:
             return build_empty_bar_frame()
         chunks = [asked] if interval is Interval.DAY else map(self._clip, split_hourly(asked))
-        points = pd.concat([_fetch_points(client, market, interval, chunk) for chunk in chunks])
-        bars = build_bars(points, interval, now)
+        points = [
+            parse_points(client.fetch_json(*build_chart_query(market, interval, chunk)), chunk)
+            for chunk in chunks
+        ]
+        bars = build_bars(pd.concat(points), interval, now)
         first = max(window.start, asked.start)
         is_wanted = bars["open_time"].between(first, window.end, inclusive="left")
         return bars[is_wanted].reset_index(drop=True)
@@ -214,11 +212,7 @@ class CoinGeckoProvider:
         return snapshots
 
     def _clip(self, window: Window) -> Window:
-        """Cut off what the plan has no history for.
-
-        Raises:
-            PermanentProviderError: Nothing is left.
-        """
+        """Cut off what the plan has no history for, and raise if nothing is left."""
         if self._plan == "pro":
             return window
         earliest = self._clocks.utc() - FREE_HISTORY + timedelta(minutes=5)
@@ -260,11 +254,7 @@ class CoinGeckoProvider:
 
 
 def parse_coin_ids(text: str) -> dict[str, str]:
-    """Return the coin ids in ``FOO-USD=foo-id,BAR-USD=bar-id``.
-
-    Raises:
-        SettingError: An entry has another shape, or its symbol is no pair.
-    """
+    """Return the coin ids in ``FOO-USD=foo-id,BAR-USD=bar-id``; each symbol must be a pair."""
     found = {}
     for entry in split_list(text):
         symbol, _, coin_id = (part.strip() for part in entry.partition("="))
@@ -313,26 +303,12 @@ def build_chart_query(
     return f"/coins/{quote(market.provider_market_id, safe='')}/market_chart/range", params
 
 
-def _fetch_points(
-    client: HttpClient, market: Market, interval: Interval, window: Window
-) -> pd.DataFrame:
-    path, params = build_chart_query(market, interval, window)
-    return parse_points(client.fetch_json(path, params), window)
-
-
 def parse_points(body: object, window: Window) -> pd.DataFrame:
-    """Return the price points of a chart, ordered by time.
+    """Return the price points of a chart in a window, ordered by time; equal ones count once.
 
-    Args:
-        body: The parsed answer.
-        window: The span asked for; points outside it are dropped.
-
-    Returns:
-        Columns ``stamp`` (UTC), ``price`` and ``volume`` (rolling 24 h, NaN where not given).
-        Points whose price is null are left out; equal ones count once.
-
-    Raises:
-        PermanentProviderError: Another shape, or all points lie outside the asked span.
+    Columns are ``stamp`` (UTC), ``price`` and ``volume`` (rolling 24 h, NaN where not given).
+    Points whose price is null are left out. Another shape, or points that all lie outside the
+    window, are a ``PermanentProviderError``.
     """
     prices, volumes = _parse_pairs(body, "prices"), _parse_pairs(body, "total_volumes")
     volumes = volumes[~volumes.index.duplicated(keep="last")].reindex(prices.index)
@@ -341,20 +317,18 @@ def parse_points(body: object, window: Window) -> pd.DataFrame:
     margin = timedelta(hours=1)
     is_inside = points["stamp"].between(window.start - margin, window.end + timedelta(minutes=1))
     if len(points) and not is_inside.any():
-        raise PermanentProviderError(
-            CoinGeckoProvider.name,
-            f"asked for {window.start:%Y-%m-%d} to {window.end:%Y-%m-%d}, all points lie outside",
-        )
+        asked = f"asked for {window.start:%Y-%m-%d} to {window.end:%Y-%m-%d}"
+        raise PermanentProviderError(NAME, f"{asked}, all points lie outside")
     return points[is_inside & points["price"].notna()].reset_index(drop=True)
 
 
 def _parse_pairs(body: object, name: str) -> "pd.Series[float]":
-    rows = read_field(CoinGeckoProvider.name, body, name)
+    rows = read_field(NAME, body, name)
     if not isinstance(rows, list) or not all(isinstance(r, list) and len(r) == 2 for r in rows):
-        raise PermanentProviderError(CoinGeckoProvider.name, f"{name} is not a list of pairs")
-    stamps = parse_numbers(CoinGeckoProvider.name, name, [row[0] for row in rows]) / 1000
-    index = parse_stamps(CoinGeckoProvider.name, name, stamps, EARLIEST_STAMP_SECONDS)
-    values = parse_numbers(CoinGeckoProvider.name, name, [row[1] for row in rows])
+        raise PermanentProviderError(NAME, f"{name} is not a list of pairs")
+    stamps = parse_numbers(NAME, name, [row[0] for row in rows]) / 1000
+    index = parse_stamps(NAME, name, stamps, EARLIEST_STAMP_SECONDS)
+    values = parse_numbers(NAME, name, [row[1] for row in rows])
     return pd.Series(values, index=index, dtype="float64")
 
 
@@ -383,9 +357,8 @@ def build_bars(points: pd.DataFrame, interval: Interval, now: datetime) -> pd.Da
 def _find_ends(points: pd.DataFrame, interval: Interval, now: datetime) -> pd.DataFrame:
     """Return what the points say about each boundary of bars that they lie near.
 
-    Returns:
-        Indexed by boundary: ``least`` and ``most``, which differ where several prices came,
-        ``volume``, and ``is_settled``: the points are old enough not to be the price of the moment.
+    ``least`` and ``most`` differ where several prices came. ``is_settled``: the points are old
+    enough not to be the price of the moment.
     """
     at = points["stamp"].dt.round(_FREQUENCIES[interval])
     distance = (points["stamp"] - at).abs()
@@ -475,20 +448,16 @@ def build_snapshot_query(markets: Sequence[Market]) -> tuple[str, Params]:
 def parse_snapshots(body: object, markets: Sequence[Market]) -> list[PriceSnapshot]:
     """Return the prices of the markets asked for, in their order.
 
-    Coins nobody asked for are ignored; a coin without a price or its time has no snapshot.
-
-    Raises:
-        PermanentProviderError: Another shape, or not one of the coins.
+    Coins nobody asked for are ignored; a coin without a price or its time has no snapshot. Another
+    shape, or not one of the coins, is a ``PermanentProviderError``.
     """
     if not isinstance(body, list):
-        raise PermanentProviderError(
-            CoinGeckoProvider.name, "coins/markets did not answer with a list"
-        )
+        raise PermanentProviderError(NAME, "coins/markets did not answer with a list")
     rows = {str(row.get("id")): row for row in reversed(body) if isinstance(row, dict)}
     known = [market for market in markets if market.provider_market_id in rows]
     if not known:
         raise PermanentProviderError(
-            CoinGeckoProvider.name,
+            NAME,
             f"coins/markets answered with none of the {len(markets)} coins asked",
         )
     snapshots = (_parse_snapshot(market, rows[market.provider_market_id]) for market in known)
@@ -499,7 +468,7 @@ def _parse_snapshot(market: Market, row: Mapping[str, object]) -> PriceSnapshot 
     price, updated = _read_number(row, "current_price"), row.get("last_updated")
     if price is None or updated is None:
         return None
-    observed_at = parse_time(CoinGeckoProvider.name, "last_updated", updated)
+    observed_at = parse_time(NAME, "last_updated", updated)
     change_pct = _read_number(row, "price_change_percentage_24h")
     return PriceSnapshot(
         market,
@@ -512,13 +481,6 @@ def _parse_snapshot(market: Market, row: Mapping[str, object]) -> PriceSnapshot 
 
 
 def _read_number(row: Mapping[str, object], name: str) -> float | None:
-    """Return a number, or None for null.
-
-    Raises:
-        PermanentProviderError: The field is missing or holds something else.
-    """
-    place = f"coins/markets {name}"
-    number = parse_numbers(
-        CoinGeckoProvider.name, place, [read_field(CoinGeckoProvider.name, row, name)]
-    )[0]
+    """Return a number, or None for null; a missing field is an error."""
+    number = parse_numbers(NAME, f"coins/markets {name}", [read_field(NAME, row, name)])[0]
     return None if np.isnan(number) else float(number)

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pandas as pd
 
@@ -100,11 +100,8 @@ class FileProvider:
     def find_market(self, symbol: str) -> Market | None:
         """Return the market of a file; the rows determine the bar length.
 
-        What ``markets.csv`` does not tell of it is assumed, and said so.
-
-        Raises:
-            SettingError: The path does not exist or holds no CSV or Parquet file, or
-                ``markets.csv`` has something that cannot be meant.
+        What ``markets.csv`` does not tell of it is assumed, and said so. A path without CSV or
+        Parquet files, or nonsense in ``markets.csv``, is a ``SettingError``.
         """
         sources = self._list_sources().get(symbol, []) if self._path else []
         if not sources:
@@ -142,14 +139,11 @@ class FileProvider:
     ) -> pd.DataFrame:
         """Return a file's bars; those that have closed by ``now`` are final.
 
-        Raises:
-            PermanentProviderError: The file cannot be read or understood, or two files claim it.
+        A file that cannot be read, or two of one market, are a ``PermanentProviderError``.
         """
-        sources = self._list_sources().get(market.symbol, [])
-        frames = [(source, self._read_bars(source, market)) for source in sources]
         claims = [
             (source, bars)
-            for source, bars in frames
+            for source, bars in self._read_bars(market)
             if (bars["interval"] == interval.value).any() or source.interval is interval
         ]
         if len(claims) > 1:
@@ -165,15 +159,12 @@ class FileProvider:
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
         """Return the close of each market's last bar that has closed, at that moment.
 
-        Raises:
-            ProviderError: Every market's file failed; the last failure, with the reason of each.
+        Where every market's file failed, the last failure is raised, with the reason of each.
         """
         return ask_each(markets, lambda market: self._read_snapshot(market, now))
 
     def _read_snapshot(self, market: Market, now: datetime) -> list[PriceSnapshot]:
-        sources = self._list_sources().get(market.symbol, [])
-        frames = [self._read_bars(source, market) for source in sources]
-        bars = pd.concat([build_empty_bar_frame(), *frames])
+        bars = pd.concat([build_empty_bar_frame(), *(bars for _, bars in self._read_bars(market))])
         opens, intervals = to_micros_array(bars["open_time"]), bars["interval"].to_numpy(object)
         sessions = read_times_around(opens, market.calendar)
         bars = bars[~find_strays(intervals, opens, sessions)]
@@ -223,9 +214,8 @@ class FileProvider:
             return self._catalogue
 
     def _build_catalogue(self) -> dict[str, list[_Source]]:
-        path = Path(self._path).expanduser()
         catalogue: dict[str, list[_Source]] = {}
-        for source in self._find_sources(path):
+        for source in self._find_sources(Path(self._path).expanduser()):
             catalogue.setdefault(source.symbol, []).append(source)
         if not catalogue:
             raise SettingError(
@@ -252,32 +242,30 @@ class FileProvider:
     def _read_symbols(self, path: Path) -> tuple[str, ...]:
         """Return the symbols in a file's symbol column; none when it has no such column."""
         try:
-            column = self._find_symbol_column(self._read_table(path), path)
+            column = name_columns(self._read_table(path), self._columns, path.name).get("symbol")
         except ProviderError:
             return ()  # its name may still tell the symbol; the fault shows when it is fetched
         return () if column is None else tuple(dict.fromkeys(map(_read_symbol, column)))
 
-    def _find_symbol_column(self, table: pd.DataFrame, path: Path) -> "pd.Series[Any] | None":
-        return name_columns(table, self._columns, path.name).get("symbol")
-
-    def _read_bars(self, source: _Source, market: Market) -> pd.DataFrame:
-        """Return all bars of a market's source, none of them marked final."""
-        told = self._read_facts().get(market.symbol, MarketFacts())
+    def _read_bars(self, market: Market) -> list[tuple[_Source, pd.DataFrame]]:
+        """Return all bars of a market by source, none of them marked final."""
+        zone = self._read_facts().get(market.symbol, MarketFacts()).timezone
         is_adjusted = market.price_basis == ADJUSTED
-        return self._build_bars(source, market.calendar, told.timezone, is_adjusted)
+        return [
+            (source, self._build_bars(source, market.calendar, zone, is_adjusted))
+            for source in self._list_sources().get(market.symbol, [])
+        ]
 
     def _build_bars(
         self, source: _Source, calendar: str, zone: str, is_adjusted: bool = False
     ) -> pd.DataFrame:
-        table = self._read_table(source.path)
-        column = self._find_symbol_column(table, source.path)
+        table, place = self._read_table(source.path), source.path.name
+        column = name_columns(table, self._columns, place).get("symbol")
         if column is not None:
             table = table[column.map(_read_symbol) == source.symbol]
             if table.empty:
-                raise PermanentProviderError(
-                    self.name, f"{source.path.name} has a symbol column without {source.symbol}"
-                )
-        place = source.path.name
+                said = f"{place} has a symbol column without {source.symbol}"
+                raise PermanentProviderError(self.name, said)
         return build_bars(table, self._columns, calendar, source.interval, place, zone, is_adjusted)
 
     def _read_table(self, path: Path) -> pd.DataFrame:
@@ -295,11 +283,7 @@ class FileProvider:
 
 
 def parse_column_mapping(text: str) -> dict[str, str]:
-    """Return the mapping in ``open_time=ts,close=last``: this project's column to the file's.
-
-    Raises:
-        SettingError: An unknown column, or an entry of another shape.
-    """
+    """Return the mapping in ``open_time=ts,close=last``: this project's column to the file's."""
     mapping = {}
     for entry in split_list(text):
         name, _, actual = (part.strip() for part in entry.partition("="))
@@ -332,11 +316,7 @@ def _read_symbol(cell: object) -> str:
 
 
 def read_table(path: Path, mapping: Mapping[str, str]) -> pd.DataFrame:
-    """Return a file's table as it is.
-
-    Raises:
-        PermanentProviderError: It cannot be read, is empty, or has no header line and no mapping.
-    """
+    """Return a file's table as it is: with rows, and with a header line or a mapping."""
     is_parquet = path.suffix.lower() == ".parquet"
     try:
         table = _read_parquet(path) if is_parquet else _read_csv(path, mapping)
@@ -370,11 +350,7 @@ def _read_csv(path: Path, mapping: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _require_header(first: str, path: Path) -> None:
-    """Refuse a first line of numbers.
-
-    Raises:
-        PermanentProviderError: It names nothing; the message says how to map by position.
-    """
+    """Refuse a first line of numbers: it names nothing."""
     cells = [cell.strip().strip('"') for cell in re.split(r"[,;\t|]", first)]
     if cells and not any(re.match(r"[^\W\d]", cell) for cell in cells):
         raise PermanentProviderError(

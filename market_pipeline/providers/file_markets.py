@@ -37,12 +37,8 @@ _CALENDARS = {
 class MarketFacts:
     """The cells of a line of ``markets.csv``; an empty text means no value.
 
-    Attributes:
-        calendar: ``24/7`` or an exchange calendar. quote: The currency of the prices.
-        timezone: Of stamps that name none, such as ``Europe/Berlin``; it also decides on which
-            date a day's moment lies.
-        price_basis: ``unadjusted``, ``split_adjusted`` or ``adjusted``.
-        name, venue: As people know the market.
+    The time zone, such as ``Europe/Berlin``, is that of stamps that name none; it also decides on
+    which date a day's moment lies.
     """
 
     calendar: str = ""
@@ -92,11 +88,8 @@ def settle_facts(
 ) -> tuple[str, str, str | None]:
     """Return calendar and quote of a file's market, and in a sentence what of them is assumed.
 
-    Args:
-        symbol: The market's.
-        told: What the table says of it; None: it does not name it.
-        dates: Of the file's rows, at 00:00 UTC.
-        place: The table's name, for the sentence.
+    ``told`` is what the table says of it; None: it does not name it. Dates are those of the file's
+    rows, at 00:00 UTC. ``place`` is the table's name, for the sentence.
     """
     known, read = told or MarketFacts(), read_symbol(symbol)
     weekends = None if read.is_certain or known.calendar else find_weekend_rule(dates)
@@ -116,12 +109,7 @@ def settle_facts(
 
 
 def read_market_facts(path: Path) -> dict[str, MarketFacts]:
-    """Return what a table says, by symbol.
-
-    Raises:
-        SettingError: Something in it cannot be meant; names the file, the line and the value.
-        OSError: It cannot be read.
-    """
+    """Return what a table says, by symbol; an error names the file, the line and the value."""
     facts: dict[str, MarketFacts] = {}
     lines: dict[str, int] = {}
     for line, cells in _iterate_rows(path):
@@ -195,8 +183,12 @@ def _check_facts(cells: Mapping[str, str]) -> MarketFacts:
     facts = dict(cells)
     if facts.get("calendar") and facts["calendar"] not in _CALENDARS:
         facts["calendar"] = resolve_calendar(facts["calendar"])
-    if facts.get("quote"):
-        facts["quote"] = _check_quote(facts["quote"])
+    if quote := facts.get("quote", ""):
+        facts["quote"] = quote.upper()
+        if not _QUOTE.fullmatch(quote.upper()):
+            raise SettingError(
+                f"quote {quote[:40]!r} is not a currency: expected a code such as EUR"
+            )
     if facts.get("timezone"):
         _check_zone(facts["timezone"])
     basis = facts.get("price_basis", "")
@@ -205,12 +197,6 @@ def _check_facts(cells: Mapping[str, str]) -> MarketFacts:
             f"price_basis {basis[:40]!r} is unknown: expected one of {', '.join(PRICE_BASES)}"
         )
     return MarketFacts(**facts)
-
-
-def _check_quote(text: str) -> str:
-    if not _QUOTE.fullmatch(text.upper()):
-        raise SettingError(f"quote {text[:40]!r} is not a currency: expected a code such as EUR")
-    return text.upper()
 
 
 def _check_zone(name: str) -> None:

@@ -10,29 +10,26 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
-import pandas as pd
+import numpy as np
 
+from market_pipeline.domain.columns import BarColumns, build_columns, read_frame_columns
 from market_pipeline.domain.errors import PermanentProviderError, SettingError
+from market_pipeline.domain.grids import from_micros, to_micros
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import (
-    HistoryTerms,
-    Market,
-    PriceSnapshot,
-    Window,
-    build_bar_frame,
-    build_empty_bar_frame,
-)
-from market_pipeline.domain.sessions import read_sessions
+from market_pipeline.domain.records import HistoryTerms, Market, PriceSnapshot, Window
+from market_pipeline.domain.sessions import SessionTimes, read_session_times
 from market_pipeline.domain.symbols import describe_symbol
 from market_pipeline.providers.mock_faults import EMPTY_PAGE, FaultPlan, parse_faults
 from market_pipeline.providers.mock_prices import (
     LEVELS,
+    Columns,
     build_daily,
     build_hourly,
     build_paths,
     build_volumes,
     find_level,
     is_pair,
+    split_by_length,
 )
 from market_pipeline.providers.mock_spoiling import refuse_call, scale_price, spoil_bars
 from market_pipeline.providers.rate_limiter import admit
@@ -40,6 +37,7 @@ from market_pipeline.providers.snapshots import ask_each
 from market_pipeline.settings import read_variable
 
 HISTORY_START = datetime(1990, 1, 1, tzinfo=UTC)
+CLOSED_AT_MOST = timedelta(days=10)
 PAGES = {Interval.HOUR: timedelta(days=60), Interval.DAY: timedelta(days=1000)}
 
 
@@ -96,7 +94,7 @@ class MockProvider:
 
     def fetch_bars(
         self, market: Market, interval: Interval, window: Window, now: datetime
-    ) -> pd.DataFrame:
+    ) -> BarColumns:
         """Return a window's bars; the one running at ``now`` holds what happened until then.
 
         Raises:
@@ -107,44 +105,45 @@ class MockProvider:
         admit(self.name)
         faults = self._faults.draw(market.symbol, interval, window, now)
         refuse_call(market.symbol, faults)
-        bars = self._build_bars(market, interval, window, now)
-        return spoil_bars(bars, faults, find_level(self._seed, market.symbol)) if faults else bars
+        columns = self._build_window(market, interval, window, now)
+        bars = _describe_bars(market.symbol, interval, columns, now)
+        if not faults:
+            return bars
+        level = find_level(self._seed, market.symbol)
+        return read_frame_columns(spoil_bars(bars.to_frame(), faults, level))
 
-    def _build_bars(
+    def _build_window(
         self, market: Market, interval: Interval, window: Window, now: datetime
-    ) -> pd.DataFrame:
+    ) -> Columns:
+        start, end = to_micros(window.start), to_micros(window.end)
         first = max(window.start, HISTORY_START) - timedelta(days=1)
         sessions = _read_open_sessions(market.calendar, first, now)
-        sessions = sessions[sessions["session_date"] < pd.Timestamp(window.end)]
+        sessions = sessions.take(sessions.dates < end)
+        columns = self._build_columns(market.symbol, interval, sessions, now)
+        is_wanted = (columns["open_time"] >= start) & (columns["open_time"] < end)
+        return {name: values[is_wanted] for name, values in columns.items()}
+
+    def _build_columns(
+        self, symbol: str, interval: Interval, sessions: SessionTimes, now: datetime
+    ) -> Columns:
+        """Return the columns of the sessions' bars, oldest first; times are UTC without a zone."""
         parts = [
-            self._build_part(market.symbol, interval, part, now)
-            for part in _split_by_length(sessions)
-        ]
-        if not parts:
-            return build_empty_bar_frame()
-        bars = pd.concat(parts, ignore_index=True)
-        is_wanted = bars["open_time"].between(window.start, window.end, inclusive="left")
-        return bars[is_wanted].sort_values("open_time", ignore_index=True)
+            self._build_part(symbol, interval, part, now) for part in split_by_length(sessions)
+        ] or [build_daily(sessions, np.empty((0, 1)), np.empty((0, 1)), now)]
+        if len(parts) == 1:
+            return parts[0]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        order = np.argsort(columns["open_time"])
+        return {name: values[order] for name, values in columns.items()}
 
     def _build_part(
-        self, symbol: str, interval: Interval, sessions: pd.DataFrame, now: datetime
-    ) -> pd.DataFrame:
-        """Return the bar frame of sessions of equal length."""
+        self, symbol: str, interval: Interval, sessions: SessionTimes, now: datetime
+    ) -> Columns:
+        """Return the columns of sessions of equal length."""
         paths = build_paths(self._seed, symbol, sessions, now)
         volumes = build_volumes(self._seed, symbol, sessions, now)
         build = build_daily if interval is Interval.DAY else build_hourly
-        columns = build(sessions, paths, volumes, now)
-        closes = pd.DatetimeIndex(columns["close_time"]).tz_localize("UTC")
-        return build_bar_frame(
-            {
-                **columns,
-                "open_time": pd.DatetimeIndex(columns["open_time"]).tz_localize("UTC"),
-                "close_time": closes,
-                "interval": interval.value,
-                "volume_kind": "base" if is_pair(symbol) else "shares",
-                "is_final": closes <= pd.Timestamp(now),
-            }
-        )
+        return build(sessions, paths, volumes, now)
 
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
         """Return the price at ``now``, or at the last close when the market is closed.
@@ -168,30 +167,43 @@ class MockProvider:
         return [replace(snapshot, price=scale_price(snapshot.price, faults, level))]
 
     def _build_snapshot(self, market: Market, now: datetime) -> PriceSnapshot | None:
+        """Return the price at ``now``; None where there was no session before yesterday's now."""
         day_before = now - timedelta(days=1)
-        latest, earlier = self._read_price(market, now), self._read_price(market, day_before)
-        if latest is None or earlier is None:
+        sessions = _read_open_sessions(market.calendar, day_before - CLOSED_AT_MOST, now)
+        earliest = len(_leave_open(sessions, day_before).opens) - 1
+        if earliest < 0:
             return None
-        hours = self._build_bars(market, Interval.HOUR, Window(day_before, now), now)
-        traded = float((hours["volume"] * hours["close"]).sum())
-        change = latest[1] / earlier[1] - 1
-        return PriceSnapshot(market, *latest, volume_24h=traded, change_24h_ratio=change)
-
-    def _read_price(self, market: Market, moment: datetime) -> tuple[datetime, float] | None:
-        """Return when the market last traded up to a moment, and at what price."""
-        sessions = _read_open_sessions(market.calendar, moment - timedelta(days=10), moment)
-        if sessions.empty:
-            return None
-        last = sessions.iloc[[-1]]
-        price = float(build_paths(self._seed, market.symbol, last, moment)[0, -1])
-        return min(moment, last["close_time"].iloc[0].to_pydatetime()), price
-
-
-def _read_open_sessions(calendar: str, start: datetime, now: datetime) -> pd.DataFrame:
-    sessions = read_sessions(calendar, max(start, HISTORY_START), now)
-    return sessions[sessions["open_time"] < pd.Timestamp(now)]
+        sessions = sessions.take(slice(earliest, None))
+        hours = self._build_columns(market.symbol, Interval.HOUR, sessions, now)
+        before = sessions.take(slice(1))
+        earlier = build_paths(self._seed, market.symbol, before, day_before)[0, -1]
+        is_recent = hours["open_time"] >= to_micros(day_before)
+        price = float(hours["close"][-1])
+        return PriceSnapshot(
+            market,
+            min(now, from_micros(sessions.closes[-1])),
+            price,
+            volume_24h=float((hours["volume"] * hours["close"])[is_recent].sum()),
+            change_24h_ratio=float(price / earlier - 1),
+        )
 
 
-def _split_by_length(sessions: pd.DataFrame) -> list[pd.DataFrame]:
-    lengths = sessions["close_time"] - sessions["open_time"]
-    return [part for _, part in sessions.groupby(lengths)]
+def _read_open_sessions(calendar: str, start: datetime, now: datetime) -> SessionTimes:
+    first = to_micros(max(start, HISTORY_START))
+    sessions = read_session_times(calendar, first, to_micros(now))
+    return _leave_open(sessions, now)
+
+
+def _leave_open(sessions: SessionTimes, now: datetime) -> SessionTimes:
+    """Return the sessions that had begun, on a date that had, at a moment."""
+    moment = to_micros(now)
+    return sessions.take((sessions.opens < moment) & (sessions.dates < moment))
+
+
+def _describe_bars(symbol: str, interval: Interval, columns: Columns, now: datetime) -> BarColumns:
+    return build_columns(
+        **columns,
+        interval=interval.value,
+        volume_kind="base" if is_pair(symbol) else "shares",
+        is_final=columns["close_time"] <= to_micros(now),
+    )

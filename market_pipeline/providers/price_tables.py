@@ -42,17 +42,15 @@ def name_columns(
 ) -> dict[str, "pd.Series[Any]"]:
     """Return the known columns of a table by this project's names.
 
-    Args:
-        table: Any columns, in any order.
-        mapping: This project's name to the table's, for columns the spellings miss.
-        place: The file, for messages.
+    ``mapping`` is this project's name to the table's, for columns the spellings miss; ``place`` is
+    the file, for messages.
 
     Raises:
         PermanentProviderError: No time or no close column, some but not all of open, high and low,
             or a mapped column that is not there.
     """
-    known = {_simplify(str(name)): str(name) for name in reversed(table.columns)}
     table = table.set_axis([str(name) for name in table.columns], axis=1)
+    known = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(table.columns)}
     table = table.loc[:, ~table.columns.duplicated()]
     found: dict[str, pd.Series[Any]] = {}
     for name, spellings in SPELLINGS.items():
@@ -63,10 +61,6 @@ def name_columns(
             found[name] = table[actual]
     _require_columns(found, place, table)
     return found
-
-
-def _simplify(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _require_columns(found: Mapping[str, object], place: str, table: pd.DataFrame) -> None:
@@ -92,10 +86,8 @@ def parse_times(column: "pd.Series[Any]", place: str) -> "pd.Series[pd.Timestamp
     """Return times in UTC, to the microsecond; a time without a zone is read as UTC.
 
     Epochs are understood by their size, ``yyyymmdd`` too. Whether ``1/4/1999`` begins with the
-    month is decided from the whole column, and refused when no value tells.
-
-    Raises:
-        PermanentProviderError: Not times, or outside the years 1850 to 2100.
+    month is decided from the whole column, and refused when no value tells. So are texts that are
+    no times, and years outside 1850 to 2100.
     """
     try:
         times = _parse_times(column, place)
@@ -147,11 +139,7 @@ def _reorder_dates(parts: pd.DataFrame, place: str) -> "pd.Series[str]":
 
 
 def parse_column(column: "pd.Series[Any]", place: str) -> "pd.Series[float]":
-    """Return numbers; an empty cell is NaN.
-
-    Raises:
-        PermanentProviderError: A cell is neither a number nor empty.
-    """
+    """Return numbers; an empty cell is NaN, and anything else a ``PermanentProviderError``."""
     if pd.api.types.is_bool_dtype(column.dtype):
         raise PermanentProviderError(NAME, f"{place}: column {column.name!r} holds no numbers")
     numbers = pd.to_numeric(column, errors="coerce")
@@ -165,11 +153,7 @@ def parse_column(column: "pd.Series[Any]", place: str) -> "pd.Series[float]":
 
 
 def detect_interval(times: "pd.Series[pd.Timestamp]", place: str) -> Interval:
-    """Return the bar length that the usual distance between times shows.
-
-    Raises:
-        PermanentProviderError: Neither an hour nor a day.
-    """
+    """Return the bar length that the usual distance between times shows: an hour or a day."""
     gaps = times.drop_duplicates().sort_values().diff().dropna()
     usual = gaps.median() if len(gaps) else pd.Timedelta(days=1)
     if usual == pd.Timedelta(hours=1):
@@ -190,20 +174,13 @@ def build_bars(
     zone: str = "",
     is_adjusted: bool = False,
 ) -> pd.DataFrame:
-    """Return the bar frame of a table, ordered by open_time, all rows marked provisional.
+    """Return the bar frame of one symbol's rows, ordered by open_time, all marked provisional.
 
-    Args:
-        table: One symbol's rows; rows without a close are left out, equal times are kept.
-        mapping: See :func:`name_columns`.
-        calendar: Gives a session's close.
-        interval: None: read off the distance between rows.
-        place: The file, for messages.
-        zone: Time zone of stamps that name none, and of the dates of those that do; empty: UTC,
-            and their own.
-        is_adjusted: Scale prices to the adjusted close, where there is one.
-
-    Raises:
-        PermanentProviderError: The table cannot be understood; the message says where.
+    Rows without a close are left out, equal times are kept. The calendar gives a session's close.
+    ``interval`` None is read off the distance between rows. ``zone`` is that of stamps that name
+    none, and of the dates of those that do; empty: UTC, and their own. ``is_adjusted`` scales
+    prices to the adjusted close, where there is one. A table that cannot be understood is a
+    ``PermanentProviderError``, which says where.
     """
     columns = name_columns(table, mapping, place)
     numbers = {
@@ -240,11 +217,12 @@ def _find_dates(
     texts: "pd.Series[Any]", times: "pd.Series[pd.Timestamp]", zone: str, place: str
 ) -> "pd.Series[pd.Timestamp]":
     """Return the date of each stamp, at 00:00 UTC: its own clock's, or a moment's in a zone."""
-    dates = parse_times(_drop_zones(texts), place).dt.floor("D")
+    clocks, is_naive = _read_clocks(texts)
+    dates = parse_times(clocks, place).dt.floor("D")
     if not zone:
         return dates
     there = times.dt.tz_convert(zone).dt.tz_localize(None).dt.floor("D").dt.tz_localize("UTC")
-    return dates.where(_names_no_zone(texts), there)
+    return dates.where(is_naive, there)
 
 
 def _read_in_zone(
@@ -252,10 +230,9 @@ def _read_in_zone(
 ) -> "pd.Series[pd.Timestamp]":
     """Return times of which those without a zone were meant in one.
 
-    Raises:
-        PermanentProviderError: One does not exist there, or twice, and the others do not tell.
+    One that does not exist there, or twice while the others do not tell, is refused.
     """
-    is_naive = _names_no_zone(texts)
+    _, is_naive = _read_clocks(texts)
     try:
         local = times[is_naive].dt.tz_localize(None).dt.tz_localize(zone, ambiguous="infer")
     except ValueError as error:
@@ -268,28 +245,23 @@ def _read_in_zone(
     return pd.concat([local.dt.tz_convert("UTC"), times[~is_naive]]).reindex(times.index)
 
 
-def _names_no_zone(texts: "pd.Series[Any]") -> "pd.Series[bool]":
-    """Tell which stamps are dates or times of an unnamed clock; epochs are moments."""
+def _read_clocks(texts: "pd.Series[Any]") -> "tuple[pd.Series[Any], pd.Series[bool]]":
+    """Return times as their own clock shows them, and which of them name no zone.
+
+    A daily row belongs to its clock's date. Epochs are moments, and name one.
+    """
     if isinstance(texts.dtype, pd.DatetimeTZDtype):
-        return pd.Series(False, index=texts.index)
+        return pd.Series(texts.dt.tz_localize(None)), pd.Series(False, index=texts.index)
     if texts.dtype.kind == "M":
-        return pd.Series(True, index=texts.index)
+        return texts, pd.Series(True, index=texts.index)
     if pd.api.types.is_numeric_dtype(texts.dtype):
-        return pd.Series(_is_yyyymmdd(texts.astype("float64")), index=texts.index)
-    return ~texts.astype("str").str.strip().str.contains(_ZONE)
+        return texts, pd.Series(_is_yyyymmdd(texts.astype("float64")), index=texts.index)
+    stripped = texts.astype("str").str.strip()
+    return stripped.str.replace(_ZONE, "", regex=True), ~stripped.str.contains(_ZONE)
 
 
 def _is_yyyymmdd(numbers: "pd.Series[Any]") -> bool:
     return bool(numbers.between(18_500_101, 21_001_231).all() and (numbers % 1 == 0).all())
-
-
-def _drop_zones(texts: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Return times as their own clock shows them: a daily row belongs to its local date."""
-    if isinstance(texts.dtype, pd.DatetimeTZDtype):
-        return pd.Series(texts.dt.tz_localize(None))
-    if pd.api.types.is_numeric_dtype(texts.dtype) or texts.dtype.kind == "M":
-        return texts
-    return texts.astype("str").str.strip().str.replace(_ZONE, "", regex=True)
 
 
 def _find_closes(

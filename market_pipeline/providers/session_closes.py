@@ -12,9 +12,7 @@ def find_session_closes(
 ) -> "pd.Series[pd.Timestamp]":
     """Return the close of each date's session; the date's end where the calendar has no session.
 
-    Args:
-        dates: Session dates at 00:00 UTC, in any order, repeated or not; at least one.
-        calendar: ``24/7`` or an exchange calendar.
+    Dates are at 00:00 UTC, in any order, repeated or not; at least one.
     """
     first, last = dates.min().to_pydatetime(), dates.max().to_pydatetime() + timedelta(days=1)
     sessions = read_sessions(calendar, first, last).set_index("session_date")

@@ -74,10 +74,7 @@ _LISTED_TICKER = re.compile(r"(?P<ticker>[A-Z0-9][A-Z0-9-]{0,9})\.(?P<suffix>[A-
 class YahooProvider:
     """Serves indices, shares by their ticker, and crypto pairs in US dollars.
 
-    Args:
-        environ: YAHOO_BASE_URL is read.
-        clocks: Time, sleep and jitter; the limit of hourly history follows the wall clock.
-        limits: Deadlines and caps of the requests.
+    The limit of hourly history follows the wall clock.
     """
 
     name: ClassVar[str] = NAME
@@ -96,9 +93,7 @@ class YahooProvider:
         address = read_variable("YAHOO_BASE_URL", environ)
         base_url = parse_base_url("YAHOO_BASE_URL", address) if address else BASE_URL
         self._clocks = clocks or Clocks()
-        self._client = HttpClient(
-            NAME, base_url, limits=limits or CallLimits(), clocks=self._clocks
-        )
+        self._client = HttpClient(NAME, base_url, {}, limits or CallLimits(), self._clocks)
 
     def explain_missing_settings(self) -> str | None:
         """Return None: nothing has to be set."""
@@ -110,7 +105,12 @@ class YahooProvider:
 
     def find_market(self, symbol: str) -> Market | None:
         """Return the market of an index, a listed pair, or anything shaped like a ticker."""
-        return _find_index(symbol) or _find_pair(symbol) or _find_share(symbol)
+        base, _, currency = symbol.partition("-")
+        if symbol in INDICES:
+            return _make_market(symbol, *INDICES[symbol])
+        if base in COINS and currency == "USD":
+            return _make_market(symbol, symbol, symbol, "CCC", ALWAYS_OPEN, currency)
+        return _find_share(symbol)
 
     def describe_history(self, market: Market, interval: Interval) -> HistoryTerms:
         """Return pages of some 5,000 bars at most; hours reach back two years."""
@@ -125,10 +125,8 @@ class YahooProvider:
     ) -> pd.DataFrame:
         """Return the bars of a window; null rows are left out, the running session is provisional.
 
-        Hourly bars reach back 730 days; an older window is answered by no bars.
-
-        Raises:
-            PermanentProviderError: Also when the answer has another symbol, currency or interval.
+        Hourly bars reach back 730 days; an older window is answered by no bars. An answer of
+        another symbol, currency or interval is a ``PermanentProviderError``.
         """
         if interval not in market.intervals:
             raise PermanentProviderError(NAME, f"{market.symbol} has no bars of {interval}")
@@ -150,16 +148,13 @@ class YahooProvider:
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
         """Return prices, one request a market; a market that fails has none.
 
-        Raises:
-            ProviderError: Every market failed; the last failure, with the reason of each.
+        Where every market failed, the last failure is raised, with the reason of each.
         """
         del now  # the answer says when each price was true
-        return ask_each(markets, self._fetch_snapshot)
-
-    def _fetch_snapshot(self, market: Market) -> list[PriceSnapshot]:
-        path = build_path(market)
-        body = self._client.fetch_json(path, {"interval": "1d", "range": "1d"})
-        return parse_snapshot(body, market)
+        fetch, last_day = self._client.fetch_json, {"interval": "1d", "range": "1d"}
+        return ask_each(
+            markets, lambda market: parse_snapshot(fetch(build_path(market), last_day), market)
+        )
 
     def _plan_request(self, interval: Interval, window: Window) -> Window:
         """Return the span to ask for: a day more on both sides, as stamps are not session dates."""
@@ -172,20 +167,6 @@ class YahooProvider:
 def find_publication_lag(market: Market) -> timedelta:
     """Return how long after its close a bar is settled."""
     return ALWAYS_OPEN_LAG if market.calendar == ALWAYS_OPEN else SESSION_LAG
-
-
-def _find_index(symbol: str) -> Market | None:
-    if symbol not in INDICES:
-        return None
-    yahoo_symbol, name, venue, calendar, currency = INDICES[symbol]
-    return _make_market(symbol, yahoo_symbol, name, venue, calendar, currency)
-
-
-def _find_pair(symbol: str) -> Market | None:
-    base, _, currency = symbol.partition("-")
-    if base not in COINS or currency != "USD":
-        return None
-    return _make_market(symbol, symbol, symbol, "CCC", ALWAYS_OPEN, currency)
 
 
 def _find_share(symbol: str) -> Market | None:
@@ -246,11 +227,7 @@ class _Chart:
 
 
 def _open_chart(body: object, market: Market) -> _Chart:
-    """Return the chart inside an answer.
-
-    Raises:
-        PermanentProviderError: An error envelope, another shape, symbol or currency.
-    """
+    """Return the chart inside an answer; it must be of the market's symbol and currency."""
     _refuse_error(body)
     result = read_field(NAME, body, "chart", "result", 0)
     meta = read_field(NAME, result, "meta")
@@ -279,8 +256,7 @@ def _refuse_error(body: object) -> None:
 def parse_bars(body: object, market: Market, interval: Interval, now: datetime) -> pd.DataFrame:
     """Return the bar frame of a chart, one row per open_time, ordered.
 
-    Raises:
-        PermanentProviderError: An error envelope, another shape, symbol, currency or interval.
+    An error envelope, another shape, symbol, currency or interval is a ``PermanentProviderError``.
     """
     chart = _open_chart(body, market)
     granularity = str(chart.meta.get("dataGranularity"))
@@ -319,12 +295,9 @@ def _parse_column(chart: _Chart, name: str, length: int) -> FloatArray:
 def clean_prices(prices: FloatArray, *, is_minor: bool = False) -> FloatArray:
     """Return prices by the digits that were meant.
 
-    A number that is a float32 is the shortest decimal that reads back as that float32; any other
-    one is taken as it is.
-
-    Args:
-        prices: As sent, for example 3824.139892578125, meaning 3824.14.
-        is_minor: They are hundredths of the currency: the decimals are moved, nothing is divided.
+    A number that is a float32 is the shortest decimal that reads back as that float32:
+    3824.139892578125 means 3824.14. Any other one is taken as it is. Of hundredths of the currency
+    (``is_minor``) the decimals are moved, nothing is divided.
     """
     with np.errstate(over="ignore"):
         short = prices.astype(np.float32)
@@ -405,8 +378,7 @@ def _find_live_rows(bars: pd.DataFrame, chart: _Chart) -> npt.NDArray[np.bool_]:
 def parse_snapshot(body: object, market: Market) -> list[PriceSnapshot]:
     """Return the price in a chart's meta object; none where Yahoo has none.
 
-    Raises:
-        PermanentProviderError: An error envelope, another shape, symbol or currency.
+    An error envelope, another shape, symbol or currency is a ``PermanentProviderError``.
     """
     chart = _open_chart(body, market)
     names = ("regularMarketPrice", "regularMarketTime", "regularMarketVolume")

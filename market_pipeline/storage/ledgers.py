@@ -3,12 +3,13 @@
 They grow with runs and exceptions, not with bars; each comment says what keeps it small.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
     Date,
-    DateTime,
     Double,
     ForeignKey,
     Identity,
@@ -22,92 +23,73 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSTZMULTIRANGE
 
-from market_pipeline.storage.tables import SCHEMA, ingestion_run
+from market_pipeline.storage.tables import (
+    SCHEMA,
+    TIME,
+    ingestion_run,
+    key,
+    name_market,
+    needed,
+    optional,
+)
 from market_pipeline.storage.tables import metadata as metadata  # noqa: PLC0414 - of all tables
 
-_TIME = DateTime(timezone=True)
 fetch_claim_sequence = Sequence("fetch_claim_seq", metadata=metadata)
 
 
-def _market(is_key: bool = True) -> Column[int]:
-    target = ForeignKey(f"{SCHEMA}.market.market_id")
-    return Column(
-        "market_id",
-        BigInteger,
-        target,
-        primary_key=is_key,
-        nullable=False,
-        comment="The market",
-    )
+def _interval(comment: str = "1h or 1d, as fetched") -> Column[Any]:
+    return key("interval", Text, comment)
 
 
-def _interval(comment: str = "1h or 1d, as fetched") -> Column[str]:
-    return Column("interval", Text, primary_key=True, comment=comment)
+def _mapping(name: str, comment: str) -> Column[Any]:
+    return needed(name, JSONB, comment, server_default="{}")
 
 
 market_coverage = Table(
     "market_coverage",
     metadata,
-    _market(),
+    name_market(),
     _interval(),
-    Column(
+    needed(
         "settled",
         TSTZMULTIRANGE,
-        nullable=False,
+        "Spans asked for and answered for good, closures included (UTC)",
         server_default="{}",
-        comment="Spans asked for and answered for good, closures included (UTC)",
     ),
-    Column("watermark", _TIME, comment="Close of the last final bar (UTC)"),
-    Column("first_bar_at", _TIME, comment="open_time of the first stored bar (UTC)"),
-    Column("last_bar_at", _TIME, comment="open_time of the last stored bar (UTC)"),
-    Column("bars", BigInteger, nullable=False, server_default="0", comment="Bars stored"),
-    Column(
-        "verified",
-        JSONB,
-        nullable=False,
-        server_default="{}",
-        comment="For each age in days, the spans that were read when older than that (UTC)",
+    optional("watermark", TIME, "Close of the last final bar (UTC)"),
+    optional("first_bar_at", TIME, "open_time of the first stored bar (UTC)"),
+    optional("last_bar_at", TIME, "open_time of the last stored bar (UTC)"),
+    needed("bars", BigInteger, "Bars stored", server_default="0"),
+    _mapping(
+        "verified", "For each age in days, the spans that were read when older than that (UTC)"
     ),
-    Column(
-        "round",
-        JSONB,
-        nullable=False,
-        server_default="{}",
-        comment="How far the turn of reading old bars again has come, and when (UTC)",
-    ),
-    Column(
+    _mapping("round", "How far the turn of reading old bars again has come, and when (UTC)"),
+    needed(
         "parsing",
         Integer,
-        nullable=False,
+        "Version of the provider's parser that new bars are read with",
         server_default="1",
-        comment="Version of the provider's parser that new bars are read with",
     ),
-    Column(
-        "older_parsings",
-        JSONB,
-        nullable=False,
-        server_default="{}",
-        comment="For each older parser, the spans whose stored bars it read (UTC)",
-    ),
-    Column("refreshed_at", _TIME, comment="When the provider last answered (UTC)"),
-    Column("refreshed_by", Uuid, comment="The run that asked"),
+    _mapping("older_parsings", "For each older parser, the spans whose stored bars it read (UTC)"),
+    optional("refreshed_at", TIME, "When the provider last answered (UTC)"),
+    optional("refreshed_by", Uuid, "The run that asked"),
     comment="One row per market and interval: what is known to be complete",
 )
 
 coverage_hole = Table(
     "coverage_hole",
     metadata,
-    _market(),
+    name_market(),
     _interval(),
-    Column("starts_at", _TIME, primary_key=True, comment="Start of the half-open span (UTC)"),
-    Column("ends_at", _TIME, nullable=False, comment="End of the span (UTC)"),
-    Column("reason", Text, nullable=False, comment="Why bars are missing"),
-    Column("detail", Text, comment="What the provider said"),
-    Column("tries", Integer, nullable=False, comment="How often it was asked for"),
-    Column("first_seen_at", _TIME, nullable=False, comment="When it was first missed (UTC)"),
-    Column("last_checked_at", _TIME, nullable=False, comment="When it was last asked for (UTC)"),
-    Column("next_check_at", _TIME, comment="When it is asked for again; NULL: never (UTC)"),
-    Column("run_id", Uuid, comment="The run that asked last"),
+    key("starts_at", TIME, "Start of the half-open span (UTC)"),
+    needed("ends_at", TIME, "End of the span (UTC)"),
+    needed("reason", Text, "Why bars are missing"),
+    optional("detail", Text, "What the provider said"),
+    needed("tries", Integer, "How often it was asked for"),
+    needed("first_seen_at", TIME, "When it was first missed (UTC)"),
+    needed("last_checked_at", TIME, "When it was last asked for (UTC)"),
+    optional("next_check_at", TIME, "When it is asked for again; NULL: never (UTC)"),
+    optional("run_id", Uuid, "The run that asked last"),
     CheckConstraint("starts_at < ends_at", name="span_is_positive"),
     CheckConstraint(
         "reason IN ('fetch_failed', 'provider_empty', 'no_trades', 'quarantined', "
@@ -120,22 +102,20 @@ coverage_hole = Table(
 quarantined_row = Table(
     "quarantined_row",
     metadata,
-    Column(
-        "row_id", BigInteger, Identity(), primary_key=True, comment="What the command line takes"
-    ),
-    _market(is_key=False),
-    Column("interval", Text, nullable=False, comment="As the provider gave it"),
-    Column("open_time", _TIME, comment="As the provider gave it (UTC); NULL when it gave none"),
-    Column("rule", Text, nullable=False, comment="The rule it broke"),
-    Column("detail", Text, nullable=False, comment="The values that broke it"),
-    Column("payload", JSONB, nullable=False, comment="The whole bar as received"),
-    Column("payload_hash", Text, nullable=False, comment="Tells payloads of one key apart"),
-    Column("run_id", Uuid, nullable=False, comment="The run that received it first"),
-    Column("first_seen_at", _TIME, nullable=False, comment="When it first came (UTC)"),
-    Column("last_seen_at", _TIME, nullable=False, comment="When it last came (UTC)"),
-    Column("times_seen", Integer, nullable=False, comment="How often it came"),
-    Column("status", Text, nullable=False, server_default="open", comment="What became of it"),
-    Column("resolved_at", _TIME, comment="When it was replayed or discarded (UTC)"),
+    key("row_id", BigInteger, "What the command line takes", Identity()),
+    name_market(needed),
+    needed("interval", Text, "As the provider gave it"),
+    optional("open_time", TIME, "As the provider gave it (UTC); NULL when it gave none"),
+    needed("rule", Text, "The rule it broke"),
+    needed("detail", Text, "The values that broke it"),
+    needed("payload", JSONB, "The whole bar as received"),
+    needed("payload_hash", Text, "Tells payloads of one key apart"),
+    needed("run_id", Uuid, "The run that received it first"),
+    needed("first_seen_at", TIME, "When it first came (UTC)"),
+    needed("last_seen_at", TIME, "When it last came (UTC)"),
+    needed("times_seen", Integer, "How often it came"),
+    needed("status", Text, "What became of it", server_default="open"),
+    optional("resolved_at", TIME, "When it was replayed or discarded (UTC)"),
     Index(
         "quarantined_row_key",
         "market_id",
@@ -153,25 +133,21 @@ quarantined_row = Table(
 market_event = Table(
     "market_event",
     metadata,
-    Column("event_id", BigInteger, Identity(), primary_key=True, comment="Surrogate key"),
-    _market(is_key=False),
-    Column("kind", Text, nullable=False, comment="difference, suspected_split or split"),
-    Column("starts_at", _TIME, comment="First bar it touches, by open_time; NULL: all (UTC)"),
-    Column("ends_at", _TIME, comment="End of the span it touches; NULL: up to now (UTC)"),
-    Column("ratio", Double, comment="New price over old price, the median"),
-    Column("spread", Double, comment="Largest relative distance of a bar's factor from the median"),
-    Column(
-        "trace",
-        JSONB,
-        nullable=False,
-        server_default="{}",
-        comment="For each interval, how far the difference was followed, and whether to its end",
+    key("event_id", BigInteger, "Surrogate key", Identity()),
+    name_market(needed),
+    needed("kind", Text, "difference, suspected_split or split"),
+    optional("starts_at", TIME, "First bar it touches, by open_time; NULL: all (UTC)"),
+    optional("ends_at", TIME, "End of the span it touches; NULL: up to now (UTC)"),
+    optional("ratio", Double, "New price over old price, the median"),
+    optional("spread", Double, "Largest relative distance of a bar's factor from the median"),
+    _mapping(
+        "trace", "For each interval, how far the difference was followed, and whether to its end"
     ),
-    Column("detail", Text, nullable=False, comment="What was seen"),
-    Column("detected_at", _TIME, nullable=False, comment="When it was seen (UTC)"),
-    Column("run_id", Uuid, nullable=False, comment="The run that saw it"),
-    Column("resolved_at", _TIME, comment="When it ended; NULL: it is open (UTC)"),
-    Column("resolution", Text, comment="How it ended, in a word"),
+    needed("detail", Text, "What was seen"),
+    needed("detected_at", TIME, "When it was seen (UTC)"),
+    needed("run_id", Uuid, "The run that saw it"),
+    optional("resolved_at", TIME, "When it ended; NULL: it is open (UTC)"),
+    optional("resolution", Text, "How it ended, in a word"),
     Index("market_event_open", "market_id", postgresql_where=text("resolved_at IS NULL")),
     CheckConstraint("kind IN ('split', 'difference', 'suspected_split')", name="kind_is_known"),
     comment="One row per event that changes a span of a series; statistics over it wait while open",
@@ -180,19 +156,13 @@ market_event = Table(
 dataset_version = Table(
     "dataset_version",
     metadata,
-    Column(
-        "version",
-        BigInteger,
-        primary_key=True,
-        autoincrement=False,
-        comment="Version of the data in commit order",
-    ),
+    key("version", BigInteger, "Version of the data in commit order", autoincrement=False),
     _interval("1h, 1d or 1w"),
-    _market(),
-    Column("first_open_time", _TIME, nullable=False, comment="First bar of the batch (UTC)"),
-    Column("last_open_time", _TIME, nullable=False, comment="Last bar of the batch (UTC)"),
-    Column("known_at", _TIME, nullable=False, comment="When it was written (UTC)"),
-    Column("run_id", Uuid, nullable=False, comment="The run that wrote it"),
+    name_market(),
+    needed("first_open_time", TIME, "First bar of the batch (UTC)"),
+    needed("last_open_time", TIME, "Last bar of the batch (UTC)"),
+    needed("known_at", TIME, "When it was written (UTC)"),
+    needed("run_id", Uuid, "The run that wrote it"),
     Index("dataset_version_market", "market_id", "version"),
     comment="One row per version, market and interval whose bars changed: where its changes lie",
 )
@@ -200,28 +170,19 @@ dataset_version = Table(
 ingestion_request = Table(
     "ingestion_request",
     metadata,
-    Column("request_id", BigInteger, Identity(), primary_key=True, comment="Surrogate key"),
-    Column(
-        "run_id",
-        Uuid,
-        ForeignKey(ingestion_run.c.run_id, ondelete="CASCADE"),
-        nullable=False,
-        comment="The run that asked",
+    key("request_id", BigInteger, "Surrogate key", Identity()),
+    needed(
+        "run_id", Uuid, "The run that asked", ForeignKey(ingestion_run.c.run_id, ondelete="CASCADE")
     ),
-    _market(is_key=False),
-    Column("interval", Text, nullable=False, comment="1h or 1d"),
-    Column("starts_at", _TIME, nullable=False, comment="Start of the span asked for (UTC)"),
-    Column("ends_at", _TIME, nullable=False, comment="End of the span asked for (UTC)"),
-    Column(
-        "purpose",
-        Text,
-        nullable=False,
-        comment="missing, tail, retry, verify, trace or reload",
-    ),
-    Column("asked_at", _TIME, nullable=False, comment="When it was asked (UTC)"),
-    Column("seconds", Double, nullable=False, comment="How long the answer took"),
-    Column("received", Integer, nullable=False, comment="Bars in the answer"),
-    Column("error", Text, comment="What came instead of bars"),
+    name_market(needed),
+    needed("interval", Text, "1h or 1d"),
+    needed("starts_at", TIME, "Start of the span asked for (UTC)"),
+    needed("ends_at", TIME, "End of the span asked for (UTC)"),
+    needed("purpose", Text, "missing, tail, retry, verify, trace or reload"),
+    needed("asked_at", TIME, "When it was asked (UTC)"),
+    needed("seconds", Double, "How long the answer took"),
+    needed("received", Integer, "Bars in the answer"),
+    optional("error", Text, "What came instead of bars"),
     Index("ingestion_request_run", "run_id"),
     CheckConstraint(
         "purpose IN ('missing', 'tail', 'retry', 'verify', 'trace', 'reload')",
@@ -233,93 +194,64 @@ ingestion_request = Table(
 fetch_claim = Table(
     "fetch_claim",
     metadata,
-    _market(),
-    Column("token", BigInteger, nullable=False, comment="Grows with every claim"),
-    Column("run_id", Uuid, nullable=False, comment="The run that holds it"),
-    Column("claimed_at", _TIME, nullable=False, comment="Since when (UTC)"),
-    Column("expires_at", _TIME, nullable=False, comment="Until when, unless renewed (UTC)"),
+    name_market(),
+    needed("token", BigInteger, "Grows with every claim"),
+    needed("run_id", Uuid, "The run that holds it"),
+    needed("claimed_at", TIME, "Since when (UTC)"),
+    needed("expires_at", TIME, "Until when, unless renewed (UTC)"),
     comment="One row per market that is being fetched: others wait, then plan again",
 )
 
 provider_budget = Table(
     "provider_budget",
     metadata,
-    Column("provider", Text, primary_key=True, comment="The provider"),
-    Column("tokens", Double, nullable=False, comment="Calls that may be made at once"),
-    Column("refilled_at", _TIME, nullable=False, comment="When tokens were last counted (UTC)"),
-    Column("blocked_until", _TIME, comment="By the provider's Retry-After, for all (UTC)"),
-    Column("day", Date, nullable=False, comment="The UTC day of the daily counts"),
-    Column("calls_today", BigInteger, nullable=False, comment="Calls made on that day"),
-    Column("verifications_today", BigInteger, nullable=False, comment="Of them, to verify"),
-    Column("month", Date, nullable=False, comment="First day of the month of the monthly count"),
-    Column("calls_this_month", BigInteger, nullable=False, comment="Calls made in that month"),
+    key("provider", Text, "The provider"),
+    needed("tokens", Double, "Calls that may be made at once"),
+    needed("refilled_at", TIME, "When tokens were last counted (UTC)"),
+    optional("blocked_until", TIME, "By the provider's Retry-After, for all (UTC)"),
+    needed("day", Date, "The UTC day of the daily counts"),
+    needed("calls_today", BigInteger, "Calls made on that day"),
+    needed("verifications_today", BigInteger, "Of them, to verify"),
+    needed("month", Date, "First day of the month of the monthly count"),
+    needed("calls_this_month", BigInteger, "Calls made in that month"),
     comment="One row per provider with a limit: its quota, shared by all processes",
 )
 
 trading_session = Table(
     "trading_session",
     metadata,
-    Column("calendar", Text, primary_key=True, comment="Exchange calendar, such as XNYS"),
-    Column("session_date", Date, primary_key=True, comment="As the exchange's clocks have it"),
-    Column("open_time", _TIME, nullable=False, comment="First trade (UTC)"),
-    Column(
-        "close_time",
-        _TIME,
-        nullable=False,
-        comment="Last trade; a lunch break counts as open (UTC)",
-    ),
-    Column("source", Text, nullable=False, comment="The library that knew it"),
+    key("calendar", Text, "Exchange calendar, such as XNYS"),
+    key("session_date", Date, "As the exchange's clocks have it"),
+    needed("open_time", TIME, "First trade (UTC)"),
+    needed("close_time", TIME, "Last trade; a lunch break counts as open (UTC)"),
+    needed("source", Text, "The library that knew it"),
     comment="One row per session of an exchange whose markets are ingested",
 )
 
 market_stamp = Table(
     "market_stamp",
     metadata,
-    Column(
-        "scope",
-        Text,
-        primary_key=True,
-        comment="provider:symbol; * is the list of markets, and with it all of them",
-    ),
-    Column(
-        "version",
-        BigInteger,
-        nullable=False,
-        comment="Version of the last change of any kind, in commit order",
-    ),
+    key("scope", Text, "provider:symbol; * is the list of markets, and with it all of them"),
+    needed("version", BigInteger, "Version of the last change of any kind, in commit order"),
     comment="One row per market's name: what readers compare a cached value's version with",
 )
 
 idempotency_key = Table(
     "idempotency_key",
     metadata,
-    Column(
-        "key",
-        Text,
-        primary_key=True,
-        comment="flight:HASH of requests in flight, key:KEY of a client, cron:MINUTE",
-    ),
-    Column(
-        "request_hash",
-        Text,
-        nullable=False,
-        comment="What was asked for; another request under the key is refused",
-    ),
-    Column(
-        "launch_id", Uuid, nullable=False, comment="The launch, also a tag of its run in Dagster"
-    ),
-    Column("run_id", Uuid, comment="The run; NULL: not launched, or not known to be"),
-    Column(
+    key("key", Text, "flight:HASH of requests in flight, key:KEY of a client, cron:MINUTE"),
+    needed("request_hash", Text, "What was asked for; another request under the key is refused"),
+    needed("launch_id", Uuid, "The launch, also a tag of its run in Dagster"),
+    optional("run_id", Uuid, "The run; NULL: not launched, or not known to be"),
+    optional(
         "lease_until",
-        _TIME,
-        comment="Until when one process may launch it alone; NULL: none has tried (UTC)",
+        TIME,
+        "Until when one process may launch it alone; NULL: none has tried (UTC)",
     ),
-    Column(
-        "answer_status", Integer, comment="HTTP status of the answer; NULL: the run has not ended"
-    ),
-    Column("answer", JSONB, comment="The answer, given again to who asks again"),
-    Column("created_at", _TIME, nullable=False, comment="When it was first asked for (UTC)"),
-    Column("expires_at", _TIME, nullable=False, comment="When it is forgotten (UTC)"),
+    optional("answer_status", Integer, "HTTP status of the answer; NULL: the run has not ended"),
+    optional("answer", JSONB, "The answer, given again to who asks again"),
+    needed("created_at", TIME, "When it was first asked for (UTC)"),
+    needed("expires_at", TIME, "When it is forgotten (UTC)"),
     Index("idempotency_key_launch", "launch_id"),
     Index("idempotency_key_run", "run_id"),
     Index("idempotency_key_expires", "expires_at"),
@@ -329,33 +261,22 @@ idempotency_key = Table(
 alert = Table(
     "alert",
     metadata,
-    Column("alert_id", Uuid, primary_key=True, comment="What the command line takes"),
-    Column("fingerprint", Text, nullable=False, comment="What makes two alerts the same"),
-    Column("kind", Text, nullable=False, comment="What happened, as docs/alerts.md lists it"),
-    Column("severity", Text, nullable=False, comment="The worst so far"),
-    Column("message", Text, nullable=False, comment="The latest, in one line"),
-    Column(
-        "members",
-        JSONB,
-        nullable=False,
-        server_default="{}",
-        comment="Whom it is about, each with its reason: markets, providers",
-    ),
-    Column("context", JSONB, nullable=False, server_default="{}", comment="What else is known"),
-    Column("run_id", Uuid, comment="The run that raised it last; NULL: a watch did"),
-    Column("raised_at", _TIME, nullable=False, comment="When it was raised first (UTC)"),
-    Column("seen_at", _TIME, nullable=False, comment="When it was raised last (UTC)"),
-    Column("times", Integer, nullable=False, comment="How often it was raised"),
-    Column("noticed_at", _TIME, comment="When a message about it was last written (UTC)"),
-    Column("acknowledged_at", _TIME, comment="When somebody took it on (UTC); ends reminders"),
-    Column("cleared_at", _TIME, comment="Since when its cause is gone; NULL: it is not (UTC)"),
-    Column("resolved_at", _TIME, comment="When it ended; NULL: it is open (UTC)"),
-    Index(
-        "alert_open",
-        "fingerprint",
-        unique=True,
-        postgresql_where=text("resolved_at IS NULL"),
-    ),
+    key("alert_id", Uuid, "What the command line takes"),
+    needed("fingerprint", Text, "What makes two alerts the same"),
+    needed("kind", Text, "What happened, as docs/alerts.md lists it"),
+    needed("severity", Text, "The worst so far"),
+    needed("message", Text, "The latest, in one line"),
+    _mapping("members", "Whom it is about, each with its reason: markets, providers"),
+    _mapping("context", "What else is known"),
+    optional("run_id", Uuid, "The run that raised it last; NULL: a watch did"),
+    needed("raised_at", TIME, "When it was raised first (UTC)"),
+    needed("seen_at", TIME, "When it was raised last (UTC)"),
+    needed("times", Integer, "How often it was raised"),
+    optional("noticed_at", TIME, "When a message about it was last written (UTC)"),
+    optional("acknowledged_at", TIME, "When somebody took it on (UTC); ends reminders"),
+    optional("cleared_at", TIME, "Since when its cause is gone; NULL: it is not (UTC)"),
+    optional("resolved_at", TIME, "When it ended; NULL: it is open (UTC)"),
+    Index("alert_open", "fingerprint", unique=True, postgresql_where=text("resolved_at IS NULL")),
     Index("alert_raised", "raised_at"),
     CheckConstraint(
         "severity IN ('info', 'warning', 'error', 'critical')", name="severity_is_known"
@@ -366,27 +287,21 @@ alert = Table(
 alert_delivery = Table(
     "alert_delivery",
     metadata,
-    Column("message_id", Uuid, primary_key=True, comment="The same at every try: the webhook-id"),
-    Column(
-        "receiver",
-        Text,
-        primary_key=True,
-        comment="Scheme and a hash of the address; empty: not addressed yet",
-    ),
-    Column(
+    key("message_id", Uuid, "The same at every try: the webhook-id"),
+    key("receiver", Text, "Scheme and a hash of the address; empty: not addressed yet"),
+    needed(
         "alert_id",
         Uuid,
+        "What it is about",
         ForeignKey(f"{SCHEMA}.alert.alert_id", ondelete="CASCADE"),
-        nullable=False,
-        comment="What it is about",
     ),
-    Column("body", JSONB, nullable=False, comment="The message as it is sent"),
-    Column("created_at", _TIME, nullable=False, comment="When it was written (UTC)"),
-    Column("next_try_at", _TIME, nullable=False, comment="When it is sent next (UTC)"),
-    Column("tries", Integer, nullable=False, server_default="0", comment="How often it was sent"),
-    Column("sent_at", _TIME, comment="When the receiver took it (UTC)"),
-    Column("given_up_at", _TIME, comment="When it was given up (UTC)"),
-    Column("error", Text, comment="What the last try met"),
+    needed("body", JSONB, "The message as it is sent"),
+    needed("created_at", TIME, "When it was written (UTC)"),
+    needed("next_try_at", TIME, "When it is sent next (UTC)"),
+    needed("tries", Integer, "How often it was sent", server_default="0"),
+    optional("sent_at", TIME, "When the receiver took it (UTC)"),
+    optional("given_up_at", TIME, "When it was given up (UTC)"),
+    optional("error", Text, "What the last try met"),
     Index(
         "alert_delivery_due",
         "next_try_at",
@@ -399,25 +314,11 @@ alert_delivery = Table(
 metric_total = Table(
     "metric_total",
     metadata,
-    Column("name", Text, primary_key=True, comment="As docs/metrics.md lists it"),
-    Column("labels", JSONB, primary_key=True, comment="Names and values"),
-    Column(
-        "value", Double, nullable=False, comment="The total; of a histogram the sum, in its unit"
-    ),
-    Column(
-        "count",
-        BigInteger,
-        nullable=False,
-        server_default="0",
-        comment="Observations of a histogram; 0 for a counter",
-    ),
-    Column(
-        "buckets",
-        JSONB,
-        nullable=False,
-        server_default="{}",
-        comment="Observations up to each bound of a histogram, cumulative",
-    ),
-    Column("updated_at", _TIME, nullable=False, comment="Last change (UTC)"),
+    key("name", Text, "As docs/metrics.md lists it"),
+    key("labels", JSONB, "Names and values"),
+    needed("value", Double, "The total; of a histogram the sum, in its unit"),
+    needed("count", BigInteger, "Observations of a histogram; 0 for a counter", server_default="0"),
+    _mapping("buckets", "Observations up to each bound of a histogram, cumulative"),
+    needed("updated_at", TIME, "Last change (UTC)"),
     comment="One row per counter or histogram and label set: totals that outlive runs",
 )

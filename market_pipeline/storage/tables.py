@@ -5,7 +5,8 @@ write and never make a row differ. ``guard`` is a condition under which a stored
 replaced, ``revisions`` the table that keeps replaced final rows.
 """
 
-from uuid import UUID
+from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import (
     ARRAY,
@@ -28,25 +29,40 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.schema import SchemaItem
 
 SCHEMA = "market_data"
+SCHEMAS = (SCHEMA, "dagster")
+"""Of the whole database: ours, and Dagster's beside it."""
 metadata = MetaData(schema=SCHEMA)
 dataset_version_sequence = Sequence("dataset_version_seq", metadata=metadata)
 
-_TIME = DateTime(timezone=True)
+TIME = DateTime(timezone=True)
 
 
-def _number(name: str, comment: str) -> Column[float]:
-    return Column(name, Double, comment=comment)
+def key(name: str, kind: Any, comment: str, *parts: SchemaItem, **options: Any) -> Column[Any]:
+    """Return a column of the primary key."""
+    return Column(name, kind, *parts, primary_key=True, comment=comment, **options)
 
 
-def _price(name: str, comment: str) -> Column[float]:
-    return Column(name, Double, nullable=False, comment=comment)
+def needed(name: str, kind: Any, comment: str, *parts: SchemaItem, **options: Any) -> Column[Any]:
+    """Return a column that always has a value."""
+    return Column(name, kind, *parts, nullable=False, comment=comment, **options)
 
 
-def _market_key(name: str = "market_id") -> Column[int]:
-    target = ForeignKey(f"{SCHEMA}.market.market_id")
-    return Column(name, BigInteger, target, primary_key=True, comment="The market")
+def optional(name: str, kind: Any, comment: str, **options: Any) -> Column[Any]:
+    """Return a column that may be NULL."""
+    return Column(name, kind, comment=comment, **options)
+
+
+def name_market(make: Callable[..., Column[Any]] = key, name: str = "market_id") -> Column[Any]:
+    """Return a column that names a market; ``make`` says of what sort it is."""
+    return make(name, BigInteger, "The market", ForeignKey(f"{SCHEMA}.market.market_id"))
+
+
+def _name_receipt() -> Column[Any]:
+    target = ForeignKey(f"{SCHEMA}.ingestion_run.run_id", ondelete="CASCADE")
+    return Column("run_id", Uuid, target, primary_key=True)
 
 
 def _finite(*columns: str) -> list[CheckConstraint]:
@@ -57,55 +73,40 @@ def _finite(*columns: str) -> list[CheckConstraint]:
     ]
 
 
-def _run() -> "Column[UUID]":
-    return Column("run_id", Uuid, comment="The Dagster run that last changed the row")
+def _run() -> Column[Any]:
+    return optional("run_id", Uuid, "The Dagster run that last changed the row")
 
 
-def _count(name: str, comment: str) -> Column[int]:
-    return Column(name, Integer, nullable=False, server_default="0", comment=comment)
+def _count(name: str, comment: str) -> Column[Any]:
+    return needed(name, Integer, comment, server_default="0")
 
 
-def _version() -> "Column[int]":
-    return Column(
-        "dataset_version", BigInteger, comment="Newest version of the bars it was made of"
-    )
+def _version() -> Column[Any]:
+    return optional("dataset_version", BigInteger, "Newest version of the bars it was made of")
 
 
 market = Table(
     "market",
     metadata,
-    Column("market_id", BigInteger, Identity(), primary_key=True, comment="Surrogate key"),
-    Column("provider", Text, nullable=False, comment="The provider that serves it"),
-    Column("provider_market_id", Text, nullable=False, comment="The provider's own id"),
-    Column(
-        "listed_from",
-        Date,
-        nullable=False,
-        server_default="1970-01-01",
-        comment="A re-used ticker starts a new row",
-    ),
-    Column("symbol", Text, nullable=False, comment="This project's name, such as BTC-USD"),
-    Column("name", Text, nullable=False, comment="Readable name"),
-    Column("base", Text, nullable=False, comment="What is priced"),
-    Column("quote", Text, nullable=False, comment="The currency it is priced in"),
-    Column("venue", Text, nullable=False, comment="Exchange or aggregator"),
-    Column("calendar", Text, nullable=False, comment="24/7 or an exchange calendar"),
-    Column("intervals", ARRAY(Text), nullable=False, comment="Bar lengths the provider serves"),
-    Column("price_basis", Text, nullable=False, comment="unadjusted, split_adjusted or adjusted"),
-    Column("is_active", Boolean, nullable=False, server_default="true", comment="Still ingested"),
-    Column(
-        "is_primary",
-        Boolean,
-        nullable=False,
-        server_default="false",
-        comment="Read when only the symbol is named",
-    ),
-    Column(
+    key("market_id", BigInteger, "Surrogate key", Identity()),
+    needed("provider", Text, "The provider that serves it"),
+    needed("provider_market_id", Text, "The provider's own id"),
+    needed("listed_from", Date, "A re-used ticker starts a new row", server_default="1970-01-01"),
+    needed("symbol", Text, "This project's name, such as BTC-USD"),
+    needed("name", Text, "Readable name"),
+    needed("base", Text, "What is priced"),
+    needed("quote", Text, "The currency it is priced in"),
+    needed("venue", Text, "Exchange or aggregator"),
+    needed("calendar", Text, "24/7 or an exchange calendar"),
+    needed("intervals", ARRAY(Text), "Bar lengths the provider serves"),
+    needed("price_basis", Text, "unadjusted, split_adjusted or adjusted"),
+    needed("is_active", Boolean, "Still ingested", server_default="true"),
+    needed("is_primary", Boolean, "Read when only the symbol is named", server_default="false"),
+    needed(
         "former_symbols",
         ARRAY(Text),
-        nullable=False,
+        "What it was called before it was renamed, the oldest first",
         server_default="{}",
-        comment="What it was called before it was renamed, the oldest first",
     ),
     Index("market_provider_id_key", "provider", "provider_market_id", "listed_from", unique=True),
     Index(
@@ -122,26 +123,26 @@ market = Table(
 market_snapshot = Table(
     "market_snapshot",
     metadata,
-    _market_key(),
-    Column(
-        "observed_at",
-        _TIME,
-        primary_key=True,
-        comment="When the provider says the price was true (UTC)",
+    name_market(),
+    key("observed_at", TIME, "When the provider says the price was true (UTC)"),
+    needed("price", Double, "Price in the quote currency"),
+    optional(
+        "volume_24h", Double, "Rolling 24 h volume in the quote currency, as the provider says"
     ),
-    _price("price", "Price in the quote currency"),
-    _number("volume_24h", "Rolling 24 h volume in the quote currency, as the provider says"),
-    _number("change_24h_ratio", "24 h change as a fraction, as the provider says"),
-    _number("market_cap", "Market capitalisation in the quote currency, as the provider says"),
-    _number(
+    optional("change_24h_ratio", Double, "24 h change as a fraction, as the provider says"),
+    optional(
+        "market_cap", Double, "Market capitalisation in the quote currency, as the provider says"
+    ),
+    optional(
         "realised_volatility",
+        Double,
         "Annualised, from log returns of final daily bars over the last 30 days",
     ),
-    _number("roi", "Price over the close 30 days before, minus one (fraction)"),
-    Column("bars_as_of", _TIME, comment="Close of the last final daily bar used (UTC)"),
-    Column("reason", Text, comment="Why a statistic is NULL"),
+    optional("roi", Double, "Price over the close 30 days before, minus one (fraction)"),
+    optional("bars_as_of", TIME, "Close of the last final daily bar used (UTC)"),
+    optional("reason", Text, "Why a statistic is NULL"),
     _version(),
-    Column("fetched_at", _TIME, nullable=False, comment="When it was asked for (UTC)"),
+    needed("fetched_at", TIME, "When it was asked for (UTC)"),
     _run(),
     CheckConstraint("price > 0", name="price_is_positive"),
     *_finite("price", "volume_24h", "change_24h_ratio", "market_cap", "realised_volatility", "roi"),
@@ -152,30 +153,21 @@ market_snapshot = Table(
 market_aggregate = Table(
     "market_aggregate",
     metadata,
-    _market_key(),
-    Column("interval", Text, primary_key=True, comment="1h, 1d or 1w"),
-    Column("open_time", _TIME, primary_key=True, comment="Start of the half-open span (UTC)"),
-    Column("close_time", _TIME, nullable=False, comment="End of the span (UTC)"),
-    _price("open", "First price in the quote currency"),
-    _price("high", "Highest price"),
-    _price("low", "Lowest price"),
-    _price("close", "Last price"),
-    _number("volume", "Traded volume, NULL where the provider gives none"),
-    Column("volume_kind", Text, nullable=False, comment="base, quote, shares, rolling_24h or none"),
-    Column("trades", BigInteger, comment="Number of trades"),
-    Column(
-        "source_kind",
-        Text,
-        nullable=False,
-        comment="traded bars, points (built from price points), or rescaled here",
-    ),
-    Column(
-        "is_final", Boolean, nullable=False, comment="By the provider's own rule; never goes back"
-    ),
-    Column("known_at", _TIME, nullable=False, comment="When these values became ours (UTC)"),
-    Column(
-        "dataset_version", BigInteger, nullable=False, comment="Version of the data in commit order"
-    ),
+    name_market(),
+    key("interval", Text, "1h, 1d or 1w"),
+    key("open_time", TIME, "Start of the half-open span (UTC)"),
+    needed("close_time", TIME, "End of the span (UTC)"),
+    needed("open", Double, "First price in the quote currency"),
+    needed("high", Double, "Highest price"),
+    needed("low", Double, "Lowest price"),
+    needed("close", Double, "Last price"),
+    optional("volume", Double, "Traded volume, NULL where the provider gives none"),
+    needed("volume_kind", Text, "base, quote, shares, rolling_24h or none"),
+    optional("trades", BigInteger, "Number of trades"),
+    needed("source_kind", Text, "traded bars, points (built from price points), or rescaled here"),
+    needed("is_final", Boolean, "By the provider's own rule; never goes back"),
+    needed("known_at", TIME, "When these values became ours (UTC)"),
+    needed("dataset_version", BigInteger, "Version of the data in commit order"),
     _run(),
     CheckConstraint("interval IN ('1h', '1d', '1w')", name="interval_is_known"),
     CheckConstraint("open_time < close_time", name="span_is_positive"),
@@ -203,15 +195,14 @@ market_aggregate_revision = Table(
         )
         for column in market_aggregate.columns
     ),
-    Column("known_until", _TIME, nullable=False, comment="When it was replaced (UTC)"),
-    Column(
+    needed("known_until", TIME, "When it was replaced (UTC)"),
+    key(
         "replaced_by_version",
         BigInteger,
-        primary_key=True,
+        "Version of the data that replaced it",
         autoincrement=False,
-        comment="Version of the data that replaced it",
     ),
-    Column("replaced_by_run", Uuid, comment="The Dagster run that replaced it"),
+    optional("replaced_by_run", Uuid, "The Dagster run that replaced it"),
     comment="One row per final bar that was replaced: its old values, kept for good",
 )
 market_aggregate.info["revisions"] = market_aggregate_revision
@@ -219,21 +210,19 @@ market_aggregate.info["revisions"] = market_aggregate_revision
 market_comparison = Table(
     "market_comparison",
     metadata,
-    _market_key("base_market_id"),
-    _market_key("quote_market_id"),
-    Column("interval", Text, primary_key=True, comment="Interval of the bars compared"),
-    Column("horizon", Text, primary_key=True, comment="Span looked back, such as 30d"),
-    Column("as_of", _TIME, primary_key=True, comment="Close of the last final bar used (UTC)"),
-    Column(
-        "method", Text, primary_key=True, comment="Formula and limits the row was computed with"
-    ),
-    _number("price_ratio", "Base close over quote close"),
-    _number("volume_ratio", "Base volume over quote volume in the horizon"),
-    _number("roi_spread", "Base ROI minus quote ROI over the joined dates (fraction)"),
-    _number("correlation", "Pearson correlation of simple returns on joined dates"),
-    _number("close_skew_seconds", "Base close time minus quote close time, in seconds"),
-    Column("n_returns", Integer, nullable=False, comment="Joined returns used"),
-    Column("reason", Text, comment="Why a value is NULL"),
+    name_market(name="base_market_id"),
+    name_market(name="quote_market_id"),
+    key("interval", Text, "Interval of the bars compared"),
+    key("horizon", Text, "Span looked back, such as 30d"),
+    key("as_of", TIME, "Close of the last final bar used (UTC)"),
+    key("method", Text, "Formula and limits the row was computed with"),
+    optional("price_ratio", Double, "Base close over quote close"),
+    optional("volume_ratio", Double, "Base volume over quote volume in the horizon"),
+    optional("roi_spread", Double, "Base ROI minus quote ROI over the joined dates (fraction)"),
+    optional("correlation", Double, "Pearson correlation of simple returns on joined dates"),
+    optional("close_skew_seconds", Double, "Base close time minus quote close time, in seconds"),
+    needed("n_returns", Integer, "Joined returns used"),
+    optional("reason", Text, "Why a value is NULL"),
     _version(),
     _run(),
     CheckConstraint("base_market_id <> quote_market_id", name="pair_is_two_markets"),
@@ -246,33 +235,27 @@ market_comparison = Table(
 market_roi_statistic = Table(
     "market_roi_statistic",
     metadata,
-    _market_key(),
-    Column("interval", Text, primary_key=True, comment="Interval of the bars used"),
-    Column("horizon", Text, primary_key=True, comment="Span looked back, such as 30d"),
-    Column("as_of", _TIME, primary_key=True, comment="Close of the last final bar used (UTC)"),
-    Column("method", Text, primary_key=True, comment="Formula and rates the row was computed with"),
-    _number("roi", "Last close over first close, minus one (fraction)"),
-    _number("annualised_return", "Compounded; NULL for horizons under 30 days (fraction)"),
-    _number("annualised_volatility", "Standard deviation of simple returns, annualised"),
-    _number("realised_volatility", "Standard deviation of log returns, annualised"),
-    _number("sharpe", "Annualised Sharpe ratio"),
-    _number("sortino", "Annualised Sortino ratio, all returns in the denominator"),
-    _number("max_drawdown", "Deepest fall from a peak (fraction, at most 0)"),
-    _number("calmar", "Annualised return over the size of the maximum drawdown"),
-    Column("drawdown_peak_at", _TIME, comment="Close of the peak before the deepest fall (UTC)"),
-    Column("drawdown_trough_at", _TIME, comment="Close of its lowest point (UTC)"),
-    Column(
-        "drawdown_recovered_at",
-        _TIME,
-        comment="Close that regained the peak (UTC), NULL if not yet",
-    ),
-    _price("annualisation_factor", "Bars a year by the market's calendar"),
-    Column("n_returns", Integer, nullable=False, comment="Returns used"),
-    Column(
-        "n_missing", Integer, nullable=False, comment="Returns left out because they span a hole"
-    ),
-    Column("first_bar_at", _TIME, comment="Close of the first bar used (UTC)"),
-    Column("reason", Text, comment="Why a value is NULL"),
+    name_market(),
+    key("interval", Text, "Interval of the bars used"),
+    key("horizon", Text, "Span looked back, such as 30d"),
+    key("as_of", TIME, "Close of the last final bar used (UTC)"),
+    key("method", Text, "Formula and rates the row was computed with"),
+    optional("roi", Double, "Last close over first close, minus one (fraction)"),
+    optional("annualised_return", Double, "Compounded; NULL for horizons under 30 days (fraction)"),
+    optional("annualised_volatility", Double, "Standard deviation of simple returns, annualised"),
+    optional("realised_volatility", Double, "Standard deviation of log returns, annualised"),
+    optional("sharpe", Double, "Annualised Sharpe ratio"),
+    optional("sortino", Double, "Annualised Sortino ratio, all returns in the denominator"),
+    optional("max_drawdown", Double, "Deepest fall from a peak (fraction, at most 0)"),
+    optional("calmar", Double, "Annualised return over the size of the maximum drawdown"),
+    optional("drawdown_peak_at", TIME, "Close of the peak before the deepest fall (UTC)"),
+    optional("drawdown_trough_at", TIME, "Close of its lowest point (UTC)"),
+    optional("drawdown_recovered_at", TIME, "Close that regained the peak (UTC), NULL if not yet"),
+    needed("annualisation_factor", Double, "Bars a year by the market's calendar"),
+    needed("n_returns", Integer, "Returns used"),
+    needed("n_missing", Integer, "Returns left out because they span a hole"),
+    optional("first_bar_at", TIME, "Close of the first bar used (UTC)"),
+    optional("reason", Text, "Why a value is NULL"),
     _version(),
     _run(),
     CheckConstraint("max_drawdown BETWEEN -1 AND 0", name="drawdown_in_range"),
@@ -292,17 +275,15 @@ market_roi_statistic = Table(
 ingestion_run = Table(
     "ingestion_run",
     metadata,
-    Column("run_id", Uuid, primary_key=True, comment="The Dagster run"),
-    Column("trigger", Text, nullable=False, comment="manual, schedule, cron or backfill"),
-    Column("provider", Text, nullable=False, comment="Providers asked, in order"),
-    Column("request", JSONB, nullable=False, comment="Symbols, look-back and window as asked"),
-    Column("started_at", _TIME, nullable=False, comment="When the run began (UTC)"),
-    Column("completed_at", _TIME, comment="Last write (UTC)"),
-    Column(
-        "ended_at", _TIME, comment="When its last step ended; NULL: it runs, or was killed (UTC)"
-    ),
-    Column("outcome", Text, comment="ok, partial or failed; NULL while it runs"),
-    Column("error", Text, comment="What ended it, in one line; NULL: no step failed"),
+    key("run_id", Uuid, "The Dagster run"),
+    needed("trigger", Text, "manual, schedule, cron or backfill"),
+    needed("provider", Text, "Providers asked, in order"),
+    needed("request", JSONB, "Symbols, look-back and window as asked"),
+    needed("started_at", TIME, "When the run began (UTC)"),
+    optional("completed_at", TIME, "Last write (UTC)"),
+    optional("ended_at", TIME, "When its last step ended; NULL: it runs, or was killed (UTC)"),
+    optional("outcome", Text, "ok, partial or failed; NULL while it runs"),
+    optional("error", Text, "What ended it, in one line; NULL: no step failed"),
     CheckConstraint("outcome IN ('ok', 'partial', 'failed')", name="outcome_is_known"),
     comment="One row per run: its receipt",
 )
@@ -310,18 +291,13 @@ ingestion_run = Table(
 ingestion_run_market = Table(
     "ingestion_run_market",
     metadata,
-    Column(
-        "run_id",
-        Uuid,
-        ForeignKey(f"{SCHEMA}.ingestion_run.run_id", ondelete="CASCADE"),
-        primary_key=True,
-    ),
-    _market_key(),
+    _name_receipt(),
+    name_market(),
     _count("requested", "Bars that the plan expected"),
-    Column("received", Integer, nullable=False, comment="Bars the provider sent"),
-    Column("inserted", Integer, nullable=False, comment="Fetched bars that are new"),
-    Column("updated", Integer, nullable=False, comment="Fetched bars that changed"),
-    Column("unchanged", Integer, nullable=False, comment="Fetched bars as they were"),
+    needed("received", Integer, "Bars the provider sent"),
+    needed("inserted", Integer, "Fetched bars that are new"),
+    needed("updated", Integer, "Fetched bars that changed"),
+    needed("unchanged", Integer, "Fetched bars as they were"),
     _count("derived_inserted", "Days and weeks built from them that are new"),
     _count("derived_updated", "Days and weeks built from them that changed"),
     _count("derived_unchanged", "Days and weeks built from them as they were"),
@@ -331,45 +307,39 @@ ingestion_run_market = Table(
     _count("holes_left", "Spans still missing that should be there"),
     _count("calls", "Requests made to the provider"),
     _count("throttled_calls", "Of them, refused for coming too often"),
-    Column("seconds", Double, nullable=False, server_default="0", comment="From claim to commit"),
-    Column("watermark_before", _TIME, comment="Close of the last final bar before (UTC)"),
-    Column("watermark_after", _TIME, comment="Close of the last final bar after (UTC)"),
-    Column("first_version", BigInteger, comment="First dataset version written; NULL: none"),
-    Column("last_version", BigInteger, comment="Last dataset version written; NULL: none"),
-    Column("outcome", Text, nullable=False, comment="ok, partial or failed"),
-    Column("reason", Text, comment="What went wrong"),
-    Column("assumed", Text, comment="What the provider had to assume about the market"),
+    needed("seconds", Double, "From claim to commit", server_default="0"),
+    optional("watermark_before", TIME, "Close of the last final bar before (UTC)"),
+    optional("watermark_after", TIME, "Close of the last final bar after (UTC)"),
+    optional("first_version", BigInteger, "First dataset version written; NULL: none"),
+    optional("last_version", BigInteger, "Last dataset version written; NULL: none"),
+    needed("outcome", Text, "ok, partial or failed"),
+    optional("reason", Text, "What went wrong"),
+    optional("assumed", Text, "What the provider had to assume about the market"),
     comment="One row per run and market: the bars' part of the receipt",
 )
 
 ingestion_run_table = Table(
     "ingestion_run_table",
     metadata,
-    Column(
-        "run_id",
-        Uuid,
-        ForeignKey(f"{SCHEMA}.ingestion_run.run_id", ondelete="CASCADE"),
-        primary_key=True,
-    ),
-    Column("table_name", Text, primary_key=True, comment="The table written"),
-    Column("inserted", Integer, nullable=False, comment="Rows new"),
-    Column("updated", Integer, nullable=False, comment="Rows changed"),
-    Column("unchanged", Integer, nullable=False, comment="Rows as they were"),
+    _name_receipt(),
+    key("table_name", Text, "The table written"),
+    needed("inserted", Integer, "Rows new"),
+    needed("updated", Integer, "Rows changed"),
+    needed("unchanged", Integer, "Rows as they were"),
     comment="One row per run and table: what was written",
 )
 
 computed_input = Table(
     "computed_input",
     metadata,
-    Column("table_name", Text, primary_key=True, comment="The table that was computed"),
-    Column("scope", Text, primary_key=True, comment="Which markets: a key, or a digest of many"),
-    Column(
+    key("table_name", Text, "The table that was computed"),
+    key("scope", Text, "Which markets: a key, or a digest of many"),
+    needed(
         "fingerprint",
         Text,
-        nullable=False,
-        comment="Digest of bars' version, holes, events and settings that it was computed from",
+        "Digest of bars' version, holes, events and settings that it was computed from",
     ),
-    Column("computed_at", _TIME, nullable=False, comment="When (UTC)"),
+    needed("computed_at", TIME, "When (UTC)"),
     _run(),
     comment="One row per computed table and set of markets: the same inputs are not computed again",
 )

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from market_pipeline.alerting.addresses import RefusedAddressError, resolve
 from market_pipeline.alerting.delivery import check_alert_settings
-from market_pipeline.alerting.receivers import read_receivers
+from market_pipeline.alerting.receivers import RefusedAddressError, read_receivers, resolve
 from market_pipeline.domain.errors import SettingError
 from market_pipeline_tests.receiver import Receiver, serve_receiver
 
@@ -57,7 +56,7 @@ def test_a_name_is_looked_up_once_and_that_answer_is_used(
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", answer)
-    monkeypatch.setattr("market_pipeline.alerting.addresses.is_public", lambda _: True)
+    monkeypatch.setattr("market_pipeline.alerting.receivers.is_public", lambda _: True)
     monkeypatch.setenv("ALERT_WEBHOOK_URL", "https://rebinding.example/x")
     monkeypatch.setattr("market_pipeline.alerting.receivers.CONNECT_SECONDS", 0.2)
     (receiver,) = read_receivers()

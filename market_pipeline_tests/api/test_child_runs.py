@@ -19,7 +19,7 @@ from sqlalchemy.exc import ProgrammingError
 from market_pipeline.api.app import build_app
 from market_pipeline.api.child_runs import ChildRuns
 from market_pipeline.api.dagster_client import RunState
-from market_pipeline.api.run_starting import MAX_QUEUED_RUNS
+from market_pipeline.api.launching import MAX_QUEUED_RUNS
 from market_pipeline.storage.runs.claims import find_living, hold_liveness_lock, take_claim
 from market_pipeline.storage.tables import market
 from market_pipeline_tests.api.conftest import NOWHERE, make_services, serve_api

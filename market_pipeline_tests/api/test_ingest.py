@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from market_pipeline.api.run_starting import MAX_QUEUED_RUNS
+from market_pipeline.api.launching import MAX_QUEUED_RUNS
 from market_pipeline_tests.api.stack import CRON_SECRET, Stack, run_stack, serve_another
 from market_pipeline_tests.conftest import make_database
 from market_pipeline_tests.system.processes import find_marked, wait_for

@@ -14,13 +14,14 @@ from starlette.types import Message
 from market_pipeline.api.configuration import Configuration, read_configuration
 from market_pipeline.api.credentials import (
     COOKIE,
+    MOST_ADDRESSES,
+    WrongSignIns,
     build_session,
     holds_bearer,
     holds_session,
     is_token,
 )
 from market_pipeline.api.security import OPEN_PATHS, RequestGuard
-from market_pipeline.api.throttling import MOST_ADDRESSES, WrongSignIns
 from market_pipeline.domain.errors import SettingError
 from market_pipeline_tests.api.conftest import MakeClient
 

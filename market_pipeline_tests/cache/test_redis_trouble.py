@@ -47,8 +47,8 @@ def count_questions(cache: RedisCache, monkeypatch: pytest.MonkeyPatch) -> list[
 def count_probes(cache: RedisCache, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Return a list that grows whenever the breaker tries the server."""
     probed: list[object] = []
-    probe = cache._breaker._probe
-    monkeypatch.setattr(cache._breaker, "_probe", lambda: (probed.append(1), probe()))
+    probe = cache._store.probe
+    monkeypatch.setattr(cache._store, "probe", lambda: (probed.append(1), probe()))
     return probed
 
 

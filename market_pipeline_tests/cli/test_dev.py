@@ -46,10 +46,10 @@ def test_the_screen_fits_80_columns() -> None:
 def test_when_one_part_ends_so_do_the_others(tmp_path: Path) -> None:
     """With its exit code, and a sentence that says which case it was."""
     (tmp_path / "run.py").write_text(
-        "import os, sys; from market_pipeline.api.configuration import Configuration as C\n"
+        "import sys; from market_pipeline.api.configuration import Configuration as C\n"
         "from market_pipeline.cli import dev\n"
         "parts = [['sh', '-c', 'exit 3'], ['sleep', '60']]\n"
-        "sys.exit(dev._run(parts, os.environ, 1, C(port=1)))\n"
+        "sys.exit(dev._run(parts, 1, C(port=1)))\n"
     )
     shown = run_in_terminal([sys.executable, "run.py"], os.environ, tmp_path)
     assert shown.code == 3

@@ -1,12 +1,22 @@
 """Trading sessions and the hourly grid."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
 
+from market_pipeline.domain.columns import to_micros_array
 from market_pipeline.domain.errors import SettingError
-from market_pipeline.domain.sessions import SESSION_COLUMNS, build_hourly_grid, read_sessions
+from market_pipeline.domain.grids import to_micros
+from market_pipeline.domain.sessions import (
+    EPOCH,
+    LAST_DAY,
+    SESSION_COLUMNS,
+    build_hourly_grid,
+    read_session_times,
+    read_sessions,
+    remember_schedule,
+)
 
 
 def read(calendar: str, start: str, end: str) -> pd.DataFrame:
@@ -99,3 +109,29 @@ def test_an_always_open_day_has_24_hours_whatever_clocks_do() -> None:
 def test_no_session_means_no_hourly_bar() -> None:
     """The grid of a holiday is empty."""
     assert len(build_hourly_grid(read("XNYS", "2024-12-25", "2024-12-26"))) == 0
+
+
+@pytest.mark.parametrize("calendar", ["24/7", "XNYS", "24/5"])
+@pytest.mark.parametrize("hours", [0, 1, 24, 400])
+def test_session_times_are_the_columns_of_the_sessions(calendar: str, hours: int) -> None:
+    """The same sessions at the same bounds, as arrays."""
+    start = datetime(2024, 2, 28, 23, tzinfo=UTC)
+    end = start + timedelta(hours=hours)
+    times = read_session_times(calendar, to_micros(start), to_micros(end))
+    sessions = read_sessions(calendar, start, end)
+    columns = (times.dates, times.opens, times.closes)
+    for name, values in zip(SESSION_COLUMNS, columns, strict=True):
+        assert values.tolist() == to_micros_array(sessions[name]).tolist()
+
+
+def test_session_times_follow_a_schedule_that_changes() -> None:
+    """A calendar that was filled anew is read anew."""
+    days = datetime(2024, 3, 4, tzinfo=UTC), datetime(2024, 3, 9, tzinfo=UTC)
+    start, end = map(to_micros, days)
+    before = read_sessions("XNYS", EPOCH, LAST_DAY)
+    assert len(read_session_times("XNYS", start, end).dates) == 5
+    try:
+        remember_schedule("XNYS", before[before["session_date"] != "2024-03-06"])
+        assert len(read_session_times("XNYS", start, end).dates) == 4
+    finally:
+        remember_schedule("XNYS", before)

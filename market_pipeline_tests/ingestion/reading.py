@@ -42,7 +42,7 @@ class Reader(MockProvider):
     ) -> pd.DataFrame:
         """Return the mock's bars, scaled by the version."""
         self.asked.append((interval, window))
-        bars = super().fetch_bars(market, interval, window, now)
+        bars = super().fetch_bars(market, interval, window, now).to_frame()
         return bars.assign(**{name: bars[name] * (1 + self.parsing / 250) for name in PRICES})
 
 

@@ -32,11 +32,11 @@ def load(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pd.Da
     """Load a calendar as a new process does, and return what it knows then."""
 
     def load_anew(calendar: str = "XNYS") -> pd.DataFrame:
-        known: dict[str, pd.DataFrame] = {}
+        known: dict[str, sessions.SessionTimes] = {}
         monkeypatch.setattr(sessions, "_known", known)
         load_calendars(engine, ["24/7", calendar])
         assert list(known) == [calendar]
-        return known[calendar]
+        return sessions.read_sessions(calendar, sessions.EPOCH, sessions.LAST_DAY)
 
     return load_anew
 

@@ -84,7 +84,7 @@ class Altered(MockProvider):
         length = window.end - window.start
         if self._fails(interval, length):
             raise TransientProviderError(self.name, "is out of order")
-        bars = super().fetch_bars(market, interval, window, now)
+        bars = super().fetch_bars(market, interval, window, now).to_frame()
         if self._is_silent(length):
             return bars.iloc[:0]
         if self._multiply is None:
@@ -128,7 +128,7 @@ def compute_history(now: datetime, symbol: str = "BTC-USD", faults: str = "") ->
     assert market is not None
     window = Window(now - timedelta(days=140), now)
     frames = [
-        provider.fetch_bars(market, interval, window, now)
+        provider.fetch_bars(market, interval, window, now).to_frame()
         for interval in (Interval.DAY, Interval.HOUR)
     ]
     bars = pd.concat(frames)

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import Engine, text
 
 from market_pipeline.domain import sessions
+from market_pipeline.domain.grids import to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.masking import NEVER_ASKED
 from market_pipeline.domain.records import HistoryTerms, Market, Window
-from market_pipeline.domain.sessions import build_schedule
 from market_pipeline.ingestion.drive import BarStream
 from market_pipeline.ingestion.estimate import estimate_request
 from market_pipeline.ingestion.plan import describe_cut
@@ -265,8 +265,8 @@ def test_what_a_calendar_does_not_know_is_named(pipeline: Pipeline) -> None:
 
 def test_the_end_of_a_calendar_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that lives for years must not take the end of its calendar for a closure."""
-    schedule = build_schedule("XNYS")
-    monkeypatch.setitem(sessions._known, "XNYS", schedule[schedule["session_date"] < "2024-03-01"])
+    known = sessions.read_session_times("XNYS", 0, to_micros(datetime(2024, 3, 1, tzinfo=UTC)))
+    monkeypatch.setitem(sessions._known, "XNYS", known)
     market = MockProvider({}).find_market("SPX")
     assert market is not None
     cut = describe_cut(market, Window(NOON - 30 * DAY, NOON))

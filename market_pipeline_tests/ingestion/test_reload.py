@@ -26,8 +26,12 @@ from market_pipeline.ingestion.reload import (
 from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.readers.aggregates import read_aggregates
 from market_pipeline.storage.coverage.ledger import read_coverage, read_flaws
-from market_pipeline.storage.markets.admin import count_rows, purge_market, set_active
-from market_pipeline.storage.markets.dump import dump_market
+from market_pipeline.storage.markets.admin import (
+    count_rows,
+    deactivate_market,
+    dump_market,
+    purge_market,
+)
 from market_pipeline.storage.server.programs import psql_path
 from market_pipeline.storage.server.urls import build_psql_address
 from market_pipeline_tests.ingestion.reading import (
@@ -241,7 +245,7 @@ def test_changed_facts_mark_all_that_is_stored(engine: Engine) -> None:
 
 def test_a_deactivated_market_is_not_read_again(upgraded: Engine) -> None:
     """The error names the command that takes it back."""
-    set_active(upgraded, [1], is_active=False)
+    deactivate_market(upgraded, 1)
     with pytest.raises(PipelineError, match="markets add"):
         plan(upgraded, make_route(Reader(2)))
 

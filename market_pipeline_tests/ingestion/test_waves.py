@@ -46,7 +46,7 @@ class Poisoned(MockProvider):
         self, market: Market, interval: Interval, window: Window, now: datetime
     ) -> pd.DataFrame:
         """Leave out the kind of volume, which may not be NULL."""
-        bars = super().fetch_bars(market, interval, window, now)
+        bars = super().fetch_bars(market, interval, window, now).to_frame()
         return bars.assign(volume_kind=None) if market.symbol == self.symbol else bars
 
 

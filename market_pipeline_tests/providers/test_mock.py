@@ -12,6 +12,7 @@ from market_pipeline.domain.errors import PermanentProviderError, SettingError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.providers.mock import MockProvider
+from market_pipeline.providers.mock_prices import _build_walk
 
 NOW = datetime(2024, 3, 15, 15, 47, 13, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -30,13 +31,53 @@ def fetch(
 ) -> pd.DataFrame:
     """Return the bars of the days before a moment."""
     window = Window(now - timedelta(days=days), now)
-    return MockProvider({"MOCK_SEED": seed}).fetch_bars(find(symbol), interval, window, now)
+    provider = MockProvider({"MOCK_SEED": seed})
+    return provider.fetch_bars(find(symbol), interval, window, now).to_frame()
 
 
 def test_known_prices_stay_known() -> None:
     """A change of the generator changes everybody's mock data, so it must be meant."""
     bars = fetch("BTC-USD", Interval.DAY, 3)
     assert bars["close"].round(2).tolist() == KNOWN_CLOSES
+
+
+@pytest.mark.parametrize(
+    ("symbol", "running_hour", "volume_24h", "change"),
+    [
+        (
+            "BTC-USD",
+            (73106.26, 73116.59, 72632.28, 72632.28, 23186.0),
+            81735581513.16,
+            0.0061370633,
+        ),
+        (
+            "SPX",
+            (4884.998, 4890.056, 4884.998, 4890.056, 194743870.0),
+            2.122999372612e13,
+            0.000458692,
+        ),
+    ],
+)
+def test_known_hours_and_prices_stay_known(
+    symbol: str, running_hour: tuple[float, ...], volume_24h: float, change: float
+) -> None:
+    """Of a market around the clock, and of one with sessions."""
+    newest = fetch(symbol, Interval.HOUR, 1).iloc[-1]
+    assert tuple(newest[["open", "high", "low", "close", "volume"]]) == running_hour
+    (snapshot,) = MockProvider({}).fetch_snapshots([find(symbol)], NOW)
+    assert (snapshot.price, snapshot.observed_at) == (running_hour[3], NOW)
+    assert snapshot.volume_24h == pytest.approx(volume_24h, rel=1e-6)
+    assert snapshot.change_24h_ratio == pytest.approx(change, rel=1e-6)
+
+
+@settings(max_examples=25)
+@given(symbol=st.from_regex(r"[A-Z]{2,5}(-USD)?", fullmatch=True), block=st.integers(25, 80))
+def test_a_walk_is_the_same_wherever_it_begins(symbol: str, block: int) -> None:
+    """To the last bit: what lies before the days that were asked for is forgotten by then."""
+    late, whole = _build_walk(7, symbol, block, block), _build_walk(7, symbol, 0, block)
+    asked = slice(late.first_day, None)
+    assert (late.log_close == whole.log_close[asked]).all()
+    assert (late.volatility == whole.volatility[asked]).all()
 
 
 @pytest.mark.parametrize("symbol", ["BTC-USD", "SPX", "FOO"])
@@ -60,8 +101,9 @@ def test_final_bars_never_change(symbol: str, hours: int, later: int) -> None:
     window = Window(before - 5 * DAY, before)
     provider, market = MockProvider({}), find(symbol)
     for interval in market.intervals:
-        early = provider.fetch_bars(market, interval, window, before)
-        late = provider.fetch_bars(market, interval, window, before + timedelta(hours=later))
+        early = provider.fetch_bars(market, interval, window, before).to_frame()
+        moment = before + timedelta(hours=later)
+        late = provider.fetch_bars(market, interval, window, moment).to_frame()
         final = early[early["is_final"]]
         matching = late[late["open_time"].isin(final["open_time"])]
         pd.testing.assert_frame_equal(final.reset_index(drop=True), matching.reset_index(drop=True))

@@ -41,7 +41,8 @@ def fetch(
     window: Window = WINDOW,
 ) -> pd.DataFrame:
     """Return what a provider with these faults answers to its first call."""
-    return MockProvider({"MOCK_FAULTS": faults}).fetch_bars(find(symbol), interval, window, now)
+    provider = MockProvider({"MOCK_FAULTS": faults})
+    return provider.fetch_bars(find(symbol), interval, window, now).to_frame()
 
 
 def fetch_prices(faults: str, *symbols: str) -> list[PriceSnapshot]:
@@ -296,7 +297,7 @@ def test_live_prices_do_not_use_up_the_calls_of_bars() -> None:
     """Both are counted by themselves."""
     provider = MockProvider({"MOCK_FAULTS": "BTC-USD:empty_page x1"})
     assert provider.fetch_snapshots([find("BTC-USD")], NOW) == []
-    assert provider.fetch_bars(find("BTC-USD"), Interval.DAY, WINDOW, NOW).empty
+    assert not provider.fetch_bars(find("BTC-USD"), Interval.DAY, WINDOW, NOW)
     assert len(provider.fetch_snapshots([find("BTC-USD")], NOW)) == 1
 
 
@@ -305,7 +306,7 @@ def find_hits(seed: str) -> list[bool]:
     provider = MockProvider({"MOCK_FAULTS": "BTC-USD:empty_page 30%", "MOCK_SEED": seed})
     day = Window(datetime(2024, 3, 5, tzinfo=UTC), datetime(2024, 3, 6, tzinfo=UTC))
     market = find("BTC-USD")
-    return [provider.fetch_bars(market, Interval.DAY, day, NOW).empty for _ in range(400)]
+    return [not provider.fetch_bars(market, Interval.DAY, day, NOW) for _ in range(400)]
 
 
 def test_a_probability_is_drawn_from_the_seed() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from market_pipeline.domain.columns import BarColumns
 from market_pipeline.domain.grids import find_grid
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.records import HistoryTerms, Market, Window
@@ -215,7 +216,8 @@ def test_other_bars_are_final_when_their_terms_say_so(
     close = day + timedelta(days=1) if market.calendar == ALWAYS_OPEN else day.replace(hour=21)
     now = close + lag + timedelta(seconds=seconds)
     server.now = now
-    bars = provider.fetch_bars(market, Interval.DAY, Window(day, day + timedelta(days=1)), now)
+    answer = provider.fetch_bars(market, Interval.DAY, Window(day, day + timedelta(days=1)), now)
+    bars = answer.to_frame() if isinstance(answer, BarColumns) else answer
     assert bars["close_time"].tolist() == [pd.Timestamp(close)]
     assert bars["is_final"].tolist() == [seconds == 0]
 

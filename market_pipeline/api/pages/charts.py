@@ -34,16 +34,9 @@ def build_market_chart(
 ) -> Chart | None:
     """Return candlesticks with volume, drawdown and realised volatility over one time axis.
 
-    Bars made of price points have no high and low: they are a line. Drawdown and volatility are of
-    final bars alone, as the statistics have them, and break where a bar is missing. None without
-    bars.
-
-    Args:
-        bars: In order of open_time.
-        interval: Their length.
-        market: Its ``market_id``, ``calendar`` and ``quote``.
-        issues: What withholds its statistics.
-        min_returns: As of the statistics.
+    Bars are in order of open_time. Bars made of price points have no high and low: they are a line.
+    Drawdown and volatility are of final bars alone, as the statistics have them, and break where a
+    bar is missing. Issues withhold volatility. None without bars.
     """
     if not bars:
         return None
@@ -76,8 +69,7 @@ def build_ratio_chart(
     """Return the ratio of two daily closes over time; None without rows."""
     if not rows:
         return None
-    opens = read_microseconds(pd.Series([row["open_time"] for row in rows], dtype=UTC_DTYPE))
-    at, place = fill_gaps(calendars, Interval.DAY, opens)
+    at, place = _find_places((row["open_time"] for row in rows), calendars, Interval.DAY)
     ratios = np.array([row["base_close"] / row["quote_close"] for row in rows])
     line = _line(at, place, ratios, name, "y", "var(--accent)")
     line["hovertemplate"] = "%{y:.6g}<extra></extra>"
@@ -88,8 +80,18 @@ def break_at_gaps(
     opens: Sequence[datetime], values: Sequence[float], calendars: Iterable[str], interval: Interval
 ) -> list[float | None]:
     """Return values in order, with None where a bar is missing between them."""
+    return _fill_grid(*_find_places(opens, calendars, interval), values)
+
+
+def _find_places(
+    opens: Iterable[datetime], calendars: Iterable[str], interval: Interval
+) -> tuple[IntArray, IntArray]:
+    """Return the grid of calendars, and where on it the bars are that open at some times."""
     times = read_microseconds(pd.Series(list(opens), dtype=UTC_DTYPE))
-    at, place = fill_gaps(calendars, interval, times)
+    return fill_gaps(calendars, interval, times)
+
+
+def _fill_grid(at: IntArray, place: IntArray, values: Iterable[float | None]) -> list[float | None]:
     filled: list[float | None] = [None] * len(at)
     for position, value in zip(place.tolist(), values, strict=True):
         filled[position] = value
@@ -97,8 +99,7 @@ def break_at_gaps(
 
 
 def _closes(bars: Sequence[Mapping[str, Any]], calendar: str, interval: Interval) -> Chart:
-    opens = read_microseconds(pd.Series([bar["open_time"] for bar in bars], dtype=UTC_DTYPE))
-    at, place = fill_gaps([calendar], interval, opens)
+    at, place = _find_places((bar["open_time"] for bar in bars), [calendar], interval)
     closes = np.array([bar["close"] for bar in bars], dtype=np.float64)
     return _line(at, place, closes, "Price", "y", "var(--accent)")
 
@@ -134,9 +135,8 @@ def _line(
     **options: Any,
 ) -> Chart:
     """Return a line through values at some places of a grid; it breaks at the others."""
-    shown: list[float | None] = [None] * len(at)
-    for position, value in zip(place.tolist(), values.tolist(), strict=True):
-        shown[position] = value if isfinite(value) else None
+    finite = (value if isfinite(value) else None for value in values.tolist())
+    shown = _fill_grid(at, place, finite)
     return {
         "type": "scatter",
         "mode": "lines",

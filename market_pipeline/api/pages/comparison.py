@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import Connection
 
 from market_pipeline.api.pages.charts import break_at_gaps, build_ratio_chart
+from market_pipeline.api.pages.formats import name_market
 from market_pipeline.api.pages.pictures import draw_line
 from market_pipeline.api.pages.rendering import answer_page
-from market_pipeline.api.services import Services, get_services
+from market_pipeline.api.services import ServicesNeeded
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.readers.comparing import PAIR_KEYS
 from market_pipeline.readers.opening import open_snapshot
@@ -44,7 +45,7 @@ class Heat:
 @router.get("/compare")
 def show_comparison(
     request: Request,
-    services: Annotated[Services, Depends(get_services)],
+    services: ServicesNeeded,
     horizon: Annotated[str, Query(pattern=r"^[0-9]{1,5}d$")] = "30d",
     base: Annotated[str, Query(max_length=80)] = "",
     quote: Annotated[str, Query(max_length=80)] = "",
@@ -104,7 +105,7 @@ def choose_markets(markets: Sequence[Mapping[str, Any]], wanted: str) -> list[Ma
     found = [
         market
         for market in markets
-        if not parts or any(part in spell(market).casefold() for part in parts)
+        if not parts or any(part in name_market(market).casefold() for part in parts)
     ]
     return found[:MAX_SIDE]
 
@@ -113,16 +114,11 @@ def choose_pair(
     markets: Sequence[Mapping[str, Any]], base: str, quote: str
 ) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
     """Return the two markets that are named, else the first two; None where there are too few."""
-    named = {spell(market): market for market in markets}
+    named = {name_market(market): market for market in markets}
     first = named.get(base) or next(iter(markets), None)
     others = (market for market in markets if market is not first)
     second = named.get(quote)
     return first, second if second is not None and second is not first else next(others, None)
-
-
-def spell(market: Mapping[str, Any]) -> str:
-    """Return a market's full name."""
-    return f"{market['provider']}:{market['symbol']}"
 
 
 def build_heat_map(

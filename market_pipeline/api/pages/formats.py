@@ -3,6 +3,7 @@
 A missing value is a dash. The page also holds the exact value beside the formatted one.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from math import isfinite, log10
 from typing import Any
@@ -104,6 +105,11 @@ def describe_direction(value: float | None) -> str:
     if value is None or not value:
         return "flat"
     return "up" if value > 0 else "down"
+
+
+def name_market(row: Mapping[str, Any]) -> str:
+    """Return the full name of the market that a row is about."""
+    return f"{row['provider']}:{row['symbol']}"
 
 
 def exact(value: Any) -> str:

@@ -29,11 +29,8 @@ _NOT_LATE = timedelta(0)
 class Freshness:
     """The freshness of a market: of the series most behind, or of its finest if none is late.
 
-    Attributes:
-        state: ``current``, ``behind`` or ``empty``.
-        final_to: Close of the last final bar of the series (UTC); None: there is none.
-        behind: How much is missing since then; None: nothing is, or there is no bar.
-        interval: Of the series.
+    The state is ``current``, ``behind`` or ``empty``. ``final_to`` is the close of the last final
+    bar (UTC); None: there is none. ``behind`` is how much is missing since then.
     """
 
     state: str

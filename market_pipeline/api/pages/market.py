@@ -1,4 +1,4 @@
-"""The page of a market: price and risk over time, statistics, coverage, revisions, quarantine."""
+"""The page of a market, and the page that says why a statistic of it is what it is."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -6,20 +6,20 @@ from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import Connection
 
 from market_pipeline.api.pages.charts import break_at_gaps, build_market_chart
 from market_pipeline.api.pages.pictures import Piece, draw_line, join_states
 from market_pipeline.api.pages.rendering import answer_page
-from market_pipeline.api.services import Services, get_services
+from market_pipeline.api.services import ServicesNeeded
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.coverage_map import EXPLAINED, HOLE, MISSING, cut_time, map_coverage
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.resolve import build_unknown_error, find_market_called
-from market_pipeline.readers.why import pick_value
+from market_pipeline.readers.why import explain_statistic, pick_value
 from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage.bars.quarantine import list_quarantine
 from market_pipeline.storage.bars.revisions import read_revised
@@ -68,7 +68,7 @@ class Strip:
 def show_market(
     request: Request,
     name: str,
-    services: Annotated[Services, Depends(get_services)],
+    services: ServicesNeeded,
     interval: Interval = Interval.DAY,
     bars: Annotated[int, Query(ge=30, le=2_000)] = 365,
 ) -> Response:
@@ -80,6 +80,30 @@ def show_market(
         market = {"market_id": found.market_id, **asdict(found.record)}
         shown = read_shown(connection, market, interval, bars)
     return answer_page(request, "market.html", {**shown, "interval": interval.value, "count": bars})
+
+
+@router.get("/why")
+def show_why(
+    request: Request,
+    services: ServicesNeeded,
+    market: Annotated[str, Query(max_length=80)],
+    statistic: Annotated[str, Query(max_length=40)] = "sharpe",
+    horizon: Annotated[str, Query(pattern=r"^[0-9]{1,5}d$")] = "30d",
+    at: Annotated[str, Query(pattern=r"^[0-9]{0,18}$")] = "",
+) -> Response:
+    """Show where a number comes from; ``at`` compares with the bars of another version."""
+    version = int(at) if at else None
+    told = explain_statistic(market, statistic, horizon, version, services.engine)
+    shown = {
+        "told": told,
+        "at": at,
+        "title": {**FRACTIONS, **RATIOS}[statistic],
+        "is_fraction": statistic in FRACTIONS,
+        "rows": MAX_ROWS,
+        "row": {"provider": told.provider, "symbol": told.symbol},
+        "link_run": services.dagster.link_run,
+    }
+    return answer_page(request, "why.html", shown)
 
 
 def read_shown(
@@ -122,11 +146,9 @@ def build_strip(interval: str, coverage: Coverage, now: datetime) -> Strip | Non
     """Return the strip of an interval; None where nothing was ever asked."""
     if not coverage.settled and not coverage.holes:
         return None
-    start = min(
-        [span.start for span in coverage.settled[:1]]
-        + [hole.window.start for hole in coverage.holes]
-    )
-    end = max([coverage.settled[-1].end] if coverage.settled else [now])
+    starts = [span.start for span in coverage.settled[:1]]
+    start = min(starts + [hole.window.start for hole in coverage.holes])
+    end = coverage.settled[-1].end if coverage.settled else now
     spans = cut_time(start, max(end, start), STRIP_CELLS)
     states = [_STATES.get(int(state), "settled") for state in map_coverage(coverage, spans)]
     return Strip(interval, start, join_states(states), coverage)

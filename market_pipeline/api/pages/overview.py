@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import Row
 
 from market_pipeline.api.pages.charts import break_at_gaps
+from market_pipeline.api.pages.formats import name_market
 from market_pipeline.api.pages.freshness import Freshness, read_series, summarise_freshness
-from market_pipeline.api.pages.pictures import Polyline, draw_line
+from market_pipeline.api.pages.pictures import draw_line
 from market_pipeline.api.pages.rendering import answer_page
-from market_pipeline.api.services import Services, get_services
+from market_pipeline.api.services import ServicesNeeded
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.settings import SEVERITIES
@@ -55,13 +56,12 @@ class Listing:
     number: int
     pages: int
     fresh: Mapping[str, int]
-    health: Mapping[str | None, int]
 
 
 @router.get("/")
 def show_overview(
     request: Request,
-    services: Annotated[Services, Depends(get_services)],
+    services: ServicesNeeded,
     q: Annotated[str, Query(max_length=60)] = "",
     sort: Sort = "symbol",
     page: Annotated[int, Query(ge=1, le=100_000)] = 1,
@@ -78,21 +78,18 @@ def show_overview(
         alerts = rank_alerts(read_alerts(connection, _ALERTS_READ, with_resolved=False))
     calendars = {line.row["market_id"]: line.row["calendar"] for line in listing.lines}
     sparks = {
-        spark["market_id"]: draw_spark(spark, calendars[spark["market_id"]]) for spark in drawn
+        row["market_id"]: draw_line(
+            # It breaks where a close is missing.
+            break_at_gaps(row["opens"], row["closes"], [calendars[row["market_id"]]], Interval.DAY)
+        )
+        for row in drawn
     }
-    run = runs[0] if runs else None
-    shown = {"listing": listing, "sparks": sparks, "run": run, "version": version}
-    told = {
-        "alerts": alerts[:ALERT_ROWS],
-        "more_alerts": len(alerts[ALERT_ROWS:]),
-        "link_run": services.dagster.link_run,
-    }
-    return answer_page(request, "overview.html", {**shown, **told, "q": q, "sort": sort})
-
-
-def draw_spark(row: Mapping[str, Any], calendar: str) -> Polyline | None:
-    """Return the line through a market's last daily closes; it breaks where one is missing."""
-    return draw_line(break_at_gaps(row["opens"], row["closes"], [calendar], Interval.DAY))
+    shown = {
+        "listing": listing, "sparks": sparks, "run": runs[0] if runs else None, "version": version,
+        "alerts": alerts[:ALERT_ROWS], "more_alerts": len(alerts[ALERT_ROWS:]),
+        "link_run": services.dagster.link_run, "q": q, "sort": sort,
+    }  # fmt: skip
+    return answer_page(request, "overview.html", shown)
 
 
 def rank_alerts(alerts: Sequence[Row[Any]]) -> list[Row[Any]]:
@@ -113,19 +110,15 @@ def list_markets(
     """Return a page of the markets whose symbol, name or provider hold a text."""
     lines = [build_line(row, now) for row in rows]
     sought = wanted.strip().casefold()
-    found = [line for line in lines if sought in _name_market(line.row)]
+    found = [
+        line for line in lines if sought in f"{name_market(line.row)} {line.row['name']}".casefold()
+    ]
     found.sort(key=lambda line: _rank(line, sort))
     pages = max(1, -(-len(found) // PAGE_ROWS))
     number = min(page, pages)
-    return Listing(
-        found[(number - 1) * PAGE_ROWS : number * PAGE_ROWS],
-        len(found),
-        len(lines),
-        number,
-        pages,
-        Counter(line.freshness.state for line in lines),
-        Counter(line.row["outcome"] for line in lines),
-    )
+    shown = found[(number - 1) * PAGE_ROWS : number * PAGE_ROWS]
+    fresh = Counter(line.freshness.state for line in lines)
+    return Listing(shown, len(found), len(lines), number, pages, fresh)
 
 
 def build_line(row: Mapping[str, Any], now: datetime) -> MarketLine:
@@ -134,10 +127,6 @@ def build_line(row: Mapping[str, Any], now: datetime) -> MarketLine:
     price = row["close"] if is_close else row["price"]
     price_at = row["close_time"] if is_close else row["observed_at"]
     return MarketLine(row, price, price_at, is_close, summarise_freshness(row["series"], now))
-
-
-def _name_market(row: Mapping[str, Any]) -> str:
-    return f"{row['provider']}:{row['symbol']} {row['name']}".casefold()
 
 
 def _rank(line: MarketLine, sort: Sort) -> tuple[Any, ...]:

@@ -40,14 +40,11 @@ def draw_line(
     rise = known[-1] - known[0]
     direction = "up" if rise > 0 else "down" if rise < 0 else "flat"
     end = next(place for place in reversed(places) if place is not None)
-    return Polyline(_join_places(places), end, width, height, direction)
-
-
-def _join_places(places: Sequence[tuple[float, float] | None]) -> tuple[str, ...]:
-    """Return runs of places as points of lines; a single place is a line of its own."""
     runs = [list(run) for is_gap, run in groupby(places, lambda place: place is None) if not is_gap]
+    # A single place is a line of its own.
     doubled = [run * 2 if len(run) == 1 else run for run in runs]
-    return tuple(" ".join(f"{x},{y}" for x, y in filter(None, run)) for run in doubled)
+    parts = tuple(" ".join(f"{x},{y}" for x, y in filter(None, run)) for run in doubled)
+    return Polyline(parts, end, width, height, direction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +58,8 @@ class Piece:
 
 def join_states(states: Sequence[str]) -> list[Piece]:
     """Return equal neighbours as one piece each."""
-    pieces: list[Piece] = []
-    for at, state in enumerate(states):
-        if pieces and pieces[-1].state == state:
-            last = pieces.pop()
-            pieces.append(Piece(state, last.start, last.length + 1))
-        else:
-            pieces.append(Piece(state, at, 1))
+    pieces, start = [], 0
+    for state, run in groupby(states):
+        pieces.append(Piece(state, start, len(list(run))))
+        start += pieces[-1].length
     return pieces

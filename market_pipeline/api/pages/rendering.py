@@ -4,6 +4,7 @@ The tag does not include ages, so a page that only became older answers with 304
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from fastapi import Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from market_pipeline.api.pages import formats
@@ -40,6 +41,18 @@ def answer_page(
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
     return HTMLResponse(page.replace(_NO_DIGEST, f'data-digest="{digest}"', 1), status, headers)
+
+
+def show_problem(request: Request, problem: JSONResponse) -> Response:
+    """Return a problem as a page when a browser asked for one, else as it is."""
+    is_page = request.method == "GET" and not request.url.path.startswith(("/api/", "/assets/"))
+    if not is_page or "text/html" not in request.headers.get("accept", ""):
+        return problem
+    told = json.loads(bytes(problem.body))
+    page = answer_page(request, "problem.html", {"problem": told}, problem.status_code)
+    if retry := problem.headers.get("retry-after"):
+        page.headers["retry-after"] = retry
+    return page
 
 
 @lru_cache(maxsize=1)
@@ -77,14 +90,12 @@ def load_environment() -> Environment:
 
 def link_market(row: Mapping[str, Any]) -> str:
     """Return the address of a market's page; whatever it is called, it is one part of the path."""
-    name = f"{row['provider']}:{row['symbol']}"
-    return f"/markets/{quote(name, safe=':')}"
+    return f"/markets/{quote(formats.name_market(row), safe=':')}"
 
 
 def link_why(row: Mapping[str, Any], statistic: str, horizon: str) -> str:
     """Return the address of the page that traces a statistic."""
-    market = f"{row['provider']}:{row['symbol']}"
-    return link("/why", market=market, statistic=statistic, horizon=horizon)
+    return link("/why", market=formats.name_market(row), statistic=statistic, horizon=horizon)
 
 
 def link(path: str, **parameters: Any) -> str:

@@ -1,15 +1,14 @@
 """The pages of runs: receipts, holes, quarantine, and what each dataset version changed."""
 
 import json
-from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from market_pipeline.api.pages.rendering import answer_page
 from market_pipeline.api.problems import ProblemError
-from market_pipeline.api.services import Services, get_services
+from market_pipeline.api.services import ServicesNeeded
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.storage.bars.quarantine import list_quarantine
 from market_pipeline.storage.bars.revisions import read_restated_bars, read_version_batches
@@ -28,7 +27,7 @@ MAX_EXCEPTIONS = 50
 
 
 @router.get("/runs")
-def show_runs(request: Request, services: Annotated[Services, Depends(get_services)]) -> Response:
+def show_runs(request: Request, services: ServicesNeeded) -> Response:
     """Show the last runs, all holes and the rows in quarantine."""
     with open_snapshot(services.engine) as connection:
         shown = {
@@ -40,9 +39,7 @@ def show_runs(request: Request, services: Annotated[Services, Depends(get_servic
 
 
 @router.get("/runs/{run_id}")
-def show_run(
-    request: Request, run_id: UUID, services: Annotated[Services, Depends(get_services)]
-) -> Response:
+def show_run(request: Request, run_id: UUID, services: ServicesNeeded) -> Response:
     """Show a run's receipt."""
     with open_snapshot(services.engine) as connection:
         run = read_run_with_totals(connection, run_id)
@@ -53,7 +50,7 @@ def show_run(
             "run": run,
             "request_text": json.dumps(run["request"], indent=2, sort_keys=True),
             "receipts": read_worst_markets(connection, run_id, MAX_ROWS),
-            "tables": read_run_tables(connection, run_id).to_dict("records"),
+            "tables": read_run_tables(connection, run_id),
             "holes": read_run_holes(connection, run_id, MAX_EXCEPTIONS),
             "quarantined": list_quarantine(connection, MAX_EXCEPTIONS, run_id=run_id),
             "versions": read_version_batches(connection, run, MAX_ROWS),

@@ -3,41 +3,14 @@
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Form, Query, Request
+from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from market_pipeline.api.credentials import COOKIE, SESSION_SECONDS, build_session, is_token
-from market_pipeline.api.services import Services, get_services
+from market_pipeline.api.pages.rendering import load_environment
+from market_pipeline.api.services import ServicesNeeded
 
 router = APIRouter(include_in_schema=False)
-# Whole in itself: what a stranger gets to see loads nothing from behind the gate.
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Sign in · Market Pipeline</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 1rem/1.5 system-ui, sans-serif; }}
-main {{ max-width: 24rem; margin: 15vh auto; padding: 0 1rem; }}
-input, button {{ font: inherit; width: 100%; box-sizing: border-box; padding: .5rem; }}
-</style>
-</head>
-<body>
-<main>
-<h1>Market Pipeline</h1>
-<form method="post" action="/sign-in">
-<label for="token">API token (the value of API_TOKEN)</label>
-<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
-<input type="hidden" name="next" value="{next}">
-<button>Sign in</button>
-</form>
-<p role="alert">{message}</p>
-</main>
-</body>
-</html>
-"""
 
 
 @router.get("/sign-in")
@@ -50,7 +23,7 @@ def show_sign_in(next_path: Annotated[str, Query(alias="next", max_length=500)] 
 async def sign_in(
     request: Request,
     token: Annotated[str, Form(max_length=1_024)],
-    services: Annotated[Services, Depends(get_services)],
+    services: ServicesNeeded,
     next_path: Annotated[str, Form(alias="next", max_length=500)] = "/",
 ) -> Response:
     """Give a browser that knows the token its cookie, and send it where it wanted to go."""
@@ -67,13 +40,9 @@ async def sign_in(
         return HTMLResponse(_render(next_path, "The token is wrong."), 401)
     answer = RedirectResponse(_keep_local(next_path), 303)
     session = build_session(expected, time.time())
+    is_tls = _came_by_tls(request)
     answer.set_cookie(
-        COOKIE,
-        session,
-        SESSION_SECONDS,
-        secure=_came_by_tls(request),
-        httponly=True,
-        samesite="strict",
+        COOKIE, session, SESSION_SECONDS, secure=is_tls, httponly=True, samesite="strict"
     )
     return answer
 
@@ -89,9 +58,8 @@ def _came_by_tls(request: Request) -> bool:
 
 
 def _render(next_path: str, message: str) -> str:
-    from html import escape
-
-    return _PAGE.format(next=escape(_keep_local(next_path)), message=escape(message))
+    template = load_environment().get_template("sign_in.html")
+    return template.render(next=_keep_local(next_path), message=message)
 
 
 def _keep_local(path: str) -> str:

@@ -7,28 +7,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from market_pipeline.api.pages.rendering import load_environment
+
 router = APIRouter(include_in_schema=False)
 ASSETS_PATH = "/docs/assets"
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>Market Pipeline API</title>
-<link rel="stylesheet" href="/docs/assets/swagger-ui.css">
-<link rel="icon" href="/docs/assets/favicon-32x32.png">
-</head>
-<body>
-<div id="swagger-ui"></div>
-<script src="/docs/assets/swagger-ui-bundle.js"></script>
-<script src="/docs/start.js"></script>
-</body>
-</html>
-"""
-_START = """SwaggerUIBundle({
-  url: "/docs/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null,
-  presets: [SwaggerUIBundle.presets.apis]
-});
-"""
 
 
 def find_assets() -> Path:
@@ -41,13 +23,7 @@ def find_assets() -> Path:
 @router.get("/docs")
 def show_docs() -> Response:
     """Show the API's description."""
-    return HTMLResponse(_PAGE)
-
-
-@router.get("/docs/start.js")
-def start_docs() -> Response:
-    """Return the script that starts the page; a policy without inline scripts needs it apart."""
-    return Response(_START, media_type="text/javascript")
+    return HTMLResponse(load_environment().get_template("docs.html").render())
 
 
 @router.get("/docs/openapi.json")

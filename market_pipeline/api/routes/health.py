@@ -1,9 +1,9 @@
 """Health for monitoring: alive, and ready with the parts that are degraded. Open to everybody."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from market_pipeline.alerting.delivery import read_outbox
-from market_pipeline.api.services import Services, get_services
+from market_pipeline.api.services import ServicesNeeded
 from market_pipeline.domain.errors import SettingError
 
 router = APIRouter(tags=["health"])
@@ -47,7 +47,7 @@ async def tell_health() -> Health:
     responses={503: {"model": Readiness, "description": "Nothing is served without the database"}},
     summary="Which parts answer",
 )
-async def tell_readiness(services: Annotated[Services, Depends(get_services)]) -> Response:
+async def tell_readiness(services: ServicesNeeded) -> Response:
     """Ask the database and Dagster, and say what is degraded."""
     degraded = []
     if not await run_in_threadpool(_answers, services.engine):

@@ -25,13 +25,13 @@ from market_pipeline.api.params import (
     Horizon,
     ProviderName,
     Require,
-    ServicesNeeded,
     Start,
     Symbol,
     Version,
     find_market,
 )
 from market_pipeline.api.problems import ProblemError, describe_problems
+from market_pipeline.api.services import ServicesNeeded
 from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
@@ -137,16 +137,8 @@ def list_roi(
         unchanged = answer_unchanged(request, origin)
         if unchanged and require is None:
             return unchanged
-        rows = read_roi_statistics(
-            _name_market(market),
-            horizon,
-            start,
-            end,
-            as_of,
-            version,
-            engine=connection,
-            require=require,
-        )
+        span = (horizon, start, end, as_of, version)
+        rows = read_roi_statistics(_name_market(market), *span, engine=connection, require=require)
     names = {"symbol": market.symbol, "provider": market.provider}
     return answer_table(chosen, rows, origin, f"{market.symbol}-roi", **names)
 

@@ -1,5 +1,6 @@
 """Starting ingestion over HTTP: POST /api/ingest for everybody, GET /api/cron for cron."""
 
+import os
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -11,10 +12,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from market_pipeline.api.credentials import holds_bearer
-from market_pipeline.api.ingest_answers import IngestAnswer, IngestPending, RunResponse
+from market_pipeline.api.ingest_answers import IngestAnswer, IngestPending
 from market_pipeline.api.launching import IngestCommand, Launcher
 from market_pipeline.api.problems import ProblemError, describe_problems
-from market_pipeline.api.services import Services, get_services
+from market_pipeline.api.services import Services, ServicesNeeded
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.providers.registry import route_served
 
@@ -50,6 +51,9 @@ async def get_launcher(request: Request) -> Launcher:
     return launcher
 
 
+LauncherNeeded = Annotated[Launcher, Depends(get_launcher)]
+
+
 @router.post(
     "/ingest",
     summary="Run the ingest job, and wait for it",
@@ -57,8 +61,8 @@ async def get_launcher(request: Request) -> Launcher:
     responses={**_RESPONSES, **describe_problems(400, 401, 403, 408, 413, 415, 422, 429, 503)},
 )
 async def ingest(
-    services: Annotated[Services, Depends(get_services)],
-    launcher: Annotated[Launcher, Depends(get_launcher)],
+    services: ServicesNeeded,
+    launcher: LauncherNeeded,
     body: Annotated[IngestRequest | None, Body()] = None,
     idempotency_key: Annotated[
         str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
@@ -89,8 +93,8 @@ async def ingest(
 )
 async def tell_ingest(
     run_id: UUID,
-    services: Annotated[Services, Depends(get_services)],
-    launcher: Annotated[Launcher, Depends(get_launcher)],
+    services: ServicesNeeded,
+    launcher: LauncherNeeded,
 ) -> Response:
     """Answer with the receipt of a run that ended, or 202 again. A failed run answers 200."""
     state = await launcher.read_state(run_id)
@@ -109,8 +113,8 @@ async def tell_ingest(
 )
 async def cron(
     request: Request,
-    services: Annotated[Services, Depends(get_services)],
-    launcher: Annotated[Launcher, Depends(get_launcher)],
+    services: ServicesNeeded,
+    launcher: LauncherNeeded,
 ) -> Response:
     """Do what POST /api/ingest does, for a cron service that can only GET.
 
@@ -144,11 +148,7 @@ async def _serve(
         answer = await launcher.finish(started.run_id, seconds)
     if answer is None:
         return _answer_pending(services, started.run_id)
-    return _answer_run(answer, started.is_replay)
-
-
-def _answer_run(answer: RunResponse, is_replay: bool) -> Response:
-    replayed = {"Idempotency-Replayed": "true"} if is_replay else {}
+    replayed = {"Idempotency-Replayed": "true"} if started.is_replay else {}
     return JSONResponse(answer.body, answer.status, {**_NO_STORE, **replayed})
 
 
@@ -168,8 +168,6 @@ def _check_symbols(symbols: list[str]) -> tuple[str, ...]:
 
     A symbol that no provider serves is refused when there is no other: else the run names it.
     """
-    import os
-
     request = build_request(datetime.now(UTC), symbols)
     route_served(request.symbols, request.providers, os.environ)
     return request.symbols if symbols else ()

@@ -1,16 +1,26 @@
 """Coverage, holes, and the receipts of runs."""
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 from uuid import UUID
 
 import pandas as pd
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
+from pydantic import BaseModel
 
 from market_pipeline.api.media import OTHER_FORMATS, Origin, answer_table, choose_format
-from market_pipeline.api.models import CoverageTable, RunReceipt, RunTable
-from market_pipeline.api.params import Format, ServicesNeeded
+from market_pipeline.api.models import (
+    CoverageRow,
+    CoverageTable,
+    HoleRow,
+    NeverAskedRow,
+    RunReceipt,
+    RunTable,
+)
+from market_pipeline.api.params import Format
 from market_pipeline.api.problems import ProblemError, describe_problems
+from market_pipeline.api.services import ServicesNeeded
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.encoding import encode_json, list_records
 from market_pipeline.readers.opening import open_snapshot
@@ -28,15 +38,6 @@ from market_pipeline.storage.runs.receipts import (
 
 router = APIRouter(prefix="/api", tags=["read"])
 _TABLE = {200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 406, 503)}
-_COVERAGE_COLUMNS = (
-    "symbol", "provider", "interval", "first_bar_at", "last_bar_at", "final_to", "bars", "holes",
-    "refreshed_at", "never_asked", "verified", "verified_at", "turn_days",
-)  # fmt: skip
-_HOLE_COLUMNS = (
-    "symbol", "provider", "interval", "starts_at", "ends_at", "reason", "tries", "next_check_at",
-    "detail",
-)  # fmt: skip
-_NEVER_ASKED_COLUMNS = ("symbol", "provider", "interval", "starts_at", "ends_at", "bars")
 
 
 @router.get(
@@ -59,10 +60,9 @@ def tell_coverage(
     wanted = None if symbols is None else parse_symbols(split_list(symbols))
     with open_snapshot(services.engine) as connection:
         of = None if wanted is None else find_market_ids(connection, wanted)
-        rows = pd.DataFrame(list_coverage(connection, of), columns=list(_COVERAGE_COLUMNS))
-        holes = pd.DataFrame(list_holes(connection, of), columns=list(_HOLE_COLUMNS))
-        gaps = list_never_asked(connection, of)
-        never = pd.DataFrame(gaps, columns=list(_NEVER_ASKED_COLUMNS))
+        rows = _build_table(list_coverage(connection, of), CoverageRow)
+        holes = _build_table(list_holes(connection, of), HoleRow)
+        never = _build_table(list_never_asked(connection, of), NeverAskedRow)
         origin = Origin(dataset_version=read_newest_version(connection) or None)
     if provider is not None:
         rows, holes, never = (
@@ -72,6 +72,10 @@ def tell_coverage(
         chosen, rows, origin, "coverage",
         holes=list_records(holes), never_asked=list_records(never),
     )  # fmt: skip
+
+
+def _build_table(rows: Sequence[Mapping[str, Any]], model: type[BaseModel]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(model.model_fields))
 
 
 @router.get("/runs", response_model=RunTable, responses=_TABLE, summary="Receipts, newest first")
@@ -102,11 +106,9 @@ def tell_run(services: ServicesNeeded, run_id: UUID) -> Response:
         if run is None:
             detail = f"run {run_id} has no receipt: GET /api/runs lists the receipts"
             raise ProblemError(404, "Not Found", detail)
-        markets = read_run_markets(connection, run_id)
+        markets = list_records(pd.DataFrame(read_run_markets(connection, run_id)))
         tables = read_run_tables(connection, run_id)
         origin = Origin(dataset_version=read_newest_version(connection) or None)
     link = f"{services.configuration.dagster_url}/runs/{run_id}"
-    receipt = {
-        **run, "link": link, "markets": list_records(markets), "tables": list_records(tables),
-    }  # fmt: skip
+    receipt = {**run, "link": link, "markets": markets, "tables": tables}
     return Response(encode_json(receipt), headers=origin.headers, media_type="application/json")

@@ -13,8 +13,9 @@ from market_pipeline.api.media import (
     make_etag,
 )
 from market_pipeline.api.models import LatestValues, MarketTable
-from market_pipeline.api.params import Format, ProviderName, ServicesNeeded, Symbol, name_market
+from market_pipeline.api.params import Format, ProviderName, Symbol, name_market
 from market_pipeline.api.problems import describe_problems
+from market_pipeline.api.services import ServicesNeeded
 from market_pipeline.readers.latest import fetch_latest
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot

@@ -35,12 +35,14 @@ _STATE = text(f"""
 """)
 
 
+def _lock_open(connection: Connection, *conditions: Any) -> Sequence[Row[Any]]:
+    query = select(alert).where(alert.c.resolved_at.is_(None), *conditions)
+    return connection.execute(query.order_by(alert.c.fingerprint).with_for_update()).all()
+
+
 def find_open(connection: Connection, fingerprints: Collection[str]) -> dict[str, Row[Any]]:
     """Return the open alerts of some fingerprints, locked until the transaction ends."""
-    query = select(alert).where(
-        alert.c.resolved_at.is_(None), alert.c.fingerprint.in_(sorted(fingerprints))
-    )
-    found = connection.execute(query.order_by(alert.c.fingerprint).with_for_update())
+    found = _lock_open(connection, alert.c.fingerprint.in_(sorted(fingerprints)))
     return {row.fingerprint: row for row in found}
 
 
@@ -50,10 +52,9 @@ def insert_alert(connection: Connection, values: Mapping[str, Any]) -> UUID | No
     return connection.execute(statement.returning(alert.c.alert_id)).scalar()
 
 
-def change_alert(connection: Connection, alert_id: UUID, **values: Any) -> int:
-    """Change columns of an alert, and return how many rows that were: 0 or 1."""
-    changed = update(alert).where(alert.c.alert_id == alert_id).values(**values)
-    return connection.execute(changed).rowcount
+def change_alert(connection: Connection, alert_id: UUID, **values: Any) -> None:
+    """Change columns of an alert."""
+    connection.execute(update(alert).where(alert.c.alert_id == alert_id).values(**values))
 
 
 def find_alert(connection: Connection, alert_id: UUID) -> Row[Any] | None:
@@ -89,10 +90,8 @@ def clear_silent(
 
 def find_open_kinds(connection: Connection, kinds: Collection[str]) -> Sequence[Row[Any]]:
     """Return the open alerts of some kinds whose cause is not gone, locked."""
-    query = select(alert).where(
-        alert.c.resolved_at.is_(None), alert.c.cleared_at.is_(None), alert.c.kind.in_(sorted(kinds))
-    )
-    return connection.execute(query.order_by(alert.c.fingerprint).with_for_update()).all()
+    is_kind = alert.c.kind.in_(sorted(kinds))
+    return _lock_open(connection, alert.c.cleared_at.is_(None), is_kind)
 
 
 def has_alert_of_run(connection: Connection, run_id: UUID, severities: Collection[str]) -> bool:
@@ -128,13 +127,8 @@ def take_unaddressed(
 ) -> Sequence[Row[Any]]:
     """Take messages that have no receiver out of the outbox, oldest first.
 
-    A receiver that nobody has tried since its message was due is one that no process has any more.
-
-    Args:
-        connection: In a transaction.
-        receivers: Those of this process.
-        overdue: Messages to other receivers that were due before then have none (UTC).
-        limit: How many are taken at most.
+    A receiver that nobody has tried since its message was due is one that no process has any more:
+    messages to other than these receivers that were due before ``overdue`` (UTC) have none.
     """
     key = alert_delivery.c
     is_lost = key.receiver.notin_(sorted(receivers)) & (key.next_try_at < overdue)

@@ -31,8 +31,7 @@ logger = logging.getLogger("market_pipeline.storage")
 class StampWatch:
     """The stamps of a database, kept up to date by a thread with a connection of its own.
 
-    Args:
-        engine: Of the database; its pool gives one connection away for good.
+    The engine's pool gives one connection away for good.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -59,8 +58,7 @@ class StampWatch:
     def find_version(self, scope: str) -> int | None:
         """Return the version that values of ``provider:symbol``, or ``*``, have now.
 
-        Returns:
-            None while it cannot know.
+        None while it cannot know.
         """
         if not self.is_healthy:
             return None

@@ -91,12 +91,9 @@ _LATEST = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class LatestRow:
-    """One market's newest values.
+    """One market's newest values as JSON, and the stamp that they belong to.
 
-    Attributes:
-        provider: The market's. symbol: Its name.
-        version: The stamp that the values belong to.
-        body: The values as JSON; times are ISO 8601 in UTC, numbers that are unknown null.
+    Times are ISO 8601 in UTC, numbers that are unknown null.
     """
 
     provider: str
@@ -122,5 +119,4 @@ def build_latest_query(markets: Sequence[tuple[str, str]]) -> tuple[TextClause, 
 
 def read_snapshot(connection: Connection, market_id: int) -> Row | None:
     """Return a market's newest snapshot."""
-    rows = fetch(connection, _NEWEST_SNAPSHOT, market_id=market_id)
-    return rows[0] if rows else None
+    return next(iter(fetch(connection, _NEWEST_SNAPSHOT, market_id=market_id)), None)

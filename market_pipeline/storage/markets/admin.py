@@ -1,10 +1,13 @@
-"""Operations on a whole market: switch it off and on, remove it for good.
+"""Operations on a whole market: switch it off and on, dump it, remove it for good.
 
-Not here: registering what a run ingests (``registration``).
+Not here: registering what a run ingests (``registration``), a dump of all (``server.backup``).
 """
 
-from collections.abc import Iterator, Sequence
+import gzip
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Connection, Engine, Table, text, update
@@ -14,24 +17,24 @@ from market_pipeline.storage.bulk.upsert import lock_merges
 from market_pipeline.storage.latest.market_versions import bump_list_version
 from market_pipeline.storage.ledgers import fetch_claim, metadata
 from market_pipeline.storage.runs.claims import hold_liveness_lock, renew_claim, take_claim
+from market_pipeline.storage.server.backup import replace_file
 from market_pipeline.storage.server.watchdog import allow
 from market_pipeline.storage.tables import market
 
 PURGE_ROWS = 5_000
 _CLAIM_TTL = timedelta(minutes=10)
+_HEAD = """-- All rows of one market. To put them back: `market-pipeline markets purge NAME`, then
+-- gunzip -c FILE | market-pipeline db shell -- --single-transaction --set=ON_ERROR_STOP=1
+"""
 
 
-def set_active(engine: Engine, market_ids: Sequence[int], is_active: bool) -> int:
-    """Switch markets on or off, and return how many were not so before; data stay."""
-    change = (
-        update(market)
-        .where(market.c.market_id.in_(market_ids), market.c.is_active.is_(not is_active))
-        .values(is_active=is_active)
-    )
+def deactivate_market(engine: Engine, market_id: int) -> bool:
+    """Ingest a market no longer, and tell whether it was ingested before; its data stay."""
+    is_meant = (market.c.market_id == market_id) & market.c.is_active
     with engine.begin() as connection:
         lock_merges(connection)
-        changed = connection.execute(change).rowcount
-        if changed:
+        change = update(market).where(is_meant).values(is_active=False)
+        if changed := connection.execute(change).rowcount > 0:
             bump_list_version(connection)
         return changed
 
@@ -48,17 +51,45 @@ def count_rows(connection: Connection, market_id: int) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
+def dump_market(engine: Engine, market_id: int, file: Path) -> int:
+    """Write every row that names a market, as of one moment, and return the file's size in bytes.
+
+    The file is compressed SQL, readable by its owner alone, and appears when it is whole. Its
+    folder is made; one of its name is replaced.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        replace_file(file) as draft,
+        gzip.open(draft, "wb") as target,
+        engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection,
+    ):
+        target.write(_HEAD.encode())
+        for table, condition in [(market, "market_id = :market_id"), *list_children()]:
+            if table is not fetch_claim:
+                _copy(connection, table, condition, market_id, target)
+    return file.stat().st_size
+
+
+def _copy(
+    connection: Connection, table: Table, condition: str, market_id: int, target: gzip.GzipFile
+) -> None:
+    columns = ", ".join(f'"{column.name}"' for column in table.columns)
+    chosen = condition.replace(":market_id", str(int(market_id)))
+    query = f"SELECT {columns} FROM {table.fullname} WHERE {chosen}"
+    target.write(f"COPY {table.fullname} ({columns}) FROM stdin;\n".encode())
+    cursor: Any = connection.connection.cursor()
+    cursor.copy_expert(f"COPY ({query}) TO STDOUT", target)
+    target.write(b"\\.\n")
+
+
 def purge_market(engine: Engine, market_id: int) -> Iterator[tuple[str, int]]:
     """Remove a market and everything that names it, and yield each table with its rows.
 
     It is switched off first, so that no run begins with it, and claimed, so that none is at work
-    on it. Each transaction removes 5,000 rows at most. Interrupted, it leaves the market switched
-    off, and is done by another call.
-
-    Raises:
-        ClaimTimeoutError: A run is fetching it.
+    on it: a ``ClaimTimeoutError`` says that one is. Each transaction removes 5,000 rows at most.
+    Interrupted, it leaves the market switched off, and is done by another call.
     """
-    set_active(engine, [market_id], is_active=False)
+    deactivate_market(engine, market_id)
     purge_id = uuid4()
     with hold_liveness_lock(engine, purge_id):
         token = take_claim(engine, market_id, purge_id, _CLAIM_TTL)

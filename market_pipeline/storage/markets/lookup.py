@@ -43,18 +43,11 @@ class StoredMarket:
 def read_markets(connection: Connection, keys: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Return the active markets of (provider, symbol) pairs, in market_id order.
 
-    Returns:
-        Columns ``market_id``, ``provider``, ``symbol``, ``quote``, ``calendar``.
+    Columns are ``market_id``, ``provider``, ``symbol``, ``quote`` and ``calendar``.
     """
-    columns = (
-        market.c.market_id,
-        market.c.provider,
-        market.c.symbol,
-        market.c.quote,
-        market.c.calendar,
-    )
+    names = ("market_id", "provider", "symbol", "quote", "calendar")
     query = (
-        select(*columns)
+        select(*(market.c[name] for name in names))
         .where(tuple_(market.c.provider, market.c.symbol).in_(keys), market.c.is_active)
         .order_by(market.c.market_id)
     )

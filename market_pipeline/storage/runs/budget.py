@@ -51,14 +51,9 @@ _READ = text(f"""
 class DatabaseRateLimiter:
     """Admits calls within each provider's limits, for all processes together.
 
-    A provider without limits never touches the database.
-
-    Args:
-        engine: The database that all processes share.
-        limits: What each provider grants, by name.
-        patience: The longest a call waits for the rate or for a block by ``Retry-After``.
-        period: How long the limit's minute lasts.
-        sleep: Waits a number of seconds.
+    A provider without limits never touches the database. ``limits`` are by provider. A call waits
+    for the rate, or for a block by ``Retry-After``, no longer than ``patience``. ``period`` is how
+    long the limit's minute lasts.
     """
 
     engine: Engine
@@ -90,15 +85,16 @@ class DatabaseRateLimiter:
         block = timedelta(seconds=min(max(seconds, 0.0), LONGEST_BLOCK_SECONDS))
         with _open_account(self.engine, provider, limit, self.period) as (connection, account):
             until = account.refilled_at + block
-            _store(
-                connection, provider, {"blocked_until": max(until, account.blocked_until or until)}
-            )
+            blocked_until = max(until, account.blocked_until or until)
+            _store(connection, provider, {"blocked_until": blocked_until})
 
     def _try_admit(self, provider: str, limit: BudgetLimit, patience: timedelta) -> timedelta:
         """Count a call and return zero, or return how long to wait before trying again."""
         with _open_account(self.engine, provider, limit, self.period) as (connection, account):
             if used_up := find_exhausted_quota(account, limit):
-                raise TransientProviderError(provider, _explain_quota(*used_up))
+                quota, resets_at = used_up
+                said = f"the budget of {quota} is used up; it begins anew at {_show(resets_at)}"
+                raise TransientProviderError(provider, said)
             if wait := find_wait(account, limit, self.period):
                 if wait > patience:
                     raise TransientProviderError(provider, _explain_wait(account, limit, wait))
@@ -115,11 +111,7 @@ def note_verifications(engine: Engine, provider: str, calls: int) -> None:
     """
     counted = provider_budget.c.verifications_today + calls
     with engine.begin() as connection:
-        connection.execute(
-            update(provider_budget)
-            .where(provider_budget.c.provider == provider)
-            .values(verifications_today=counted)
-        )
+        _store(connection, provider, {"verifications_today": counted})
 
 
 def count_verifications_left(engine: Engine, provider: str, limit: BudgetLimit) -> int:
@@ -143,13 +135,8 @@ def read_budget_limits(
 ) -> dict[str, BudgetLimit]:
     """Return what each provider grants, by name; PROVIDER_CALLS_PER_MINUTE goes before its own.
 
-    Args:
-        providers: Providers or their classes, with ``name`` and, where they are limited,
-            ``calls_per_minute``, ``calls_per_day`` and ``calls_per_month``.
-        environ: Variables instead of the real ones.
-
-    Raises:
-        SettingError: PROVIDER_CALLS_PER_MINUTE is malformed.
+    Providers or their classes have a ``name`` and, where they are limited, ``calls_per_minute``,
+    ``calls_per_day`` and ``calls_per_month``.
     """
     chosen = read_provider_call_limits(environ)
     return {
@@ -170,7 +157,9 @@ def _open_account(
     question = {"provider": provider}
     with engine.begin() as connection:
         if not connection.execute(_LOCK, question).rowcount:
-            _create(connection, _read(connection, provider, limit, period), provider)
+            account = _read(connection, provider, limit, period)
+            row = insert(provider_budget).values(provider=provider, **asdict(account))
+            connection.execute(row.on_conflict_do_nothing())
             connection.execute(_LOCK, question)
         # A statement of its own: its clock is read when the lock is had.
         yield connection, _read(connection, provider, limit, period)
@@ -184,22 +173,10 @@ def _read(connection: Connection, provider: str, limit: BudgetLimit, period: tim
     return refill(Account(**stored), limit, row["now"], period)
 
 
-def _create(connection: Connection, account: Account, provider: str) -> None:
-    connection.execute(
-        insert(provider_budget)
-        .values(provider=provider, **asdict(account))
-        .on_conflict_do_nothing()
-    )
-
-
 def _store(connection: Connection, provider: str, values: Mapping[str, object]) -> None:
     connection.execute(
         update(provider_budget).where(provider_budget.c.provider == provider).values(values)
     )
-
-
-def _explain_quota(quota: str, resets_at: datetime) -> str:
-    return f"the budget of {quota} is used up; it begins anew at {_show(resets_at)}"
 
 
 def _explain_wait(account: Account, limit: BudgetLimit, wait: timedelta) -> str:

@@ -39,15 +39,10 @@ _REQUESTS = text("""
 
 
 def close_receipt(connection: Connection, run_id: UUID, error: str | None) -> Row[Any] | None:
-    """Close a run's receipt; None where there is none, or it is closed already.
+    """Close a run's receipt, and return the run's ``trigger``, ``provider``, outcome and seconds.
 
-    Args:
-        connection: In a transaction.
-        run_id: The run.
-        error: What ended it; None: no step failed.
-
-    Returns:
-        ``trigger``, ``provider``, ``outcome`` and ``seconds`` of the run.
+    ``error`` is what ended it; None: no step failed. Returns None where there is no receipt, or it
+    is closed already.
     """
     return connection.execute(_CLOSE, {"run_id": run_id, "error": error}).one_or_none()
 

@@ -52,14 +52,11 @@ _BARS = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class WrittenBars:
-    """The bars a run wrote: how many, and those that no constraint should have let in.
+    """The bars a run wrote: how many keys, and those that no constraint should have let in.
 
-    Attributes:
-        bars: Keys written.
-        repeated: Of them, those stored more than once. disordered: Those whose low is not lowest,
-            whose high is not highest, or that are no prices.
-        repeated_examples: The first of them, with market_id, interval and open_time (ISO 8601).
-        disordered_examples: The same of the others.
+    ``repeated`` ones are stored more than once. Of ``disordered`` ones the low is not lowest, the
+    high not highest, or they are no prices. Examples have market_id, interval and open_time
+    (ISO 8601).
     """
 
     bars: int
@@ -71,16 +68,13 @@ class WrittenBars:
 
 @dataclass(frozen=True, slots=True)
 class RunEvidence:
-    """What is known about a run.
+    """What is known about a run, or about the last one that fetched bars; None: there is none.
 
     Attributes:
-        run_id: Whose receipt it is; None when there is none at all.
         receipt: One row per market: the receipt's columns, ``symbol`` and ``provider``.
         coverage: One row per market and interval: ``watermark``, and ``starts_at`` and ``ends_at``
             of the last hole that is explained (UTC).
         holes: The last unexplained ones, ``found`` being how many there are.
-        never_asked: The spans between settled ones that nobody asked for.
-        written: Its bars.
         absent: ``symbol``, ``outcome`` and ``reason`` of what it was asked for and did not fetch.
     """
 

@@ -26,12 +26,9 @@ _NOW = func.clock_timestamp()
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What is known of a request.
+    """What is known of a request: the launch that serves it, its run, and the run's answer.
 
-    Attributes:
-        launch_id: Of the launch that serves it. run_id: Its run; None: not launched yet.
-        is_owner: The caller is to launch it now. was_tried: Somebody may have done so before.
-        answer_status, answer: What was answered when the run had ended; None before.
+    ``is_owner``: the caller is to launch it now. ``was_tried``: somebody may have done so before.
     """
 
     launch_id: UUID
@@ -48,13 +45,10 @@ def claim_launch(
     key: str | None = None,
     ended_run_id: UUID | None = None,
 ) -> Claim:
-    """Find the launch that serves a request, or begin one.
+    """Find the launch that serves a request, or begin one; equal requests take turns.
 
-    Args:
-        connection: In a transaction of its own; those of equal requests take turns.
-        request_hash: Of what is asked for.
-        key: Under which the request is remembered, beside its flight.
-        ended_run_id: A run that is known to be over, and so is no longer in flight.
+    The connection is in a transaction of its own. Under ``key`` the request is remembered, beside
+    its flight. ``ended_run_id`` is known to be over, and so no longer in flight.
 
     Raises:
         KeyReusedError: The key stands for another request.

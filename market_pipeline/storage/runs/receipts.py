@@ -52,25 +52,17 @@ _ABSENT = text(f"""
                 OR asked.symbol = ANY(named.former_symbols)))
     ORDER BY place
 """)
+_ENDS = ("ok", "partial", "failed")
+_SUMMED = (
+    "requested", "received", "inserted", "updated", "unchanged", "derived_inserted",
+    "derived_updated", "derived_unchanged", "revised", "quarantined", "holes_left", "calls",
+)  # fmt: skip
 _TOTALS = f"""
     greatest(count(market_id) + (SELECT count(*)
         FROM jsonb_object_keys(coalesce(run.request -> 'unserved', '{{}}'))), {_ASKED_MARKETS})
         AS markets,
-    count(*) FILTER (WHERE part.outcome = 'ok') AS ok,
-    count(*) FILTER (WHERE part.outcome = 'partial') AS partial,
-    count(*) FILTER (WHERE part.outcome = 'failed') AS failed,
-    coalesce(sum(requested), 0)::bigint AS requested,
-    coalesce(sum(received), 0)::bigint AS received,
-    coalesce(sum(inserted), 0)::bigint AS inserted,
-    coalesce(sum(updated), 0)::bigint AS updated,
-    coalesce(sum(unchanged), 0)::bigint AS unchanged,
-    coalesce(sum(derived_inserted), 0)::bigint AS derived_inserted,
-    coalesce(sum(derived_updated), 0)::bigint AS derived_updated,
-    coalesce(sum(derived_unchanged), 0)::bigint AS derived_unchanged,
-    coalesce(sum(revised), 0)::bigint AS revised,
-    coalesce(sum(quarantined), 0)::bigint AS quarantined,
-    coalesce(sum(holes_left), 0)::bigint AS holes_left,
-    coalesce(sum(calls), 0)::bigint AS calls,
+    {", ".join(f"count(*) FILTER (WHERE part.outcome = '{name}') AS {name}" for name in _ENDS)},
+    {", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in _SUMMED)},
     min(first_version) AS first_version,
     max(last_version) AS last_version,
     (SELECT coalesce(sum(inserted + updated), 0)::bigint
@@ -111,9 +103,8 @@ _FAILED_FIRST = _list_markets(
     "array_position(ARRAY['failed', 'partial', 'ok'], part.outcome), symbol, provider"
 )
 _MARKET_COLUMNS = [
-    "symbol",
-    "provider",
-    *(one.name for one in ingestion_run_market.c if one.name not in {"run_id", "market_id"}),
+    *("symbol", "provider"),
+    *(part.name for part in ingestion_run_market.c if part.name not in {"run_id", "market_id"}),
 ]
 _RUN = ingestion_run.alias("run")
 
@@ -141,8 +132,7 @@ def read_run(connection: Connection, run_id: UUID) -> Row | None:
     ``outcome`` is ``ok``, ``partial`` or ``failed`` once the run has ended; before that it is
     ``running`` while its process lives, and ``interrupted`` when it does not.
     """
-    rows = fetch(connection, _select_runs().where(_RUN.c.run_id == run_id))
-    return rows[0] if rows else None
+    return next(iter(fetch(connection, _select_runs().where(_RUN.c.run_id == run_id))), None)
 
 
 def read_receipts(connection: Connection, run_ids: Sequence[UUID]) -> list[Row]:
@@ -174,8 +164,7 @@ def read_run_end(connection: Connection, run_id: UUID) -> tuple[datetime, str] |
 
 def read_run_with_totals(connection: Connection, run_id: UUID) -> Row | None:
     """Return a run with what it was asked and the sums of its receipt."""
-    rows = fetch(connection, _SUMS_OF_RUN, run_id=run_id)
-    return rows[0] if rows else None
+    return next(iter(fetch(connection, _SUMS_OF_RUN, run_id=run_id)), None)
 
 
 def read_run_totals(connection: Connection, count: int) -> list[Row]:
@@ -186,9 +175,8 @@ def read_run_totals(connection: Connection, count: int) -> list[Row]:
 def read_absent_markets(connection: Connection, run_id: UUID) -> list[Row]:
     """Return the symbols that a run was to fetch and has no market's receipt of, in order.
 
-    Returns:
-        Mappings of ``symbol``, ``outcome`` and ``reason``: ``failed`` where no provider serves the
-        symbol, else ``missing``.
+    With ``outcome`` and ``reason``: ``failed`` where no provider serves the symbol, else
+    ``missing``.
     """
     return fetch(connection, _ABSENT, run_id=run_id)
 
@@ -198,17 +186,15 @@ def read_fetched_markets(connection: Connection, run_id: UUID | None) -> list[Ro
     return fetch(connection, _MARKETS, run_id=run_id, count=None)
 
 
-def read_run_markets(connection: Connection, run_id: UUID) -> pd.DataFrame:
+def read_run_markets(connection: Connection, run_id: UUID) -> list[Row]:
     """Return a run's receipt by market; markets that were asked for without one come last."""
-    found = pd.DataFrame(read_fetched_markets(connection, run_id), columns=_MARKET_COLUMNS)
-    absent = read_absent_markets(connection, run_id)
-    rows = pd.DataFrame(absent, columns=_MARKET_COLUMNS, dtype=object)
-    return pd.concat([found.astype(object), rows], ignore_index=True) if absent else found
+    rows = [*read_fetched_markets(connection, run_id), *read_absent_markets(connection, run_id)]
+    return [{name: row.get(name) for name in _MARKET_COLUMNS} for row in rows]
 
 
 def read_worst_markets(connection: Connection, run_id: UUID, count: int) -> list[Row]:
     """Return a run's receipt by market: absent ones first, then failed ones."""
-    absent = [{"provider": None, **one} for one in read_absent_markets(connection, run_id)]
+    absent = [{"provider": None, **row} for row in read_absent_markets(connection, run_id)]
     return [*absent, *fetch(connection, _FAILED_FIRST, run_id=run_id, count=count)][:count]
 
 
@@ -219,7 +205,7 @@ def count_received(connection: Connection, run_id: UUID) -> int:
     return int(connection.execute(query).scalar_one())
 
 
-def read_run_tables(connection: Connection, run_id: UUID) -> pd.DataFrame:
+def read_run_tables(connection: Connection, run_id: UUID) -> list[Row]:
     """Return a run's receipt by table."""
     receipt = ingestion_run_table.c
     query = (
@@ -227,7 +213,7 @@ def read_run_tables(connection: Connection, run_id: UUID) -> pd.DataFrame:
         .where(receipt.run_id == run_id)
         .order_by(receipt.table_name)
     )
-    return read_frame(connection, query)
+    return fetch(connection, query)
 
 
 def read_requests(

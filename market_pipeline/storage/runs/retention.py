@@ -12,10 +12,9 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
-    Connection,
-    Delete,
     Engine,
     Select,
+    Table,
     delete,
     func,
     select,
@@ -51,29 +50,27 @@ def prune(engine: Engine, now: datetime) -> PrunedCounts:
     Receipts, with their markets, tables and requests, of runs that changed nothing and came to
     their last write more than 90 days ago. Snapshots of UTC days that ended more than 90 days ago,
     but for the last of each market and day. Alerts, with their messages, that were resolved more
-    than 90 days ago. Each thousand rows are a transaction of their own, so
-    that it can be stopped at any moment and blocks nobody.
-
-    Args:
-        engine: The database.
-        now: What age counts from (UTC).
+    than 90 days ago. Age counts from ``now`` (UTC). Each thousand rows are a transaction of their
+    own, so that it can be stopped at any moment and blocks nobody.
     """
     receipts, snapshots = _find_receipts(now), _find_snapshots(now)
     run, price = ingestion_run.c, market_snapshot.c
     return PrunedCounts(
-        _delete(engine, delete(ingestion_run), [run.run_id], receipts),
-        _delete(engine, delete(market_snapshot), [price.market_id, price.observed_at], snapshots),
-        _delete(engine, delete(alert), [alert.c.alert_id], _find_alerts(now)),
+        _delete(engine, ingestion_run, [run.run_id], receipts),
+        _delete(engine, market_snapshot, [price.market_id, price.observed_at], snapshots),
+        _delete(engine, alert, [alert.c.alert_id], _find_alerts(now)),
     )
 
 
 @allow("bulk")
-def count_prunable(connection: Connection, now: datetime) -> PrunedCounts:
+def count_prunable(engine: Engine, now: datetime) -> PrunedCounts:
     """Return what :func:`prune` would remove."""
-    counts = [
-        connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
-        for query in (_find_receipts(now), _find_snapshots(now), _find_alerts(now))
-    ]
+    doomed = (_find_receipts(now), _find_snapshots(now), _find_alerts(now))
+    with engine.connect() as connection:
+        counts = [
+            connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
+            for query in doomed
+        ]
     return PrunedCounts(*counts)
 
 
@@ -117,13 +114,9 @@ def _find_alerts(now: datetime) -> "Select[Any]":
 
 
 def _delete(
-    engine: Engine,
-    statement: Delete,
-    key: Sequence[ColumnElement[Any]],
-    doomed: "Select[Any]",
+    engine: Engine, table: Table, key: Sequence[ColumnElement[Any]], doomed: "Select[Any]"
 ) -> int:
-    removed, batch = 0, doomed.limit(BATCH_ROWS)
-    bounded = statement.where(tuple_(*key).in_(batch))
+    removed, bounded = 0, delete(table).where(tuple_(*key).in_(doomed.limit(BATCH_ROWS)))
     while True:
         with engine.begin() as connection:
             count = connection.execute(bounded).rowcount

@@ -4,12 +4,11 @@ A file holds the market tables and Dagster's storage, as one snapshot, without o
 that it can be restored on another server, as another role, and on a newer or an older version.
 """
 
-import contextlib
 import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -19,10 +18,8 @@ from sqlalchemy import Engine, text
 from market_pipeline.domain.errors import StorageError
 from market_pipeline.storage.server.programs import psql_path
 from market_pipeline.storage.server.urls import build_psql_address, redact_password
-from market_pipeline.storage.tables import SCHEMA
+from market_pipeline.storage.tables import SCHEMAS
 
-# Dagster's, beside ours.
-SCHEMAS = (SCHEMA, "dagster")
 _MAX_WORDS = 600
 # What newer programs write into every script, and servers before 17 do not know.
 _UNKNOWN_TO_OLD_SERVERS = b"SET transaction_timeout = 0;\n"
@@ -31,26 +28,31 @@ _UNKNOWN_TO_OLD_SERVERS = b"SET transaction_timeout = 0;\n"
 def dump_database(url: str, file: Path) -> int:
     """Write a dump, readable by its owner alone, and return its size in bytes.
 
-    The file appears when it is whole; one of that name is replaced.
-
-    Raises:
-        StorageError: pg_dump refused; its words.
+    The file appears when it is whole; one of that name is replaced. Where pg_dump refuses, a
+    ``StorageError`` has its words.
     """
     address, secrets = build_psql_address(url)
+    schemas = [f"--schema={schema}" for schema in SCHEMAS]
+    options = ["--format=custom", "--no-owner", "--no-privileges", *schemas]
+    with replace_file(file) as draft:
+        command = [_find("pg_dump"), *options, f"--file={draft}", f"--dbname={address}"]
+        with _start(command, secrets) as program:
+            program.finish(url)
+    return file.stat().st_size
+
+
+@contextmanager
+def replace_file(file: Path) -> Iterator[Path]:
+    """Give a draft that its owner alone can read, and put it in a file's place when it is whole."""
     draft = file.with_name(f".{file.name}.partial")
     # Made by us first, so that nobody else could open it in between.
     draft.unlink(missing_ok=True)
     draft.touch(mode=0o600)
-    options = ["--format=custom", "--no-owner", "--no-privileges", f"--file={draft}"]
-    schemas = [f"--schema={schema}" for schema in SCHEMAS]
-    command = [_find("pg_dump"), *options, *schemas, f"--dbname={address}"]
     try:
-        with _start(command, secrets) as program:
-            program.finish(url)
+        yield draft
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
-    return file.stat().st_size
 
 
 def has_tables(engine: Engine) -> bool:
@@ -85,20 +87,19 @@ def restore_database(url: str, file: Path) -> None:
 def _pass_on(reader: "_Program", loader: "_Program", url: str) -> None:
     """Hand the script over; its end, at which psql commits, only after pg_restore said it is whole.
 
-    Raises:
-        StorageError: One of them failed; the database is as it was.
+    Where one of them fails, the database stays as it was.
     """
     script, target = reader.process.stdout, loader.process.stdin
     if script is None or target is None:
         raise TypeError("both programs need their pipe")
     try:
         # psql may stop at an error; it says which.
-        with contextlib.suppress(BrokenPipeError):
+        with suppress(BrokenPipeError):
             target.writelines(line for line in script if line != _UNKNOWN_TO_OLD_SERVERS)
         script.close()
         if loader.process.poll() is None:
             reader.finish(url)
-        with contextlib.suppress(BrokenPipeError):
+        with suppress(BrokenPipeError):
             target.close()
         loader.finish(url)
     except BaseException:
@@ -114,11 +115,7 @@ class _Program:
     complaints: IO[bytes]
 
     def finish(self, url: str) -> None:
-        """Wait for its end.
-
-        Raises:
-            StorageError: It failed; its first words, without the password.
-        """
+        """Wait for its end; of a failure raise its first words, without the password."""
         if self.process.wait() == 0:
             return
         self.complaints.seek(0)
@@ -129,10 +126,7 @@ class _Program:
 
 @contextmanager
 def _start(
-    command: list[str],
-    secrets: dict[str, str],
-    stdin: int | None = None,
-    stdout: int | None = None,
+    command: list[str], secrets: dict[str, str], stdin: int | None = None, stdout: int | None = None
 ) -> Iterator[_Program]:
     with tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own programs
@@ -146,12 +140,7 @@ def _start(
 
 
 def _find(program: str) -> str:
-    """Return the path of a program beside psql.
-
-    Raises:
-        EmbeddedServerError: The programs are not installed.
-        StorageError: This one is not.
-    """
+    """Return the path of a program beside psql, which must be there too."""
     path = psql_path().with_name(program)
     if not path.exists():
         raise StorageError(f"looking for {program} in {path.parent}: it is missing; set PG_BIN")

@@ -13,9 +13,8 @@ from market_pipeline.storage.server.schema import ensure_schema
 def open_database(with_schema: bool = True, patience: str = "command") -> Iterator[Engine]:
     """Open the database in use, and close it in the end.
 
-    Args:
-        with_schema: Make sure of the market tables; without it they may be missing or old.
-        patience: How long each call may take; see ``watchdog.SECONDS``.
+    Without ``with_schema`` the market tables may be missing or old. ``patience`` is how long each
+    call may take: a key of ``watchdog.SECONDS``.
 
     Raises:
         StorageError: Unreachable, read-only, or at another schema version.

@@ -26,7 +26,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,10 +126,16 @@ def start(
 
 def _start(state: Path, pg_bin: Path | None, linger_seconds: float) -> str:
     known = _memberships.get(state)
-    if known and known.is_valid() and known.place.is_serving():
+    if known and not known.is_valid():
+        known = None
+    if known and known.place.is_serving():
         return known.place.url
     place = find_place(state)
-    membership = known if known and known.is_valid() else _join(place)
+    # A keeper that is stopping its server is waited for.
+    lock = place.home / "clients.lock"
+    membership = known or _Membership(
+        place, _take_lock(lock, fcntl.LOCK_SH, "the previous server to stop", place)
+    )
     try:
         _ensure_serving(place, pg_bin, linger_seconds)
     except BaseException:
@@ -141,22 +146,13 @@ def _start(state: Path, pg_bin: Path | None, linger_seconds: float) -> str:
     return place.url
 
 
-def _join(place: ServerPlace) -> _Membership:
-    """Take the shared clients' lock; a keeper that is stopping its server is waited for."""
-    descriptor = open_lock(place.home / "clients.lock")
-    try:
-        _wait_for_lock(descriptor, fcntl.LOCK_SH, "the previous server to stop", place)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return _Membership(place, descriptor)
-
-
 def _ensure_serving(place: ServerPlace, pg_bin: Path | None, linger_seconds: float) -> None:
     """Return when the server answers queries, started or recovered if need be."""
-    if place.is_serving() and _ask(place, ROLE) == "":
+    if place.is_serving() and _ask(place) == "":
         return
-    with _hold_start_lock(place):
+    doing = "another process to start the server"
+    descriptor = _take_lock(place.home / "start.lock", fcntl.LOCK_EX, doing, place)
+    try:
         for _ in range(START_TRIES):
             log_begin = place.log.stat().st_size if place.log.exists() else 0
             if not is_locked(place.home / "keeper.lock"):
@@ -164,24 +160,20 @@ def _ensure_serving(place: ServerPlace, pg_bin: Path | None, linger_seconds: flo
             if _wait_until_ready(place):
                 return
         raise _failure(place, f"the server ended at once: {_read_log(place.log, log_begin)}")
-
-
-@contextlib.contextmanager
-def _hold_start_lock(place: ServerPlace) -> Iterator[None]:
-    descriptor = open_lock(place.home / "start.lock")
-    try:
-        _wait_for_lock(descriptor, fcntl.LOCK_EX, "another process to start the server", place)
-        yield
     finally:
         os.close(descriptor)
 
 
-def _wait_for_lock(descriptor: int, kind: int, doing: str, place: ServerPlace) -> None:
+def _take_lock(path: Path, kind: int, doing: str, place: ServerPlace) -> int:
+    """Return the descriptor of a lock, which is waited for."""
+    descriptor = open_lock(path)
     deadline = time.monotonic() + JOIN_DEADLINE_SECONDS
     while not try_lock(descriptor, kind):
         if time.monotonic() > deadline:
+            os.close(descriptor)
             raise _failure(place, f"waited {JOIN_DEADLINE_SECONDS:.0f} s for {doing}")
         time.sleep(POLL_SECONDS)
+    return descriptor
 
 
 def _failure(place: ServerPlace, problem: str) -> EmbeddedServerError:
@@ -208,17 +200,15 @@ def _read_log(log: Path, begin: int, max_bytes: int = 1500) -> str:
 def _send_keeper(place: ServerPlace, pg_bin: Path | None, linger_seconds: float) -> None:
     """Start a keeper, and return when it has launched (or adopted) a server process, or died.
 
-    Raises:
-        EmbeddedServerError: It could not; the message holds its words.
+    Where it could not, an ``EmbeddedServerError`` holds its words.
     """
     programs = find_reachable_programs(pg_bin, place)
     refuse_other_version(place, programs)
-    errand = ServerSpec(
-        place.home, place.socket_dir, programs, place.account.pw_name, linger_seconds
-    )
     script = str(Path(embedded_keeper.__file__).absolute())
+    account = place.account.pw_name
+    spec = ServerSpec(place.home, place.socket_dir, programs, account, linger_seconds)
     done = subprocess.run(  # noqa: S603 - our own script
-        [sys.executable, "-I", "-S", script, *errand.to_arguments()],
+        [sys.executable, "-I", "-S", script, *map(str, spec)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -234,12 +224,11 @@ def _send_keeper(place: ServerPlace, pg_bin: Path | None, linger_seconds: float)
 def _wait_until_ready(place: ServerPlace) -> bool:
     """Wait until the server answers; False if it ended instead.
 
-    Raises:
-        EmbeddedServerError: It refuses us for good, or recovers for too long.
+    One that refuses us for good, or recovers for too long, is an ``EmbeddedServerError``.
     """
     waited, begun = 0.0, time.monotonic()
     while waited < READY_DEADLINE_SECONDS:
-        answer = _ask(place, ROLE)
+        answer = _ask(place)
         if not answer:
             return True
         if not is_locked(place.home / "keeper.lock"):
@@ -275,12 +264,12 @@ def _refuse_moved_socket(place: ServerPlace) -> None:
         raise _failure(place, f"{problem}{place.socket_dir}: {cure}")
 
 
-def _ask(place: ServerPlace, database: str) -> str:
-    """Return "" if the server lets us into a database, else its refusal in its own words."""
+def _ask(place: ServerPlace) -> str:
+    """Return "" if the server lets us into our database, else its refusal in its own words."""
     if not is_listening(place.socket_dir):
         return "no socket"
     try:
-        _connect(place, database).close()
+        _connect(place, ROLE).close()
     except psycopg2.OperationalError as error:
         answer = str(error)
         return "" if any(words in answer for words in _BUSY) else answer

@@ -85,13 +85,9 @@ class ServerSpec(NamedTuple):
 
     @classmethod
     def from_arguments(cls, arguments: list[str]) -> "ServerSpec":
-        """Read the errand from a command line."""
+        """Read it from a command line, to which a client has written each field in turn."""
         home, socket_dir, pg_bin, account, linger_seconds = arguments
         return cls(Path(home), Path(socket_dir), Path(pg_bin), account, float(linger_seconds))
-
-    def to_arguments(self) -> list[str]:
-        """Write the errand as a command line."""
-        return [str(value) for value in self]
 
 
 def open_lock(path: Path) -> int:
@@ -156,38 +152,35 @@ def become(account: str) -> None:
     os.setuid(entry.pw_uid)
 
 
-def take_server_lock(errand: ServerSpec) -> int | None:
+def take_server_lock(spec: ServerSpec) -> int | None:
     """Wait until nothing works on the data folder; None if a server does and answers.
 
     Backends that outlived their postmaster leave by themselves when they next wait for anything;
-    those that do not are told to after a few seconds.
-
-    Raises:
-        KeeperError: Something held on to the data folder for too long.
+    those that do not are told to after a few seconds. One that stays for too long is an error.
     """
-    descriptor = open_lock(errand.home / "server.lock")
+    descriptor = open_lock(spec.home / "server.lock")
     begun = time.monotonic()
     while not try_lock(descriptor, fcntl.LOCK_EX):
-        if is_listening(errand.socket_dir):
+        if is_listening(spec.socket_dir):
             os.close(descriptor)
             return None
         waited = time.monotonic() - begun
         if waited > ORPHAN_DEADLINE_SECONDS:
             raise KeeperError(f"processes of an earlier server still run after {waited:.0f} s")
         if waited > ORPHAN_PATIENCE_SECONDS:
-            dismiss_orphans(errand)
+            dismiss_orphans(spec)
         time.sleep(POLL_SECONDS if waited < ORPHAN_PATIENCE_SECONDS else 1.0)
     return descriptor
 
 
-def cluster_name(errand: ServerSpec) -> str:
+def cluster_name(spec: ServerSpec) -> str:
     """Name the server in its processes' titles; ASCII, at most 63 characters."""
-    return f"{ROLE}-{errand.home.stat().st_ino}"
+    return f"{ROLE}-{spec.home.stat().st_ino}"
 
 
-def dismiss_orphans(errand: ServerSpec) -> None:
+def dismiss_orphans(spec: ServerSpec) -> None:
     """Tell backends whose postmaster is dead to leave (SIGQUIT: at once, nothing is lost)."""
-    title = f"postgres: {cluster_name(errand)}: "
+    title = f"postgres: {cluster_name(spec)}: "
     with contextlib.suppress(OSError, KeeperError):
         listing = run_program(["ps", "-A", "-o", "pid=", "-o", "command="])
         for pid, _, command in (line.strip().partition(" ") for line in listing.splitlines()):
@@ -195,15 +188,11 @@ def dismiss_orphans(errand: ServerSpec) -> None:
                 os.kill(int(pid), signal.SIGQUIT)
 
 
-def run_program(command: list[str], keep_open: int | None = None, text: str = "") -> str:
-    """Run a program to its end and return what it printed.
-
-    Raises:
-        KeeperError: It failed; the message holds its last words.
-    """
+def run_program(command: list[str], keep_open: int | None = None) -> str:
+    """Run a program to its end and return what it printed; a failure holds its last words."""
     done = subprocess.run(  # noqa: S603 - our own programs
         command,
-        input=text,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -224,69 +213,66 @@ def program_environment() -> dict[str, str]:
     return {"PATH": os.defpath, **kept, "LC_ALL": "C"}
 
 
-def create_data(errand: ServerSpec, server_lock: int) -> None:
+def create_data(spec: ServerSpec, server_lock: int) -> None:
     """Make the data folder: in a sibling first, so a kill leaves nothing half made."""
-    draft = errand.home / "data.new"
+    draft = spec.home / "data.new"
     shutil.rmtree(draft, ignore_errors=True)
     options = ["--encoding=UTF8", "--locale=C", "--data-checksums", "--auth=peer"]
-    initdb = [str(errand.pg_bin / "initdb"), "--pgdata", str(draft), f"--username={ROLE}"]
+    initdb = [str(spec.pg_bin / "initdb"), "--pgdata", str(draft), f"--username={ROLE}"]
     run_program([*initdb, *options], keep_open=server_lock)
     with (draft / "postgresql.conf").open("a", encoding="utf-8") as configuration:
         configuration.write(CONFIGURATION)
         configuration.flush()
         os.fsync(configuration.fileno())
-    draft.rename(errand.home / "data")
+    draft.rename(spec.home / "data")
 
 
-def write_authentication(errand: ServerSpec) -> None:
+def write_authentication(spec: ServerSpec) -> None:
     """Let the server's own account and root in as the role; nobody else, and no password."""
-    names = dict.fromkeys((errand.account, pwd.getpwuid(0).pw_name))
+    names = dict.fromkeys((spec.account, pwd.getpwuid(0).pw_name))
     lines = [f'{ROLE} "{name}" "{ROLE}"\n' for name in names]
-    (errand.home / "hba.conf").write_text(f"local all all peer map={ROLE}\n", encoding="utf-8")
-    (errand.home / "ident.conf").write_text("".join(lines), encoding="utf-8")
+    (spec.home / "hba.conf").write_text(f"local all all peer map={ROLE}\n", encoding="utf-8")
+    (spec.home / "ident.conf").write_text("".join(lines), encoding="utf-8")
 
 
-def server_command(errand: ServerSpec) -> list[str]:
+def server_command(spec: ServerSpec) -> list[str]:
     """Build the command line; it holds what depends on the place, so a folder can be moved."""
     # A list of folders in the server's eyes: quoted, a comma or space in the path is harmless.
-    sockets = '"' + str(errand.socket_dir).replace('"', '""') + '"'
+    sockets = '"' + str(spec.socket_dir).replace('"', '""') + '"'
     place = {
         "listen_addresses": "",
         "unix_socket_directories": sockets,
         "unix_socket_permissions": "0700",
-        "hba_file": str(errand.home / "hba.conf"),
-        "ident_file": str(errand.home / "ident.conf"),
+        "hba_file": str(spec.home / "hba.conf"),
+        "ident_file": str(spec.home / "ident.conf"),
         "logging_collector": "off",
         "lc_messages": "C",
-        "cluster_name": cluster_name(errand),
+        "cluster_name": cluster_name(spec),
     }
     options = [word for name, value in place.items() for word in ("-c", f"{name}={value}")]
-    data = str(errand.home / "data")
-    return [str(errand.pg_bin / "postgres"), "-D", data, "-p", str(PORT), *options]
+    data = str(spec.home / "data")
+    return [str(spec.pg_bin / "postgres"), "-D", data, "-p", str(PORT), *options]
 
 
-def launch(errand: ServerSpec, server_lock: int, is_first: bool) -> int:
-    """Start the server, which inherits the lock; return its process id.
+def launch(spec: ServerSpec, server_lock: int, is_first: bool) -> int:
+    """Start the server, which inherits the lock that we hold; return its process id.
 
-    Args:
-        errand: Where, and with what.
-        server_lock: Held by us.
-        is_first: No server of this keeper ran before. Later the files of the dead one stay, and
-            the server itself decides whether they are stale.
+    After the first server of this keeper, the files of the dead one stay, and the server itself
+    decides whether they are stale.
     """
-    data = errand.home / "data"
+    data = spec.home / "data"
     if not (data / "PG_VERSION").exists():
-        create_data(errand, server_lock)
-    write_authentication(errand)
+        create_data(spec, server_lock)
+    write_authentication(spec)
     data.chmod(0o700)  # a copy made with other permissions is refused by the server
     if is_first:
         # We hold the lock, so the process these name is no server of this folder, whatever its
         # number: after a restart of a container it may be another process.
         (data / "postmaster.pid").unlink(missing_ok=True)
-        (errand.socket_dir / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
-    with (errand.home / "server.log").open("ab") as log:
+        (spec.socket_dir / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
+    with (spec.home / "server.log").open("ab") as log:
         server = subprocess.Popen(  # noqa: S603 - our own program
-            server_command(errand),
+            server_command(spec),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -329,8 +315,8 @@ class Server:
     gone.
     """
 
-    def __init__(self, errand: ServerSpec, pid: int) -> None:
-        self._errand, self._pid = errand, pid
+    def __init__(self, spec: ServerSpec, pid: int) -> None:
+        self._spec, self._pid = spec, pid
         self._is_stopping = False
         self._was_killed = False
         self._turn = threading.Lock()
@@ -371,25 +357,22 @@ class Server:
             # Not reaped before nobody can send a signal to its number any more.
             os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
-            self._wait_for_lock()
+            descriptor = open_lock(self._spec.home / "server.lock")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.close(descriptor)
         with self._turn:
             with contextlib.suppress(ChildProcessError):
                 _, status = os.waitpid(self._pid, 0)
             self._pid = 0
-            self._was_killed |= (self._errand.home / "data" / "postmaster.pid").exists()
+            self._was_killed |= (self._spec.home / "data" / "postmaster.pid").exists()
             return self._was_killed and status != 0 and not self._is_stopping
-
-    def _wait_for_lock(self) -> None:
-        descriptor = open_lock(self._errand.home / "server.lock")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.close(descriptor)
 
     def _start_again(self) -> None:
         with self._turn:
             if self._is_stopping:
                 os._exit(0)
             try:
-                self._pid = start_or_adopt(self._errand, is_first=False)
+                self._pid = start_or_adopt(self._spec, is_first=False)
             except (KeeperError, OSError, ValueError) as error:
                 sys.stdout.write(f"{error}\n")
                 sys.stdout.flush()
@@ -426,12 +409,12 @@ def become_keeper(home: Path) -> bool:
     return True
 
 
-def start_or_adopt(errand: ServerSpec, is_first: bool = True) -> int:
+def start_or_adopt(spec: ServerSpec, is_first: bool = True) -> int:
     """Return the process id of the server, started unless one already answers."""
-    server_lock = take_server_lock(errand)
+    server_lock = take_server_lock(spec)
     if server_lock is None:
-        return read_server_pid(errand.home)
-    return launch(errand, server_lock, is_first)
+        return read_server_pid(spec.home)
+    return launch(spec, server_lock, is_first)
 
 
 def hang_up(home: Path) -> None:
@@ -441,19 +424,19 @@ def hang_up(home: Path) -> None:
     os.dup2(log, 2)
 
 
-def keep(errand: ServerSpec) -> None:
+def keep(spec: ServerSpec) -> None:
     """Start or adopt the server, wait for its last client, stop it."""
-    become(errand.account)
+    become(spec.account)
     os.umask(0o077)
-    if not become_keeper(errand.home):
+    if not become_keeper(spec.home):
         return
     signal.signal(signal.SIGTERM, leave_on_request)
-    server = Server(errand, start_or_adopt(errand))
-    hang_up(errand.home)
+    server = Server(spec, start_or_adopt(spec))
+    hang_up(spec.home)
     threading.Thread(target=server.keep_running, daemon=True).start()
-    threading.Thread(target=trim_log_forever, args=(errand.home,), daemon=True).start()
+    threading.Thread(target=trim_log_forever, args=(spec.home,), daemon=True).start()
     try:
-        wait_for_last_client(errand.home, errand.linger_seconds)
+        wait_for_last_client(spec.home, spec.linger_seconds)
     finally:
         server.stop()
 

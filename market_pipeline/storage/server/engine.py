@@ -75,9 +75,7 @@ def find_database() -> DatabaseAddress:
 def open_engine(address: DatabaseAddress, patience: str = "command") -> Engine:
     """Return an engine whose connections speak UTC and give up on a server that does not answer.
 
-    Args:
-        address: Of the database.
-        patience: How long its calls may take: a key of ``watchdog.SECONDS``.
+    ``patience`` is how long its calls may take: a key of ``watchdog.SECONDS``.
     """
     engine = create_engine(
         address.url,
@@ -107,7 +105,10 @@ def check_database(engine: Engine) -> None:
     try:
         with engine.connect() as connection:
             version, is_standby, is_read_only, pid = connection.execute(_QUESTION).one()
-            changes_sessions = _is_pooled(connection, pid) and _changes_sessions(connection, pid)
+            # A pooler tells clients numbers of its own.
+            driver: Any = connection.connection.dbapi_connection
+            is_pooled = driver.info.backend_pid != pid
+            changes_sessions = is_pooled and _changes_sessions(connection, pid)
     except DBAPIError as error:
         reason = describe_database_error(error, address)
         raise DatabaseUnreachableError(f"DATABASE_URL ({shown}) cannot be used: {reason}") from None
@@ -122,12 +123,6 @@ def check_database(engine: Engine) -> None:
         raise ReadOnlyDatabaseError(f"DATABASE_URL ({shown}) accepts no writes: {cure}")
 
 
-def _is_pooled(connection: Connection, pid: int) -> bool:
-    """Tell whether a pooler stands between: it tells clients numbers of its own."""
-    driver: Any = connection.connection.dbapi_connection
-    return bool(driver.info.backend_pid != pid)
-
-
 def _changes_sessions(connection: Connection, pid: int) -> bool:
     """Tell whether a connection's transactions come to different sessions of the server.
 
@@ -136,8 +131,8 @@ def _changes_sessions(connection: Connection, pid: int) -> bool:
     """
     connection.commit()
     with connection.engine.connect() as other:
-        others, again = (one.execute(_SESSION).scalar_one() for one in (other, connection))
-    return bool(others == pid or again != pid)
+        other_pid = other.execute(_SESSION).scalar_one()
+        return bool(other_pid == pid or connection.execute(_SESSION).scalar_one() != pid)
 
 
 def describe_database_error(error: DBAPIError, address: str) -> str:

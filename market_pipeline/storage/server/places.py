@@ -62,11 +62,7 @@ class ServerPlace:
 
 
 def find_place(state: Path) -> ServerPlace:
-    """Choose home, socket folder and account, and make the folders.
-
-    Raises:
-        EmbeddedServerError: The state folder belongs to another user, or the socket folder does.
-    """
+    """Choose home, socket folder and account, and make the folders; they must be nobody else's."""
     home = _find_root_home(state) if os.geteuid() == 0 else _find_user_home(state)
     account = _find_account(home.stat().st_uid)
     home.chmod(0o700)

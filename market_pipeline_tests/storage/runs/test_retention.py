@@ -83,8 +83,7 @@ def add_snapshots(engine: Engine, *observed: str) -> None:
 
 def count(engine: Engine) -> PrunedCounts:
     """Return what would go."""
-    with engine.connect() as connection:
-        return count_prunable(connection, NOW)
+    return count_prunable(engine, NOW)
 
 
 def test_old_receipts_of_runs_without_change_go_with_all_their_parts(database: Engine) -> None:
