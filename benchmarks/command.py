@@ -18,6 +18,7 @@ from benchmarks import (
     latest,
     memory,
     planning,
+    reading,
     serving,
     small_batches,
     write_path,
@@ -39,9 +40,10 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     planning.MEASUREMENT,
     history.BACKFILL,
     history.AS_OF,
+    reading.MEASUREMENT,
     history.RESTATEMENT,
     serving.LATEST,
-    serving.ARROW,
+    serving.METRICS,
     serving.READERS,
 )
 _LIBRARIES = ("dagster", "pandas", "numpy", "SQLAlchemy", "psycopg2-binary", "dlt", "pangres")

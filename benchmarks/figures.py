@@ -74,7 +74,8 @@ TARGETS: Mapping[str, Target] = {
     "as_of_vs_plain_read": Target("<=", 3),
     "latest_vs_bare_route": Target(">=", 0.6),
     "latest_p99_vs_bare_route": Target("<=", 3),
-    "arrow_vs_json": Target(">=", 5),
+    "read_1m_vs_adbc": Target(">=", 0.9),
+    "metrics_1000_ms": Target("<=", 100),
     "reader_p99_under_load_vs_idle": Target("<=", 4),
 }
 """What the product has to reach; figures that are not listed are shown for comparison."""

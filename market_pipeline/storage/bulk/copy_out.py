@@ -24,9 +24,10 @@ from market_pipeline.storage.bulk.copy_binary import EPOCH_MICROSECONDS
 from market_pipeline.storage.server.failures import open_cursor
 
 _HEADER_BYTES = 19
-_TRAILER_BYTES = 2
+_TRAILER = b"\xff\xff"
 _TEXT_BYTES = 32
-_PIECE_ROWS = 2_000
+_PIECE_BYTES = 1 << 19
+_FEW_ROWS = 1_000
 _DIALECT = psycopg2.dialect()  # type: ignore[no-untyped-call]
 
 
@@ -75,8 +76,7 @@ def read_columns(
     """
     exact = {name: column.exactly or column for name, column in columns.items()}
     for sent in (columns, exact):
-        stream = _copy(connection, build_query, sent, parameters)
-        values = _take_apart(stream, list(sent.values()))
+        values = _copy(connection, build_query, sent, parameters)
         if values is not None:
             break
     else:
@@ -89,13 +89,14 @@ def _copy(
     build_query: Callable[[str], str],
     sent: Mapping[str, Column],
     parameters: Mapping[str, object],
-) -> memoryview:
-    stream = io.BytesIO()
+) -> list[npt.NDArray[Any]] | None:
+    """Return the values of each column; None if a row had a value of another width."""
     selected = ", ".join(column.send.format(f'"{name}"') for name, column in sent.items())
-    with open_cursor(connection) as cursor:
+    rows = _RowReader(list(sent.values()))
+    with open_cursor(connection) as cursor, io.BufferedWriter(rows, _PIECE_BYTES) as stream:
         query = cursor.mogrify(_compile(build_query(selected)), dict(parameters)).decode()
         cursor.copy_expert(f"COPY ({query}) TO STDOUT (FORMAT binary)", stream)
-    return stream.getbuffer()
+    return rows.take_values()
 
 
 @lru_cache(maxsize=256)
@@ -104,28 +105,51 @@ def _compile(query: str) -> str:
     return str(text(query).compile(dialect=_DIALECT))
 
 
-def _take_apart(stream: memoryview, columns: Sequence[Column]) -> list[npt.NDArray[Any]] | None:
-    """Return the values of each column; None if a row has a value of another width.
+class _RowReader(io.RawIOBase):
+    """Takes rows apart while they come: all columns of a piece that the processor's cache holds."""
 
-    Piece by piece: all columns are taken from what the processor's cache holds of the rows.
-    """
-    layout = _measure(stream, columns)
-    count, rest = divmod(len(stream) - _HEADER_BYTES - _TRAILER_BYTES, layout.itemsize)
-    if rest:
-        return None
-    block = np.frombuffer(stream, layout, count, _HEADER_BYTES)
-    kinds = [layout[f"value{at}"] for at in range(len(columns))]
-    values = [np.empty(count, kind.newbyteorder("=")) for kind in kinds]
-    for start in range(0, count, _PIECE_ROWS):
-        rows = block[start : start + _PIECE_ROWS]
-        for at, kind in enumerate(kinds):
-            if (rows[f"width{at}"] != kind.itemsize).any():
-                return None
-            values[at][start : start + len(rows)] = rows[f"value{at}"]
-    return values
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self._columns = columns
+        self._layout: np.dtype[Any] | None = None
+        self._values: list[npt.NDArray[Any]] = []
+        self._count = 0
+        self._left = b""
+        self._is_even = True
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, piece: Any) -> int:
+        """Take what is whole of the rows so far; the first piece holds at least one, or all."""
+        received = self._left + bytes(piece)
+        if self._layout is None:
+            self._layout = _measure(received, self._columns)
+            received = received[_HEADER_BYTES:]
+            kinds = [self._layout[f"value{at}"] for at in range(len(self._columns))]
+            self._values = [np.empty(_FEW_ROWS, kind.newbyteorder("=")) for kind in kinds]
+        count = len(received) // self._layout.itemsize
+        self._take(np.frombuffer(received, self._layout, count))
+        self._left = received[count * self._layout.itemsize :]
+        return len(piece)
+
+    def _take(self, rows: npt.NDArray[Any]) -> None:
+        end = self._count + len(rows)
+        for at, values in enumerate(self._values):
+            if end > len(values):
+                values.resize(end * 3 // 2, refcheck=False)
+            self._is_even &= bool((rows[f"width{at}"] == values.itemsize).all())
+            values[self._count : end] = rows[f"value{at}"]
+        self._count = end
+
+    def take_values(self) -> list[npt.NDArray[Any]] | None:
+        """Return the values of each column; None if a row had a value of another width."""
+        for values in self._values:
+            values.resize(self._count, refcheck=False)
+        return self._values if self._is_even and self._left == _TRAILER else None
 
 
-def _measure(stream: memoryview, columns: Sequence[Column]) -> np.dtype[Any]:
+def _measure(stream: bytes, columns: Sequence[Column]) -> np.dtype[Any]:
     """Return the layout of the first row; its text has from one byte to as many as fit."""
     fields: list[tuple[str, Any]] = [("count", ">i2")]
     place = _HEADER_BYTES + 2
