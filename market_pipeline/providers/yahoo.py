@@ -42,7 +42,7 @@ from market_pipeline.providers.listings import INDICES, LISTINGS
 from market_pipeline.providers.payloads import parse_numbers, parse_stamps, read_field
 from market_pipeline.providers.session_closes import find_session_closes
 from market_pipeline.providers.snapshots import ask_each
-from market_pipeline.settings import read_variable
+from market_pipeline.settings import read_fetch_workers, read_variable
 
 NAME = "yahoo"
 BASE_URL = "https://query2.finance.yahoo.com"
@@ -75,7 +75,7 @@ class YahooProvider:
     """Serves indices, shares by their ticker, and crypto pairs in US dollars.
 
     Args:
-        environ: YAHOO_BASE_URL is read.
+        environ: YAHOO_BASE_URL and FETCH_WORKERS are read.
         clocks: Time, sleep and jitter; the limit of hourly history follows the wall clock.
         limits: Deadlines and caps of the requests.
     """
@@ -95,6 +95,7 @@ class YahooProvider:
     ) -> None:
         address = read_variable("YAHOO_BASE_URL", environ)
         base_url = parse_base_url("YAHOO_BASE_URL", address) if address else BASE_URL
+        self._workers = read_fetch_workers(environ)
         self._clocks = clocks or Clocks()
         self._client = HttpClient(
             NAME, base_url, limits=limits or CallLimits(), clocks=self._clocks
@@ -154,7 +155,7 @@ class YahooProvider:
             ProviderError: Every market failed; the last failure, with the reason of each.
         """
         del now  # the answer says when each price was true
-        return ask_each(markets, self._fetch_snapshot)
+        return ask_each(markets, self._fetch_snapshot, self._workers)
 
     def _fetch_snapshot(self, market: Market) -> list[PriceSnapshot]:
         path = build_path(market)
