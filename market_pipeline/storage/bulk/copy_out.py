@@ -137,7 +137,7 @@ class _RowReader(io.RawIOBase):
         end = self._count + len(rows)
         for at, values in enumerate(self._values):
             if end > len(values):
-                values.resize(end * 3 // 2, refcheck=False)
+                values.resize(end * 2, refcheck=False)
             self._is_even &= bool((rows[f"width{at}"] == values.itemsize).all())
             values[self._count : end] = rows[f"value{at}"]
         self._count = end
