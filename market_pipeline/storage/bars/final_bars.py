@@ -17,11 +17,8 @@ from sqlalchemy import Connection, Row, text
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.returns import find_reach
 from market_pipeline.storage.bars.stored import FINAL_COLUMNS
-from market_pipeline.storage.bulk.copy_out import INTEGER, TIME, read_copied
+from market_pipeline.storage.bulk.copy_out import read_copied
 
-_NEWER_COLUMNS = {
-    "market_id": INTEGER, "open_time": TIME, "close_time": TIME, "dataset_version": INTEGER,
-}  # fmt: skip
 CLOSES = ("market_id", "open_time", "close_time", "close", "dataset_version")
 """What statistics of one market are computed from."""
 # The last final bar of each market that closes by its time.
@@ -60,6 +57,7 @@ _SPANS = """
             CAST(:lasts AS timestamptz[])) AS span (market_id, first, last)
     JOIN market_data.market_aggregate bar USING (market_id)
     WHERE "interval" = :interval AND is_final AND open_time BETWEEN first AND last
+        AND dataset_version > :newer_than
 """
 # The markets with final bars in spans that are newer than a version of each.
 # The ledger of versions tells where to look: at the few days that a tick wrote, not at all.
@@ -162,40 +160,22 @@ def read_spans(
     interval: Interval,
     spans: Sequence[FinalSpan],
     names: Sequence[str] = tuple(FINAL_COLUMNS),
+    newer_than: int = -1,
 ) -> pd.DataFrame:
-    """Return the final bars of spans that do not overlap.
+    """Return the final bars of spans that do not overlap, ordered by market and open_time.
 
     Args:
         connection: Any.
         interval: The length of the bars.
         spans: Whose, and from when to when.
-        names: The columns wanted, ``market_id`` and ``open_time`` among them.
-
-    Returns:
-        Columns ``market_id``, ``open_time``, ``close_time``, ``open`` to ``close``, ``volume``,
-        ``dataset_version``, or those wanted; ordered by market and open_time.
+        names: The columns wanted of ``market_id``, ``open_time``, ``close_time``, ``open`` to
+            ``close``, ``volume``, ``dataset_version``; the first two among them.
+        newer_than: Bars of later dataset versions only.
     """
     columns = {name: FINAL_COLUMNS[name] for name in names}
     ordered = sorted(spans, key=lambda span: (span.market_id, span.first))
-    bars = read_copied(connection, _build_spans_query, columns, _spell(interval, ordered))
-    return _sort(bars)
-
-
-def read_newer_bars(
-    connection: Connection, interval: Interval, spans: Sequence[FinalSpan], version: int
-) -> pd.DataFrame:
-    """Return the final bars of spans that are newer than a dataset version.
-
-    Returns:
-        Columns ``market_id``, ``open_time``, ``close_time``, ``dataset_version``, ordered by market
-        and open_time.
-    """
-    values = {**_spell(interval, spans), "version": version}
-    return read_copied(connection, _build_newer_query, _NEWER_COLUMNS, values)
-
-
-def _build_spans_query(selected: str) -> str:
-    return f"SELECT {selected} {_SPANS}"
+    values = {**_spell(interval, ordered), "newer_than": newer_than}
+    return _sort(read_copied(connection, lambda sent: f"SELECT {sent} {_SPANS}", columns, values))
 
 
 def _sort(bars: pd.DataFrame) -> pd.DataFrame:
@@ -206,11 +186,6 @@ def _sort(bars: pd.DataFrame) -> pd.DataFrame:
     if (follows | (ids[1:] > ids[:-1])).all():
         return bars
     return bars.take(np.lexsort([opens, ids])).reset_index(drop=True)
-
-
-def _build_newer_query(selected: str) -> str:
-    newer = f"{_SPANS} AND dataset_version > :version"
-    return f"SELECT {selected} {newer} ORDER BY bar.market_id, bar.open_time"
 
 
 def _read_lasts(
