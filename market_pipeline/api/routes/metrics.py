@@ -130,7 +130,7 @@ def _format_histogram(metric: Metric, sample: Sample) -> Iterator[str]:
 
 
 def _format_labels(labels: Labels) -> str:
-    pairs = [f'{name}="{value.translate(_ESCAPED)}"' for name, value in labels]
+    pairs = [f'{name}="{value.translate(_ESCAPED)}"' for name, value in sorted(labels)]
     return f"{{{','.join(pairs)}}}" if pairs else ""
 
 
