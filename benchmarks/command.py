@@ -21,6 +21,7 @@ from benchmarks import (
     reading,
     serving,
     small_batches,
+    waves,
     write_path,
 )
 from benchmarks.bench import Bench, Measurement
@@ -33,6 +34,8 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     small_batches.MEASUREMENT,
     memory.MEASUREMENT,
     jobs.INGEST,
+    waves.TICKS,
+    waves.FILL,
     jobs.IMPORT,
     analytics.ROI,
     analytics.PAIRS,

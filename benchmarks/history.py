@@ -17,10 +17,10 @@ from benchmarks.database import Database, open_database
 from benchmarks.figures import Figure
 from benchmarks.rounds import Way, compare
 from market_pipeline.domain.records import Market
+from market_pipeline.ingestion.commit import write_markets
+from market_pipeline.ingestion.drive import BarStream
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
-from market_pipeline.ingestion.stream import BarStream
-from market_pipeline.ingestion.write import commit_item, write_markets
 from market_pipeline.providers.file import FileProvider
 from market_pipeline.readers import read_aggregates
 
@@ -73,8 +73,8 @@ def backfill(engine: Engine, files: Path, bars: pd.DataFrame) -> None:
     run = Run(uuid4(), "backfill", now, request)
     write_markets(engine, run, markets)
     routes: list[tuple[FileProvider, Market]] = [(provider, market) for market in markets]
-    for item in BarStream(engine, run.run_id, request, routes):
-        commit_item(engine, run, item)
+    for _ in BarStream(engine, run, routes):
+        pass
 
 
 def _forget_history(database: Database) -> None:

@@ -47,7 +47,7 @@ class _Jobs:
     def __init__(self, home: Path, url: str, rounds: int) -> None:
         self._home = home
         self._environment = build_environment(
-            {"DATABASE_URL": url, "DAGSTER_HOME": str(home), **_count_definitions()}
+            {"DATABASE_URL": url, "DAGSTER_HOME": str(home), **count_definitions()}
         )
         now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
         self._window_end = now - timedelta(hours=rounds + 1)
@@ -74,7 +74,8 @@ class _Jobs:
         run_quietly(command, self._environment, self._home)
 
 
-def _count_definitions() -> dict[str, str]:
+def count_definitions() -> dict[str, str]:
+    """Return how many assets and checks the empty job has to have."""
     from market_pipeline.definitions import defs
 
     graph = defs.resolve_asset_graph()

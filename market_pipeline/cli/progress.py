@@ -129,7 +129,7 @@ class RunDisplay(logging.Handler):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
-        self._done: set[str] = set()
+        self._done = 0
         self._expected = 0
         self._shown = Progress(
             SpinnerColumn(),
@@ -157,7 +157,7 @@ class RunDisplay(logging.Handler):
     def say(self, doing: str) -> None:
         """Show what is being done from now on."""
         total = self._expected if doing == _STEPS["market_aggregates"] else None
-        counted = f"{len(self._done)}/{total}" if total else ""
+        counted = f"{self._done}/{total}" if total else ""
         self._shown.reset(self._task, total=total, description=doing, counted=counted, told="")
         self._shown.refresh()
 
@@ -188,9 +188,9 @@ class RunDisplay(logging.Handler):
         if is_warning and "market" not in about:
             self.keep(text)
             return
-        if about.get("is_done"):
-            self._done.add(f"{about.get('provider')}:{about['market']}")
-            done = len(self._done)
+        if about.get("done"):
+            self._done += about["done"]
+            done = self._done
             self._shown.update(self._task, completed=done, counted=f"{done}/{self._expected}")
         self._shown.update(self._task, told=text, refresh=True)
 

@@ -20,7 +20,7 @@ from market_pipeline.cli.show import print_json, print_rows
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.ingestion.closing import close_run
 from market_pipeline.ingestion.estimate import ProviderEstimate
-from market_pipeline.ingestion.planning import MarketPlan
+from market_pipeline.ingestion.plan import MarketPlan
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.reload import (
     TRIGGER,

@@ -12,6 +12,7 @@ from datetime import datetime, time
 import numpy as np
 import numpy.typing as npt
 
+from market_pipeline.domain.arrays import Micros
 from market_pipeline.domain.coverage import (
     AFTER_LAST,
     BEFORE_FIRST,
@@ -22,7 +23,7 @@ from market_pipeline.domain.coverage import (
     QUARANTINED,
     Coverage,
 )
-from market_pipeline.domain.grids import Grid, Micros, find_grid, from_micros, to_micros
+from market_pipeline.domain.grids import Grid, find_grid, from_micros, to_micros
 from market_pipeline.domain.intervals import Interval, floor_to_monday
 from market_pipeline.domain.masking import NEVER_ASKED
 from market_pipeline.domain.reconciliation import find_known

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from market_pipeline.domain.arrays import BoolArray, FloatArray
-from market_pipeline.domain.grids import Micros, find_grid, from_micros, to_micros
+from market_pipeline.domain.arrays import BoolArray, FloatArray, Micros
+from market_pipeline.domain.columns import PRICES, BarColumns
+from market_pipeline.domain.grids import find_grid, from_micros, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
 
@@ -34,7 +35,6 @@ ONE_FACTOR_BARS = 20
 TRACING, REPAIRING, SEAM, WITHDRAWN = "tracing", "repairing", "seam", "withdrawn"
 RESCALED = "rescaled"
 """The source kind of bars that were multiplied here: no provider sent them so."""
-PRICES = ["open", "high", "low", "close"]
 DOWN, UP = -1, 1
 _LONGEST_CLOSURE = timedelta(days=40)
 _NOTHING = np.iinfo(np.int64).min
@@ -145,7 +145,7 @@ class Difference:
 
 
 def compare(
-    stored: pd.DataFrame, received: pd.DataFrame, window: Window, noise_ratio: float
+    stored: BarColumns, received: BarColumns, window: Window, noise_ratio: float
 ) -> BarComparison:
     """Put stored final bars beside the final bars received; volume never counts as a difference.
 
@@ -155,31 +155,27 @@ def compare(
         window: What was asked for.
         noise_ratio: A price may differ by this fraction and be the same.
     """
-    old, new = stored[stored["is_final"]], np.flatnonzero(received["is_final"])
+    old, new = np.flatnonzero(stored.is_final), np.flatnonzero(received.is_final)
     opens, at_old, at_new = np.intersect1d(
-        _to_micros(old), _to_micros(received)[new], return_indices=True
+        stored.open_time[old], received.open_time[new], assume_unique=True, return_indices=True
     )
-    before = old[PRICES].to_numpy(dtype="float64")[at_old]
-    after = received[PRICES].to_numpy(dtype="float64")[new[at_new]]
-    differs = (np.abs(after - before) > noise_ratio * np.abs(before)).any(axis=1)
-    volumes = (
-        received["volume"].to_numpy(dtype="float64")[new[at_new]],
-        old["volume"].to_numpy(dtype="float64")[at_old],
-    )
+    olds, news = old[at_old], new[at_new]
+    before, after = stored.stack_prices()[olds], received.stack_prices()[news]
+    differs = np.any(np.abs(after - before) > noise_ratio * np.abs(before), axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        factors = volumes[0] / volumes[1]
+        factors = received.volume[news] / stored.volume[olds]
     factors[~np.isfinite(factors) | (factors <= 0)] = np.nan
-    return BarComparison(window, opens, new[at_new], before, after, differs, factors)
+    return BarComparison(window, opens, news, before, after, differs, factors)
 
 
-def keep_prices(received: pd.DataFrame, seen: BarComparison) -> pd.DataFrame:
+def keep_prices(received: BarColumns, seen: BarComparison) -> BarColumns:
     """Return received bars with the stored prices where the new ones are the same within noise."""
     rows, columns = np.nonzero((seen.received != seen.stored) & ~seen.differs[:, None])
     if not len(rows):
         return received
-    prices = received[PRICES].to_numpy(dtype="float64", copy=True)
+    prices = received.stack_prices()
     prices[seen.places[rows], columns] = seen.stored[rows, columns]
-    return received.assign(**{name: prices[:, at] for at, name in enumerate(PRICES)})
+    return received.with_prices(prices)
 
 
 def multiply_bars(bars: pd.DataFrame, ratio: float, volume_ratio: float | None) -> pd.DataFrame:
@@ -408,7 +404,3 @@ def find_next_open(calendar: str, interval: Interval, opened: int) -> datetime:
     grid = find_grid(calendar, interval, Window(start, start + _LONGEST_CLOSURE))
     at = int(np.searchsorted(grid.opens, opened, side="right"))
     return from_micros(grid.opens[at]) if at < len(grid.opens) else start + interval.duration
-
-
-def _to_micros(bars: pd.DataFrame) -> Micros:
-    return np.asarray(pd.DatetimeIndex(bars["open_time"]).as_unit("us").asi8)

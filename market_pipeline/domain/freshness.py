@@ -10,7 +10,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from market_pipeline.domain.grids import Micros, find_grid, from_micros, to_micros
+from market_pipeline.domain.arrays import Micros
+from market_pipeline.domain.grids import find_grid, from_micros, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
 

@@ -9,14 +9,12 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 
+from market_pipeline.domain.arrays import Micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
-from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
+from market_pipeline.domain.sessions import SessionTimes, read_session_times
 
-Micros = npt.NDArray[np.int64]
 _HOUR = 3_600_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -76,17 +74,23 @@ def find_grid(calendar: str, interval: Interval, window: Window) -> Grid:
 def _build_grid(calendar: str, interval: Interval, first_year: int, last_year: int) -> Grid:
     start = datetime(first_year - 1, 12, 1, tzinfo=UTC)
     end = datetime(last_year + 1, 2, 1, tzinfo=UTC)
-    sessions = read_sessions(calendar, start, end)
-    begins, closes = _to_array(sessions["open_time"]), _to_array(sessions["close_time"])
+    sessions = read_session_times(calendar, to_micros(start), to_micros(end))
     if interval is Interval.DAY:
-        return Grid(_to_array(sessions["session_date"]), begins, closes)
-    opens = np.asarray(build_hourly_grid(sessions).asi8)
-    owners = np.searchsorted(begins, opens, side="right") - 1
-    return Grid(opens, opens, np.minimum(opens + _HOUR, closes[owners]))
+        return Grid(sessions.dates, sessions.opens, sessions.closes)
+    opens = list_hours(sessions)
+    owners = np.searchsorted(sessions.opens, opens, side="right") - 1
+    return Grid(opens, opens, np.minimum(opens + _HOUR, sessions.closes[owners]))
 
 
-def _to_array(times: "pd.Series[pd.Timestamp]") -> Micros:
-    return np.asarray(pd.DatetimeIndex(times).as_unit("us").asi8)
+def list_hours(sessions: SessionTimes) -> Micros:
+    """Return where hourly bars start: each session's open and every hour after it before the close.
+
+    A lunch break counts as open.
+    """
+    counts = -(-(sessions.closes - sessions.opens) // _HOUR)
+    firsts = np.repeat(np.cumsum(counts) - counts, counts)
+    hours = (np.arange(counts.sum()) - firsts) * _HOUR
+    return np.asarray(np.repeat(sessions.opens, counts) + hours)
 
 
 def to_micros(moment: datetime) -> int:

@@ -11,10 +11,10 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 import numpy as np
-import pandas as pd
 
+from market_pipeline.domain.columns import BarColumns
 from market_pipeline.domain.coverage import Coverage
-from market_pipeline.domain.grids import Grid, find_grid, from_micros
+from market_pipeline.domain.grids import Grid, find_grid, from_micros, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.ranges import merge_windows, subtract_windows
 from market_pipeline.domain.records import Window
@@ -64,17 +64,17 @@ def _keep_older(coverage: Coverage, changed: Mapping[int, Sequence[Window]]) -> 
     return replace(coverage, older_parsings=kept)
 
 
-def leave_older(bars: pd.DataFrame, coverage: Coverage) -> pd.DataFrame:
+def leave_older(bars: BarColumns, coverage: Coverage) -> BarColumns:
     """Return the bars of an answer without those that an older version has stored."""
-    opens = bars["open_time"]
     is_older = np.zeros(len(bars), dtype=bool)
     for span in coverage.older:
-        is_older |= opens.between(span.start, span.end, inclusive="left").to_numpy()
-    return bars[~is_older] if is_older.any() else bars
+        start, end = to_micros(span.start), to_micros(span.end)
+        is_older |= (start <= bars.open_time) & (bars.open_time < end)
+    return bars.take(~is_older) if is_older.any() else bars
 
 
 def renew_spans(
-    coverage: Coverage, interval: Interval, calendar: str, asked: Window, bars: pd.DataFrame
+    coverage: Coverage, interval: Interval, calendar: str, asked: Window, bars: BarColumns
 ) -> Coverage:
     """Return the coverage after bars of older versions were replaced by what came.
 
@@ -95,11 +95,10 @@ def renew_spans(
     )
 
 
-def _find_left(grid: Grid, asked: Window, bars: pd.DataFrame) -> list[Window]:
+def _find_left(grid: Grid, asked: Window, bars: BarColumns) -> list[Window]:
     """Return the time of the expected bars that did not come final, each up to the next bar."""
-    finals = bars.loc[bars["is_final"].astype(bool), "open_time"]
     opens = grid.cut(asked).opens
-    came = np.isin(opens, pd.DatetimeIndex(finals).as_unit("us").asi8)
+    came = np.isin(opens, bars.open_time[bars.is_final])
     edges = [*map(from_micros, opens), asked.end]
     return merge_windows(Window(edges[at], edges[at + 1]) for at in np.flatnonzero(~came))
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
+from market_pipeline.domain.arrays import BoolArray, Micros
+from market_pipeline.domain.columns import BarColumns
 from market_pipeline.domain.coverage import (
     AFTER_LAST,
     BEFORE_FIRST,
@@ -29,7 +29,7 @@ from market_pipeline.domain.coverage import (
     find_next_check,
 )
 from market_pipeline.domain.freshness import is_due
-from market_pipeline.domain.grids import Grid, Micros, find_grid, from_micros, to_micros
+from market_pipeline.domain.grids import Grid, find_grid, from_micros, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.planning import VERIFIED_AGES_DAYS
 from market_pipeline.domain.ranges import merge_windows, subtract_windows
@@ -49,15 +49,15 @@ class FetchResult:
     Attributes:
         window: What was asked for, by open_time.
         bars: The good bars of the interval.
-        quarantined: open_time of the bars that were refused.
+        quarantined: open_time of the bars that were refused, in microseconds since 1970.
         now: The run's clock (UTC), by which bars are out.
         asked_at: The wall clock (UTC), by which holes are asked for again.
         is_turn: It is a page of the turn in which settled history is read again.
     """
 
     window: Window
-    bars: pd.DataFrame
-    quarantined: "pd.Series[pd.Timestamp]"
+    bars: BarColumns
+    quarantined: Micros
     now: datetime
     asked_at: datetime
     is_turn: bool = False
@@ -209,10 +209,9 @@ def _find_next_open(grid: Grid, window: Window) -> int:
     return int(grid.opens[at]) if at < len(grid.opens) else to_micros(window.end)
 
 
-def _match(part: Grid, bars: pd.DataFrame) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    opens = pd.DatetimeIndex(bars["open_time"]).as_unit("us").asi8
-    finals = opens[bars["is_final"].to_numpy(dtype=bool)]
-    return np.isin(part.opens, finals), np.isin(part.opens, opens)
+def _match(part: Grid, bars: BarColumns) -> tuple[BoolArray, BoolArray]:
+    finals = bars.open_time[bars.is_final]
+    return np.isin(part.opens, finals), np.isin(part.opens, bars.open_time)
 
 
 def _find_runs(flags: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -233,7 +232,7 @@ def _describe_holes(
     edges: npt.NDArray[np.int64],
     is_missing: npt.NDArray[np.bool_],
 ) -> list[Hole]:
-    refused = np.isin(part.opens, pd.DatetimeIndex(answer.quarantined).as_unit("us").asi8)
+    refused = np.isin(part.opens, answer.quarantined)
     holes = []
     for first, last in _find_runs(is_missing):
         for is_refused, group in groupby(range(first, last + 1), key=lambda at: bool(refused[at])):
@@ -326,19 +325,16 @@ def _advance_verified(
     return verified
 
 
-def stretch_coverage(coverage: Coverage, bars: pd.DataFrame) -> Coverage:
+def stretch_coverage(coverage: Coverage, bars: BarColumns) -> Coverage:
     """Return a coverage whose watermark, first and last bar have taken bars in."""
-    finals = bars.loc[bars["is_final"].astype(bool), "close_time"]
-    latest = [coverage.watermark, *_to_moments(finals.max() if len(finals) else pd.NaT)]
-    first, last = (bars["open_time"].min(), bars["open_time"].max()) if len(bars) else (pd.NaT,) * 2
-    firsts, lasts = [coverage.first_bar_at, *_to_moments(first)], _to_moments(last)
+    if not len(bars):
+        return coverage
+    finals = bars.close_time[bars.is_final]
+    closes = [from_micros(finals.max())] if len(finals) else []
+    first, last = from_micros(bars.open_time.min()), from_micros(bars.open_time.max())
     return replace(
         coverage,
-        watermark=max(filter(None, latest), default=None),
-        first_bar_at=min(filter(None, firsts), default=None),
-        last_bar_at=max(filter(None, [coverage.last_bar_at, *lasts]), default=None),
+        watermark=max(filter(None, [coverage.watermark, *closes]), default=None),
+        first_bar_at=min(filter(None, [coverage.first_bar_at, first])),
+        last_bar_at=max(filter(None, [coverage.last_bar_at, last])),
     )
-
-
-def _to_moments(stamp: Any) -> list[datetime]:
-    return [] if pd.isna(stamp) else [stamp.to_pydatetime()]

@@ -384,10 +384,10 @@ def _list_starts(sessions: pd.DataFrame, interval: Interval) -> tuple[IntArray, 
         hours = lengths.dt.total_seconds() / interval.duration.total_seconds()
         bars_per_session = float(np.ceil(hours.median()))
         return read_microseconds(build_hourly_grid(sessions).to_series()), bars_per_session
-    dates = sessions["session_date"]
+    dates = read_microseconds(sessions["session_date"])
     if interval is Interval.WEEK:
-        dates = floor_to_weeks(dates).drop_duplicates()
-    return read_microseconds(dates), 1.0
+        dates = np.unique(floor_to_weeks(dates))
+    return dates, 1.0
 
 
 def _find_latest(matrix: SessionMatrix) -> IntArray:

@@ -4,6 +4,7 @@ Exchange hours come from ``exchange_calendars``, with holidays, half days and da
 A market with the calendar ``24/7`` has one session for each UTC day.
 """
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from market_pipeline.domain.arrays import Micros
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.intervals import ALWAYS_OPEN
 from market_pipeline.domain.records import Window
@@ -23,7 +25,31 @@ LAST_DAY = datetime(2200, 1, 1, tzinfo=UTC)
 CLOSED_AT_MOST = timedelta(days=60)
 """So far around a bar there is a session, or the calendar knows nothing of its time."""
 SESSION_COLUMNS = ("session_date", "open_time", "close_time")
+_DAY = 24 * 3_600_000_000
+_CLOSED = CLOSED_AT_MOST // timedelta(microseconds=1)
+_FIRST, _LAST = (int(moment.timestamp()) * 1_000_000 for moment in (EPOCH, LAST_DAY))
 _known: dict[str, pd.DataFrame] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTimes:
+    """Sessions in order, as microseconds since 1970 (UTC).
+
+    Attributes:
+        dates: 00:00 UTC of the session's date. opens: When it begins. closes: When it ends.
+    """
+
+    dates: Micros
+    opens: Micros
+    closes: Micros
+
+    def cut(self, start: int, end: int) -> "SessionTimes":
+        """Return the sessions whose date lies in ``[start, end)``."""
+        part = slice(*(int(at) for at in np.searchsorted(self.dates, [start, end])))
+        return SessionTimes(self.dates[part], self.opens[part], self.closes[part])
+
+
+_times: dict[str, tuple[pd.DataFrame, SessionTimes]] = {}
 
 
 def read_sessions(calendar: str, start: datetime, end: datetime) -> pd.DataFrame:
@@ -63,6 +89,37 @@ def _read_schedule(calendar: str) -> pd.DataFrame:
     if calendar not in _known:
         remember_schedule(calendar, build_schedule(calendar))
     return _known[calendar]
+
+
+def read_session_times(calendar: str, start: int, end: int) -> SessionTimes:
+    """Return the sessions whose date lies in ``[start, end)``, in microseconds since 1970 (UTC).
+
+    Raises:
+        SettingError: The calendar is unknown.
+    """
+    if calendar == ALWAYS_OPEN:
+        dates = np.arange(-(-start // _DAY) * _DAY, end, _DAY, dtype=np.int64)
+        return SessionTimes(dates, dates, dates + _DAY)
+    schedule = _read_schedule(calendar)
+    if calendar not in _times or _times[calendar][0] is not schedule:
+        _times[calendar] = schedule, convert_sessions(schedule)
+    return _times[calendar][1].cut(start, end)
+
+
+def convert_sessions(sessions: pd.DataFrame) -> SessionTimes:
+    """Return sessions as :func:`read_sessions` returns them in microseconds."""
+    return SessionTimes(
+        *(sessions[name].to_numpy(dtype="datetime64[us]").view("int64") for name in SESSION_COLUMNS)
+    )
+
+
+def read_times_around(opens: Micros, calendar: str) -> SessionTimes:
+    """Return every session that a received bar can belong to, those beyond the window included."""
+    opens = opens[(opens >= _FIRST) & (opens <= _LAST)]  # Others cannot be true.
+    if not len(opens):
+        return read_session_times(calendar, 0, 0)
+    first, last = int(opens.min()) - _CLOSED, int(opens.max()) + _CLOSED
+    return read_session_times(calendar, first, last)
 
 
 def read_sessions_around(times: "pd.Series[pd.Timestamp]", calendar: str) -> pd.DataFrame:

@@ -17,12 +17,10 @@ A single wrong bar is two spikes: the way there and the way back. Below 20 bars 
 batch says little, so nothing is flagged.
 """
 
-from typing import Any
-
 import numpy as np
-import pandas as pd
 
-from market_pipeline.domain.arrays import FloatArray
+from market_pipeline.domain.arrays import BoolArray, FloatArray
+from market_pipeline.domain.columns import BarColumns
 
 MIN_BARS = 20
 MAX_DEVIATIONS = 10.0
@@ -30,40 +28,34 @@ MAX_MOVE_RATIO = 0.15
 MAD_TO_SIGMA = 1.4826
 
 
-def find_spikes(bars: pd.DataFrame) -> pd.DataFrame:
-    """Return the bars that jump; nothing is changed or left out.
+def find_spikes(bars: BarColumns) -> BoolArray:
+    """Tell which bars jump.
 
     Args:
-        bars: A bar frame of one market, its bars of an interval in time order. Returns from or to a
-            close that is missing or not positive are left aside.
-
-    Returns:
-        The flagged rows in the order given, with ``log_return`` and ``deviations`` more: how many
-        robust standard deviations it lies from the median, infinite when the others do not vary.
+        bars: Of one market, its bars of an interval in time order. Returns from or to a close that
+            is missing or not positive are left aside.
     """
-    ordered = bars.reset_index(drop=True)
-    groups = [_measure(group) for _, group in ordered.groupby("interval", sort=False)]
-    if not groups:
-        return ordered.assign(log_return=np.nan, deviations=np.nan)
-    measured = pd.concat(groups).sort_index()
+    is_spike = np.zeros(len(bars), dtype=bool)
+    for interval in set(bars.interval.tolist()) if len(bars) >= MIN_BARS else ():
+        chosen = np.flatnonzero(bars.interval == interval)
+        is_spike[chosen] = _find_jumps(bars.close[chosen])
+    return is_spike
+
+
+def _find_jumps(closes: FloatArray) -> BoolArray:
+    returns = _compute_log_returns(closes)
     with np.errstate(over="ignore"):
-        moved = np.abs(np.expm1(measured["log_return"])) > MAX_MOVE_RATIO
-    spikes: pd.DataFrame = measured[moved & (measured["deviations"] > MAX_DEVIATIONS)]
-    return spikes.reset_index(drop=True)
+        moved = np.abs(np.expm1(returns)) > MAX_MOVE_RATIO
+    return np.asarray(moved & (_compute_deviations(returns) > MAX_DEVIATIONS))
 
 
-def _measure(bars: pd.DataFrame) -> pd.DataFrame:
-    returns = _compute_log_returns(bars["close"])
-    return bars.assign(log_return=returns, deviations=_compute_deviations(returns))
-
-
-def _compute_log_returns(closes: "pd.Series[Any]") -> FloatArray:
-    usable = closes.where((closes > 0) & (closes < np.inf))
-    logs = np.log(usable.to_numpy(dtype="float64"))
-    return np.diff(logs, prepend=np.nan)
+def _compute_log_returns(closes: FloatArray) -> FloatArray:
+    usable = np.where((closes > 0) & (closes < np.inf), closes, np.nan)
+    return np.diff(np.log(usable), prepend=np.nan)
 
 
 def _compute_deviations(returns: FloatArray) -> FloatArray:
+    """Return how many robust deviations each return is off; infinite where the others are alike."""
     known = returns[~np.isnan(returns)]
     if len(known) + 1 < MIN_BARS:
         return np.full(len(returns), np.nan)

@@ -51,9 +51,9 @@ class Jump:
         )
 
 
-def may_have_split(days: pd.DataFrame) -> bool:
+def may_have_split(closes: FloatArray) -> bool:
     """Tell whether a close is near a split's ratio from the close before, whatever is usual."""
-    _, is_near = _find_nearest(_compute_changes(days))
+    _, is_near = _find_nearest(_compute_changes(closes))
     return bool(is_near.any())
 
 
@@ -64,7 +64,7 @@ def find_jumps(days: pd.DataFrame, calendar: str) -> list[Jump]:
         days: Final daily bars of one market in order of time.
         calendar: The market's.
     """
-    changes = _compute_changes(days)
+    changes = _compute_changes(days["close"].to_numpy(dtype="float64"))
     ratios, is_near = _find_nearest(changes)
     sizes = np.abs(np.log(changes))
     usual = sizes[~is_near]
@@ -78,8 +78,7 @@ def find_jumps(days: pd.DataFrame, calendar: str) -> list[Jump]:
     ]
 
 
-def _compute_changes(days: pd.DataFrame) -> FloatArray:
-    closes = days["close"].to_numpy(dtype="float64")
+def _compute_changes(closes: FloatArray) -> FloatArray:
     return np.asarray(closes[1:] / closes[:-1])
 
 

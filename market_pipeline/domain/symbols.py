@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.intervals import ALWAYS_OPEN
 
-MAX_SYMBOLS = 1_000
 _SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9._:/^=-]{0,31}")
 _QUOTES = {"USD", "EUR", "GBP", "JPY", "CHF", "AUD", "CAD", "USDT", "USDC", "BTC", "ETH"}
 _INDICES = {"SPX": "S&P 500", "NDX": "Nasdaq 100", "DJI": "Dow Jones Industrial Average"}
@@ -33,15 +32,11 @@ def parse_symbols(texts: Iterable[str]) -> tuple[str, ...]:
     """Return distinct symbols in the order given.
 
     Raises:
-        SettingError: One is malformed, there are none, or more than 1,000.
+        SettingError: One is malformed, or there are none.
     """
     symbols = tuple(dict.fromkeys(parse_symbol(text) for text in texts))
     if not symbols:
         raise SettingError("the market list is empty: name at least one symbol, such as BTC-USD")
-    if len(symbols) > MAX_SYMBOLS:
-        raise SettingError(
-            f"{len(symbols)} symbols in one request: at most {MAX_SYMBOLS} are accepted"
-        )
     return symbols
 
 

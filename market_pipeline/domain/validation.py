@@ -30,7 +30,7 @@ calendar starts a bar there.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -38,18 +38,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from market_pipeline.domain.arrays import BoolArray
-from market_pipeline.domain.grids import Micros
+from market_pipeline.domain.arrays import BoolArray, Micros
+from market_pipeline.domain.columns import NO_BARS, PRICES, BarColumns, Words
+from market_pipeline.domain.grids import to_micros
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.sessions import build_hourly_grid
+from market_pipeline.domain.sessions import SessionTimes
 
-Words = npt.NDArray[Any]
 NOT_A_SESSION = "not_a_session"
 
 KEY = ["interval", "open_time"]
-_PRICES = ["open", "high", "low", "close"]
+_PRICES = [*PRICES]
 _COUNTS = ["volume", "trades"]
-_VALUES = ["close_time", *_PRICES, *_COUNTS, "volume_kind", "source_kind"]
+_VALUES = ("close_time", *_PRICES, *_COUNTS, "volume_kind", "source_kind")
 _HOUR_US = 3_600_000_000
 _DAY_US = 24 * _HOUR_US
 _FIRST_MONDAY_US = 4 * _DAY_US  # 1970-01-05
@@ -66,25 +66,46 @@ _EVIDENCE: Mapping[str, list[str]] = {
     "off_grid": KEY,
     "conflicting_duplicate": ["is_final", *_PRICES, "volume"],
 }
+Places = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedBars:
+    """Bars that broke a rule, in the order received.
+
+    Attributes:
+        bars: As they came. rules: The first that each one broke. details: The evidence, in words.
+        places: Where they stood among the bars that were validated.
+    """
+
+    bars: BarColumns = NO_BARS
+    rules: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
+    places: Places = field(default_factory=lambda: np.empty(0, dtype=np.intp))
+
+    def __len__(self) -> int:
+        return len(self.rules)
 
 
 @dataclass(frozen=True, slots=True)
 class ValidatedBars:
-    """The verdict on a bar frame; ``good``, ``rejected`` and ``duplicates`` add up to its rows.
+    """The verdict on bars; ``good``, ``rejected`` and ``duplicates`` add up to what came.
 
     Attributes:
-        good: A bar frame with unique keys, ordered by interval and open_time.
-        rejected: A bar frame with the columns ``rule`` and ``detail`` more, in the order received.
-        duplicates: How many rows only repeated the values of another and were left out.
+        good: Bars with unique keys, ordered by interval and open_time.
+        places: Where they stood among the bars that were validated.
+        rejected: The impossible ones.
+        duplicates: How many bars only repeated the values of another and were left out.
     """
 
-    good: pd.DataFrame
-    rejected: pd.DataFrame
+    good: BarColumns
+    places: Places
+    rejected: RejectedBars
     duplicates: int
 
 
 def validate_bars(
-    frame: pd.DataFrame, now: datetime, sessions: pd.DataFrame | None = None
+    bars: BarColumns, now: datetime, sessions: SessionTimes | None = None
 ) -> ValidatedBars:
     """Separate possible bars from impossible ones.
 
@@ -93,139 +114,170 @@ def validate_bars(
     ``good`` again changes nothing.
 
     Args:
-        frame: A bar frame in the order received.
+        bars: In the order received.
         now: The run's clock (UTC).
-        sessions: The market's (``sessions.read_sessions``), around the bars. Before the first and
-            after the last of them nothing is known, so daily bars pass there. Without sessions
-            bars may start on any date and on the full hour, which holds for always-open markets.
+        sessions: The market's, around the bars. Before the first and after the last of them nothing
+            is known, so daily bars pass there. Without sessions bars may start on any date and on
+            the full hour, which holds for always-open markets.
     """
     with np.errstate(all="ignore"):
-        rules = _name_broken_rules(frame, now, sessions)
-    sound = np.flatnonzero(rules == "")
-    kept, repeated, conflicting = _resolve_duplicates(frame.iloc[sound])
-    rules[sound[conflicting]] = "conflicting_duplicate"
-    good = frame.iloc[sound[kept]].sort_values(KEY, kind="stable", ignore_index=True)
-    return ValidatedBars(good, _build_rejected(frame, rules), int(repeated.sum()))
+        tests = _test_bars(bars, to_micros(now), sessions)
+    is_broken = np.logical_or.reduce([*tests.values()])
+    if not is_broken.any() and _is_in_order(bars):
+        return ValidatedBars(bars, np.arange(len(bars)), RejectedBars(), 0)
+    sound = np.flatnonzero(~is_broken)
+    kept, repeated, conflicting = _resolve_duplicates(bars.take(sound))
+    rules = _name_rules(tests, is_broken)
+    for place in sound[conflicting].tolist():
+        rules[place] = "conflicting_duplicate"
+    places = sound[kept]
+    return ValidatedBars(bars.take(places), places, _reject(bars, rules), len(repeated))
 
 
-def _name_broken_rules(frame: pd.DataFrame, now: datetime, sessions: pd.DataFrame | None) -> Words:
-    tests = {
-        **_test_numbers(frame),
-        **_test_times(frame, now),
-        NOT_A_SESSION: find_strays(frame, sessions),
-        "off_grid": ~_test_grid(frame, sessions),
-    }
-    return np.select(list(tests.values()), list(tests), default="").astype(object)
+def _is_in_order(bars: BarColumns) -> bool:
+    """Tell whether bars are of one interval, each later than the one before: nearly all pages."""
+    is_one = bool((bars.interval == bars.interval[:1]).all())
+    return is_one and bool((bars.open_time[1:] > bars.open_time[:-1]).all())
 
 
-def _test_numbers(frame: pd.DataFrame) -> dict[str, BoolArray]:
-    prices = frame[_PRICES].to_numpy(dtype="float64")
-    counts = frame[_COUNTS].to_numpy(dtype="float64")
-    body = prices[:, [0, 3]]
+def _test_bars(bars: BarColumns, now: int, sessions: SessionTimes | None) -> dict[str, BoolArray]:
+    """Return which bars break each rule; the first rule counts."""
     return {
-        "not_finite": ~np.isfinite(prices).all(axis=1) | np.isinf(counts).any(axis=1),
-        "price_not_positive": (prices <= 0).any(axis=1),
-        "low_above_body": prices[:, 2] > body.min(axis=1),
-        "high_below_body": prices[:, 1] < body.max(axis=1),
-        "volume_negative": (counts < 0).any(axis=1),
+        **_test_numbers(bars),
+        "in_the_future": bars.open_time > now,
+        "absurd_time": bars.open_time < 0,
+        "bad_span": bars.close_time <= bars.open_time,
+        NOT_A_SESSION: find_strays(bars.interval, bars.open_time, sessions),
+        "off_grid": ~_test_grid(bars, sessions),
     }
 
 
-def _test_times(frame: pd.DataFrame, now: datetime) -> dict[str, BoolArray]:
-    opens, closes = frame["open_time"], frame["close_time"]
+def _test_numbers(bars: BarColumns) -> dict[str, BoolArray]:
+    least = np.minimum(np.minimum(bars.open, bars.close), np.minimum(bars.high, bars.low))
+    counts = np.fmin(bars.volume, bars.trades)
+    is_odd = np.isinf(bars.volume) | np.isinf(bars.trades)
+    for price in PRICES:
+        is_odd |= ~np.isfinite(getattr(bars, price))
     return {
-        "in_the_future": (opens > pd.Timestamp(now)).to_numpy(),
-        "absurd_time": ~(opens >= pd.Timestamp(0, tz="UTC")).to_numpy(),
-        "bad_span": ~(closes > opens).to_numpy(),
+        "not_finite": is_odd,
+        "price_not_positive": least <= 0,
+        "low_above_body": bars.low > np.minimum(bars.open, bars.close),
+        "high_below_body": bars.high < np.maximum(bars.open, bars.close),
+        "volume_negative": counts < 0,
     }
 
 
-def find_strays(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> BoolArray:
+def find_strays(intervals: Words, opens: Micros, sessions: SessionTimes | None) -> BoolArray:
     """Tell which bars lie between the first and the last session, and in none.
 
     Args:
-        frame: Columns ``interval`` and ``open_time``.
+        intervals: Of the bars.
+        opens: Their open_time.
         sessions: See :func:`validate_bars`.
     """
-    strays = np.zeros(len(frame), dtype=bool)
-    if sessions is None or sessions.empty:
+    strays = np.zeros(len(opens), dtype=bool)
+    if sessions is None or not len(sessions.dates):
         return strays
-    us, intervals = _to_micros(frame["open_time"]), frame["interval"].to_numpy(dtype=object)
-    tests = {Interval.DAY: _lie_on_closed_dates, Interval.HOUR: _lie_between_sessions}
-    for interval, test in tests.items():
+    for interval, test in (
+        (Interval.DAY, _lie_on_closed_dates),
+        (Interval.HOUR, _lie_between_sessions),
+    ):
         chosen = intervals == interval.value
         if chosen.any():
-            strays[chosen] = test(us[chosen], sessions)
+            strays[chosen] = test(opens[chosen], sessions)
     return strays
 
 
-def _lie_on_closed_dates(us: Micros, sessions: pd.DataFrame) -> BoolArray:
-    dates = _to_micros(sessions["session_date"])
-    is_known = (dates[0] <= us) & (us <= dates[-1]) & (us % _DAY_US == 0)
-    return np.asarray(is_known & ~np.isin(us, dates))
+def _lie_on_closed_dates(opens: Micros, sessions: SessionTimes) -> BoolArray:
+    dates = sessions.dates
+    is_known = (dates[0] <= opens) & (opens <= dates[-1]) & (opens % _DAY_US == 0)
+    return np.asarray(is_known & ~np.isin(opens, dates))
 
 
-def _lie_between_sessions(us: Micros, sessions: pd.DataFrame) -> BoolArray:
-    opens, closes = (_to_micros(sessions[name]) for name in ("open_time", "close_time"))
-    is_known = (opens[0] <= us) & (us < closes[-1])
-    row = np.searchsorted(opens, us, side="right") - 1
-    return np.asarray(is_known & (us >= closes[row]))
+def _lie_between_sessions(opens: Micros, sessions: SessionTimes) -> BoolArray:
+    is_known = (sessions.opens[0] <= opens) & (opens < sessions.closes[-1])
+    row = np.searchsorted(sessions.opens, opens, side="right") - 1
+    return np.asarray(is_known & (opens >= sessions.closes[row]))
 
 
-def _test_grid(frame: pd.DataFrame, sessions: pd.DataFrame | None) -> BoolArray:
-    opens, us = frame["open_time"], _to_micros(frame["open_time"])
-    on_hour = us % _HOUR_US == 0
-    if sessions is not None:
-        on_hour = opens.isin(build_hourly_grid(sessions)).to_numpy()
-    on_grid = {
-        Interval.HOUR.value: on_hour,
-        Interval.DAY.value: us % _DAY_US == 0,
-        Interval.WEEK.value: (us - _FIRST_MONDAY_US) % (7 * _DAY_US) == 0,
-    }
-    intervals = frame["interval"].to_numpy(dtype=object)
-    conditions = [intervals == interval for interval in on_grid]
-    return np.select(conditions, list(on_grid.values()), default=False)
+def _test_grid(bars: BarColumns, sessions: SessionTimes | None) -> BoolArray:
+    """Tell which bars open where one of their interval may."""
+    opens, on_grid = bars.open_time, np.zeros(len(bars), dtype=bool)
+    for interval in Interval:
+        chosen = bars.interval == interval.value
+        if chosen.any():
+            on_grid |= chosen & _open_on_grid(interval, opens, sessions)
+    return on_grid
 
 
-def _to_micros(times: "pd.Series[Any]") -> Micros:
-    return times.to_numpy(dtype="datetime64[us]").view("int64")
+def _open_on_grid(interval: Interval, opens: Micros, sessions: SessionTimes | None) -> BoolArray:
+    if interval is Interval.DAY:
+        return np.asarray(opens % _DAY_US == 0)
+    if interval is Interval.WEEK:
+        return np.asarray((opens - _FIRST_MONDAY_US) % (7 * _DAY_US) == 0)
+    if sessions is None:
+        return np.asarray(opens % _HOUR_US == 0)
+    row = np.searchsorted(sessions.opens, opens, side="right") - 1
+    begins = np.append(sessions.opens, 0)[row]
+    closes = np.append(sessions.closes, 0)[row]
+    return np.asarray((row >= 0) & (opens < closes) & ((opens - begins) % _HOUR_US == 0))
 
 
-def _resolve_duplicates(frame: pd.DataFrame) -> tuple[BoolArray, BoolArray, BoolArray]:
-    """Return which rows are kept, which only repeat the kept one, and which contradict it."""
-    kept = np.ones(len(frame), dtype=bool)
-    if not frame.duplicated(KEY).any():
-        return kept, ~kept, ~kept
-    key = frame.groupby(KEY, sort=False).ngroup().to_numpy()
+def _resolve_duplicates(bars: BarColumns) -> tuple[Places, Places, Places]:
+    """Return which rows are kept, in order, which only repeat one, and which contradict one."""
+    none = np.empty(0, dtype=np.intp)
+    order, key = _number_keys(bars)
+    if not len(bars) or key[-1] == len(bars) - 1:
+        return order, none, none
     # The last of each key in this order is the last received final row, or else the last received.
-    order = np.lexsort((np.arange(len(frame)), frame["is_final"].to_numpy(), key))
-    last_of_key = np.append(np.flatnonzero(np.diff(key[order])), len(frame) - 1)
-    winner = order[last_of_key]
-    kept = np.isin(np.arange(len(frame)), winner)
-    same = _equal_rows(frame[_VALUES], frame[_VALUES].iloc[winner[key]])
+    order = order[np.lexsort((order, bars.is_final[order], key))]
+    winner = order[np.append(np.flatnonzero(np.diff(key)), len(key) - 1)]
+    is_kept = np.zeros(len(bars), dtype=bool)
+    is_kept[winner] = True
+    same = np.empty(len(bars), dtype=bool)
+    same[order] = _equal_rows(bars.take(order), bars.take(winner[key]))
+    keys = np.empty(len(bars), dtype=np.intp)
+    keys[order] = key
     # Two prices for one moment: what makes a later bar the better one does not hold for points.
-    is_points = (frame["source_kind"] == "points").to_numpy()
-    doubted = kept & is_points & np.isin(key, key[~kept & ~same])
-    return kept & ~doubted, ~kept & same, (~kept & ~same) | doubted
+    doubted = is_kept & (bars.source_kind == "points") & np.isin(keys, keys[~is_kept & ~same])
+    kept = winner[~doubted[winner]]
+    return kept, np.flatnonzero(~is_kept & same), np.flatnonzero((~is_kept & ~same) | doubted)
 
 
-def _equal_rows(left: pd.DataFrame, right: pd.DataFrame) -> BoolArray:
+def _number_keys(bars: BarColumns) -> tuple[Places, Places]:
+    """Return the order by interval and open_time, and each ordered row's key from 0."""
+    names, codes = np.unique(bars.interval.astype(str), return_inverse=True)
+    del names
+    order = np.lexsort((bars.open_time, codes))
+    steps = (np.diff(codes[order]) != 0) | (np.diff(bars.open_time[order]) != 0)
+    return order, np.append(0, np.cumsum(steps))[: len(order)]
+
+
+def _equal_rows(left: BarColumns, right: BarColumns) -> BoolArray:
     """Compare row by row; two missing values are equal."""
-    right = right.set_axis(left.index)
-    return ((left == right) | (left.isna() & right.isna())).all(axis=1).to_numpy()
+    equal = np.ones(len(left), dtype=bool)
+    for name in _VALUES:
+        one, other = getattr(left, name), getattr(right, name)
+        equal &= (one == other) | (pd.isna(one) & pd.isna(other))
+    return equal
 
 
-def _build_rejected(frame: pd.DataFrame, rules: Words) -> pd.DataFrame:
-    broken = np.flatnonzero(rules != "")
-    rejected = frame.iloc[broken].reset_index(drop=True)
-    names = list(rules[broken])
-    details = [
-        _describe_row(row, rule)
-        for row, rule in zip(rejected.to_dict("records"), names, strict=True)
-    ]
-    return rejected.assign(
-        rule=pd.Series(names, dtype="str"), detail=pd.Series(details, dtype="str")
-    )
+def _name_rules(tests: Mapping[str, BoolArray], is_broken: BoolArray) -> dict[int, str]:
+    """Return the first rule that each broken bar breaks, by place."""
+    rules = {}
+    for place in np.flatnonzero(is_broken).tolist():
+        rules[place] = next(rule for rule, is_its in tests.items() if is_its[place])
+    return rules
+
+
+def _reject(bars: BarColumns, rules: Mapping[int, str]) -> RejectedBars:
+    if not rules:
+        return RejectedBars()
+    places = np.array(sorted(rules), dtype=np.intp)
+    broken, names = bars.take(places), tuple(rules[place] for place in places.tolist())
+    rows = broken.to_frame().to_dict("records")
+    details = tuple(_describe_row(row, rule) for row, rule in zip(rows, names, strict=True))
+    return RejectedBars(broken, names, details, places)
 
 
 def _describe_row(row: Mapping[Any, Any], rule: str) -> str:

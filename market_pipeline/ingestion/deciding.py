@@ -13,14 +13,15 @@ from uuid import UUID, uuid4
 import pandas as pd
 from sqlalchemy import Connection, Engine
 
+from market_pipeline.domain.columns import read_frame_columns
 from market_pipeline.domain.differences import multiply_bars
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.sessions import EPOCH
+from market_pipeline.ingestion.commit import BarWriteResult, write_market_bars
 from market_pipeline.ingestion.quarantine import add_written, describe_run
 from market_pipeline.ingestion.receipts import begin_receipt
 from market_pipeline.ingestion.suspecting import report_suspicions
-from market_pipeline.ingestion.write import BarWriteResult, write_market_bars
 from market_pipeline.storage.bars.events import (
     SUSPECTED_SPLIT,
     is_seam,
@@ -115,7 +116,7 @@ def _confirm(connection: Connection, event_id: int, run_id: UUID, now: datetime)
     bars = _read_earlier(connection, event)
     volume_ratio = 1 / ratio if (bars["volume_kind"] == _SHARES).all() else None
     one = read_market(connection, market_id).record
-    run = describe_run(run_id, TRIGGER, one, bars, now)
+    run = describe_run(run_id, TRIGGER, one, read_frame_columns(bars), now)
     begin_receipt(connection, run)
     rows = multiply_bars(bars, ratio, volume_ratio)
     written: BarWriteResult = write_market_bars(connection, run, one, market_id, rows)

@@ -15,7 +15,7 @@ from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.ranges import clip_windows
 from market_pipeline.domain.records import Market, Window
-from market_pipeline.ingestion.planning import MarketPlan, plan_market
+from market_pipeline.ingestion.plan import MarketPlan, plan_market
 from market_pipeline.ingestion.request import Request, Route, build_request
 from market_pipeline.providers.registry import load_provider
 from market_pipeline.storage.bars.events import read_differences

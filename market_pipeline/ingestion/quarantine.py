@@ -14,18 +14,21 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import numpy as np
 import pandas as pd
 from sqlalchemy import Connection, Engine
 
+from market_pipeline.domain.columns import BarColumns, read_frame_columns, to_micros_array
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.errors import ClaimTimeoutError, PipelineError, SupersededError
+from market_pipeline.domain.grids import from_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.reconciliation import FetchResult, apply_fetch
-from market_pipeline.domain.records import BAR_COLUMNS, BAR_DTYPES, Market, Window
-from market_pipeline.domain.sessions import EPOCH, LAST_DAY, read_sessions_around
+from market_pipeline.domain.records import BAR_DTYPES, Market, Window
+from market_pipeline.domain.sessions import EPOCH, LAST_DAY, read_times_around
 from market_pipeline.domain.validation import NOT_A_SESSION, find_strays
-from market_pipeline.ingestion.derived import find_absence
-from market_pipeline.ingestion.fetching import validate_page
+from market_pipeline.ingestion.batches import Coverages
+from market_pipeline.ingestion.commit import BarWriteResult, write_bars
 from market_pipeline.ingestion.receipts import (
     Run,
     add_table_receipt,
@@ -33,17 +36,13 @@ from market_pipeline.ingestion.receipts import (
     describe_counts,
 )
 from market_pipeline.ingestion.request import Request
-from market_pipeline.ingestion.write import (
-    BarWriteResult,
-    Coverages,
-    add_inserted,
-    write_market_bars,
-)
+from market_pipeline.ingestion.settle import MarketBars, add_inserted, find_absence
+from market_pipeline.ingestion.validate import validate_answer
 from market_pipeline.observability.logs import get_logger
 from market_pipeline.storage.bars.events import read_restated_rows
 from market_pipeline.storage.bars.quarantine import parse_payloads, read_quarantine, resolve_rows
 from market_pipeline.storage.bars.stored import read_bars_of_keys
-from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
+from market_pipeline.storage.coverage.ledger import CoverageChange, read_coverage, write_coverages
 from market_pipeline.storage.markets.lookup import read_market
 from market_pipeline.storage.runs.claims import (
     hold_claim,
@@ -51,7 +50,7 @@ from market_pipeline.storage.runs.claims import (
     release_run_claims,
     wait_for_claim,
 )
-from market_pipeline.storage.runs.recording import add_to_market, note_end
+from market_pipeline.storage.runs.recording import add_to_markets, note_end
 from market_pipeline.storage.tables import market_aggregate
 
 logger = get_logger(__name__)
@@ -116,7 +115,9 @@ def replay_sessions(engine: Engine, calendar: str, now: datetime) -> bool:
     """
     with engine.connect() as connection:
         rows = read_quarantine(connection, status="open", rule=NOT_A_SESSION, calendar=calendar)
-    rows = rows[~find_strays(rows, read_sessions_around(rows["open_time"], calendar))]
+    opens = to_micros_array(rows["open_time"])
+    intervals = rows["interval"].to_numpy(dtype=object)
+    rows = rows[~find_strays(intervals, opens, read_times_around(opens, calendar))]
     run_id, is_whole = uuid4(), True
     for market_id, group in rows.groupby("market_id", sort=True):
         try:
@@ -194,8 +195,8 @@ def _replay_market(
 
 def _validate_again(
     connection: Connection, market: Market, market_id: int, rows: pd.DataFrame, now: datetime
-) -> tuple[dict[int, str], pd.DataFrame]:
-    """Return why rows are refused, and the bar frame of the others."""
+) -> tuple[dict[int, str], BarColumns]:
+    """Return why rows are refused, and the bars of the others."""
     ordered = rows.sort_values(["last_seen_at", "row_id"])
     bars = parse_payloads(list(ordered["payload"])).assign(row_id=list(ordered["row_id"]))
     refused = {
@@ -205,14 +206,18 @@ def _validate_again(
     bars = bars[~bars["row_id"].isin(refused.keys())]
     stored = _read_stored(connection, market_id, bars)
     # Of equals the last is kept, so that a stored bar is contradicted, never replaced by its equal.
-    validated = validate_page(pd.concat([bars, stored], ignore_index=True), market, now)
-    for row in validated.rejected.itertuples():
-        refused[int(str(row.row_id))] = f"{row.rule}: {row.detail}"
+    whole = pd.concat([bars, stored], ignore_index=True)
+    ids = whole["row_id"].to_numpy()
+    validated = validate_answer(read_frame_columns(whole), market, now)
+    rejected = validated.rejected
+    told = zip(ids[rejected.places].tolist(), rejected.rules, rejected.details, strict=True)
+    refused |= {row_id: f"{rule}: {detail}" for row_id, rule, detail in told}
     refused.pop(_STORED, None)
     kept = bars[~bars["row_id"].isin(refused.keys())]
-    keys = kept.set_index(["interval", "open_time"]).index
-    wanted = validated.good.set_index(["interval", "open_time"]).index.isin(keys)
-    return refused, validated.good.loc[wanted, list(BAR_COLUMNS)].reset_index(drop=True)
+    keys = set(zip(kept["interval"], to_micros_array(kept["open_time"]).tolist(), strict=True))
+    good = validated.good
+    found = zip(good.interval.tolist(), good.open_time.tolist(), strict=True)
+    return refused, good.take(np.array([key in keys for key in found], dtype=bool))
 
 
 def _read_stored(connection: Connection, market_id: int, bars: pd.DataFrame) -> pd.DataFrame:
@@ -224,34 +229,37 @@ def _read_stored(connection: Connection, market_id: int, bars: pd.DataFrame) -> 
 
 
 def describe_run(
-    run_id: UUID, trigger: str, market: Market, good: pd.DataFrame, now: datetime
+    run_id: UUID, trigger: str, market: Market, good: BarColumns, now: datetime
 ) -> Run:
     """Return the run of a command that writes bars of one market without asking its provider."""
-    start, end = good["open_time"].min(), good["close_time"].max()
+    start, end = from_micros(good.open_time.min()), from_micros(good.close_time.max())
     request = Request(
         symbols=(market.symbol,),
         providers=(market.provider,),
         lookback_days=0,
         asked_at=now,
         now=now,
-        window=Window(start.to_pydatetime(), end.to_pydatetime()),
+        window=Window(start, end),
         is_default_routing=False,
     )
     return Run(run_id, trigger, now, request)
 
 
 def _write(
-    connection: Connection, run: Run, market: Market, market_id: int, good: pd.DataFrame
+    connection: Connection, run: Run, market: Market, market_id: int, good: BarColumns
 ) -> None:
     """Write bars as an ingestion would: weeks, version, coverage and receipt in one transaction."""
     begin_receipt(connection, run)
     before = {key[1]: value for key, value in read_coverage(connection, [market_id]).items()}
     healed = _heal_coverage(before, run, market, good)
     absence = find_absence(market, before, {**before, **healed})
-    written = write_market_bars(connection, run, market, market_id, good, absence)
-    for interval, after in add_inserted(healed, written).items():
-        known = before.get(interval, Coverage())
-        write_coverage(connection, (market_id, interval), known, after, None, run.run_id)
+    parts = [MarketBars(market, market_id, good, absence)]
+    written = write_bars(connection, run, parts)[market_id]
+    changes = [
+        CoverageChange((market_id, interval), before.get(interval, Coverage()), after)
+        for interval, after in add_inserted(healed, written.inserted).items()
+    ]
+    write_coverages(connection, changes, run.run_id)
     add_written(connection, run, market_id, len(good), written)
 
 
@@ -262,15 +270,15 @@ def add_written(
     counts = describe_counts(written.counts, written.derived)
     versions = dict.fromkeys(("first_version", "last_version"), written.version)
     row: dict[str, Any] = {"received": received, **counts, **versions, "outcome": "ok"}
-    add_to_market(connection, run.run_id, market_id, row)
+    add_to_markets(connection, run.run_id, {market_id: row})
     rows = written.counts + written.derived
     add_table_receipt(connection, run, market_aggregate.name, rows, "ok")
     note_end(connection, run.run_id)
 
 
-def _heal_coverage(before: Coverages, run: Run, market: Market, good: pd.DataFrame) -> Coverages:
+def _heal_coverage(before: Coverages, run: Run, market: Market, good: BarColumns) -> Coverages:
     """Close the holes that the bars leave; nothing was asked of the provider."""
-    groups = {Interval(str(name)): bars for name, bars in good.groupby("interval")}
+    groups = {Interval(name): good.of_interval(Interval(name)) for name in set(good.interval)}
     return {
         interval: _apply_bars(
             before.get(interval, Coverage()), interval, market.calendar, bars, run.request.now
@@ -280,14 +288,13 @@ def _heal_coverage(before: Coverages, run: Run, market: Market, good: pd.DataFra
 
 
 def _apply_bars(
-    coverage: Coverage, interval: Interval, calendar: str, bars: pd.DataFrame, now: datetime
+    coverage: Coverage, interval: Interval, calendar: str, bars: BarColumns, now: datetime
 ) -> Coverage:
     kept = {name: getattr(coverage, name) for name in ("verified", "round")}
     coverage = replace(coverage, refreshed_at=now)  # No answer: it ends no outage.
-    nothing = bars["open_time"].iloc[:0]
+    nothing = bars.open_time[:0]
     for at in range(len(bars)):
-        bar = bars.iloc[at : at + 1]
-        opens = bar["open_time"].iloc[0].to_pydatetime()
+        bar, opens = bars.take(slice(at, at + 1)), from_micros(bars.open_time[at])
         answer = FetchResult(
             Window(opens, opens + timedelta(microseconds=1)), bar, nothing, now, now
         )

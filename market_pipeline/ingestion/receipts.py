@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 
-from market_pipeline.ingestion.fetching import BarPage
+from market_pipeline.ingestion.batches import BarBatch
 from market_pipeline.ingestion.request import Request
 from market_pipeline.storage.bulk.upsert import WriteCounts
 from market_pipeline.storage.runs.recording import (
@@ -54,14 +54,12 @@ def describe_request(request: Request) -> dict[str, Any]:
     }
 
 
-def add_requests(
-    connection: Connection, run: Run, market_id: int, pages: Sequence[BarPage]
-) -> None:
+def add_requests(connection: Connection, run: Run, batches: Sequence[BarBatch]) -> None:
     """Note each request, so that a bar can be traced to it."""
     rows = [
         {
             "run_id": run.run_id,
-            "market_id": market_id,
+            "market_id": batch.market_id,
             "interval": page.request.interval.value,
             "starts_at": page.request.window.start,
             "ends_at": page.request.window.end,
@@ -71,7 +69,8 @@ def add_requests(
             "received": page.received,
             "error": page.error,
         }
-        for page in pages
+        for batch in batches
+        for page in batch.pages
     ]
     insert_requests(connection, rows)
 

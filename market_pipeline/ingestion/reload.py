@@ -9,7 +9,7 @@ continues where it stopped.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -24,21 +24,23 @@ from market_pipeline.domain.planning import RELOAD, FetchRequest
 from market_pipeline.domain.ranges import intersect_windows, pack_windows, subtract_windows
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.sessions import EPOCH
-from market_pipeline.ingestion.batches import BarBatch, Progress
-from market_pipeline.ingestion.fetching import BarPage, fetch_page
-from market_pipeline.ingestion.market_run import (
-    BATCH_BARS,
-    CLAIM_PATIENCE,
-    CLAIM_TIME,
-    MOST_FAILURES,
+from market_pipeline.ingestion.batches import (
+    BarBatch,
+    BarPage,
+    ClaimedMarket,
+    MarketStopped,
+    Progress,
 )
+from market_pipeline.ingestion.claims import CLAIM_PATIENCE, CLAIM_TIME
+from market_pipeline.ingestion.commit import BatchResult, write_batches
+from market_pipeline.ingestion.drive import make_limiter
+from market_pipeline.ingestion.fetch import MOST_FAILURES, fetch_page, is_full
 from market_pipeline.ingestion.receipts import Run, begin_receipt
 from market_pipeline.ingestion.request import Request, Route
-from market_pipeline.ingestion.stream import make_limiter
-from market_pipeline.ingestion.write import BatchResult, write_batch
 from market_pipeline.providers.rate_limiter import CallCounter, current_limiter, use_limiter
+from market_pipeline.storage.bars.events import OpenDifference
 from market_pipeline.storage.bars.stored import read_bars
-from market_pipeline.storage.coverage.ledger import read_coverage, write_coverage
+from market_pipeline.storage.coverage.ledger import CoverageChange, read_coverage, write_coverages
 from market_pipeline.storage.markets.lookup import read_market
 from market_pipeline.storage.markets.registration import register_markets
 from market_pipeline.storage.runs.claims import (
@@ -206,7 +208,7 @@ def _compare(connection: Connection, market_id: int, page: BarPage) -> dict[str,
     stored = stored[stored["is_final"]]
     columns = ["open_time", *_PRICES]
     both = stored[columns].merge(
-        page.validated.good[columns], on="open_time", suffixes=("", "_new")
+        page.validated.good.to_frame()[columns], on="open_time", suffixes=("", "_new")
     )
     came = both[[f"{name}_new" for name in _PRICES]].to_numpy()
     changes = abs(both["close_new"] / both["close"] - 1)
@@ -233,31 +235,43 @@ def reload_market(engine: Engine, run: Run, route: Route, market_id: int) -> Ite
     with hold_liveness_lock(engine, run.run_id):
         token = wait_for_claim(engine, market_id, run.run_id, CLAIM_TIME, CLAIM_PATIENCE)
         try:
-            claimed = BarBatch(route, market_id, token, (), Progress())
-            requests = _mark_for_reload(engine, run, claimed)
+            held = ClaimedMarket(route, market_id, token, {}, OpenDifference(0))
+            requests = _mark_for_reload(engine, run, held)
             with use_limiter(make_limiter(engine, [route])):
-                for batch in _iterate_batches(engine, run, claimed, requests):
-                    yield write_batch(engine, run, batch)
+                for batch in _iterate_batches(engine, run, held, requests):
+                    yield _write(engine, run, batch)
         finally:
             release_run_claims(engine, run.run_id)
 
 
-def _mark_for_reload(engine: Engine, run: Run, claimed: BarBatch) -> tuple[FetchRequest, ...]:
+def _write(engine: Engine, run: Run, batch: BarBatch) -> BatchResult:
+    (landed,) = write_batches(engine, run, [batch])
+    if isinstance(landed.item, MarketStopped):
+        raise landed.item.error
+    return landed.result
+
+
+def _mark_for_reload(engine: Engine, run: Run, held: ClaimedMarket) -> tuple[FetchRequest, ...]:
     """Mark what is to be read again, and return the requests for it."""
     with engine.begin() as connection:
-        hold_claim(connection, claimed.market_id, claimed.token)
+        hold_claim(connection, held.market_id, held.token)
         begin_receipt(connection, run)
-        plan = plan_market_reload(connection, claimed.route, claimed.market_id, run.request)
+        plan = plan_market_reload(connection, held.route, held.market_id, run.request)
         if plan.facts:
             default = run.request.is_default_routing
-            register_markets(connection, [claimed.route[1]], default, replace_facts=True)
-        found = read_coverage(connection, [claimed.market_id])
+            register_markets(connection, [held.route[1]], default, replace_facts=True)
+        found = {key[1]: one for key, one in read_coverage(connection, [held.market_id]).items()}
+        changes = []
         for part in plan.parts:
-            key = (claimed.market_id, part.interval)
-            after = _retire(claimed.route, part, found[key], is_whole=bool(plan.facts))
-            if after != found[key]:
-                write_coverage(connection, key, found[key], after, None, run.run_id)
-        return plan.requests
+            before = found[part.interval]
+            after = _retire(held.route, part, before, is_whole=bool(plan.facts))
+            if after != before:
+                key = (held.market_id, part.interval)
+                changes.append(CoverageChange(key, before, after))
+                found[part.interval] = after
+        write_coverages(connection, changes, run.run_id)
+    held.coverages = found
+    return plan.requests
 
 
 def _retire(route: Route, part: Part, coverage: Coverage, *, is_whole: bool) -> Coverage:
@@ -268,23 +282,23 @@ def _retire(route: Route, part: Part, coverage: Coverage, *, is_whole: bool) -> 
 
 
 def _iterate_batches(
-    engine: Engine, run: Run, claimed: BarBatch, requests: Sequence[FetchRequest]
+    engine: Engine, run: Run, held: ClaimedMarket, requests: Sequence[FetchRequest]
 ) -> Iterator[BarBatch]:
-    progress, waiting = claimed.progress, list[BarPage]()
+    progress, waiting = Progress(), list[BarPage]()
     for request in requests:
         if len(progress.failures) >= MOST_FAILURES:
             break
-        renew_claim(engine, claimed.market_id, claimed.token, CLAIM_TIME)
-        waiting.append(_fetch(run, claimed, request))
-        if sum(page.received for page in waiting) >= BATCH_BARS:
-            yield replace(claimed, pages=tuple(waiting), progress=progress.copy())
+        renew_claim(engine, held.market_id, held.token, CLAIM_TIME)
+        waiting.append(_fetch(run, held, progress, request))
+        if is_full(waiting):
+            yield BarBatch(held, tuple(waiting), progress.copy())
             waiting = []
-    yield replace(claimed, pages=tuple(waiting), progress=progress.copy(), is_last=True)
+    yield BarBatch(held, tuple(waiting), progress.copy(), is_last=True)
 
 
-def _fetch(run: Run, claimed: BarBatch, request: FetchRequest) -> BarPage:
+def _fetch(run: Run, held: ClaimedMarket, progress: Progress, request: FetchRequest) -> BarPage:
     limiter = CallCounter(current_limiter())
     with use_limiter(limiter):
-        page = fetch_page(*claimed.route, request, run.request.now)
-    claimed.progress.count_page(page, limiter.calls, limiter.throttled)
+        page = fetch_page(*held.route, request, run.request.now)
+    progress.count_page(page, limiter.calls, limiter.throttled)
     return page

@@ -29,7 +29,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.ranges import merge_windows, subtract_windows
 from market_pipeline.domain.reconciliation import find_inside
 from market_pipeline.domain.records import Window
-from market_pipeline.ingestion.planning import find_earliest, find_left
+from market_pipeline.ingestion.plan import find_earliest, find_left
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.storage.bars.stored import read_versioned_bars
 

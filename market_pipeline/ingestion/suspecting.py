@@ -4,17 +4,17 @@ Only series that their provider does not adjust are suspected: in a split-adjust
 a half is real. Markets that are always open have no splits.
 """
 
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-import pandas as pd
+import numpy as np
 from sqlalchemy import Connection
 
 from market_pipeline.alerting.kinds import SPLIT_SUSPECTED
 from market_pipeline.alerting.raising import Finding, report
-from market_pipeline.domain.coverage import Coverage
+from market_pipeline.domain.columns import BarColumns
 from market_pipeline.domain.differences import WITHDRAWN
+from market_pipeline.domain.grids import from_micros
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.planning import MISSING, RETRY
 from market_pipeline.domain.records import Market, Window
@@ -33,9 +33,7 @@ UNADJUSTED = "unadjusted"
 _BEFORE, _AFTER = timedelta(days=400), timedelta(days=20)
 
 
-def find_suspect_span(
-    batch: BarBatch, days: pd.DataFrame, before: Mapping[Interval, Coverage]
-) -> Window | None:
+def find_suspect_span(batch: BarBatch, days: BarColumns) -> Window | None:
     """Return where a batch may have brought a split, by close_time; None: nowhere.
 
     An ordinary run sees a few bars before the new one, and asks the database nothing.
@@ -43,19 +41,17 @@ def find_suspect_span(
     Args:
         batch: The pages.
         days: The daily bars that were written, fetched or built.
-        before: The coverage as it was: bars may lie beside those that were missing.
     """
-    if not can_be_suspected(batch.route[1]):
+    days = days.take(days.is_final)
+    if not len(days) or not can_be_suspected(batch.route[1]):
         return None
-    days = days[days["is_final"]].sort_values("open_time")
-    if days.empty:
-        return None
+    days = days.take(np.argsort(days.open_time))
     is_filled = any(page.request.purpose in (MISSING, RETRY) for page in batch.pages)
-    has_neighbours = is_filled and any(known.bars for known in before.values())
-    if not has_neighbours and not may_have_split(days):
+    # Bars may lie beside those that were missing.
+    has_neighbours = is_filled and any(known.bars for known in batch.held.coverages.values())
+    if not has_neighbours and not may_have_split(days.close):
         return None
-    first, last = (at.to_pydatetime() for at in days["close_time"].iloc[[0, -1]])
-    return Window(first, last)
+    return Window(from_micros(days.close_time[0]), from_micros(days.close_time[-1]))
 
 
 def can_be_suspected(market: Market) -> bool:

@@ -1,7 +1,7 @@
 """The difference of one market during a run: compares pages, and follows the difference.
 
 Here: comparing a page with the stored bars, and the next page to ask for. Not here: the rules
-(``domain.differences``), requests (``market_run``), and the writing (``write``).
+(``domain.differences``), requests (``fetch``), and the writing (``commit``).
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,10 @@ from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from sqlalchemy import Engine
 
+from market_pipeline.domain.arrays import Micros
+from market_pipeline.domain.columns import BarColumns, join_columns
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.differences import (
     REPAIRING,
@@ -32,7 +33,7 @@ from market_pipeline.domain.differences import (
     plan_trace,
     widen,
 )
-from market_pipeline.domain.grids import Micros, find_grid, to_micros
+from market_pipeline.domain.grids import find_grid, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.planning import TRACE, FetchRequest
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
@@ -43,11 +44,10 @@ from market_pipeline.domain.reconciliation import (
 )
 from market_pipeline.domain.records import HistoryTerms, Window
 from market_pipeline.domain.sessions import EPOCH, LAST_DAY
-from market_pipeline.ingestion.fetching import BarPage
-from market_pipeline.ingestion.planning import find_earliest, plan_reloads
-from market_pipeline.ingestion.request import Request, Route
-from market_pipeline.storage.bars.events import OpenDifference
-from market_pipeline.storage.bars.stored import read_bars
+from market_pipeline.ingestion.batches import BarPage, ClaimedMarket
+from market_pipeline.ingestion.plan import find_earliest, plan_reloads
+from market_pipeline.ingestion.request import Request
+from market_pipeline.storage.bars.stored import SeriesSpan, read_spans
 
 MOST_TRACES = 200
 """The most pages of a run: a provider that says something else each time would have no end."""
@@ -58,26 +58,22 @@ class DifferenceWatch:
 
     Args:
         engine: Where the bars are.
-        market_id: The market's key.
-        route: Provider and market.
+        held: The market, and what runs before this one have left open.
         request: The run's.
         coverages: As the run found them. A bar that is settled there is stored and final.
-        left_open: What runs before this one have left open.
     """
 
     def __init__(
         self,
         engine: Engine,
-        market_id: int,
-        route: Route,
+        held: ClaimedMarket,
         request: Request,
         coverages: dict[Interval, Coverage],
-        left_open: OpenDifference,
     ) -> None:
-        self.coverages = coverages
+        left_open, self.coverages = held.left_open, coverages
         self.is_stored, self.releases = left_open.difference is not None, False
-        self._engine, self._market_id, self._request = engine, market_id, request
-        self._provider, self._market = route
+        self._engine, self._held, self._request = engine, held, request
+        self._provider, self._market = held.route
         self._has_failed, self._version = False, left_open.version
         self._doubtful = {
             interval: span
@@ -104,12 +100,7 @@ class DifferenceWatch:
         bars that differ from known ones are left out while the difference is traced.
         """
         if page.error is None and self._may_meet_stored(page.request):
-            window = page.request.window
-            with self._engine.connect() as connection:
-                stored = read_bars(
-                    connection, self._market_id, page.request.interval, window.start, window.end
-                )
-            stored = stored[stored["is_final"]].reset_index(drop=True)
+            stored = self._read_stored(page.request)
             page = (
                 self._compare(page, stored)
                 if page.received
@@ -138,6 +129,16 @@ class DifferenceWatch:
             route = (self._provider, self._market)
             yield from plan_reloads(route, self.coverages, self._request, self.difference)
 
+    def _read_stored(self, request: FetchRequest) -> BarColumns:
+        """Return the stored final bars of a request's window, in order."""
+        if request in self._held.overlaps:
+            return self._held.overlaps[request]
+        with self._engine.connect() as connection:
+            span = SeriesSpan(self._held.market_id, request.interval, request.window)
+            bars, _ = read_spans(connection, [span])
+        bars = bars.take(bars.is_final)
+        return bars.take(np.argsort(bars.open_time))
+
     def _may_meet_stored(self, request: FetchRequest) -> bool:
         known = self.coverages.get(request.interval, Coverage())
         part = find_grid(self._market.calendar, request.interval, request.window).cut(
@@ -150,10 +151,10 @@ class DifferenceWatch:
         )
         return trace is not None and bool(intersect_windows(trace.released, [request.window]))
 
-    def _compare(self, page: BarPage, stored: pd.DataFrame) -> BarPage:
+    def _compare(self, page: BarPage, stored: BarColumns) -> BarPage:
         request, good = page.request, page.validated.good
-        is_own = (good["interval"] == request.interval.value).to_numpy()
-        own = good[is_own].reset_index(drop=True)
+        is_own = good.interval == request.interval.value
+        own = good.take(is_own)
         noise = self._describe_terms(request.interval).noise_ratio
         seen = compare(stored, own, request.window, noise)
         is_known = find_inside(list_known_spans(self._find_coverage(request.interval)), seen.opens)
@@ -162,8 +163,7 @@ class DifferenceWatch:
         self._follow(request, compared)
         is_kept = np.ones(len(own), dtype=bool)
         is_kept[seen.places[(seen.differs & is_known) | is_ours]] = False
-        kept = [keep_prices(own, seen)[is_kept], good[~is_own]]
-        bars = pd.concat([part for part in kept if len(part)] or [own.iloc[:0]], ignore_index=True)
+        bars = join_columns([keep_prices(own, seen).take(is_kept), good.take(~is_own)])
         return replace(page, validated=replace(page.validated, good=bars))
 
     def _follow(self, request: FetchRequest, seen: BarComparison) -> None:
@@ -177,14 +177,13 @@ class DifferenceWatch:
             self.difference = replace(self.difference, doubtful=self._doubtful)
 
     def _find_ours(
-        self, stored: pd.DataFrame, seen: BarComparison, interval: Interval
+        self, stored: BarColumns, seen: BarComparison, interval: Interval
     ) -> npt.NDArray[np.bool_]:
         """Tell which bars were multiplied here: the provider's are in another scale.
 
         One that lies in a hole was multiplied for want of an answer, which is welcome now.
         """
-        ours = stored.loc[stored["source_kind"] == RESCALED, "open_time"]
-        opens = np.asarray(pd.DatetimeIndex(ours).as_unit("us").asi8)
+        opens = stored.open_time[stored.source_kind == RESCALED]
         holes = [hole.window for hole in self._find_coverage(interval).holes]
         return np.isin(seen.opens, opens[~find_inside(holes, opens)])
 

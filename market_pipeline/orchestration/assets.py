@@ -10,9 +10,9 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 
+from market_pipeline.ingestion.drive import BarStream, make_limiter
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.snapshots import collect_snapshots
-from market_pipeline.ingestion.stream import BarStream, make_limiter
 from market_pipeline.orchestration.computing import (
     Computed,
     compute_pairs,
@@ -92,7 +92,7 @@ def market_aggregates(
     """
     run = describe_run(context, request)
     routes = find_routes(providers, database, run)
-    return BarStream(database.engine, run.run_id, run.request, routes)
+    return BarStream(database.engine, run, routes)
 
 
 @dg.asset(

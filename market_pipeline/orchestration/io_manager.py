@@ -1,11 +1,10 @@
 """The IO manager: writes the output of assets to PostgreSQL, and gives assets lazy readers.
 
-Not here: the transactions (``ingestion.write``), the metadata for the UI (``report``).
+Not here: the transactions (``ingestion.commit``), the metadata for the UI (``report``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 from uuid import UUID
 
 import dagster as dg
@@ -13,33 +12,27 @@ import pandas as pd
 from pydantic import PrivateAttr
 from sqlalchemy import Connection, Engine, Table
 
-from market_pipeline.domain.errors import NothingIngestedError
-from market_pipeline.ingestion.receipts import Run, mark_failed
+from market_pipeline.ingestion.commit import write_markets, write_rows
+from market_pipeline.ingestion.drive import BarStream
+from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Route
-from market_pipeline.ingestion.run_alerts import MarketOutcomes, report_prices
+from market_pipeline.ingestion.run_alerts import report_prices
 from market_pipeline.ingestion.snapshots import SnapshotBatch
-from market_pipeline.ingestion.stream import BarStream, MarketStopped
-from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
-from market_pipeline.observability.logs import log_context
-from market_pipeline.observability.tracing import SpanHandle, span
+from market_pipeline.observability.tracing import span
 from market_pipeline.orchestration.computing import Computed
+from market_pipeline.orchestration.draining import drain
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.orchestration.plots import WriteContext, draw_coverage_map, draw_picture
 from market_pipeline.orchestration.report import (
     MAX_LINES,
     MaterializationSummary,
-    ReportRow,
     build_market_lines,
     build_numbers,
     build_picture,
-    build_receipt_line,
     build_row_lines,
     build_table,
-    build_unserved_line,
     describe_relation,
     repeat_description,
-    sort_worst_first,
-    summarise_receipt,
 )
 from market_pipeline.orchestration.resources import (
     Database,
@@ -48,7 +41,6 @@ from market_pipeline.orchestration.resources import (
     describe_run,
     find_routes,
 )
-from market_pipeline.storage.bulk.upsert import WriteCounts
 from market_pipeline.storage.markets.registration import register_markets
 from market_pipeline.storage.statistics.computed_inputs import write_fingerprints
 from market_pipeline.storage.tables import SCHEMA, market_aggregate
@@ -104,11 +96,11 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     ) -> MaterializationSummary:
         engine = self.database.engine
         if isinstance(output, BarStream):
-            return _drain(context, engine, run, output)
+            return drain(context, output)
         if isinstance(output, list):
             with span("upsert", table=table.name) as handle:
                 counts = write_markets(engine, run, output)
-                set_counts(handle, counts)
+                handle.set_attributes(**counts.describe())
             return MaterializationSummary(
                 counts, build_market_lines(output), {"markets": len(output)}
             )
@@ -149,7 +141,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         outcome = "partial" if short else "ok"
         with span("upsert", table=table.name) as trace:
             counts = write_rows(self.database.engine, run, table, rows, outcome, tell)
-            set_counts(trace, counts)
+            trace.set_attributes(**counts.describe())
         markets = self._read_for(run).markets
         lines = build_row_lines(
             rows, dict(zip(markets["market_id"], markets["symbol"], strict=True))
@@ -184,60 +176,6 @@ def _register(engine: Engine, run: Run, routes: Sequence[Route]) -> None:
         register_markets(connection, listed, run.request.is_default_routing)
 
 
-def _drain(
-    context: dg.OutputContext, engine: Engine, run: Run, stream: BarStream
-) -> MaterializationSummary:
-    """Commit a stream batch by batch.
-
-    Raises:
-        NothingIngestedError: No market gave a usable bar; their receipts are committed.
-    """
-    totals: dict[Route, tuple[WriteCounts, WriteCounts]] = {}
-    lines: dict[Route, dict[str, Any]] = {}
-    ends = MarketOutcomes()
-    for item in stream:
-        with span("upsert", table=market_aggregate.name, market=item.route[1].symbol) as trace:
-            result = commit_item(engine, run, item)
-            set_counts(trace, result.counts + result.derived)
-        ends.note(item, result)
-        counts, derived = totals.get(item.route, (WriteCounts(), WriteCounts()))
-        totals[item.route] = counts + result.counts, derived + result.derived
-        lines[item.route] = build_receipt_line(item, result, *totals[item.route])
-        about = {"provider": item.route[0].name, "market": item.route[1].symbol}
-        is_done = isinstance(item, MarketStopped) or item.is_last
-        with log_context(**about, is_done=is_done):
-            context.log.info(_format_line(lines[item.route]))
-    with engine.begin() as connection:
-        unserved = ends.report(connection, run)
-    told = [lines[route] for route in stream.routes if route in lines]
-    for symbol, reason in unserved.items():
-        with log_context(market=symbol, is_done=True):
-            context.log.warning("%s: %s", symbol, reason)
-    if told and all(line["outcome"] == "failed" for line in told):
-        mark_failed(engine, run)
-        reasons = "; ".join(f"{line['market']}: {line['reason']}" for line in told[:20])
-        raise NothingIngestedError(f"no market gave a usable bar. {reasons}")
-    total = sum((rows for pair in totals.values() for rows in pair), WriteCounts())
-    told += [build_unserved_line(symbol, reason) for symbol, reason in unserved.items()]
-    return MaterializationSummary(total, sort_worst_first(told), summarise_receipt(told))
-
-
-def set_counts(handle: SpanHandle, counts: WriteCounts) -> None:
-    """Tell a trace what the database did."""
-    handle.set_attributes(
-        inserted=counts.inserted, updated=counts.updated, unchanged=counts.unchanged
-    )
-
-
 def _warn(context: dg.OutputContext, failures: Mapping[str, str]) -> None:
     for symbol, reason in list(failures.items())[:MAX_LINES]:
         context.log.warning("%s: no price: %s", symbol, reason)
-
-
-def _format_line(line: ReportRow) -> str:
-    """Return the line that stands for a market in the run's log and in the command's progress."""
-    received = "{market} from {provider}: {received:,} bars".format_map(line)
-    written = "{inserted:,} inserted, {updated:,} updated, {unchanged:,} unchanged".format_map(line)
-    built = line["derived inserted"] + line["derived updated"]
-    derived = f"; {built:,} days and weeks built" if built else ""
-    return f"{received}: {written}{derived}{'; ' if line['reason'] else ''}{line['reason']}"

@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import pandas as pd
 
+from market_pipeline.domain.columns import BarColumns
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import HistoryTerms, Market, PriceSnapshot, Window
 
@@ -69,10 +70,11 @@ class Provider(Protocol):
 
     def fetch_bars(
         self, market: Market, interval: Interval, window: Window, now: datetime
-    ) -> pd.DataFrame:
-        """Return the bar frame of one interval, ordered by open_time, without duplicates removed.
+    ) -> pd.DataFrame | BarColumns:
+        """Return the bars of one interval, ordered by open_time, without duplicates removed.
 
-        A window longer than a page is answered too, in several requests.
+        A bar frame (``records``) or its columns (``columns``), which cost less. A window longer
+        than a page is answered too, in several requests.
 
         Args:
             market: A market of this provider.

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
+from market_pipeline.domain.columns import to_micros_array
 from market_pipeline.domain.errors import PermanentProviderError, ProviderError, SettingError
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.records import (
@@ -24,7 +25,7 @@ from market_pipeline.domain.records import (
     Window,
     build_empty_bar_frame,
 )
-from market_pipeline.domain.sessions import read_sessions_around
+from market_pipeline.domain.sessions import read_times_around
 from market_pipeline.domain.symbols import parse_symbol
 from market_pipeline.domain.validation import find_strays
 from market_pipeline.providers.file_markets import (
@@ -173,8 +174,9 @@ class FileProvider:
         sources = self._list_sources().get(market.symbol, [])
         frames = [self._read_bars(source, market) for source in sources]
         bars = pd.concat([build_empty_bar_frame(), *frames])
-        sessions = read_sessions_around(bars["open_time"], market.calendar)
-        bars = bars[~find_strays(bars, sessions)]
+        opens, intervals = to_micros_array(bars["open_time"]), bars["interval"].to_numpy(object)
+        sessions = read_times_around(opens, market.calendar)
+        bars = bars[~find_strays(intervals, opens, sessions)]
         closed = bars[(bars["close_time"] <= now) & (bars["close"] > 0)]
         if closed.empty:
             return []

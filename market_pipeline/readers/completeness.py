@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from sqlalchemy import Connection
 
+from market_pipeline.domain.arrays import Micros
 from market_pipeline.domain.completeness import (
     NOT_ASKED_YET,
     PROVISIONAL,
@@ -28,7 +29,6 @@ from market_pipeline.domain.errors import (
     IncompleteHistoryError,
     SettingError,
 )
-from market_pipeline.domain.grids import Micros
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.masking import MIXED_PARSING, NEVER_ASKED, UNEXPLAINED_HOLE
 from market_pipeline.domain.records import Market, Window

@@ -188,13 +188,13 @@ dataset_version = Table(
         comment="Version of the data in commit order",
     ),
     _interval("1h, 1d or 1w"),
-    _market(is_key=False),
+    _market(),
     Column("first_open_time", _TIME, nullable=False, comment="First bar of the batch (UTC)"),
     Column("last_open_time", _TIME, nullable=False, comment="Last bar of the batch (UTC)"),
     Column("known_at", _TIME, nullable=False, comment="When it was written (UTC)"),
     Column("run_id", Uuid, nullable=False, comment="The run that wrote it"),
     Index("dataset_version_market", "market_id", "version"),
-    comment="One row per batch that changed bars, and interval: where to look for its changes",
+    comment="One row per version, market and interval whose bars changed: where its changes lie",
 )
 
 ingestion_request = Table(

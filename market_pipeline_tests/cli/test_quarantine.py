@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 from market_pipeline.domain.records import BAR_COLUMNS, build_bar_frame
 from market_pipeline.storage.bars.quarantine import record_rejected
 from market_pipeline_tests.databases import read_column
+from market_pipeline_tests.frames import reject_frame
 
 Command = Callable[..., Result]
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
@@ -64,7 +65,7 @@ def quarantine(engine: Engine, *bars: dict[str, Any], symbol: str = "BTC-USD") -
             rejected = build_bar_frame(columns).iloc[at : at + 1]
             rejected = rejected.assign(rule="off_grid", detail="as it was")
             moment = NOW + timedelta(seconds=at)
-            record_rejected(connection, uuid4(), market_id, rejected, moment)
+            record_rejected(connection, uuid4(), market_id, reject_frame(rejected), moment)
 
 
 def execute(engine: Engine, statement: str) -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market_pipeline.domain.bars import build_daily_bars, build_weekly_bars, floor_to_weeks
+from market_pipeline.domain.bars import floor_to_weeks
+from market_pipeline.domain.columns import to_micros_array, to_times
 from market_pipeline.domain.intervals import floor_to_monday
 from market_pipeline.domain.records import (
     BAR_DTYPES,
@@ -19,6 +20,7 @@ from market_pipeline.domain.records import (
     build_empty_bar_frame,
 )
 from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
+from market_pipeline_tests.frames import build_days, build_weeks
 
 MONDAY = datetime(2024, 1, 1, tzinfo=UTC)
 LATER = datetime(2025, 1, 1, tzinfo=UTC)
@@ -47,7 +49,7 @@ def hourly_of(sessions: pd.DataFrame, **columns: object) -> pd.DataFrame:
 
 def test_a_full_week_is_one_final_bar() -> None:
     """Open first, close last, high greatest, low least, volume and trades added up."""
-    week = build_weekly_bars(daily_of(sessions_of("24/7")), sessions_of("24/7"), LATER)
+    week = build_weeks(daily_of(sessions_of("24/7")), sessions_of("24/7"), LATER)
     assert week.to_dict("records") == [
         {
             "interval": "1w",
@@ -70,7 +72,7 @@ def test_a_full_week_is_one_final_bar() -> None:
 def test_a_holiday_week_is_final_without_the_holiday() -> None:
     """New York trades four days in the week of New Year; the week closes on Friday at 21:00 UTC."""
     sessions = sessions_of("XNYS")
-    week = build_weekly_bars(daily_of(sessions), sessions, LATER)
+    week = build_weeks(daily_of(sessions), sessions, LATER)
     assert len(sessions) == 4
     assert week["is_final"].tolist() == [True]
     assert week["close_time"].tolist() == [pd.Timestamp("2024-01-05T21:00Z")]
@@ -79,7 +81,7 @@ def test_a_holiday_week_is_final_without_the_holiday() -> None:
 def test_a_week_with_a_missing_day_is_provisional() -> None:
     """A hole in the middle keeps the week from being final."""
     sessions = sessions_of("24/7")
-    week = build_weekly_bars(daily_of(sessions).drop(index=3), sessions, LATER)
+    week = build_weeks(daily_of(sessions).drop(index=3), sessions, LATER)
     assert week["is_final"].tolist() == [False]
 
 
@@ -87,7 +89,7 @@ def test_a_week_with_a_provisional_day_is_provisional() -> None:
     """Only final days make a final week."""
     sessions = sessions_of("24/7")
     finals = [True] * 6 + [False]
-    week = build_weekly_bars(daily_of(sessions, is_final=finals), sessions, LATER)
+    week = build_weeks(daily_of(sessions, is_final=finals), sessions, LATER)
     assert week["is_final"].tolist() == [False]
 
 
@@ -95,7 +97,7 @@ def test_a_week_is_not_final_before_its_last_session_has_closed() -> None:
     """A provider that calls a running day final does not close the week."""
     sessions = sessions_of("24/7")
     sunday_night = datetime(2024, 1, 7, 23, tzinfo=UTC)
-    week = build_weekly_bars(daily_of(sessions), sessions, sunday_night)
+    week = build_weeks(daily_of(sessions), sessions, sunday_night)
     assert week["is_final"].tolist() == [False]
 
 
@@ -103,7 +105,7 @@ def test_a_day_that_is_no_session_is_no_part_of_a_week() -> None:
     """A Saturday row that an older version stored neither closes the week nor stretches it."""
     sessions = sessions_of("XNYS")
     days = daily_of(sessions_of("24/7"), high=[9.0, *[2.0] * 5, 99.0], volume=1.0)
-    week = build_weekly_bars(days, sessions, LATER)
+    week = build_weeks(days, sessions, LATER)
     assert week[["open", "close", "high", "volume", "is_final"]].values.tolist() == [
         [2.0, 5.5, 2.0, 4.0, True]
     ]
@@ -113,9 +115,9 @@ def test_a_day_that_is_no_session_is_no_part_of_a_week() -> None:
 def test_a_week_without_a_session_is_none() -> None:
     """Stray days make no week, whatever the other weeks are."""
     days = daily_of(sessions_of("24/7", days=14))
-    week = build_weekly_bars(days, sessions_of("24/7", MONDAY + timedelta(days=7)), LATER)
+    week = build_weeks(days, sessions_of("24/7", MONDAY + timedelta(days=7)), LATER)
     assert week["open_time"].tolist() == [pd.Timestamp("2024-01-08", tz="UTC")]
-    assert build_weekly_bars(days, sessions_of("24/7", LATER), LATER).empty
+    assert build_weeks(days, sessions_of("24/7", LATER), LATER).empty
 
 
 def test_a_week_does_not_wait_for_a_day_that_will_never_come() -> None:
@@ -124,7 +126,7 @@ def test_a_week_does_not_wait_for_a_day_that_will_never_come() -> None:
     days = daily_of(sessions).drop(index=[3, 6])
     gone = [Window(MONDAY + timedelta(days=n), MONDAY + timedelta(days=n + 1)) for n in (3, 6)]
     for absent, is_final in (((), False), (gone[:1], False), (gone, True)):
-        week = build_weekly_bars(days, sessions, LATER, absent)
+        week = build_weeks(days, sessions, LATER, absent)
         assert week["is_final"].tolist() == [is_final]
         assert week["close_time"].tolist() == [pd.Timestamp("2024-01-08", tz="UTC")]
         assert week["close"].tolist() == [6.5]
@@ -135,7 +137,7 @@ def test_a_week_of_a_market_that_ended_is_final_at_once() -> None:
     sessions = sessions_of("XNYS")
     ended = Window(MONDAY + timedelta(days=3), MONDAY + timedelta(days=40))
     thursday = datetime(2024, 1, 4, 12, tzinfo=UTC)
-    week = build_weekly_bars(daily_of(sessions.iloc[:2]), sessions, thursday, [ended])
+    week = build_weeks(daily_of(sessions.iloc[:2]), sessions, thursday, [ended])
     assert week["is_final"].tolist() == [True]
 
 
@@ -143,7 +145,7 @@ def test_unknown_volumes_stay_unknown() -> None:
     """A week without any volume has none; one known day counts alone."""
     sessions = sessions_of("24/7", days=14)
     volumes = [np.nan] * 7 + [3.0] + [np.nan] * 6
-    weeks = build_weekly_bars(daily_of(sessions, volume=volumes), sessions, LATER)
+    weeks = build_weeks(daily_of(sessions, volume=volumes), sessions, LATER)
     np.testing.assert_array_equal(weeks["volume"], [np.nan, 3.0])
 
 
@@ -154,7 +156,7 @@ def test_unknown_volumes_stay_unknown() -> None:
 def test_volumes_that_do_not_add_up_are_not_added(kinds: str | list[str], kind: str) -> None:
     """Neither rolling volumes nor different units have a sum."""
     sessions = sessions_of("24/7")
-    week = build_weekly_bars(daily_of(sessions, volume_kind=kinds), sessions, LATER)
+    week = build_weeks(daily_of(sessions, volume_kind=kinds), sessions, LATER)
     assert week["volume"].isna().all()
     assert week["volume_kind"].tolist() == [kind]
 
@@ -163,14 +165,14 @@ def test_one_derived_day_makes_a_derived_week() -> None:
     """A week is only called traded when all of it was."""
     sessions = sessions_of("24/7")
     sources = ["traded"] * 6 + ["points"]
-    week = build_weekly_bars(daily_of(sessions, source_kind=sources), sessions, LATER)
+    week = build_weeks(daily_of(sessions, source_kind=sources), sessions, LATER)
     assert week["source_kind"].tolist() == ["points"]
 
 
 def test_a_leap_week_has_seven_days() -> None:
     """29 February 2024 is a Thursday like any other."""
     sessions = sessions_of("24/7", datetime(2024, 2, 26, tzinfo=UTC))
-    week = build_weekly_bars(daily_of(sessions), sessions, LATER)
+    week = build_weeks(daily_of(sessions), sessions, LATER)
     assert week["close_time"].tolist() == [pd.Timestamp("2024-03-04", tz="UTC")]
     assert week["is_final"].tolist() == [True]
 
@@ -179,12 +181,12 @@ def test_rows_of_other_intervals_are_left_aside() -> None:
     """Hours and weeks in the frame change no week."""
     sessions = sessions_of("24/7")
     mixed = pd.concat([daily_of(sessions), hourly_of(sessions, high=99.0)])
-    assert build_weekly_bars(mixed, sessions, LATER)["high"].tolist() == [8.0]
+    assert build_weeks(mixed, sessions, LATER)["high"].tolist() == [8.0]
 
 
 def test_no_day_makes_no_week() -> None:
     """Nothing in, nothing out, with the columns of a bar frame."""
-    empty = build_weekly_bars(build_empty_bar_frame(), sessions_of("24/7"), LATER)
+    empty = build_weeks(build_empty_bar_frame(), sessions_of("24/7"), LATER)
     assert empty.equals(build_empty_bar_frame())
 
 
@@ -192,7 +194,7 @@ def test_a_full_day_of_hours_is_one_final_bar() -> None:
     """A session of six and a half hours has seven hourly bars; the day closes with it."""
     sessions = sessions_of("XNYS", datetime(2024, 1, 2, tzinfo=UTC), 1)
     hours = hourly_of(sessions)
-    day = build_daily_bars(hours, sessions)
+    day = build_days(hours, sessions)
     assert len(hours) == 7
     assert day[["open", "high", "low", "close", "volume", "is_final"]].values.tolist() == [
         [1.0, 8.0, 0.5, 7.5, 70.0, True]
@@ -208,14 +210,14 @@ def test_an_always_open_day_needs_24_hours_when_clocks_change(date: datetime) ->
     """Daylight saving time neither adds nor takes an hour of UTC."""
     sessions = sessions_of("24/7", date, 1)
     hours = hourly_of(sessions)
-    assert build_daily_bars(hours, sessions)["is_final"].tolist() == [True]
-    assert build_daily_bars(hours.drop(index=12), sessions)["is_final"].tolist() == [False]
+    assert build_days(hours, sessions)["is_final"].tolist() == [True]
+    assert build_days(hours.drop(index=12), sessions)["is_final"].tolist() == [False]
 
 
 def test_a_half_day_is_final_with_its_few_hours() -> None:
     """Christmas Eve ends at 18:00 UTC with four bars."""
     sessions = sessions_of("XNYS", datetime(2024, 12, 24, tzinfo=UTC), 1)
-    day = build_daily_bars(hourly_of(sessions), sessions)
+    day = build_days(hourly_of(sessions), sessions)
     assert day["close_time"].tolist() == [pd.Timestamp("2024-12-24T18:00Z")]
     assert day["is_final"].tolist() == [True]
 
@@ -225,17 +227,17 @@ def test_a_day_does_not_wait_for_an_hour_that_will_never_come() -> None:
     sessions = sessions_of("24/7", days=1)
     hours = hourly_of(sessions).drop(index=12)
     gone = [Window(MONDAY + timedelta(hours=12), MONDAY + timedelta(hours=13))]
-    assert build_daily_bars(hours, sessions, gone)["is_final"].tolist() == [True]
+    assert build_days(hours, sessions, gone)["is_final"].tolist() == [True]
     running = hours.assign(is_final=hours.index != 3)
-    assert build_daily_bars(running, sessions, gone)["is_final"].tolist() == [False]
+    assert build_days(running, sessions, gone)["is_final"].tolist() == [False]
 
 
 def test_hours_outside_the_session_do_not_count() -> None:
     """Trade before the bell or on a holiday is not part of a day."""
     sessions = sessions_of("XNYS")
     around_the_clock = hourly_of(sessions_of("24/7"))
-    assert len(build_daily_bars(around_the_clock, sessions)) == 4
-    assert build_daily_bars(around_the_clock, sessions.iloc[:0]).empty
+    assert len(build_days(around_the_clock, sessions)) == 4
+    assert build_days(around_the_clock, sessions.iloc[:0]).empty
 
 
 days_present = st.lists(
@@ -269,7 +271,7 @@ def test_weeks_agree_with_a_plain_model(
     order = shuffle.sample(range(len(days)), len(days))
     sessions = sessions_of(calendar, days=28)
     absent = [Window(*(MONDAY + timedelta(days=n + more) for more in (0, 1))) for n in sorted(gone)]
-    built = build_weekly_bars(frame.iloc[order], sessions, LATER, absent)
+    built = build_weeks(frame.iloc[order], sessions, LATER, absent)
     dates = {(date.to_pydatetime() - MONDAY).days for date in sessions["session_date"]}
     days = [day for day in days if day[0] in dates]
     assert len(built) == len({n // 7 for n, *_ in days})
@@ -290,5 +292,6 @@ def test_weeks_agree_with_a_plain_model(
 def test_flooring_many_times_agrees_with_flooring_one(seconds: list[int]) -> None:
     """The vectorised floor is floor_to_monday of each."""
     moments = [datetime.fromtimestamp(second, UTC) for second in seconds]
-    floored = floor_to_weeks(pd.Series(moments, dtype="datetime64[us, UTC]"))
+    times = pd.Series(moments, dtype="datetime64[us, UTC]")
+    floored = to_times(floor_to_weeks(to_micros_array(times)))
     assert floored.tolist() == [floor_to_monday(moment) for moment in moments]

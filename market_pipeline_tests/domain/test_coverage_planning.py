@@ -38,6 +38,7 @@ from market_pipeline.domain.reconciliation import (
     find_known,
 )
 from market_pipeline.domain.records import HistoryTerms, Window
+from market_pipeline_tests.frames import fill_columns
 
 NOW = datetime(2024, 3, 15, 15, 20, tzinfo=UTC)
 MONTH = Window(NOW - timedelta(days=30), NOW)
@@ -98,8 +99,8 @@ def answer(
     bars = build_bars(part, now)
     if missing is not None:
         bars = bars[~missing[: len(bars)]]
-    none = pd.Series([], dtype="datetime64[us, UTC]")
-    settled = FetchResult(request.window, bars, none, now, now, request.is_turn)
+    columns, none = fill_columns(bars), np.empty(0, dtype=np.int64)
+    settled = FetchResult(request.window, columns, none, now, now, request.is_turn)
     return apply_fetch(coverage, request.interval, calendar, timedelta(0), settled)
 
 

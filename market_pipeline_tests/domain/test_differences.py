@@ -10,15 +10,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from market_pipeline.domain.arrays import FloatArray
+from market_pipeline.domain.arrays import FloatArray, Micros
+from market_pipeline.domain.columns import PRICES
 from market_pipeline.domain.differences import (
     AGREEING_BARS,
     FIRST_PAGE_BARS,
-    PRICES,
     REPAIRING,
     RESCALED,
     TRACING,
     WITHDRAWN,
+    BarComparison,
     Difference,
     Edge,
     Trace,
@@ -31,9 +32,10 @@ from market_pipeline.domain.differences import (
     plan_probe,
     plan_trace,
 )
-from market_pipeline.domain.grids import Micros, from_micros, to_micros
+from market_pipeline.domain.grids import from_micros, to_micros
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.records import Window
+from market_pipeline_tests.frames import fill_columns
 
 FIRST = datetime(2024, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -53,6 +55,13 @@ def build_bars(places: Sequence[int], prices: FloatArray, is_final: bool = True)
 def cut(bars: pd.DataFrame, window: Window) -> pd.DataFrame:
     """Return the bars that open within a window."""
     return bars[bars["open_time"].between(window.start, window.end, inclusive="left")]
+
+
+def see(
+    stored: pd.DataFrame, received: pd.DataFrame, window: Window, noise: float
+) -> BarComparison:
+    """Compare two frames."""
+    return compare(fill_columns(stored), fill_columns(received), window, noise)
 
 
 def place(moment: int) -> int:
@@ -84,7 +93,7 @@ class Series:
     ) -> Difference | None:
         """Compare one page, and follow."""
         stored = cut(self.stored, window)
-        seen = compare(stored, cut(self.provided, window), window, 0.0)
+        seen = see(stored, cut(self.provided, window), window, 0.0)
         return follow(known, Interval.DAY, seen, ALWAYS_OPEN, is_next)
 
     def trace(self, known: Difference | None, earliest: int = FOREVER) -> list[Window]:
@@ -114,12 +123,12 @@ def test_prices_within_the_noise_are_the_stored_ones() -> None:
     """Each price by itself; beyond the noise nothing is touched, and volume never counts."""
     stored = build_bars([0, 1, 2], np.array([100.0, 100.0, 100.0]))
     received = build_bars([0, 1, 2], np.array([100.0 + 5e-5, 101.0, 100.0])).assign(volume=3.0)
-    seen = compare(stored, received, span(0, 2), 1e-6)
+    seen = see(stored, received, span(0, 2), 1e-6)
     assert seen.differs.tolist() == [False, True, False]
-    kept = keep_prices(received, seen)
+    kept = keep_prices(fill_columns(received), seen).to_frame()
     assert kept["close"].tolist() == [100.0, 101.0, 100.0]
     assert kept["volume"].tolist() == [3.0] * 3
-    assert kept.loc[0, PRICES].tolist() == stored.loc[0, PRICES].tolist()
+    assert kept.loc[0, [*PRICES]].tolist() == stored.loc[0, [*PRICES]].tolist()
 
 
 @pytest.mark.parametrize("column", PRICES)
@@ -127,7 +136,7 @@ def test_any_price_makes_a_difference(column: str) -> None:
     """Not the close alone."""
     stored = build_bars([0], np.array([100.0]))
     received = stored.assign(**{column: stored[column] * 1.0001})
-    assert compare(stored, received, span(0, 0), 1e-6).differs.tolist() == [True]
+    assert see(stored, received, span(0, 0), 1e-6).differs.tolist() == [True]
 
 
 def test_bars_that_are_not_final_are_not_compared() -> None:
@@ -137,7 +146,7 @@ def test_bars_that_are_not_final_are_not_compared() -> None:
         (one.assign(is_final=False), other),
         (one, other.assign(is_final=False)),
     ):
-        assert len(compare(stored, received, span(0, 0), 0.0).opens) == 0
+        assert len(see(stored, received, span(0, 0), 0.0).opens) == 0
 
 
 @given(

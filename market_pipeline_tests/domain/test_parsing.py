@@ -19,6 +19,7 @@ from market_pipeline.domain.parsing import (
     retire_spans,
 )
 from market_pipeline.domain.records import Window, build_bar_frame
+from market_pipeline_tests.frames import fill_columns
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -80,7 +81,7 @@ def test_of_an_answer_only_older_bars_are_left_out(older: set[int], asked: tuple
     """Bar by bar; the frame itself where there is nothing to leave out."""
     known = Coverage(older_parsings={1: tuple(span(hour, hour + 1) for hour in older)})
     hours = list(range(asked[0], asked[0] + asked[1]))
-    left = leave_older(make_bars(hours), known)
+    left = leave_older(fill_columns(make_bars(hours)), known).to_frame()
     expected = [START + hour * HOUR for hour in hours if hour not in older]
     assert left["open_time"].tolist() == expected
 
@@ -98,7 +99,7 @@ def test_what_comes_final_is_of_todays_version(
     known = Coverage(settled=(span(0, 60),), parsing=2, older_parsings={1: spans})
     window = span(asked[0], asked[0] + asked[1])
     inside = sorted(hour for hour in came if asked[0] <= hour < asked[0] + asked[1])
-    bars = make_bars(inside)
+    bars = fill_columns(make_bars(inside))
     after = renew_spans(known, Interval.HOUR, ALWAYS_OPEN, window, bars)
     for hour in HOURS:
         is_older = hour in older and hour not in inside
@@ -108,7 +109,7 @@ def test_what_comes_final_is_of_todays_version(
 def test_a_provisional_bar_replaces_no_final_one() -> None:
     """It stays as it was read, since the final values stay."""
     known = Coverage(settled=(span(0, 10),), parsing=2, older_parsings={1: (span(0, 10),)})
-    bars = make_bars([3], is_final=False)
+    bars = fill_columns(make_bars([3], is_final=False))
     after = renew_spans(known, Interval.HOUR, ALWAYS_OPEN, span(3, 4), bars)
     assert after.older_parsings == known.older_parsings
 

@@ -34,7 +34,7 @@ def walk(count: int, at: int, change: float, size: float = 0.01) -> "np.ndarray"
 def test_every_ratio_is_found_within_one_per_cent(ratio: float, off: float, at: int) -> None:
     """Wherever it lies, with the closes on both sides."""
     days = build_days(walk(60, at, ratio * (1 + off)))
-    assert may_have_split(days)
+    assert may_have_split(days["close"].to_numpy())
     (jump,) = find_jumps(days, "XNYS")
     assert jump.ratio == pytest.approx(ratio, rel=0.011)  # 49:1 and 50:1 lie close together
     assert jump.change == pytest.approx(ratio * (1 + off))
@@ -50,7 +50,7 @@ def test_other_jumps_are_prices(change: float) -> None:
 def test_what_is_usual_for_a_market_is_no_split() -> None:
     """A market that moves by 5 % a day can fall to two thirds."""
     days = build_days(walk(60, 30, 2 / 3, size=0.05))
-    assert may_have_split(days)
+    assert may_have_split(days["close"].to_numpy())
     assert find_jumps(days, "XNYS") == []
 
 

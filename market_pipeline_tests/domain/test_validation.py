@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from market_pipeline.domain.records import BAR_COLUMNS, build_bar_frame, build_empty_bar_frame
 from market_pipeline.domain.sessions import build_hourly_grid, read_sessions
-from market_pipeline.domain.validation import validate_bars
+from market_pipeline_tests.frames import validate_frame
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 SOUND = {
@@ -65,7 +65,7 @@ def frame_of(*changes: dict[str, Any]) -> pd.DataFrame:
 )
 def test_an_impossible_bar_is_rejected_under_its_rule(rule: str, change: dict[str, Any]) -> None:
     """The row is kept with the rule it breaks and the values that break it; its neighbour lands."""
-    validated = validate_bars(frame_of(change, {"open_time": "2024-04-29T00:00Z"}), NOW)
+    validated = validate_frame(frame_of(change, {"open_time": "2024-04-29T00:00Z"}), NOW)
     assert list(validated.rejected["rule"]) == [rule]
     assert "=" in validated.rejected["detail"][0]
     assert list(validated.good["open_time"]) == [pd.Timestamp("2024-04-29", tz="UTC")]
@@ -85,7 +85,7 @@ def test_an_impossible_bar_is_rejected_under_its_rule(rule: str, change: dict[st
 )
 def test_an_unusual_bar_passes(change: dict[str, Any]) -> None:
     """Unknown volume, spikes, bars without shadows and the running bar are possible."""
-    validated = validate_bars(frame_of(change), NOW)
+    validated = validate_frame(frame_of(change), NOW)
     assert (len(validated.good), len(validated.rejected), validated.duplicates) == (1, 0, 0)
 
 
@@ -97,7 +97,7 @@ def new_york(first: datetime = datetime(2024, 1, 1, tzinfo=UTC), days: int = 180
 def test_hourly_bars_of_an_exchange_start_where_its_grid_says() -> None:
     """Within a session the half hour is right and the full hour is not."""
     hours = ({"interval": "1h", "open_time": f"2024-05-06T{at}Z"} for at in ("13:30", "14:00"))
-    validated = validate_bars(frame_of(*hours), NOW, new_york())
+    validated = validate_frame(frame_of(*hours), NOW, new_york())
     assert [f"{time:%H:%M}" for time in validated.good["open_time"]] == ["13:30"]
     assert list(validated.rejected["rule"]) == ["off_grid"]
 
@@ -119,7 +119,9 @@ def test_a_bar_that_no_session_has_is_told_from_an_impossible_one(
 ) -> None:
     """Its stamp is a start of a bar, but the calendar has no session then; the neighbour lands."""
     change = {"close_time": "2024-05-28T00:00Z", **change}
-    validated = validate_bars(frame_of(change, {"open_time": "2024-05-06T00:00Z"}), NOW, new_york())
+    validated = validate_frame(
+        frame_of(change, {"open_time": "2024-05-06T00:00Z"}), NOW, new_york()
+    )
     assert list(validated.rejected["rule"]) == [rule]
     assert list(validated.good["open_time"]) == [pd.Timestamp("2024-05-06", tz="UTC")]
 
@@ -128,7 +130,7 @@ def test_a_bar_that_no_session_has_is_told_from_an_impossible_one(
 def test_a_date_beyond_what_the_calendar_knows_is_no_closed_date(date: str) -> None:
     """Before its first session and after its last one a calendar says nothing."""
     bar = {"open_time": f"{date}T00:00Z", "close_time": "2024-07-01T00:00Z"}
-    validated = validate_bars(frame_of(bar), datetime(2024, 8, 1, tzinfo=UTC), new_york())
+    validated = validate_frame(frame_of(bar), datetime(2024, 8, 1, tzinfo=UTC), new_york())
     assert len(validated.good) == 1
 
 
@@ -137,7 +139,7 @@ def test_a_market_that_never_closes_has_a_session_for_every_bar() -> None:
     days = ({"open_time": f"2024-05-{day:02}T00:00Z"} for day in range(1, 7))
     bars = frame_of(*({**day, "close_time": "2024-05-09T00:00Z"} for day in days))
     sessions = read_sessions("24/7", datetime(2024, 5, 1, tzinfo=UTC), NOW)
-    assert validate_bars(bars, NOW, sessions).rejected.empty
+    assert validate_frame(bars, NOW, sessions).rejected.empty
 
 
 @settings(max_examples=60, deadline=None)
@@ -150,7 +152,7 @@ def test_every_bar_is_of_a_session_or_says_that_it_is_not(hours: list[int], is_d
     opens = sorted({first + (n % 170 if is_daily else n) * step for n in hours})
     interval = "1d" if is_daily else "1h"
     bars = ({"interval": interval, "open_time": at, "close_time": at + step} for at in opens)
-    validated = validate_bars(frame_of(*bars), datetime(2025, 1, 1, tzinfo=UTC), sessions)
+    validated = validate_frame(frame_of(*bars), datetime(2025, 1, 1, tzinfo=UTC), sessions)
     expected = sessions["session_date"] if is_daily else pd.Series(build_hourly_grid(sessions))
     known = expected[expected.isin(opens)]
     assert list(validated.good["open_time"]) == list(known)
@@ -160,13 +162,13 @@ def test_every_bar_is_of_a_session_or_says_that_it_is_not(hours: list[int], is_d
 
 def test_the_detail_shows_the_values_that_break_the_rule() -> None:
     """The reason can be read without the payload."""
-    validated = validate_bars(frame_of({"low": 10.5}), NOW)
+    validated = validate_frame(frame_of({"low": 10.5}), NOW)
     assert validated.rejected["detail"][0] == "open=10.0, high=12.0, low=10.5, close=11.0"
 
 
 def test_equal_rows_are_one_bar_and_are_counted() -> None:
     """A repeated row is neither stored twice nor quarantined, unknown values included."""
-    validated = validate_bars(
+    validated = validate_frame(
         frame_of({"trades": np.nan}, {"trades": np.nan}, {"trades": np.nan}), NOW
     )
     assert (len(validated.good), len(validated.rejected), validated.duplicates) == (1, 0, 2)
@@ -174,7 +176,7 @@ def test_equal_rows_are_one_bar_and_are_counted() -> None:
 
 def test_of_contradicting_rows_the_last_received_is_kept() -> None:
     """The other is rejected as a conflicting duplicate."""
-    validated = validate_bars(frame_of({"close": 11.0}, {"close": 11.5}), NOW)
+    validated = validate_frame(frame_of({"close": 11.0}, {"close": 11.5}), NOW)
     assert list(validated.good["close"]) == [11.5]
     assert list(validated.rejected["close"]) == [11.0]
     assert list(validated.rejected["rule"]) == ["conflicting_duplicate"]
@@ -183,7 +185,7 @@ def test_of_contradicting_rows_the_last_received_is_kept() -> None:
 def test_of_contradicting_rows_made_of_points_none_is_kept() -> None:
     """A price at one moment is a fact of which two versions came: neither is better."""
     rows = ({"close": close, "source_kind": "points"} for close in (11.0, 11.5, 11.5))
-    validated = validate_bars(frame_of(*rows), NOW)
+    validated = validate_frame(frame_of(*rows), NOW)
     assert validated.good.empty
     assert list(validated.rejected["close"]) == [11.0, 11.5]
     assert set(validated.rejected["rule"]) == {"conflicting_duplicate"}
@@ -194,28 +196,28 @@ def test_of_contradicting_rows_made_of_points_none_is_kept() -> None:
 def test_a_final_row_wins_over_a_provisional_one_in_any_order(finals: tuple[bool, bool]) -> None:
     """Finality counts more than the order of arrival."""
     rows = ({"is_final": final, "close": 11.0 if final else 11.5} for final in finals)
-    validated = validate_bars(frame_of(*rows), NOW)
+    validated = validate_frame(frame_of(*rows), NOW)
     assert list(validated.good["close"]) == [11.0]
     assert list(validated.rejected["close"]) == [11.5]
 
 
 def test_a_provisional_row_with_the_final_values_is_only_a_repeat() -> None:
     """Equal values do not conflict, and the bar is final."""
-    validated = validate_bars(frame_of({"is_final": True}, {"is_final": False}), NOW)
+    validated = validate_frame(frame_of({"is_final": True}, {"is_final": False}), NOW)
     assert list(validated.good["is_final"]) == [True]
     assert (len(validated.rejected), validated.duplicates) == (0, 1)
 
 
 def test_an_impossible_row_does_not_displace_a_sound_one() -> None:
     """Duplicates are settled among sound rows only."""
-    validated = validate_bars(frame_of({}, {"close": np.nan}), NOW)
+    validated = validate_frame(frame_of({}, {"close": np.nan}), NOW)
     assert list(validated.good["close"]) == [11.0]
     assert list(validated.rejected["rule"]) == ["not_finite"]
 
 
 def test_good_bars_are_ordered_by_interval_and_time() -> None:
     """Whatever order the provider sends them in."""
-    validated = validate_bars(
+    validated = validate_frame(
         frame_of({"interval": "1w"}, {}, {"open_time": "2024-05-05T00:00Z"}), NOW
     )
     assert list(validated.good["interval"]) == ["1d", "1d", "1w"]
@@ -224,7 +226,7 @@ def test_good_bars_are_ordered_by_interval_and_time() -> None:
 
 def test_nothing_stays_nothing() -> None:
     """An empty frame gives empty frames with their columns."""
-    validated = validate_bars(build_empty_bar_frame(), NOW)
+    validated = validate_frame(build_empty_bar_frame(), NOW)
     assert tuple(validated.good.columns) == BAR_COLUMNS
     assert tuple(validated.rejected.columns) == (*BAR_COLUMNS, "rule", "detail")
 
@@ -261,7 +263,7 @@ near_rows = st.fixed_dictionaries(
 @given(st.lists(st.one_of(rows, near_rows), max_size=8))
 def test_every_row_is_good_rejected_or_a_repeat(changes: list[dict[str, Any]]) -> None:
     """No row is lost, no number raises, and keys of good bars are unique."""
-    validated = validate_bars(frame_of(*changes), NOW)
+    validated = validate_frame(frame_of(*changes), NOW)
     assert len(validated.good) + len(validated.rejected) + validated.duplicates == len(changes)
     assert not validated.good.duplicated(["interval", "open_time"]).any()
     assert (validated.rejected["rule"] != "").all()
@@ -271,7 +273,7 @@ def test_every_row_is_good_rejected_or_a_repeat(changes: list[dict[str, Any]]) -
 @given(st.lists(st.one_of(rows, near_rows), max_size=8))
 def test_validating_good_bars_again_changes_nothing(changes: list[dict[str, Any]]) -> None:
     """Validating is idempotent."""
-    good = validate_bars(frame_of(*changes), NOW).good
-    again = validate_bars(good, NOW)
+    good = validate_frame(frame_of(*changes), NOW).good
+    again = validate_frame(good, NOW)
     pd.testing.assert_frame_equal(again.good, good)
     assert (len(again.rejected), again.duplicates) == (0, 0)

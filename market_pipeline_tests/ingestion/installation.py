@@ -7,16 +7,17 @@ test says so, by the wall clock as well, and can be cut off after any commit.
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, Engine, Table, text
 
 from market_pipeline.domain.records import Market
+from market_pipeline.ingestion.commit import write_markets, write_rows
+from market_pipeline.ingestion.drive import BarStream, WaveLimits
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Request, Route, build_request
-from market_pipeline.ingestion.stream import BarStream
-from market_pipeline.ingestion.write import commit_item, write_markets, write_rows
 from market_pipeline.orchestration import assets
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.providers.mock import MockProvider
@@ -66,12 +67,14 @@ class Installation:
         run = Run(uuid4(), "manual", now, request)
         routes = self._route(faults)
         write_markets(self.engine, run, [market for _, market in routes])
-        stream = iter(BarStream(self.engine, run.run_id, request, routes))
-        for number, item in enumerate(stream):
-            if number == commits:
-                stream.close()  # type: ignore[attr-defined]
-                return run.run_id
-            commit_item(self.engine, run, item)
+        limits = WaveLimits() if commits is None else WaveLimits(markets=1)
+        stream = iter(BarStream(self.engine, run, routes, limits))
+        for _ in count() if commits is None else range(commits):
+            if next(stream, None) is None:
+                break
+        else:
+            stream.close()  # type: ignore[attr-defined]
+            return run.run_id
         self._compute(run, request, routes)
         return run.run_id
 

@@ -10,10 +10,9 @@ from sqlalchemy import Engine, text
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import HistoryTerms, Market, Window
+from market_pipeline.ingestion.drive import BarStream
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
-from market_pipeline.ingestion.stream import BarStream
-from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.storage.coverage.ledger import read_coverage
 
@@ -53,8 +52,8 @@ def run(engine: Engine, provider: MockProvider, now: datetime, symbol: str = "BT
     assert market is not None
     request = build_request(datetime.now(UTC), [symbol], "mock", DAYS, now.isoformat())
     done = Run(uuid4(), "manual", now, request)
-    for item in BarStream(engine, done.run_id, request, [(provider, market)]):
-        commit_item(engine, done, item)
+    for _ in BarStream(engine, done, [(provider, market)]):
+        pass
     return done.run_id
 
 

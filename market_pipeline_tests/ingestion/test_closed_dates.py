@@ -16,11 +16,10 @@ from market_pipeline.domain.grids import _build_grid
 from market_pipeline.domain.sessions import build_schedule
 from market_pipeline.ingestion import calendars
 from market_pipeline.ingestion.calendars import load_calendars
+from market_pipeline.ingestion.drive import BarStream
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.run_alerts import MarketOutcomes
-from market_pipeline.ingestion.stream import BarStream
-from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.file import FileProvider
 from market_pipeline.storage.runs.claims import (
     hold_liveness_lock,
@@ -60,8 +59,9 @@ class Files:
         request = build_request(datetime.now(UTC), ["SPX"], "file", days, now.isoformat())
         run = Run(uuid4(), "manual", now, request)
         ends = MarketOutcomes()
-        for item in BarStream(self.engine, run.run_id, request, [(provider, market)]):
-            ends.note(item, commit_item(self.engine, run, item))
+        for wave in BarStream(self.engine, run, [(provider, market)]):
+            for landed in wave:
+                ends.note(landed.item, landed.result)
         with self.engine.begin() as connection:
             ends.report(connection, run)
         return self.receipt(run.run_id)

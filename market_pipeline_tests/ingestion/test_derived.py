@@ -8,30 +8,24 @@ import numpy as np
 import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
-from sqlalchemy import Engine, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy import Engine
 
-from market_pipeline.domain.bars import build_daily_bars
+from market_pipeline.domain.bars import BuiltBars
+from market_pipeline.domain.columns import read_frame_columns
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, build_bar_frame
 from market_pipeline.domain.sessions import read_sessions
-from market_pipeline.ingestion.derived import rebuild_days
+from market_pipeline.ingestion.commit import write_market_bars
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
-from market_pipeline.ingestion.write import write_market_bars
+from market_pipeline.ingestion.settle import MarketBars, derive_bars
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.storage.bars.stored import read_bars
 from market_pipeline.storage.markets.registration import ensure_market
+from market_pipeline_tests.frames import build_days
 
 START, END = datetime(2024, 3, 10, tzinfo=UTC), datetime(2024, 3, 16, tzinfo=UTC)
 HOURS = pd.date_range(START, END, freq="h", inclusive="left", unit="us")
-# The role goes with the transaction, which is never committed.
-NO_PRICES = """
-    CREATE ROLE counts_only;
-    GRANT USAGE ON SCHEMA market_data TO counts_only;
-    GRANT SELECT (market_id, "interval", open_time)
-        ON market_data.market_aggregate TO counts_only;
-    SET LOCAL ROLE counts_only"""
 
 
 @pytest.fixture
@@ -85,7 +79,7 @@ def test_days_follow_from_the_stored_hours_whatever_a_batch_brought(
                 read_bars(connection, market_id, interval, START, END)
                 for interval in (Interval.HOUR, Interval.DAY)
             )
-        expected = build_daily_bars(hours, read_sessions(hourly.calendar, START, END))
+        expected = build_days(hours, read_sessions(hourly.calendar, START, END))
         assert_frame_equal(days, expected)
 
 
@@ -102,15 +96,24 @@ def test_an_hour_that_two_pages_had_counts_once(engine: Engine, hourly: Market) 
     assert days["is_final"].all()
 
 
-@pytest.mark.owner
-def test_hours_that_are_all_there_is_are_not_read_again(engine: Engine, hourly: Market) -> None:
-    """A first load knows what it stored: days need no right to read a price."""
-    market_id = ensure_market(engine, hourly, claim_primary=True)
-    hours = make_hours(np.arange(len(HOURS)), seed=1)
-    write(engine, hourly, market_id, hours)
-    with engine.connect() as connection:
-        connection.execute(text(NO_PRICES))
-        days = rebuild_days(connection, hourly, market_id, hours, END)
-        assert days["is_final"].tolist() == [True] * (len(HOURS) // 24)
-        with pytest.raises(ProgrammingError, match="permission denied"):
-            rebuild_days(connection, hourly, market_id, hours.iloc[:1], END)
+def test_days_are_built_before_their_hours_are_stored(hourly: Market) -> None:
+    """Of new hours laid over stored ones, so the merge lock waits for no computation."""
+    hours = read_frame_columns(make_hours(np.arange(24), seed=1))
+    stored = BuiltBars(hours.take(slice(0, 12)), np.full(12, 1))
+    part = MarketBars(hourly, 1, hours.take(slice(12, 24)))
+    built = derive_bars([part], stored, END)
+    days = built.bars.of_interval(Interval.DAY)
+    assert days.volume.tolist() == [24.0]
+    assert days.high.tolist() == [hours.high.max()]
+    assert days.is_final.tolist() == [True]
+
+
+def test_a_provisional_hour_does_not_replace_a_final_one(hourly: Market) -> None:
+    """Neither in the table nor in the day that is built of it."""
+    hours = read_frame_columns(make_hours(np.arange(24), seed=1))
+    stored = BuiltBars(hours, np.full(24, 1))
+    late = hours.take(slice(23, 24))
+    late = replace(late, volume=late.volume + 7, is_final=np.array([False]))
+    days = derive_bars([MarketBars(hourly, 1, late)], stored, END).bars.of_interval(Interval.DAY)
+    assert days.volume.tolist() == [24.0]
+    assert days.is_final.tolist() == [True]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,16 +13,15 @@ import pandas as pd
 import pytest
 from sqlalchemy import Engine
 
-from market_pipeline.domain.differences import PRICES
+from market_pipeline.domain.columns import PRICES
 from market_pipeline.domain.errors import TransientProviderError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.masking import RESTATING, SUSPECTED_SPLIT, DataIssue
 from market_pipeline.domain.records import HistoryTerms, Market, Window
 from market_pipeline.domain.sessions import read_sessions
+from market_pipeline.ingestion.drive import BarStream, WaveLimits
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
-from market_pipeline.ingestion.stream import BarStream
-from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.base import Provider
 from market_pipeline.providers.file import FileProvider
 from market_pipeline.providers.mock import MockProvider
@@ -106,11 +106,11 @@ def ingest(
     assert market is not None
     request = build_request(now, [symbol], provider.name, days, now.isoformat())
     run = Run(uuid4(), "manual", now, request)
-    stream = BarStream(engine, run.run_id, request, [(provider, market)])
-    for number, item in enumerate(stream):
-        if number == batches:
+    stream = iter(BarStream(engine, run, [(provider, market)], WaveLimits(markets=1)))
+    for _ in range(batches) if batches is not None else count():
+        if next(stream, None) is None:
             break
-        commit_item(engine, run, item)
+    stream.close()  # type: ignore[attr-defined]
     return run
 
 
@@ -142,7 +142,7 @@ def find_wrong(
     bars = [row for row in pipeline.read(BARS) if until is None or row["open_time"] < until]
     stored = pd.DataFrame(bars).set_index(["interval", "open_time"])
     other = expected.loc[stored.index, PRICES].to_numpy()
-    same = np.isclose(stored[PRICES].to_numpy(), other, rtol=1e-12).all(axis=1)
+    same = np.isclose(stored[[*PRICES]].to_numpy(), other, rtol=1e-12).all(axis=1)
     return stored.index[~same].tolist()
 
 

@@ -13,12 +13,11 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.masking import NEVER_ASKED
 from market_pipeline.domain.records import HistoryTerms, Market, Window
 from market_pipeline.domain.sessions import build_schedule
+from market_pipeline.ingestion.drive import BarStream
 from market_pipeline.ingestion.estimate import estimate_request
-from market_pipeline.ingestion.planning import describe_cut
+from market_pipeline.ingestion.plan import describe_cut
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
-from market_pipeline.ingestion.stream import BarStream
-from market_pipeline.ingestion.write import commit_item
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.providers.registry import route_markets
 from market_pipeline.storage.coverage.ledger import read_flaws, read_never_asked
@@ -58,8 +57,8 @@ def run(
     given = {"window_end": now.isoformat(), "lookback_days": 10, **options}
     request = build_request(asked_at or datetime.now(UTC), [symbol], "mock", **given)
     of_run = Run(uuid4(), "manual", now, request)
-    for item in BarStream(pipeline.engine, of_run.run_id, request, [(provider, market)]):
-        commit_item(pipeline.engine, of_run, item)
+    for _ in BarStream(pipeline.engine, of_run, [(provider, market)]):
+        pass
     return of_run.run_id
 
 

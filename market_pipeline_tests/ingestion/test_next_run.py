@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from sqlalchemy import Engine, text
 
-from market_pipeline.domain.errors import SupersededError
-from market_pipeline.ingestion.batches import BarBatch
+from market_pipeline.ingestion import drive
+from market_pipeline.ingestion.batches import Item, MarketStopped
+from market_pipeline.ingestion.commit import Landed, commit_wave
+from market_pipeline.ingestion.drive import BarStream
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
-from market_pipeline.ingestion.stream import BarStream
-from market_pipeline.ingestion.write import commit_item, write_batch
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.storage.bulk.upsert import WriteCounts, upsert_frame
 from market_pipeline.storage.tables import market_aggregate
@@ -33,21 +33,21 @@ class Pipeline:
 
     def run(self, now: datetime, faults: str = "", symbol: str = "BTC-USD", days: int = 10) -> UUID:
         """Ingest one market as a run of its own."""
-        stream, run = self.open_stream(now, faults, symbol, days)
-        for item in stream:
-            commit_item(self.engine, run, item)
-        return run.run_id
+        stream = self.open_stream(now, faults, symbol, days)
+        for _ in stream:
+            pass
+        return stream.run.run_id
 
     def open_stream(
         self, now: datetime, faults: str = "", symbol: str = "BTC-USD", days: int = 10
-    ) -> tuple[BarStream, Run]:
-        """Return what a run will get, and the run."""
+    ) -> BarStream:
+        """Return what a run will get."""
         provider = MockProvider({"MOCK_FAULTS": faults})
         market = provider.find_market(symbol)
         assert market is not None
         request = build_request(datetime.now(UTC), [symbol], "mock", days, now.isoformat())
         run = Run(uuid4(), "manual", now, request)
-        return BarStream(self.engine, run.run_id, request, [(provider, market)]), run
+        return BarStream(self.engine, run, [(provider, market)])
 
     def read(self, query: str, **values: object) -> list[dict[str, Any]]:
         """Return a query's rows."""
@@ -174,16 +174,20 @@ STEAL = """UPDATE market_data.fetch_claim
     SET token = nextval('market_data.fetch_claim_seq'), run_id = gen_random_uuid()"""
 
 
-def test_a_batch_whose_claim_another_run_took_writes_nothing(pipeline: Pipeline) -> None:
+def test_a_batch_whose_claim_another_run_took_writes_nothing(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a run fetched before it slept past its claim is not stored over newer bars."""
-    stream, run = pipeline.open_stream(NOON)
-    items = iter(stream)
-    batch = next(items)
-    assert isinstance(batch, BarBatch)
-    with pipeline.engine.begin() as connection:
-        connection.execute(text(STEAL))
-    with pytest.raises(SupersededError, match="was claimed by run"):
-        write_batch(pipeline.engine, run, batch)
+
+    def commit_late(engine: Engine, run: Run, items: list[Item]) -> list[Landed]:
+        with pipeline.engine.begin() as connection:
+            connection.execute(text(STEAL))
+        return commit_wave(engine, run, items)
+
+    monkeypatch.setattr(drive, "commit_wave", commit_late)
+    ((landed,),) = pipeline.open_stream(NOON)
+    assert isinstance(landed.item, MarketStopped)
+    assert "was claimed by run" in str(landed.result.reason)
     assert pipeline.bars() == []
     assert pipeline.read("SELECT * FROM market_data.market_coverage") == []
     assert pipeline.read("SELECT * FROM market_data.fetch_claim") != []  # the other run's

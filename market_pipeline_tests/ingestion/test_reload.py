@@ -192,7 +192,7 @@ def test_a_killed_reload_goes_on_where_it_stopped(
     upgraded: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was committed is not asked for again, and the end is the same."""
-    monkeypatch.setattr("market_pipeline.ingestion.reload.BATCH_BARS", 1)
+    monkeypatch.setattr("market_pipeline.ingestion.fetch.BATCH_BARS", 1)
     first = min(row[1] for row in read_finals(upgraded))
     page = timedelta(days=3)
     with pytest.raises(KeyboardInterrupt):

@@ -17,9 +17,9 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
 from market_pipeline.domain.roi import MEASURES, compute_roi_statistics
 from market_pipeline.domain.sessions import read_sessions
+from market_pipeline.ingestion.commit import write_rows
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
-from market_pipeline.ingestion.write import write_rows
 from market_pipeline.orchestration.assets import choose_pairs
 from market_pipeline.orchestration.computing import (
     Computed,

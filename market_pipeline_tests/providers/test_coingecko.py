@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from market_pipeline.domain.errors import PermanentProviderError, SettingError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
-from market_pipeline.domain.validation import validate_bars
 from market_pipeline.providers.coingecko import (
     CoinGeckoProvider,
     build_bars,
@@ -20,6 +19,7 @@ from market_pipeline.providers.coingecko import (
     parse_snapshots,
     split_hourly,
 )
+from market_pipeline_tests.frames import validate_frame
 from market_pipeline_tests.providers.clocks import QUICK, FakeTime
 from market_pipeline_tests.replay import (
     ReplayServer,
@@ -164,7 +164,7 @@ def test_two_prices_at_one_boundary_are_none() -> None:
         ("13:01", 10.0), ("14:01", 12.0), ("14:03", 12.5), ("15:02", 11.0), ("16:03", 13.0)
     )
     bars = build_bars(points, Interval.HOUR, at("2024-01-02"))
-    validated = validate_bars(bars, at("2024-01-02"))
+    validated = validate_frame(bars, at("2024-01-02"))
     assert validated.good["open_time"].dt.hour.tolist() == [15]
     assert validated.rejected["open_time"].dt.hour.tolist() == [13, 13, 14, 14]
     assert set(validated.rejected["rule"]) == {"conflicting_duplicate"}
@@ -200,7 +200,7 @@ def test_five_minute_points_make_no_hours() -> None:
     """An answer in another step than was asked for is in doubt at every hour: none is guessed."""
     points = parse_points(load_recording(MINUTES_2024), EVER)
     now = at("2024-01-15T12:00")
-    validated = validate_bars(build_bars(points, Interval.HOUR, now), now)
+    validated = validate_frame(build_bars(points, Interval.HOUR, now), now)
     assert validated.good.empty
     assert set(validated.rejected["rule"]) == {"conflicting_duplicate"}
 
@@ -235,7 +235,7 @@ def test_e1_two_prices_at_one_moment_are_quarantined(interval: Interval) -> None
     pairs = [[stamp.timestamp() * 1000, 10.0 + step] for step, stamp in enumerate(stamps)]
     body = {"prices": [*pairs, [pairs[2][0], 99.0]], "total_volumes": pairs}
     now = at("2024-02-01")
-    validated = validate_bars(build_bars(parse_points(body, EVER), interval, now), now)
+    validated = validate_frame(build_bars(parse_points(body, EVER), interval, now), now)
     assert validated.good["open_time"].tolist() == [stamps[0], stamps[3]]
     assert set(validated.rejected["open_time"]) == {stamps[1], stamps[2]}
     assert set(validated.rejected["rule"]) == {"conflicting_duplicate"}

@@ -15,10 +15,10 @@ from market_pipeline.domain.errors import (
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import BAR_DTYPES, Market, PriceSnapshot, Window
 from market_pipeline.domain.sessions import read_sessions
-from market_pipeline.domain.validation import validate_bars
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.providers.mock_faults import ALIASES, AMOUNTS, Fault, parse_faults
 from market_pipeline.providers.rate_limiter import CallCounter, UnlimitedCalls, use_limiter
+from market_pipeline_tests.frames import validate_frame
 
 NOW = datetime(2024, 3, 15, 15, 47, tzinfo=UTC)
 WINDOW = Window(datetime(2024, 3, 1, tzinfo=UTC), datetime(2024, 3, 16, tzinfo=UTC))
@@ -186,14 +186,14 @@ def test_an_equal_duplicate_is_harmless() -> None:
     """The row comes twice, next to itself."""
     bars = fetch("BTC-USD:duplicate@2024-03-05")
     assert list_days(bars)[3:7] == [4, 5, 5, 6]
-    validated = validate_bars(bars, NOW)
+    validated = validate_frame(bars, NOW)
     assert (validated.duplicates, len(validated.rejected)) == (1, 0)
     pd.testing.assert_frame_equal(validated.good, GOOD)
 
 
 def test_a_conflicting_duplicate_is_found() -> None:
     """The second row says something else about the same day."""
-    validated = validate_bars(fetch("BTC-USD:duplicate=1.05@2024-03-05"), NOW)
+    validated = validate_frame(fetch("BTC-USD:duplicate=1.05@2024-03-05"), NOW)
     assert validated.rejected["rule"].tolist() == ["conflicting_duplicate"]
 
 
@@ -201,7 +201,7 @@ def test_a_conflicting_duplicate_is_found() -> None:
 def test_an_off_grid_bar_is_found(interval: Interval) -> None:
     """Moved by seven minutes, so that the place where it belongs is empty."""
     good, bars = fetch("", interval=interval), fetch("BTC-USD:off_grid", interval=interval)
-    validated = validate_bars(bars, NOW)
+    validated = validate_frame(bars, NOW)
     assert validated.rejected["rule"].tolist() == ["off_grid"]
     assert validated.rejected["open_time"].iloc[0].minute == 7
     assert len(validated.good) == len(good) - 1
@@ -212,7 +212,7 @@ def test_bars_of_closed_dates_are_found(span: str, closed: list[int]) -> None:
     """New York's weekends have bars as well, far too high; the sessions' own are as they were."""
     good, bars = fetch("", "SPX"), fetch(f"SPX:closed_date=9{span}", "SPX")
     sessions = read_sessions("XNYS", WINDOW.start - timedelta(days=9), WINDOW.end)
-    validated = validate_bars(bars, NOW, sessions)
+    validated = validate_frame(bars, NOW, sessions)
     pd.testing.assert_frame_equal(validated.good, good)
     assert set(validated.rejected["rule"]) == {"not_a_session"}
     assert list_days(validated.rejected) == closed
@@ -224,7 +224,7 @@ def test_sub_cent_prices_keep_their_shape() -> None:
     """Around 1e-8, still possible bars, with the same returns; the live price fits."""
     bars = fetch("BTC-USD:sub_cent_price")
     assert bars["close"].between(1e-9, 1e-7).all()
-    assert validate_bars(bars, NOW).rejected.empty
+    assert validate_frame(bars, NOW).rejected.empty
     pd.testing.assert_series_equal(bars["close"].pct_change(), GOOD["close"].pct_change())
     (snapshot,) = fetch_prices("BTC-USD:sub_cent_price", "BTC-USD")
     assert snapshot.price == pytest.approx(bars["close"].iloc[-1])

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 
 from market_pipeline.cache.keys import make_latest_key
 from market_pipeline.cache.opening import open_cache
-from market_pipeline.ingestion.write import write_markets
+from market_pipeline.ingestion.commit import write_markets
 from market_pipeline.readers import fetch_latest, open_serving_cache
 from market_pipeline.readers.latest import make_fill
 from market_pipeline.readers.serving import ServingCache

@@ -9,9 +9,9 @@ from sqlalchemy import Engine, text
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import UTC_DTYPE
 from market_pipeline.domain.roi import compute_roi_statistics
+from market_pipeline.ingestion.commit import write_rows
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
-from market_pipeline.ingestion.write import write_rows
 from market_pipeline.storage.bars.final_bars import plan_market_spans, read_spans
 from market_pipeline.storage.bulk.upsert import WriteCounts
 from market_pipeline.storage.tables import market_roi_statistic, market_snapshot

@@ -15,7 +15,6 @@ from market_pipeline.api.ingest_answers import IngestAnswer, IngestPending, RunR
 from market_pipeline.api.launching import IngestCommand, Launcher
 from market_pipeline.api.problems import ProblemError, describe_problems
 from market_pipeline.api.services import Services, get_services
-from market_pipeline.domain.symbols import MAX_SYMBOLS
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.providers.registry import route_served
 
@@ -28,6 +27,10 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+# A request over HTTP is bounded; settings and commands may name any number.
+MOST_SYMBOLS = 1_000
+
+
 class IngestRequest(BaseModel):
     """The request to ingest."""
 
@@ -35,7 +38,7 @@ class IngestRequest(BaseModel):
 
     symbols: list[Annotated[str, Field(max_length=100)]] = Field(
         default=[],
-        max_length=MAX_SYMBOLS,
+        max_length=MOST_SYMBOLS,
         description="Markets; empty: those of INGESTION_MARKETS",
         examples=[["BTC-USD", "ETH-USD"]],
     )

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, and_, func, insert, or_, select, text, update
+from sqlalchemy import Connection, func, insert, or_, select, text, update
 
 from market_pipeline.domain.differences import (
     REPAIRING,
@@ -93,19 +93,16 @@ def read_differences(connection: Connection, market_ids: Sequence[int]) -> dict[
     return {row["market_id"]: _parse_difference(row) for row in rows}
 
 
-def read_difference(connection: Connection, market_id: int) -> OpenDifference:
-    """Return a market's difference at work, in one question where there is none."""
-    is_its = and_(market_event.c.market_id == market_id, *_IS_AT_WORK)
-    newest = select(
-        func.coalesce(func.max(dataset_version.c.version), 0).label("newest")
-    ).subquery()
-    query = select(newest.c.newest, market_event).outerjoin_from(newest, market_event, is_its)
-    row = connection.execute(query.order_by(market_event.c.event_id.desc())).mappings().all()[0]
-    if row["event_id"] is None:
-        return OpenDifference(row["newest"])
-    known = _parse_difference(row)
-    since = row["newest"] if known.version is None else known.version
-    return OpenDifference(row["newest"], known, _read_written(connection, market_id, since))
+def read_left_open(connection: Connection, market_ids: Sequence[int]) -> dict[int, OpenDifference]:
+    """Return the difference at work of each market, for most of which there is none."""
+    newest = func.coalesce(func.max(dataset_version.c.version), 0)
+    version = int(connection.execute(select(newest)).scalar_one())
+    found = dict.fromkeys(market_ids, OpenDifference(version))
+    for market_id, known in read_differences(connection, market_ids).items():
+        since = version if known.version is None else known.version
+        written = _read_written(connection, market_id, since)
+        found[market_id] = OpenDifference(version, known, written)
+    return found
 
 
 def _read_written(connection: Connection, market_id: int, version: int) -> dict[Interval, Window]:

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 from psycopg2.extensions import AsIs
 from sqlalchemy import Connection, func, insert, select, text
 
@@ -225,27 +224,27 @@ def read_version_time(connection: Connection, version: int) -> datetime | None:
 
 
 def note_version(
-    connection: Connection, market_id: int, bars: pd.DataFrame, stamps: Mapping[str, Any]
+    connection: Connection,
+    spans: Mapping[tuple[int, str], tuple[datetime, datetime]],
+    stamps: Mapping[str, Any],
 ) -> None:
-    """Note where the bars of a dataset version lie, by interval.
+    """Note where the bars of a dataset version lie, by market and interval.
 
     Args:
         connection: In the transaction that writes them.
-        market_id: Whose bars.
-        bars: ``interval`` and ``open_time`` of all.
+        spans: First and last open_time (UTC), by market_id and interval.
         stamps: ``dataset_version``, ``known_at`` and ``run_id`` of the bars.
     """
-    spans = bars.groupby("interval")["open_time"].agg(["min", "max"])
     rows = [
         {
             "version": stamps["dataset_version"],
             "interval": interval,
             "market_id": market_id,
-            "first_open_time": first.to_pydatetime(),
-            "last_open_time": last.to_pydatetime(),
+            "first_open_time": first,
+            "last_open_time": last,
             "known_at": stamps["known_at"],
             "run_id": stamps["run_id"],
         }
-        for interval, first, last in spans.itertuples()
+        for (market_id, interval), (first, last) in spans.items()
     ]
     connection.execute(insert(dataset_version), rows)

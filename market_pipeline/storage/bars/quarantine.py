@@ -13,11 +13,11 @@ from uuid import UUID
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import Connection, Select, select, text, update
+from sqlalchemy import Connection, Select, func, select, text, update
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import BAR_DTYPES, UTC_DTYPE, build_bar_frame
-from market_pipeline.domain.validation import NOT_A_SESSION
+from market_pipeline.domain.validation import NOT_A_SESSION, RejectedBars
 from market_pipeline.storage.ledgers import quarantined_row
 from market_pipeline.storage.rows import Row, fetch, read_frame
 from market_pipeline.storage.tables import market
@@ -46,7 +46,7 @@ _RECORD = text("""
 
 
 def record_rejected(
-    connection: Connection, run_id: UUID, market_id: int, rejected: pd.DataFrame, now: datetime
+    connection: Connection, run_id: UUID, market_id: int, rejected: RejectedBars, now: datetime
 ) -> int:
     """Keep rejected bars; one that was kept before is only counted.
 
@@ -59,24 +59,25 @@ def record_rejected(
         connection: In the transaction of the batch.
         run_id: The run that received them.
         market_id: Whose bars.
-        rejected: As ``ValidatedBars.rejected``: a bar frame with ``rule`` and ``detail``.
+        rejected: The bars, each with its rule.
         now: When they came (UTC).
 
     Returns:
         How many were not kept before.
     """
-    if rejected.empty:
+    if not rejected:
         return 0
     rows = json.dumps(_describe_rows(rejected))
     values = {"run_id": run_id, "market_id": market_id, "now": now, "rows": rows}
     return sum(connection.execute(_RECORD, values).scalars())
 
 
-def _describe_rows(rejected: pd.DataFrame) -> list[dict[str, Any]]:
-    times = _to_moments(rejected["open_time"])
+def _describe_rows(rejected: RejectedBars) -> list[dict[str, Any]]:
+    bars = rejected.bars.to_frame()
+    times = _to_moments(bars["open_time"])
     in_reach = (times >= _FIRST) & (times <= _LAST)  # What a timestamptz and its readers can hold.
     opened = np.where(in_reach, np.datetime_as_string(times, unit="us", timezone="UTC"), None)
-    reasons = zip(rejected["rule"], rejected["detail"], strict=True)
+    reasons = zip(rejected.rules, rejected.details, strict=True)
     return [
         {
             "interval": payload["interval"] or _NO_INTERVAL,
@@ -87,7 +88,7 @@ def _describe_rows(rejected: pd.DataFrame) -> list[dict[str, Any]]:
             "payload_hash": _hash(payload),
         }
         for payload, open_time, (rule, detail) in zip(
-            build_payloads(rejected), opened, reasons, strict=True
+            build_payloads(bars), opened, reasons, strict=True
         )
     ]
 
@@ -202,6 +203,15 @@ def _select(limit: int | None, *equal: tuple[Any, object]) -> "Select[Any]":
     query = query.join(market, market.c.market_id == rows.market_id)
     query = query.where(*(column == value for column, value in equal if value is not None))
     return query.order_by(rows.last_seen_at.desc(), rows.row_id.desc()).limit(limit)
+
+
+def count_strays(connection: Connection, market_ids: Sequence[int]) -> dict[int, int]:
+    """Return how many open rows of no session each market has; those without are absent."""
+    rows = quarantined_row.c
+    query = select(rows.market_id, func.count().label("strays"))
+    query = query.where(rows.market_id.in_(list(market_ids)))
+    query = query.where(rows.rule == NOT_A_SESSION, rows.status == "open").group_by(rows.market_id)
+    return {row.market_id: row.strays for row in connection.execute(query)}
 
 
 def read_strays(

@@ -3,22 +3,29 @@
 Not here: what bars were before (``history``, ``revisions``).
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import pandas as pd
 from sqlalchemy import Connection, exists, func, select, text, tuple_
 
+from market_pipeline.domain.arrays import IntArray
+from market_pipeline.domain.columns import BarColumns
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import BAR_COLUMNS
+from market_pipeline.domain.ranges import merge_windows
+from market_pipeline.domain.records import BAR_COLUMNS, Window
 from market_pipeline.storage.bulk.copy_out import (
     FLAG,
     INTEGER,
+    MICROS,
     NUMBER,
+    OBJECT,
     TIME,
     WORD,
     Column,
+    read_columns,
     read_copied,
 )
 from market_pipeline.storage.rows import Row, fetch, read_frame
@@ -33,6 +40,10 @@ _SENT: Mapping[str, Column] = {
     "trades": replace(NUMBER, send="coalesce(trades::double precision, 'NaN')"),
     "is_final": FLAG,
     **dict.fromkeys(("market_id", "dataset_version"), INTEGER),
+}
+_ARRAYS = {WORD: OBJECT, TIME: MICROS}
+_SPAN_COLUMNS = {
+    name: _ARRAYS.get(_SENT[name], _SENT[name]) for name in (*BAR_COLUMNS, "market_id")
 }
 _BAR_COLUMNS = {name: _SENT[name] for name in BAR_COLUMNS}
 _FINAL_NAMES = ("market_id", "open_time", "close_time", *_PRICES, "dataset_version")
@@ -105,6 +116,43 @@ def read_bars(
     """Return one market's stored bars with open_time in ``[start, end)`` as a bar frame."""
     values = {"market_id": market_id, "interval": interval.value, "start": start, "end": end}
     return read_copied(connection, _build_bar_query, _BAR_COLUMNS, values)
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesSpan:
+    """Bars of one market and interval that open in a window."""
+
+    market_id: int
+    interval: Interval
+    window: Window
+
+
+def read_spans(connection: Connection, spans: Sequence[SeriesSpan]) -> tuple[BarColumns, IntArray]:
+    """Return the stored bars of spans, each once, in no order, and the market_id of each."""
+    windows: dict[tuple[int, str], list[Window]] = defaultdict(list)
+    for span in spans:
+        windows[span.market_id, span.interval.value].append(span.window)
+    parts = [(*key, part) for key, found in windows.items() for part in merge_windows(found)]
+    values = {
+        "market_ids": [market_id for market_id, _, _ in parts],
+        "intervals": [interval for _, interval, _ in parts],
+        "starts": [part.start for _, _, part in parts],
+        "ends": [part.end for _, _, part in parts],
+    }
+    found = read_columns(connection, _build_span_query, _SPAN_COLUMNS, values)
+    owners = found.pop("market_id")
+    return BarColumns(**found), owners
+
+
+def _build_span_query(selected: str) -> str:
+    # The bars of many spans, each by its range of the key.
+    return f"""SELECT {selected}
+        FROM unnest(CAST(:market_ids AS bigint[]), CAST(:intervals AS text[]),
+            CAST(:starts AS timestamptz[]), CAST(:ends AS timestamptz[]))
+            AS span (wanted, length, starts_at, ends_at)
+        CROSS JOIN LATERAL (SELECT * FROM market_data.market_aggregate stored
+            WHERE stored.market_id = wanted AND stored."interval" = length
+                AND stored.open_time >= starts_at AND stored.open_time < ends_at) bar"""
 
 
 def read_versioned_bars(

@@ -199,6 +199,8 @@ KNOWN_NUMBER = Column("{}", ">f8", lambda values: values)
 NUMBER = Column("coalesce({}, 'NaN')", ">f8", lambda values: values)
 FLAG = Column("{}", "i1", lambda values: values.view("bool"))
 TIME = Column("{}", ">i8", _decode_times)
+MICROS = Column("{}", ">i8", lambda values: values.astype("int64") + EPOCH_MICROSECONDS)
+"""A time as microseconds since 1970."""
 IDENTITY = Column(f"coalesce({{}}, '{UUID(int=0)}')", "S16", _decode_words(_decode_uuid))
 _read_words = _decode_words(lambda word: word.decode(errors="replace").rstrip(" "))
 _PADDED = Column(
@@ -210,3 +212,10 @@ WORDS = Column(f"{{}}::char({_TEXT_BYTES})", f"S{_TEXT_BYTES}", _read_words, _PA
 """Text of up to 32 bytes; longer ones are cut."""
 WORD = Column("{}", "S", _read_words, _PADDED)
 """The same, of rows that mostly have one word: cheap, but asked for twice where they do not."""
+OBJECT = Column(
+    WORDS.send,
+    WORDS.layout,
+    lambda values: np.asarray(_read_words(values), dtype=object),
+    _PADDED,
+)
+"""The same as an array of Python's strings."""

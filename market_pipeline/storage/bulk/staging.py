@@ -33,8 +33,8 @@ class Staged:
         table: Where they belong. columns: The columns they have. count: How many, keys unique.
         relation: The ``WITH`` item called ``incoming``; empty when that is a temporary table.
         parameters: What ``relation`` refers to.
-        span: Of many rows that share the first key, the least and the greatest value of each key up
-            to the first that they do not share: a market, an interval, and from when to when.
+        span: Of many rows that share the first key, the least and the greatest value of each key:
+            a market, its intervals, and from when to when.
     """
 
     table: Table
@@ -74,14 +74,16 @@ def find_key_order(frame: pd.DataFrame, keys: list[str]) -> npt.NDArray[np.intp]
 
 
 def _find_span(keys: pd.DataFrame, order: npt.NDArray[np.intp]) -> dict[str, tuple[Any, Any]]:
-    """Return what rows in the order of their keys have in common; see ``Staged.span``."""
-    span: dict[str, tuple[Any, Any]] = {}
-    for name in keys.columns:
-        first, last = keys[name].iloc[order[[0, -1]]].tolist()
-        span[str(name)] = first, last
-        if first != last:
-            break
-    return span if len(span) > 1 else {}
+    """Return the bounds of rows in the order of their keys; see ``Staged.span``."""
+    first, last = keys.iloc[order[[0, -1]], 0].tolist()
+    if first != last or len(keys.columns) < 2:
+        return {}
+    bounds = {str(name): (keys[name].min(), keys[name].max()) for name in keys.columns}
+    return {name: (_to_python(least), _to_python(most)) for name, (least, most) in bounds.items()}
+
+
+def _to_python(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _rank(key: "pd.Series[Any]") -> npt.NDArray[np.int64]:

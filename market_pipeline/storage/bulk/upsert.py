@@ -6,8 +6,9 @@ order. One join finds what is new or differs; only that is written, so writing t
 changes nothing.
 """
 
-from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 from sqlalchemy import Connection, Table
@@ -20,6 +21,14 @@ MERGE_LOCK = 0x4D50_4D45
 REPLACED_BY = ["known_until", "replaced_by_version", "replaced_by_run"]
 # The join hashes the stored rows; too little memory would send it to disk.
 _MEMORY = "SET LOCAL work_mem = '96MB'"
+# Of rows that the planner knows nothing of yet it would go through all for each that comes.
+_TO_SPAN = "SET LOCAL enable_nestloop = off"
+# Rows of many markets: each finds its own by the key, whatever the planner knows of the table.
+_TO_KEYS = (
+    "SET LOCAL enable_nestloop = on; SET LOCAL enable_hashjoin = off; "
+    "SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off"
+)
+_FATES = ("added", "changed", "revised")
 _LOCK = f"SELECT pg_advisory_xact_lock({MERGE_LOCK})"
 
 
@@ -33,7 +42,20 @@ class WriteCounts:
     revised: int = 0
 
     def __add__(self, other: "WriteCounts") -> "WriteCounts":
-        return WriteCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return WriteCounts(
+            self.inserted + other.inserted,
+            self.updated + other.updated,
+            self.unchanged + other.unchanged,
+            self.revised + other.revised,
+        )
+
+    def describe(self) -> dict[str, int]:
+        """Return what a trace says of a write."""
+        return {
+            "inserted": self.inserted,
+            "updated": self.updated,
+            "unchanged": self.unchanged,
+        }
 
     @property
     def written(self) -> int:
@@ -61,11 +83,30 @@ def merge_staged(
     connection: Connection, staged: Staged, stamps: Mapping[str, object]
 ) -> WriteCounts:
     """Merge staged rows into their table, under the lock until the transaction ends."""
+    counts = merge_by(connection, staged, stamps, ()).get((), WriteCounts())
+    unchanged = staged.count - counts.inserted - counts.updated
+    return replace(counts, unchanged=unchanged)
+
+
+@allow("bulk")
+def merge_by(
+    connection: Connection, staged: Staged, stamps: Mapping[str, object], by: Sequence[str]
+) -> dict[tuple[Any, ...], WriteCounts]:
+    """Merge staged rows, and count what changed by some columns of the key.
+
+    Args:
+        connection: In a transaction; it holds the lock of merges until its end.
+        staged: The rows.
+        stamps: The value of each stamp column.
+        by: Columns of the key.
+
+    Returns:
+        Counts by the values of those columns; unchanged rows are not counted.
+    """
     if not staged.count:
-        return WriteCounts()
-    # Of rows that the planner knows nothing of yet it would go through all for each that comes.
-    settings = f"{_MEMORY}; SET LOCAL enable_nestloop = {'off' if staged.span else 'on'}"
-    statement = f"{_LOCK}; {settings}; {build_merge(staged, list(stamps))}"
+        return {}
+    settings = _TO_SPAN if staged.span else _TO_KEYS
+    statement = f"{_LOCK}; {_MEMORY}; {settings}; {build_merge(staged, list(stamps), by)}"
     parameters = {
         **staged.parameters,
         **{f"stamp_{key}": stamps[key] for key in stamps},
@@ -73,10 +114,13 @@ def merge_staged(
         **{f"last_{key}": last for key, (_, last) in staged.span.items()},
     }
     # One round trip, three snapshots: the merge sees what was committed before the lock was had.
-    inserted, updated, revised = connection.exec_driver_sql(statement, parameters).one()
+    rows = connection.exec_driver_sql(statement, parameters).all()
     if not staged.relation:
         connection.exec_driver_sql("DROP TABLE incoming")
-    return WriteCounts(inserted, updated, staged.count - inserted - updated, revised)
+    return {
+        tuple(key): WriteCounts(inserted, updated, 0, revised)
+        for *key, inserted, updated, revised in rows
+    }
 
 
 def lock_merges(connection: Connection) -> None:
@@ -90,8 +134,10 @@ def take_dataset_version(connection: Connection) -> int:
     return int(version.scalar_one())
 
 
-def build_merge(staged: Staged, stamps: list[str]) -> str:
+def build_merge(staged: Staged, stamps: list[str], by: Sequence[str] = ()) -> str:
     """Return the statement that merges ``incoming`` and answers inserted, updated, revised.
+
+    They are counted by some columns of the key, which stand before them; by none there is one row.
 
     All parts of a statement see the rows as they were before it, so revisions keep the old values.
     Counting ``delta`` first makes the join end before the first row is written: it would otherwise
@@ -106,16 +152,21 @@ def build_merge(staged: Staged, stamps: list[str]) -> str:
     changes += [f'"{stamp}" = {_stamp(table, stamp)}' for stamp in stamps]
     selected = [f'delta."{column}"' for column in staged.columns]
     selected += [_stamp(table, stamp) for stamp in stamps]
+    grouped = _quote([*by])
+    returned = [f'stored."{column}"' for column in by]
+    counted = [f"count(*) FILTER (WHERE fate = '{fate}')" for fate in _FATES]
+    fates = " UNION ALL ".join(f"SELECT '{fate}' AS fate, * FROM {fate}" for fate in _FATES)
     return f"""
         WITH {staged.relation}delta AS MATERIALIZED ({_build_delta(staged, keys[0], values)}),
-        {_build_revisions(table, same_key)}
+        {_build_revisions(table, same_key, by)}
         changed AS (UPDATE {name} stored SET {", ".join(changes)} FROM delta
-            WHERE {same_key} AND delta.is_stored AND {is_whole} RETURNING 1),
+            WHERE {same_key} AND delta.is_stored AND {is_whole}
+                RETURNING {", ".join(returned) or "1"}),
         added AS (INSERT INTO {name} ({_quote([*staged.columns, *stamps])})
             SELECT {", ".join(selected)} FROM delta
-            WHERE NOT is_stored AND {is_whole} RETURNING 1)
-        SELECT (SELECT count(*) FROM added), (SELECT count(*) FROM changed),
-            (SELECT count(*) FROM revised)
+            WHERE NOT is_stored AND {is_whole} RETURNING {grouped or "1"})
+        SELECT {", ".join([*filter(None, [grouped]), *counted])} FROM ({fates}) AS fates
+        {f"GROUP BY {grouped}" if by else ""}
     """
 
 
@@ -147,17 +198,18 @@ def _build_delta(staged: Staged, key: str, values: list[str]) -> str:
     """
 
 
-def _build_revisions(table: Table, same_key: str) -> str:
+def _build_revisions(table: Table, same_key: str, by: Sequence[str]) -> str:
     revisions: Table | None = table.info.get("revisions")
+    keys = _quote([*by]) or "1"
     if revisions is None:
-        return "revised AS (SELECT WHERE false),"
+        return f"revised AS (SELECT {keys} FROM delta WHERE false),"
     kept = [column.name for column in table.columns]
     replacing = [_stamp(table, name) for name in ("known_at", "dataset_version", "run_id")]
     return f"""
         revised AS (INSERT INTO {_name(revisions)} ({_quote([*kept, *REPLACED_BY])})
             SELECT {", ".join([*(f'stored."{name}"' for name in kept), *replacing])}
             FROM delta JOIN {_name(table)} stored ON {same_key}
-            WHERE delta.is_stored AND stored.is_final RETURNING 1),
+            WHERE delta.is_stored AND stored.is_final RETURNING {keys}),
     """
 
 

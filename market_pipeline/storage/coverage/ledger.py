@@ -3,12 +3,12 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, text
+from sqlalchemy import Connection, insert, select, text
 
 from market_pipeline.domain.coverage import Coverage, Hole, Round, find_never_asked
 from market_pipeline.domain.intervals import Interval
@@ -51,9 +51,13 @@ _WRITE = text("""
     INSERT INTO market_data.market_coverage AS known (market_id, interval, settled, watermark,
         first_bar_at, last_bar_at, bars, verified, round, parsing, older_parsings, refreshed_at,
         refreshed_by)
-    VALUES (:market_id, :interval, CAST(:settled AS tstzmultirange), :watermark,
-        :first_bar_at, :last_bar_at, :bars, CAST(:verified AS jsonb), CAST(:round AS jsonb),
-        :parsing, CAST(:older_parsings AS jsonb), :refreshed_at, :refreshed_by)
+    SELECT market_id, interval, CAST(settled AS tstzmultirange), watermark, first_bar_at,
+        last_bar_at, bars, verified, round, parsing, older_parsings, refreshed_at,
+        CASE WHEN refreshed_at IS NOT NULL THEN CAST(:run_id AS uuid) END
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS came (market_id bigint, interval text,
+        settled text, watermark timestamptz, first_bar_at timestamptz, last_bar_at timestamptz,
+        bars bigint, verified jsonb, round jsonb, parsing integer, older_parsings jsonb,
+        refreshed_at timestamptz)
     ON CONFLICT (market_id, interval) DO UPDATE SET settled = excluded.settled,
         watermark = excluded.watermark, first_bar_at = excluded.first_bar_at,
         last_bar_at = excluded.last_bar_at, bars = excluded.bars, verified = excluded.verified,
@@ -67,6 +71,14 @@ _UNEXPLAINED = text(f"""
     SELECT market_id, starts_at, ends_at FROM market_data.coverage_hole
     WHERE market_id = ANY(:markets) AND "interval" = :interval AND NOT {EXPLAINED}
     ORDER BY market_id, starts_at
+""")
+# Forgets holes that are filled or have changed.
+_FORGET = text("""
+    DELETE FROM market_data.coverage_hole hole
+    USING unnest(CAST(:markets AS bigint[]), CAST(:intervals AS text[]),
+        CAST(:starts AS timestamptz[])) AS gone (market_id, interval, starts_at)
+    WHERE hole.market_id = gone.market_id AND hole.interval = gone.interval
+        AND hole.starts_at = gone.starts_at
 """)
 # The markets with bars that an older parser read.
 _HAS_OLDER = text("""
@@ -107,42 +119,53 @@ def read_coverage(connection: Connection, market_ids: Sequence[int]) -> dict[Key
     }
 
 
-def write_coverage(
-    connection: Connection,
-    key: Key,
-    before: Coverage,
-    after: Coverage,
-    refreshed_at: datetime | None,
-    run_id: UUID,
+@dataclass(frozen=True, slots=True)
+class CoverageChange:
+    """New coverage of a series in the place of the old.
+
+    Attributes:
+        key: Market and interval. before: As it was read under the market's claim. after: As it is.
+        refreshed_at: When the provider answered (UTC); None: it did not.
+    """
+
+    key: Key
+    before: Coverage
+    after: Coverage
+    refreshed_at: datetime | None = None
+
+
+def write_coverages(
+    connection: Connection, changes: Sequence[CoverageChange], run_id: UUID
 ) -> None:
     """Put new coverage in the place of the old.
 
     Args:
         connection: In the transaction of the bars.
-        key: Market and interval.
-        before: As it was read in this transaction.
-        after: As it is now.
-        refreshed_at: When the provider answered (UTC); None: it did not.
+        changes: Of each series once.
         run_id: Who asked.
     """
+    if changes:
+        rows = json.dumps([_describe_change(change) for change in changes])
+        connection.execute(_WRITE, {"rows": rows, "run_id": run_id})
+        _write_holes(connection, changes, run_id)
+
+
+def _describe_change(change: CoverageChange) -> dict[str, Any]:
+    after = change.after
     spans = ",".join(f"[{w.start.isoformat()},{w.end.isoformat()})" for w in after.settled)
-    row = {
-        "market_id": key[0],
-        "interval": key[1].value,
+    times = {name: getattr(after, name) for name in ("watermark", "first_bar_at", "last_bar_at")}
+    times["refreshed_at"] = change.refreshed_at
+    return {
+        "market_id": change.key[0],
+        "interval": change.key[1].value,
         "settled": f"{{{spans}}}",
-        "watermark": after.watermark,
-        "first_bar_at": after.first_bar_at,
-        "last_bar_at": after.last_bar_at,
+        **{name: None if at is None else at.isoformat() for name, at in times.items()},
         "bars": after.bars,
         "verified": _format_marks(after.verified),
+        "round": _format_round(after.round),
         "parsing": after.parsing,
         "older_parsings": _format_marks(after.older_parsings),
-        "round": _format_round(after.round),
-        "refreshed_at": refreshed_at,
-        "refreshed_by": None if refreshed_at is None else run_id,
     }
-    connection.execute(_WRITE, row)
-    _write_holes(connection, key, set(before.holes), set(after.holes), run_id)
 
 
 def _read_holes(connection: Connection, market_ids: Sequence[int]) -> dict[Key, list[Hole]]:
@@ -162,17 +185,20 @@ def _read_holes(connection: Connection, market_ids: Sequence[int]) -> dict[Key, 
     return holes
 
 
-def _write_holes(
-    connection: Connection, key: Key, before: set[Hole], after: set[Hole], run_id: UUID
-) -> None:
-    gone, new = before - after, after - before
+def _write_holes(connection: Connection, changes: Sequence[CoverageChange], run_id: UUID) -> None:
+    gone: list[tuple[int, str, datetime]] = []
+    new: list[dict[str, Any]] = []
+    for change in changes:
+        before, after = set(change.before.holes), set(change.after.holes)
+        (market_id, interval) = change.key
+        gone += [(market_id, interval.value, hole.window.start) for hole in before - after]
+        new += [_describe_hole(change.key, hole, run_id) for hole in after - before]
     if gone:
-        this = (coverage_hole.c.market_id == key[0], coverage_hole.c.interval == key[1].value)
-        statement = delete(coverage_hole).where(*this, coverage_hole.c.starts_at == bindparam("at"))
-        connection.execute(statement, [{"at": hole.window.start} for hole in gone])
+        markets, intervals, starts = map(list, zip(*gone, strict=True))
+        values = {"markets": markets, "intervals": intervals, "starts": starts}
+        connection.execute(_FORGET, values)
     if new:
-        rows = [_describe_hole(key, hole, run_id) for hole in new]
-        connection.execute(insert(coverage_hole), rows)
+        connection.execute(insert(coverage_hole), new)
 
 
 def _describe_hole(key: Key, hole: Hole, run_id: UUID) -> dict[str, Any]:
@@ -191,19 +217,19 @@ def _describe_hole(key: Key, hole: Hole, run_id: UUID) -> dict[str, Any]:
     }
 
 
-def _format_marks(verified: Mapping[int, Sequence[Window]]) -> str:
-    return json.dumps({str(age): _format_spans(spans) for age, spans in verified.items()})
+def _format_marks(verified: Mapping[int, Sequence[Window]]) -> dict[str, list[list[str]]]:
+    return {str(age): _format_spans(spans) for age, spans in verified.items()}
 
 
 def _parse_marks(marks: Mapping[str, list[list[str]]]) -> dict[int, tuple[Window, ...]]:
     return {int(age): _parse_spans(spans) for age, spans in marks.items()}
 
 
-def _format_round(turn: Round | None) -> str:
+def _format_round(turn: Round | None) -> dict[str, Any]:
     if turn is None:
-        return "{}"
+        return {}
     times = {name: getattr(turn, name).isoformat() for name in _ROUND_TIMES}
-    return json.dumps({**times, "skipped": _format_spans(turn.skipped)})
+    return {**times, "skipped": _format_spans(turn.skipped)}
 
 
 def _parse_round(kept: Mapping[str, Any]) -> Round | None:

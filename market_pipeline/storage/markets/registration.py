@@ -34,12 +34,17 @@ FACTS = ("calendar", "quote", "price_basis")
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
-def ensure_market(engine: Engine, one: Market, claim_primary: bool) -> int:
-    """Return a market's key; registers it where it is new."""
+def ensure_markets(engine: Engine, markets: Sequence[Market], claim_primary: bool) -> list[int]:
+    """Return the keys of markets in their order; registers those that are new."""
     with engine.begin() as connection:
-        register_markets(connection, [one], claim_primary)
-        known = _read_known(connection, [one])
-    return int(known[_key(one)]["market_id"])
+        register_markets(connection, markets, claim_primary)
+        known = _read_known(connection, markets)
+    return [int(known[_key(one)]["market_id"]) for one in markets]
+
+
+def ensure_market(engine: Engine, one: Market, claim_primary: bool) -> int:
+    """Return one market's key; registers it where it is new."""
+    return ensure_markets(engine, [one], claim_primary)[0]
 
 
 def activate_market(engine: Engine, one: Market, claim_primary: bool) -> None:
@@ -126,10 +131,11 @@ def register_markets(
     known = _read_known(connection, markets)
     counts = WriteCounts()
     # Renamed ones first: they give their old symbols free for others.
-    for one in sorted(markets, key=lambda one: _key(one) not in known):
-        counts += _register(connection, one, known)
     for one in markets:
-        _settle_primary(connection, one, claim_primary)
+        if _key(one) in known:
+            counts += _update(connection, one, known[_key(one)])
+    counts += _insert(connection, [one for one in markets if _key(one) not in known])
+    _settle_primaries(connection, markets, claim_primary)
     bump_list_version(connection)
     return counts
 
@@ -167,18 +173,12 @@ def _find_changes(one: Market, known: Mapping[str, Any] | None) -> dict[str, Any
     return row if known is None else {k: v for k, v in row.items() if known[k] != v}
 
 
-def _register(connection: Connection, one: Market, known: Rows) -> WriteCounts:
-    stored = known.get(_key(one))
+def _update(connection: Connection, one: Market, stored: Mapping[str, Any]) -> WriteCounts:
     changes = _find_changes(one, stored)
-    if stored is None:
-        if _retire_namesake(connection, one):
-            changes["listed_from"] = datetime.now(UTC).date()
-        connection.execute(insert(market).values(changes))
-        return WriteCounts(inserted=1)
     if not changes:
         return WriteCounts(unchanged=1)
     if "symbol" in changes:
-        _retire_namesake(connection, one)
+        _retire_namesakes(connection, [one])
         changes["is_primary"] = False  # Of the old symbol; the new one's is settled next.
         changes["former_symbols"] = [*stored["former_symbols"], stored["symbol"]]
     this = market.c.market_id == stored["market_id"]
@@ -186,23 +186,50 @@ def _register(connection: Connection, one: Market, known: Rows) -> WriteCounts:
     return WriteCounts(updated=1)
 
 
-def _retire_namesake(connection: Connection, one: Market) -> bool:
-    """End the market that had the symbol so far, if there was another; its history stays."""
-    same_name = (market.c.provider == one.provider, market.c.symbol == one.symbol)
-    another = (market.c.provider_market_id != one.provider_market_id, market.c.is_active)
-    ended = update(market).where(*same_name, *another).values(is_active=False, is_primary=False)
-    return connection.execute(ended).rowcount > 0
+def _insert(connection: Connection, markets: Sequence[Market]) -> WriteCounts:
+    """Insert new markets, in one statement however many there are."""
+    if not markets:
+        return WriteCounts()
+    retired = _retire_namesakes(connection, markets)
+    today = datetime.now(UTC).date()
+    for is_successor in (False, True):
+        rows = [
+            {**_find_changes(one, None), **({"listed_from": today} if is_successor else {})}
+            for one in markets
+            if ((one.provider, one.symbol) in retired) is is_successor
+        ]
+        if rows:
+            connection.execute(insert(market), rows)
+    return WriteCounts(inserted=len(markets))
+
+
+def _retire_namesakes(connection: Connection, markets: Sequence[Market]) -> set[tuple[str, str]]:
+    """End the markets that had the symbols so far, and return whose; their history stays."""
+    name = tuple_(market.c.provider, market.c.symbol)
+    key = tuple_(market.c.provider, market.c.provider_market_id)
+    ended = (
+        update(market)
+        .where(name.in_([(one.provider, one.symbol) for one in markets]), market.c.is_active)
+        .where(key.not_in([_key(one) for one in markets]))
+        .values(is_active=False, is_primary=False)
+        .returning(market.c.provider, market.c.symbol)
+    )
+    return {(row.provider, row.symbol) for row in connection.execute(ended)}
 
 
 def _wants_primary(one: Market, primary: str | None, claim: bool) -> bool:
     return primary is None or (claim and primary != one.provider)
 
 
-def _settle_primary(connection: Connection, one: Market, claim: bool) -> None:
-    primary = _read_primaries(connection, [one.symbol]).get(one.symbol)
-    if not _wants_primary(one, primary, claim):
+def _settle_primaries(connection: Connection, markets: Sequence[Market], claim: bool) -> None:
+    primaries = _read_primaries(connection, [one.symbol for one in markets])
+    chosen: dict[str, str] = {}
+    for one in markets:
+        if _wants_primary(one, chosen.get(one.symbol, primaries.get(one.symbol)), claim):
+            chosen[one.symbol] = one.provider
+    if not chosen:
         return
-    same_symbol = update(market).where(market.c.symbol == one.symbol)
-    connection.execute(same_symbol.where(market.c.is_primary).values(is_primary=False))
-    this = (market.c.provider == one.provider, market.c.is_active)
-    connection.execute(same_symbol.where(*this).values(is_primary=True))
+    deposed = update(market).where(market.c.symbol.in_(list(chosen)), market.c.is_primary)
+    connection.execute(deposed.values(is_primary=False))
+    of_chosen = tuple_(market.c.symbol, market.c.provider).in_(list(chosen.items()))
+    connection.execute(update(market).where(of_chosen, market.c.is_active).values(is_primary=True))

@@ -7,13 +7,13 @@ claim cannot commit over a newer one. The database's clock decides. Not here: wh
 """
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, Row, delete, func, select, text, update
+from sqlalchemy import Connection, Engine, Row, delete, select, text
 from sqlalchemy.exc import DBAPIError
 
 from market_pipeline.domain.errors import ClaimTimeoutError, SupersededError
@@ -47,24 +47,49 @@ _LIVING = text(f"""
 """)
 # Two runs of one hash: the claim of the dead one runs out by time.
 # Skips a locked row: its writer is about to commit, and may sleep in the middle of that.
+# All take them in the order of their markets, so that no two wait for each other.
 _TAKE = text(f"""
     WITH free AS (
-        SELECT market_id FROM market_data.fetch_claim WHERE market_id = :market_id
+        SELECT market_id FROM market_data.fetch_claim WHERE market_id = ANY(:market_ids)
             AND (run_id = :run_id OR expires_at <= clock_timestamp()
                 OR NOT {build_is_living("fetch_claim.run_id")})
-        FOR UPDATE SKIP LOCKED),
+        ORDER BY market_id FOR UPDATE SKIP LOCKED),
     taken AS (
         UPDATE market_data.fetch_claim held SET token = nextval('market_data.fetch_claim_seq'),
             run_id = :run_id, claimed_at = clock_timestamp(), expires_at = clock_timestamp() + :ttl
-        FROM free WHERE held.market_id = free.market_id RETURNING token),
+        FROM free WHERE held.market_id = free.market_id RETURNING held.market_id, token),
     made AS (
         INSERT INTO market_data.fetch_claim (market_id, token, run_id, claimed_at, expires_at)
-        SELECT :market_id, nextval('market_data.fetch_claim_seq'), :run_id, clock_timestamp(),
+        SELECT wanted, nextval('market_data.fetch_claim_seq'), :run_id, clock_timestamp(),
             clock_timestamp() + :ttl
-        WHERE NOT EXISTS (SELECT FROM market_data.fetch_claim WHERE market_id = :market_id)
-        ON CONFLICT DO NOTHING RETURNING token)
-    SELECT token FROM taken UNION ALL SELECT token FROM made
+        FROM unnest(CAST(:market_ids AS bigint[])) AS wanted
+        WHERE NOT EXISTS (SELECT FROM market_data.fetch_claim WHERE market_id = wanted)
+        ORDER BY wanted ON CONFLICT DO NOTHING RETURNING market_id, token)
+    SELECT market_id, token FROM taken UNION ALL SELECT market_id, token FROM made
 """)
+# Lets claims hold on, and answers which are lost.
+# A locked one is about to be committed, and holds: nobody waits for that.
+_RENEW = text("""
+    WITH own AS (
+        SELECT * FROM unnest(CAST(:market_ids AS bigint[]), CAST(:tokens AS bigint[]))
+            AS own (market_id, token)),
+    free AS (
+        SELECT held.market_id FROM market_data.fetch_claim held JOIN own USING (market_id, token)
+        FOR UPDATE OF held SKIP LOCKED),
+    renewed AS (
+        UPDATE market_data.fetch_claim held SET expires_at = clock_timestamp() + :ttl
+        FROM free WHERE held.market_id = free.market_id)
+    SELECT own.market_id FROM own LEFT JOIN market_data.fetch_claim held USING (market_id, token)
+    WHERE held.run_id IS NULL
+""")
+# Gives claims back; another run's stay.
+_RELEASE = text("""
+    DELETE FROM market_data.fetch_claim held
+    USING unnest(CAST(:market_ids AS bigint[]), CAST(:tokens AS bigint[])) AS own (market_id, token)
+    WHERE held.market_id = own.market_id AND held.token = own.token
+""")
+Tokens = Mapping[int, int]
+"""The token of each market that is claimed."""
 
 
 @contextmanager
@@ -92,22 +117,29 @@ def find_living(connection: Connection, run_ids: Collection[UUID]) -> set[UUID]:
     return {UUID(run_id) for run_id in found.scalars()}
 
 
-def take_claim(engine: Engine, market_id: int, run_id: UUID, ttl: timedelta) -> int | None:
-    """Return a new token for a market, or None while another run holds it; never waits.
+def take_claims(
+    engine: Engine, market_ids: Iterable[int], run_id: UUID, ttl: timedelta
+) -> dict[int, int]:
+    """Return new tokens for the markets that no other run holds; never waits.
 
-    A run that claims a market again gets a new token; its older one is then worthless. The claim
-    counts within ``hold_liveness_lock`` only.
+    A run that claims a market again gets a new token; its older one is then worthless. Claims count
+    within ``hold_liveness_lock`` only.
 
     Args:
         engine: The database.
-        market_id: The market.
-        run_id: Who claims it.
-        ttl: How long the claim holds unless it is renewed.
+        market_ids: The markets.
+        run_id: Who claims them.
+        ttl: How long the claims hold unless they are renewed.
     """
-    row = {"market_id": market_id, "run_id": run_id, "ttl": ttl}
+    row = {"market_ids": list(market_ids), "run_id": run_id, "ttl": ttl}
     # Autocommit: begun, done and committed by the server, however soon this process dies.
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        return connection.execute(_TAKE, row).scalar()
+        return {taken.market_id: taken.token for taken in connection.execute(_TAKE, row)}
+
+
+def take_claim(engine: Engine, market_id: int, run_id: UUID, ttl: timedelta) -> int | None:
+    """Return a new token for one market, or None while another run holds it."""
+    return take_claims(engine, [market_id], run_id, ttl).get(market_id)
 
 
 def wait_for_claim(
@@ -130,48 +162,59 @@ def wait_for_claim(
     while (token := take_claim(engine, market_id, run_id, ttl)) is None:
         left = end - time.monotonic()
         if left <= 0:
-            raise ClaimTimeoutError(_explain_timeout(engine, market_id, patience))
+            raise explain_timeout(engine, market_id, patience)
         time.sleep(min(pause, left))
         pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
     return token
 
 
+def renew_claims(engine: Engine, tokens: Tokens, ttl: timedelta) -> dict[int, SupersededError]:
+    """Let claims hold for ``ttl`` from now, and return why some are lost: other runs took them.
+
+    A claim that ran out counts until somebody takes it.
+    """
+    with engine.begin() as connection:
+        lost = connection.execute(_RENEW, {**_list(tokens), "ttl": ttl}).scalars().all()
+        return _explain_losses(connection, lost)
+
+
 def renew_claim(engine: Engine, market_id: int, token: int, ttl: timedelta) -> None:
-    """Let a claim hold for ``ttl`` from now; one that ran out counts until somebody takes it.
+    """Let one claim hold for ``ttl`` from now.
 
     Raises:
         SupersededError: Another run took the market.
     """
-    changed = (
-        update(fetch_claim)
-        .where(fetch_claim.c.market_id == market_id, fetch_claim.c.token == token)
-        .values(expires_at=func.clock_timestamp() + ttl)
-    )
-    with engine.begin() as connection:
-        if not connection.execute(changed).rowcount:
-            raise SupersededError(_explain_loss(market_id, _read(connection, market_id)))
+    for loss in renew_claims(engine, {market_id: token}, ttl).values():
+        raise loss
+
+
+def hold_claims(connection: Connection, tokens: Tokens) -> dict[int, SupersededError]:
+    """Make sure that the caller's transaction may write markets, and keep it so to its end.
+
+    Returns:
+        Why some may not be written: another run took them, and its result stands.
+    """
+    query = select(fetch_claim.c.market_id, fetch_claim.c.token)
+    query = query.where(fetch_claim.c.market_id.in_(list(tokens)))
+    query = query.order_by(fetch_claim.c.market_id).with_for_update()
+    held = {row.market_id: row.token for row in connection.execute(query)}
+    lost = [one for one, token in tokens.items() if held.get(one) != token]
+    return _explain_losses(connection, lost)
 
 
 def hold_claim(connection: Connection, market_id: int, token: int) -> None:
-    """Make sure that the caller's transaction may write a market, and keep it so to its end.
-
-    A claim that ran out counts until somebody takes it.
+    """Make sure that the caller's transaction may write one market, and keep it so to its end.
 
     Raises:
         SupersededError: Another run took the market; roll back, its result stands.
     """
-    held = _read(connection, market_id, is_locked=True)
-    if held is None or held.token != token:
-        raise SupersededError(_explain_loss(market_id, held))
+    for loss in hold_claims(connection, {market_id: token}).values():
+        raise loss
 
 
-def release_claim(connection: Connection, market_id: int, token: int) -> None:
-    """Give a claim back when the caller's transaction commits; another run's claim stays."""
-    connection.execute(
-        delete(fetch_claim).where(
-            fetch_claim.c.market_id == market_id, fetch_claim.c.token == token
-        )
-    )
+def release_claims(connection: Connection, tokens: Tokens) -> None:
+    """Give claims back when the caller's transaction commits; those of other runs stay."""
+    connection.execute(_RELEASE, _list(tokens))
 
 
 @allow("cleanup")
@@ -183,27 +226,43 @@ def release_run_claims(engine: Engine, run_id: UUID) -> int:
         ).rowcount
 
 
-def _read(connection: Connection, market_id: int, is_locked: bool = False) -> Row[Any] | None:
+def _list(tokens: Tokens) -> dict[str, list[int]]:
+    return {"market_ids": list(tokens), "tokens": list(tokens.values())}
+
+
+def _read(connection: Connection, market_id: int) -> Row[Any] | None:
     query = select(fetch_claim).where(fetch_claim.c.market_id == market_id)
-    return connection.execute(query.with_for_update() if is_locked else query).one_or_none()
+    return connection.execute(query).one_or_none()
 
 
-def _explain_loss(market_id: int, held: Row[Any] | None) -> str:
+def _explain_losses(
+    connection: Connection, market_ids: Sequence[int]
+) -> dict[int, SupersededError]:
+    if not market_ids:
+        return {}
+    query = select(fetch_claim).where(fetch_claim.c.market_id.in_(market_ids))
+    takers = {row.market_id: row for row in connection.execute(query)}
+    return {one: _explain_loss(one, takers.get(one)) for one in market_ids}
+
+
+def _explain_loss(market_id: int, held: Row[Any] | None) -> SupersededError:
     taker = "another run, which has finished," if held is None else f"run {held.run_id}"
-    return (
+    return SupersededError(
         f"market {market_id} was claimed by {taker} after this run's claim ran out: "
         "nothing was written, its result stands. Run again if something is missing"
     )
 
 
-def _explain_timeout(engine: Engine, market_id: int, patience: timedelta) -> str:
+def explain_timeout(engine: Engine, market_id: int, patience: timedelta) -> ClaimTimeoutError:
+    """Return the error that tells who held a market all the time."""
     with engine.connect() as connection:
         held = _read(connection, market_id)
     waited = f"waited {patience.total_seconds():g} s"
     if held is None:
-        return f"market {market_id} was held by another run until now; {waited}. Run again"
+        told = f"market {market_id} was held by another run until now; {waited}. Run again"
+        return ClaimTimeoutError(told)
     until = held.expires_at.astimezone(UTC)
-    return (
+    return ClaimTimeoutError(
         f"market {market_id} is being fetched by run {held.run_id}, which holds it until "
         f"{until:%Y-%m-%d %H:%M:%S} UTC unless it renews; {waited}. Run again later"
     )

@@ -50,23 +50,35 @@ def open_receipt(connection: Connection, asked: RecordedRequest) -> None:
     connection.execute(insert(ingestion_run).values(row).on_conflict_do_nothing())
 
 
-def add_to_market(
-    connection: Connection, run_id: UUID, market_id: int, row: Mapping[str, Any]
+def add_to_markets(
+    connection: Connection, run_id: UUID, rows: Mapping[int, Mapping[str, Any]]
 ) -> None:
-    """Add a batch to a market's receipt: counts of rows add up, all else is as of now."""
-    statement = insert(ingestion_run_market).values(run_id=run_id, market_id=market_id, **row)
-    receipt, new = ingestion_run_market.c, statement.excluded
-    changes: dict[str, Any] = {name: new[name] for name in row}
-    changes |= {name: receipt[name] + new[name] for name in _ADDED if name in row}
-    for name in ("first_version", "watermark_before"):
-        if name in row:
-            changes[name] = func.coalesce(receipt[name], new[name])
+    """Add to the receipts of markets: counts of rows add up, all else is as of now.
+
+    Args:
+        connection: In a transaction.
+        run_id: The run.
+        rows: What is noted of each market, by market_id; all name the same columns.
+    """
+    if not rows:
+        return
+    keyed = [{"run_id": run_id, "market_id": key, **row} for key, row in sorted(rows.items())]
+    statement = insert(ingestion_run_market)
+    changes = _describe_additions(statement.excluded, frozenset(keyed[0]) - {"run_id", "market_id"})
+    keys = ["run_id", "market_id"]
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), keyed)
+
+
+def _describe_additions(new: Any, names: frozenset[str]) -> dict[str, Any]:
+    receipt = ingestion_run_market.c
+    changes: dict[str, Any] = {name: new[name] for name in names}
+    changes |= {name: receipt[name] + new[name] for name in _ADDED if name in names}
+    for name in names & {"first_version", "watermark_before"}:
+        changes[name] = func.coalesce(receipt[name], new[name])
     changes["received"] = func.greatest(receipt["received"], new["received"])
-    if "last_version" in row:
+    if "last_version" in names:
         changes["last_version"] = func.coalesce(new["last_version"], receipt["last_version"])
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=["run_id", "market_id"], set_=changes)
-    )
+    return changes
 
 
 def insert_requests(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:

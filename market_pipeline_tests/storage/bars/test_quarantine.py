@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
 from market_pipeline.domain.records import BAR_COLUMNS, build_bar_frame, build_empty_bar_frame
-from market_pipeline.domain.validation import validate_bars
 from market_pipeline.storage.bars.quarantine import (
     parse_payloads,
     read_quarantine,
@@ -20,6 +19,7 @@ from market_pipeline.storage.bars.quarantine import (
     resolve_rows,
 )
 from market_pipeline_tests.databases import read_column
+from market_pipeline_tests.frames import reject_frame, validate_frame
 
 NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
@@ -46,7 +46,7 @@ def bars_of(*changes: dict[str, Any]) -> pd.DataFrame:
 
 def reject(*changes: dict[str, Any]) -> pd.DataFrame:
     """Validate bars and return the rejected ones."""
-    return validate_bars(bars_of(*changes), NOW).rejected
+    return validate_frame(bars_of(*changes), NOW).rejected
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def record(engine: Engine, market_id: int, rejected: pd.DataFrame, **other: Any)
     """Record rejected bars in a transaction of their own."""
     run_id, now = other.get("run_id", RUN), other.get("now", NOW)
     with engine.begin() as connection:
-        return record_rejected(connection, run_id, market_id, rejected, now)
+        return record_rejected(connection, run_id, market_id, reject_frame(rejected), now)
 
 
 def read(engine: Engine, **filters: Any) -> pd.DataFrame:
@@ -139,7 +139,7 @@ def test_nothing_rejected_asks_nothing_of_the_database(engine: Engine, market_id
     """The ordinary batch costs nothing; any other, one statement."""
     statements: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *call: statements.append(call[2]))
-    record(engine, market_id, validate_bars(build_empty_bar_frame(), NOW).rejected)
+    record(engine, market_id, validate_frame(build_empty_bar_frame(), NOW).rejected)
     assert statements == []
     record(engine, market_id, reject(*({"low": 10.5 + step / 1e6} for step in range(1500))))
     assert len(statements) == 1
@@ -149,7 +149,7 @@ def test_nothing_rejected_asks_nothing_of_the_database(engine: Engine, market_id
 def test_a_batch_that_is_rolled_back_keeps_nothing(engine: Engine, market_id: int) -> None:
     """The quarantine is part of the batch's transaction."""
     with engine.connect() as connection:
-        record_rejected(connection, RUN, market_id, reject({}), NOW)
+        record_rejected(connection, RUN, market_id, reject_frame(reject({})), NOW)
         connection.rollback()
     assert read(engine).empty
 
@@ -191,7 +191,7 @@ def test_any_values_are_kept_and_read_back(
     frame = bars_of(bar)
     with engine.connect() as connection:
         rejected = frame.assign(rule="not_finite", detail=str(bar["interval"]))
-        record_rejected(connection, RUN, market_id, rejected, NOW)
+        record_rejected(connection, RUN, market_id, reject_frame(rejected), NOW)
         (row,) = read_quarantine(connection).to_dict("records")
         connection.rollback()
     pd.testing.assert_frame_equal(parse_payloads([row["payload"]]), frame, check_exact=True)

@@ -14,7 +14,7 @@ from market_pipeline.domain.errors import ClaimTimeoutError, SupersededError
 from market_pipeline.storage.runs.claims import (
     hold_claim,
     hold_liveness_lock,
-    release_claim,
+    release_claims,
     release_run_claims,
     renew_claim,
     take_claim,
@@ -58,7 +58,7 @@ def write(engine: Engine, market_id: int, token: int, name: str) -> None:
     with engine.begin() as connection:
         hold_claim(connection, market_id, token)
         connection.execute(WRITE, {"name": name, "market_id": market_id})
-        release_claim(connection, market_id, token)
+        release_claims(connection, {market_id: token})
 
 
 def read_name(engine: Engine, market_id: int) -> str:
@@ -181,7 +181,7 @@ def test_a_claim_that_was_taken_over_can_neither_be_renewed_nor_released(
     with pytest.raises(SupersededError, match=str(B)):
         renew_claim(engine, market_id, old, LONG)
     with engine.begin() as connection:
-        release_claim(connection, market_id, old)
+        release_claims(connection, {market_id: old})
     write(engine, market_id, new, "B")
 
 
