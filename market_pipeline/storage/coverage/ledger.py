@@ -72,6 +72,13 @@ _UNEXPLAINED = text(f"""
     WHERE market_id = ANY(:markets) AND "interval" = :interval AND NOT {EXPLAINED}
     ORDER BY market_id, starts_at
 """)
+# Counts new bars in.
+_COUNT = text("""
+    UPDATE market_data.market_coverage known SET bars = bars + inserted
+    FROM unnest(CAST(:markets AS bigint[]), CAST(:intervals AS text[]), CAST(:counts AS bigint[]))
+        AS more (market_id, interval, inserted)
+    WHERE known.market_id = more.market_id AND known.interval = more.interval
+""")
 # Forgets holes that are filled or have changed.
 _FORGET = text("""
     DELETE FROM market_data.coverage_hole hole
@@ -148,6 +155,17 @@ def write_coverages(
         rows = json.dumps([_describe_change(change) for change in changes])
         connection.execute(_WRITE, {"rows": rows, "run_id": run_id})
         _write_holes(connection, changes, run_id)
+
+
+def count_inserted(connection: Connection, inserted: Mapping[Key, int]) -> None:
+    """Add new bars to the coverage of their series."""
+    if inserted:
+        values = {
+            "markets": [market_id for market_id, _ in inserted],
+            "intervals": [interval.value for _, interval in inserted],
+            "counts": list(inserted.values()),
+        }
+        connection.execute(_COUNT, values)
 
 
 def _describe_change(change: CoverageChange) -> dict[str, Any]:
