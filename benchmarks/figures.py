@@ -79,7 +79,8 @@ TARGETS: Mapping[str, Target] = {
     "fill_1000_vs_bare_write": Target(">=", 0.3),
     "latest_vs_bare_route": Target(">=", 0.6),
     "latest_p99_vs_bare_route": Target("<=", 3),
-    "arrow_vs_json": Target(">=", 5),
+    "read_1m_vs_adbc": Target(">=", 0.9),
+    "metrics_1000_ms": Target("<=", 100),
     "reader_p99_under_load_vs_idle": Target("<=", 4),
     "mock_ms_per_market": Target("<=", 2),
 }

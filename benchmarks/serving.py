@@ -1,4 +1,4 @@
-"""Serving: latest values beside a bare route, Arrow beside JSON, readers while bars are loaded."""
+"""Serving: latest values beside a bare route, metrics, readers while bars are loaded."""
 
 import json
 import os
@@ -8,9 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 
@@ -27,12 +26,11 @@ from market_pipeline.settings import find_project_dir
 
 CONNECTIONS = 100
 SECONDS = 4.0
-YEAR_DAYS = 370
+METRIC_MARKETS = 1_000
 _SCRIPTS = Path(sys.executable).parent
 _START_SECONDS = 60.0
 _LATEST = ("latest_vs_bare_route", "latest_p99_vs_bare_route")
 _MARKET = "/api/markets/BTC-USD"
-_YEAR = f"{_MARKET}/aggregates?interval=1h&limit=10000&format="
 _READER_CONNECTIONS = 2
 
 
@@ -57,21 +55,34 @@ def _load_both(bench: Bench, urls: dict[str, str]) -> dict[str, dict[str, float]
     return told
 
 
-def measure_arrow(bench: Bench, wanted: frozenset[str]) -> Iterator[Figure]:
-    """Yield how much longer a year of hourly bars takes as JSON than as Arrow."""
+def measure_metrics(bench: Bench, wanted: frozenset[str]) -> Iterator[Figure]:
+    """Yield how long metrics take with the series of a thousand markets, to one who asks alone."""
     del wanted
-    start = (datetime.now(UTC) - timedelta(days=365)).date().isoformat()
-    with _serve(bench, str(YEAR_DAYS)) as api, httpx.Client(timeout=60) as client:
+    with _serve(bench, "2", _add_markets) as api, httpx.Client(timeout=60) as client:
 
-        def fetch(kind: str) -> None:
-            answer = client.get(f"{api}{_YEAR}{kind}&start={start}").raise_for_status()
-            if len(answer.content) < 8_700 * 10:
-                raise RuntimeError(f"{kind}: {len(answer.content)} bytes are no year")
+        def fetch() -> None:
+            body = client.get(f"{api}/metrics").raise_for_status().text
+            if body.count("\nmarket_bars{") != METRIC_MARKETS:
+                raise RuntimeError(f"expected the series of {METRIC_MARKETS:,} markets: {body}")
 
-        ways = [Way(kind, lambda kind=kind: fetch(kind)) for kind in ("json", "arrow")]  # type: ignore[misc]
-        comparison = compare(ways, bench.rounds * 3, bench.report)
-    note = "GET aggregates, 8,760 bars of the open database, received whole over loopback"
-    yield comparison.build_ratio("arrow_vs_json", "json", "arrow", note)
+        comparison = compare([Way("metrics", fetch)], bench.rounds * 3, bench.report)
+    taken = [seconds * 1_000 for seconds in comparison.seconds["metrics"]]
+    detail = {"ms": [round(one, 1) for one in taken], "note": "GET /metrics over loopback"}
+    yield Figure("metrics_1000_ms", round(median(taken), 1), "ms", len(taken), detail)
+
+
+def _add_markets(database: Database) -> None:
+    """Add markets with a series each to those that were ingested, up to the most that are shown."""
+    database.execute(
+        f"""INSERT INTO market_data.market (provider, provider_market_id, symbol, name, base, quote,
+                venue, calendar, intervals, price_basis)
+            SELECT 'bench', 'M' || n, 'M' || n || '-USD', 'Market ' || n, 'M' || n, 'USD', 'bench',
+                '24/7', ARRAY['1h'], 'unadjusted'
+            FROM generate_series(1, {METRIC_MARKETS}) n""",
+        """INSERT INTO market_data.market_coverage (market_id, "interval", settled, watermark, bars)
+            SELECT market_id, '1h', '{}', now(), 8760 FROM market_data.market
+            WHERE provider = 'bench'""",
+    )
 
 
 def measure_readers(bench: Bench, wanted: frozenset[str]) -> Iterator[Figure]:
@@ -113,8 +124,10 @@ def _load(url: str, connections: int, seconds: float) -> dict[str, float]:
 
 
 @contextmanager
-def _serve(bench: Bench, days: str) -> Iterator[str]:
-    """Serve the API over a database with three markets' history of so many days."""
+def _serve(
+    bench: Bench, days: str, prepare: Callable[[Database], None] = lambda _: None
+) -> Iterator[str]:
+    """Serve the API over a database with three markets' history of so many days, and more."""
     home = bench.folder / "serving"
     home.mkdir(exist_ok=True)
     shutil.copy(find_project_dir() / "dagster.yaml", home)
@@ -123,6 +136,7 @@ def _serve(bench: Bench, days: str) -> Iterator[str]:
         variables = {"DATABASE_URL": database.url, "DAGSTER_HOME": str(home), "API_PORT": str(port)}
         environment = build_environment({**variables, "INGESTION_LOOKBACK_DAYS": days})
         run_quietly([str(_SCRIPTS / "market-pipeline"), "ingest"], environment, home)
+        prepare(database)
         with _run([str(_SCRIPTS / "market-pipeline"), "serve"], environment, port):
             yield f"http://127.0.0.1:{port}"
 
@@ -167,5 +181,5 @@ def _choose_port() -> int:
 
 
 LATEST = Measurement("latest values over HTTP", _LATEST, measure_latest)
-ARROW = Measurement("a year of bars over HTTP", ("arrow_vs_json",), measure_arrow)
+METRICS = Measurement("metrics over HTTP", ("metrics_1000_ms",), measure_metrics)
 READERS = Measurement("readers under load", ("reader_p99_under_load_vs_idle",), measure_readers)

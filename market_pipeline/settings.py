@@ -24,6 +24,7 @@ MAX_CALLS_PER_MINUTE = 100_000
 MAX_CACHE_TTL_SECONDS = 86_400
 MAX_SHOWN_CHARACTERS = 60
 LEAST_SECRET_CHARACTERS = 16
+MAX_FETCH_WORKERS = 64
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SEVERITIES = ("info", "warning", "error", "critical")
 EXECUTORS = ("in_process", "multiprocess")
@@ -51,6 +52,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("INGESTION_SCHEDULE_ENABLED", "false", "Start the schedule with the daemon"),
     Setting("INGESTION_LOOKBACK_DAYS", "30", "Days of history that a run keeps complete"),
     Setting("INGESTION_EXECUTOR", "in_process", "in_process, or multiprocess: one process a step"),
+    Setting(
+        "FETCH_WORKERS", "4", "Requests that a run has under way at once, whatever the provider"
+    ),
     Setting("CACHE_TTL_SECONDS", "300", "How long a cached value may be served, in seconds"),
     Setting(
         "ALERT_WEBHOOK_URL",
@@ -236,6 +240,15 @@ def read_cache_ttl_seconds(environ: Mapping[str, str] | None = None) -> int:
     return read_whole_number("CACHE_TTL_SECONDS", 1, MAX_CACHE_TTL_SECONDS, environ)
 
 
+def read_fetch_workers(environ: Mapping[str, str] | None = None) -> int:
+    """Return how many requests to providers a run has under way at once.
+
+    Raises:
+        SettingError: FETCH_WORKERS is no whole number from 1 to 64.
+    """
+    return read_whole_number("FETCH_WORKERS", 1, MAX_FETCH_WORKERS, environ)
+
+
 def read_dagster_retention_days(environ: Mapping[str, str] | None = None) -> int:
     """Return how many days Dagster's own runs and events stay; 0: for good."""
     return read_whole_number("DAGSTER_RETENTION_DAYS", 0, MAX_LOOKBACK_DAYS, environ)
@@ -269,6 +282,7 @@ def check_run_settings(environ: Mapping[str, str] | None = None) -> None:
     read_choice("INGESTION_EXECUTOR", EXECUTORS, environ)
     read_choice("ALERT_MIN_SEVERITY", SEVERITIES, environ)
     read_provider_call_limits(environ)
+    read_fetch_workers(environ)
     read_redis_url(environ)
     read_cache_ttl_seconds(environ)
     read_dagster_retention_days(environ)

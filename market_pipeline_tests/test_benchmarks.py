@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def test_history_is_planned_filled_read_and_restated(tmp_path: Path) -> None:
         "backfill_vs_bare_write",
         "as_of_vs_plain_read",
         "restate_1pct_vs_reload",
+        *(["read_1m_vs_adbc"] if find_spec("adbc_driver_postgresql") else []),
     }
 
     measured = run_bench(*sorted(names), "--rows", "5000", "--rounds", "1", f"--output={output}")

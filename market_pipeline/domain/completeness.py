@@ -131,7 +131,7 @@ def measure_completeness(
     if len(slots.first):
         codes = np.maximum.reduceat(codes, slots.first)
     if found is not None:
-        is_found = np.isin(slots.opens, found)
+        is_found = _find_members(slots.opens, found)
         codes = np.where(~is_found & (codes == 0), _CODES[NOT_KNOWN_THEN, False], codes)
         if series.fetched is series.interval:  # What was read is there, whatever the ledger says.
             codes = np.where(is_found, 0, codes)
@@ -149,6 +149,15 @@ def name_backfill(market: Market, window: Window) -> str:
 def _format_time(moment: datetime) -> str:
     is_midnight = moment.time() == time(0)
     return f"{moment:%Y-%m-%d}" if is_midnight else f"{moment:%Y-%m-%dT%H:%M}Z"
+
+
+def _find_members(places: Micros, found: Micros) -> npt.NDArray[np.bool_]:
+    """Tell which of some ascending places are among those found."""
+    at = np.searchsorted(places, found)
+    at = at[np.append(places, -1)[at] == found]
+    is_found = np.zeros(len(places), dtype=bool)
+    is_found[at] = True
+    return is_found
 
 
 def _choose(slots: _Slots, series: ExpectedSeries) -> npt.NDArray[np.bool_]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from market_pipeline.domain.records import Window
+from market_pipeline.domain.records import UTC_DTYPE, Window
 
 UNEXPLAINED_HOLE = "unexplained_hole"
 NEVER_ASKED = "never_asked"
@@ -56,21 +56,38 @@ def mask_unreliable(
         measures: The columns to blank.
         issues: What is known to be wrong.
     """
-    # The weightiest comes last and stays.
-    ranked = sorted(issues, key=lambda issue: -REASONS.index(issue.reason))
-    if not ranked or rows.empty:
+    table = _list_issues(issues)
+    if table.empty or rows.empty:
         return rows
-    starts, ends = find_window_starts(rows), rows["as_of"]
-    reasons = np.full(len(rows), "", dtype=object)
-    for issue in ranked:
-        hit = rows[list(keys)].eq(issue.market_id).any(axis=1)
-        if issue.window is not None:
-            hit &= (starts < issue.window.end) & (ends > issue.window.start)
-        reasons[hit.to_numpy()] = issue.reason
-    is_flawed = reasons != ""
+    spans = rows[list(keys)].assign(
+        at=np.arange(len(rows)), starts_at=find_window_starts(rows), ends_at=rows["as_of"]
+    )
+    weightiest = np.full(len(rows), len(REASONS))
+    for key in keys:
+        met = spans.merge(table, left_on=key, right_on="owner")
+        touches = (met["starts_at"] < met["until"]) & (met["ends_at"] > met["since"])
+        met = met[touches | met["is_of_all"]]
+        np.minimum.at(weightiest, met["at"].to_numpy(), met["rank"].to_numpy())
+    is_flawed = weightiest < len(REASONS)
+    reasons = pd.Series(np.array([*REASONS, ""], dtype=object)[weightiest], index=rows.index)
     kept = rows["reason"].astype(object)
     blank = {name: rows[name].where(~is_flawed) for name in measures}
-    return rows.assign(**blank, reason=kept.where(~is_flawed, pd.Series(reasons, index=rows.index)))
+    return rows.assign(**blank, reason=kept.where(~is_flawed, reasons))
+
+
+def _list_issues(issues: Iterable[DataIssue]) -> pd.DataFrame:
+    """Return issues as rows; one without a window has no times."""
+    found = list(issues)
+    times = [(one.window.start, one.window.end) if one.window else (None, None) for one in found]
+    return pd.DataFrame(
+        {
+            "owner": [one.market_id for one in found],
+            "rank": [REASONS.index(one.reason) for one in found],
+            "is_of_all": [one.window is None for one in found],
+            "since": pd.Series([start for start, _ in times], dtype=UTC_DTYPE),
+            "until": pd.Series([end for _, end in times], dtype=UTC_DTYPE),
+        }
+    )
 
 
 def find_window_starts(rows: pd.DataFrame) -> "pd.Series[Any]":

@@ -5,7 +5,7 @@ markets that another run took drop out. If the database refuses a row, the wave 
 market at fault stands alone, so the others land.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +15,7 @@ import pandas as pd
 from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
+from market_pipeline.domain.arrays import Micros
 from market_pipeline.domain.bars import BuiltBars
 from market_pipeline.domain.columns import NO_BARS, BarColumns, join_columns, read_frame_columns
 from market_pipeline.domain.coverage import Coverage
@@ -78,7 +79,7 @@ from market_pipeline.storage.bulk.upsert import (
     take_dataset_version,
     upsert_frame,
 )
-from market_pipeline.storage.coverage.ledger import CoverageChange, write_coverages
+from market_pipeline.storage.coverage.ledger import CoverageChange, count_inserted, write_coverages
 from market_pipeline.storage.latest.market_versions import bump_market_versions
 from market_pipeline.storage.markets.registration import ensure_market, register_markets
 from market_pipeline.storage.runs.claims import hold_claims, release_claims
@@ -89,6 +90,8 @@ _TRIES = 3
 _PASSING = ("40", "55P03", "57014")
 """SQLSTATEs of a transaction that may succeed when it is repeated as a whole."""
 Keys = Mapping[tuple[int, str], WriteCounts]
+Groups = Mapping[tuple[int, str], Micros]
+"""The open_time of bars by market and interval."""
 Counted = Mapping[int, Mapping[str, WriteCounts]]
 
 
@@ -235,17 +238,22 @@ class _Wave:
         self.batches, self.coverages = batches, list[Coverages]()
 
     def write(self) -> list[Landed]:
-        """Write bars, coverage, quarantine and receipts; the lock of merges comes last."""
+        """Write quarantine, coverage, bars and receipts; what need not wait comes before the lock.
+
+        The coverage of a market with a difference depends on its bars, and comes after them.
+        """
         self._record_rejected()
         add_requests(self._connection, self._run, self.batches)
         settled = [settle_coverage(self._run.request, batch) for batch in self.batches]
+        self._write_coverages(settled, differing=False)
         written = self._write_bars(settled)
         kept = [
             self._keep(batch, after, written.get(batch.market_id, BarWriteResult()))
             for batch, after in zip(self.batches, settled, strict=True)
         ]
         self.coverages = [one.coverages for one in kept]
-        self._write_coverages()
+        self._count_inserted(kept)
+        self._write_coverages(self.coverages, differing=True)
         return self._report(kept)
 
     def _record_rejected(self) -> None:
@@ -273,13 +281,24 @@ class _Wave:
         _suspect_splits(self._connection, self._run, batch, kept)
         return kept
 
-    def _write_coverages(self) -> None:
+    def _write_coverages(self, after: Sequence[Coverages], differing: bool) -> None:
         changes = [
             change
-            for batch, coverages in zip(self.batches, self.coverages, strict=True)
+            for batch, coverages in zip(self.batches, after, strict=True)
+            if (batch.difference is not None) is differing
             for change in _list_changes(batch, coverages)
         ]
         write_coverages(self._connection, changes, self._run.run_id)
+
+    def _count_inserted(self, kept: Sequence[Kept]) -> None:
+        inserted = {
+            (batch.market_id, interval): count
+            for batch, one in zip(self.batches, kept, strict=True)
+            if batch.difference is None
+            for interval, count in one.written.inserted.items()
+            if count
+        }
+        count_inserted(self._connection, inserted)
 
     def _report(self, kept: Sequence[Kept]) -> list[Landed]:
         suspicions = self._suspect_calendars()
@@ -384,6 +403,7 @@ def write_bars(
     whole = join_built([fetched, built])
     frame = whole.bars.to_frame().assign(market_id=whole.owners)
     staged = stage_frame(connection, market_aggregate, frame)
+    groups = _group_opens(fetched), _group_opens(built)
     version = take_dataset_version(connection)  # waits for the merges before it
     stamps: dict[str, Any] = {
         "dataset_version": version,
@@ -391,11 +411,11 @@ def write_bars(
         "run_id": run.run_id,
     }
     changed = merge_by(connection, staged, stamps, ("market_id", "interval"))
-    spans = _list_spans(whole, changed)
+    spans = _list_spans(groups, changed)
     if spans:
         note_version(connection, spans, stamps)
         bump_market_versions(connection, {market_id for market_id, _ in spans}, version)
-    counted = _count_keys(fetched, changed), _count_keys(built, changed)
+    counted = _count_keys(groups[0], changed), _count_keys(groups[1], changed)
     written = {market_id for market_id, _ in spans}
     days = _group_days(whole, [part for part in parts if can_be_suspected(part.market)])
     return {
@@ -413,18 +433,19 @@ def write_market_bars(
 
 
 def _list_spans(
-    whole: BuiltBars, changed: Keys
+    groups: Iterable[Groups], changed: Keys
 ) -> dict[tuple[int, str], tuple[datetime, datetime]]:
     """Return where the bars of the markets lie of which any has changed."""
     touched = {market_id for market_id, _ in changed}
     return {
         key: (from_micros(opens.min()), from_micros(opens.max()))
-        for key, opens in _group_opens(whole).items()
+        for group in groups
+        for key, opens in group.items()
         if key[0] in touched
     }
 
 
-def _group_opens(whole: BuiltBars) -> dict[tuple[int, str], "np.ndarray[Any, Any]"]:
+def _group_opens(whole: BuiltBars) -> Groups:
     """Return the open_time of each market's bars, by interval."""
     lengths = whole.bars.interval.astype(str)
     order = np.lexsort((lengths, whole.owners))
@@ -435,10 +456,10 @@ def _group_opens(whole: BuiltBars) -> dict[tuple[int, str], "np.ndarray[Any, Any
     return dict(zip(keys, np.split(opens, first[1:]), strict=True)) if len(owners) else {}
 
 
-def _count_keys(bars: BuiltBars, changed: Keys) -> dict[int, dict[str, WriteCounts]]:
+def _count_keys(groups: Groups, changed: Keys) -> dict[int, dict[str, WriteCounts]]:
     """Return what became of bars, by market and interval; what did not change is told as well."""
     counted: dict[int, dict[str, WriteCounts]] = {}
-    for (market_id, interval), opens in _group_opens(bars).items():
+    for (market_id, interval), opens in groups.items():
         known = changed.get((market_id, interval), WriteCounts())
         unchanged = len(opens) - known.inserted - known.updated
         counted.setdefault(market_id, {})[interval] = replace(known, unchanged=unchanged)

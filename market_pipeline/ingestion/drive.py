@@ -23,13 +23,13 @@ from market_pipeline.ingestion.request import Route
 from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import span
 from market_pipeline.providers.rate_limiter import use_limiter
+from market_pipeline.settings import read_fetch_workers
 from market_pipeline.storage.bulk.upsert import WriteCounts
 from market_pipeline.storage.markets.registration import ensure_markets
 from market_pipeline.storage.runs.budget import DatabaseRateLimiter, read_budget_limits
 from market_pipeline.storage.runs.claims import hold_liveness_lock, release_run_claims
 from market_pipeline.storage.tables import market_aggregate
 
-WORKERS = 4
 # Shorter than a claim holds: a market whose provider has no budget left is given up for now.
 GATE_PATIENCE = timedelta(seconds=60)
 _WAIT_SECONDS = 0.2
@@ -65,7 +65,7 @@ class BarStream:
         claims = HeldClaims(self.engine)
         with (
             hold_liveness_lock(self.engine, self.run.run_id),
-            ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="fetch") as pool,
+            ThreadPoolExecutor(read_fetch_workers(), thread_name_prefix="fetch") as pool,
         ):
             work = self._begin(pool, claims, ready, stop)
             try:
@@ -96,7 +96,7 @@ class BarStream:
         ids = ensure_markets(self.engine, [market for _, market in self.routes], is_default)
         routes = dict(zip(ids, self.routes, strict=True))
         limiter = make_limiter(self.engine, self.routes, stop)
-        workers = min(WORKERS, len(routes))
+        workers = min(read_fetch_workers(), len(routes))
         at_once = _choose_claimed(limiter, workers)
         queue = MarketQueue(self.engine, self.run, routes, claims, stop, at_once)
         ready.expect(workers)

@@ -1,19 +1,20 @@
 """Computations of a run from stored bars, each from one moment of the database.
 
 The same inputs are not computed again. Before any bar is read, these tell whether the inputs
-changed: how many bars a statistic uses, their newest version, their issues, and the settings.
+changed: which bars may be used, their issues, the settings, and whether any of those bars is newer
+than the dataset version that was computed from.
 Not here: the formulas (``domain``), the write (``io_manager``).
 """
 
 import hashlib
-import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from market_pipeline.domain import comparisons, roi
 from market_pipeline.domain.intervals import Interval
@@ -29,13 +30,14 @@ from market_pipeline.readers.comparing import Pairs, compare_spans
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.settings import StatisticsSettings
 from market_pipeline.storage.bars.final_bars import (
+    CLOSES,
     FinalSpan,
-    Summary,
+    find_changed,
     plan_market_spans,
     plan_pair_spans,
     read_spans,
-    summarise_spans,
 )
+from market_pipeline.storage.bars.history import read_newest_version
 from market_pipeline.storage.coverage.ledger import read_flaws
 from market_pipeline.storage.statistics.computed_inputs import read_fingerprints
 from market_pipeline.storage.tables import market_comparison, market_roi_statistic
@@ -91,7 +93,7 @@ def compute_prices(
     closed_by = dict(zip(wanted, moments, strict=True))
     with open_snapshot(engine) as connection:
         spans = plan_market_spans(connection, wanted, _DAY, SNAPSHOT_HORIZON_DAYS, closed_by)
-        bars = read_spans(connection, _DAY, spans)
+        bars = read_spans(connection, _DAY, spans, CLOSES)
         issues = read_flaws(connection, list(wanted), _DAY)
     found = compute_snapshot_statistics(bars, wanted, priced["price"], observed_at=observed)
     dated = found.assign(as_of=found["bars_as_of"], horizon=f"{SNAPSHOT_HORIZON_DAYS}d")
@@ -103,22 +105,17 @@ def compute_roi(
     engine: Engine, calendars: Mapping[int, str], settings: StatisticsSettings
 ) -> Computed:
     """Return the statistics of the markets whose inputs changed."""
+    named = _name_roi_settings(settings)
     with open_snapshot(engine) as connection:
         spans = plan_market_spans(connection, calendars, _DAY, max(settings.horizons_days))
-        summaries = summarise_spans(connection, _DAY, spans)
         issues = read_flaws(connection, list(calendars), _DAY)
-        prints = {
-            str(span.market_id): _digest(
-                calendars[span.market_id],
-                _name_roi_settings(settings),
-                _describe_state(summaries, [span], issues),
-            )
-            for span in spans
+        scopes = {
+            str(span.market_id): _Inputs([span], f"{calendars[span.market_id]} {named} {told}")
+            for span, told in zip(spans, _describe_spans(spans, issues), strict=True)
         }
-        known = read_fingerprints(connection, market_roi_statistic.name, prints)
-        changed = {scope: text for scope, text in prints.items() if known.get(scope) != text}
+        changed = _find_changed_scopes(connection, market_roi_statistic.name, scopes)
         chosen = [span for span in spans if str(span.market_id) in changed]
-        bars = read_spans(connection, _DAY, chosen)
+        bars = read_spans(connection, _DAY, chosen, CLOSES)
     rows = compute_roi_statistics(
         bars,
         {span.market_id: calendars[span.market_id] for span in chosen},
@@ -128,7 +125,7 @@ def compute_roi(
         min_returns=settings.min_returns,
     ).rename(columns={"reasons": "reason"})
     rows = mask_unreliable(rows, ("market_id",), (*roi.MEASURES, *roi.DRAWDOWN_TIMES), issues)
-    return Computed(rows, changed, len(prints) - len(changed))
+    return Computed(rows, changed, len(scopes) - len(changed))
 
 
 def compute_pairs(
@@ -148,19 +145,54 @@ def compute_pairs(
     with open_snapshot(engine) as connection:
         spans = plan_pair_spans(connection, calendars, _DAY, longest, map(tuple, pairs))
         issues = read_flaws(connection, list(calendars), _DAY)
-        found = _digest(
+        told = [
             compared[["market_id", "quote", "calendar"]].to_dict("list"),
             [comparisons.name_method(min_returns=settings.min_returns), *settings.horizons_days],
-            _describe_state(summarise_spans(connection, _DAY, spans), spans, issues),
-        )
-        known = read_fingerprints(connection, market_comparison.name, [scope])
-        if not spans or known.get(scope) == found:
+            *_describe_spans(spans, issues),
+        ]
+        inputs = {scope: _Inputs(spans, str(told))} if spans else {}
+        changed = _find_changed_scopes(connection, market_comparison.name, inputs)
+        if not changed:
             nothing = pd.DataFrame(columns=["base_market_id", "quote_market_id"])
             return Computed(nothing, same=len(pairs) if spans else 0, what="pairs")
         rows = compare_spans(
             connection, compared, pairs, settings.horizons_days, settings, spans, issues
         )
-    return Computed(rows, {scope: found}, what="pairs")
+    return Computed(rows, changed, what="pairs")
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """The bars that rows may be computed from, and in words what else their values depend on."""
+
+    spans: Sequence[FinalSpan]
+    told: str
+
+
+def _find_changed_scopes(
+    connection: Connection, table_name: str, scopes: Mapping[str, _Inputs]
+) -> dict[str, str]:
+    """Return the new fingerprint of each scope whose inputs are not those of its last computation.
+
+    A fingerprint is the newest dataset version then, and the digest of what is told of the inputs.
+    """
+    newest = read_newest_version(connection)
+    known = read_fingerprints(connection, table_name, scopes)
+    digests = {scope: _digest(inputs.told) for scope, inputs in scopes.items()}
+    versions = {}
+    for scope, fingerprint in known.items():
+        version, _, digest = fingerprint.partition(":")
+        if digest == digests[scope]:
+            versions[scope] = int(version)
+    computed = {
+        span: version for scope, version in versions.items() for span in scopes[scope].spans
+    }
+    newer = find_changed(connection, _DAY, computed)
+    return {
+        scope: f"{newest}:{digests[scope]}"
+        for scope, inputs in scopes.items()
+        if scope not in versions or any(span.market_id in newer for span in inputs.spans)
+    }
 
 
 def _name_roi_settings(settings: StatisticsSettings) -> list[Any]:
@@ -168,36 +200,28 @@ def _name_roi_settings(settings: StatisticsSettings) -> list[Any]:
     return [named, *settings.horizons_days]
 
 
-def _describe_state(
-    summaries: Mapping[int, Summary], spans: Sequence[FinalSpan], issues: Iterable[DataIssue]
-) -> list[Any]:
-    """Return what bars and issues within spans are told by; issues are cut to where the bars lie.
+def _describe_spans(spans: Sequence[FinalSpan], issues: Iterable[DataIssue]) -> list[str]:
+    """Return spans and their issues in words."""
+    found: dict[int, list[DataIssue]] = defaultdict(list)
+    for issue in issues:
+        found[issue.market_id].append(issue)
+    return [_describe_span(span, found.get(span.market_id, ())) for span in spans]
+
+
+def _describe_span(span: FinalSpan, issues: Iterable[DataIssue]) -> str:
+    """Return a span and its issues in words; issues are cut to where the bars lie.
 
     So an open issue, which reaches to now, is the same whatever the clock.
     """
-    firsts = {span.market_id: span.first for span in reversed(spans)}
-    lasts = {
-        market_id: summaries[market_id].closed for market_id in firsts if market_id in summaries
-    }
-    told: list[Any] = [[span.market_id, span.first, span.last] for span in spans]
-    told += [
-        [one, found.bars, found.version]
-        for one, found in sorted(summaries.items())
-        if one in firsts
-    ]
-    cut = []
+    cut, closed = [], span.closed or span.last
     for issue in issues:
-        if issue.market_id not in lasts:
-            continue
-        first, last = firsts[issue.market_id], lasts[issue.market_id]
         if issue.window is None:
-            cut.append([issue.market_id, issue.reason, "", ""])
-        elif issue.window.start < last and issue.window.end >= first:
-            window = max(issue.window.start, first), min(issue.window.end, last)
-            cut.append([issue.market_id, issue.reason, *map(str, window)])
-    return [*told, sorted(cut)]
+            cut.append(issue.reason)
+        elif issue.window.start < closed and issue.window.end >= span.first:
+            window = max(issue.window.start, span.first), min(issue.window.end, closed)
+            cut.append(f"{issue.reason} {window[0]} {window[1]}")
+    return f"{span.market_id} {span.first} {span.last} {sorted(cut)}"
 
 
-def _digest(*parts: object) -> str:
-    text = json.dumps([_FORMULAS, *parts], default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(told: object) -> str:
+    return hashlib.sha256(f"{_FORMULAS} {told}".encode()).hexdigest()

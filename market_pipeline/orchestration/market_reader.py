@@ -31,7 +31,7 @@ class MarketReader:
         with self.engine.connect() as connection:
             return read_markets(connection, names)
 
-    @property
+    @cached_property
     def calendars(self) -> dict[int, str]:
         """The calendar of each market."""
         return dict(zip(self.markets["market_id"], self.markets["calendar"], strict=True))

@@ -34,7 +34,13 @@ from market_pipeline.providers.http import (
     open_client,
 )
 from market_pipeline.providers.payloads import parse_stamps
-from market_pipeline.settings import name_errors, read_variable, shorten, split_list
+from market_pipeline.settings import (
+    name_errors,
+    read_fetch_workers,
+    read_variable,
+    shorten,
+    split_list,
+)
 
 INTERVALS = (Interval.HOUR, Interval.DAY)
 REACH_MARGIN = timedelta(days=1)  # planned today, perhaps asked tomorrow
@@ -75,6 +81,7 @@ class CandleExchange(ABC):
         limits: CallLimits | None = None,
     ) -> None:
         self._more = tuple(self._check_symbol(one) for one in read_more(self.name, environ))
+        self.workers = read_fetch_workers(environ)
         about = (self.name, self.base_url, environ)
         self.client = open_client(*about, limits, clocks, self.read_status)
 

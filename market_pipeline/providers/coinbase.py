@@ -85,7 +85,7 @@ class CoinbaseProvider(CandleExchange):
     def fetch_snapshots(self, markets: Sequence[Market], now: datetime) -> list[PriceSnapshot]:
         """Return the price and time of each market's last trade, one request a market."""
         del now  # the answer says when each price was true
-        return ask_each(markets, self._fetch_snapshot)
+        return ask_each(markets, self._fetch_snapshot, self.workers)
 
     def _fetch_snapshot(self, market: Market) -> list[PriceSnapshot]:
         path = f"/products/{market.provider_market_id}/ticker"

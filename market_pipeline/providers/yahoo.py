@@ -42,7 +42,7 @@ from market_pipeline.providers.listings import INDICES, LISTINGS
 from market_pipeline.providers.payloads import parse_numbers, parse_stamps, read_field
 from market_pipeline.providers.session_closes import find_session_closes
 from market_pipeline.providers.snapshots import ask_each
-from market_pipeline.settings import read_variable
+from market_pipeline.settings import read_fetch_workers, read_variable
 
 NAME = "yahoo"
 BASE_URL = "https://query2.finance.yahoo.com"
@@ -92,6 +92,7 @@ class YahooProvider:
     ) -> None:
         address = read_variable("YAHOO_BASE_URL", environ)
         base_url = parse_base_url("YAHOO_BASE_URL", address) if address else BASE_URL
+        self._workers = read_fetch_workers(environ)
         self._clocks = clocks or Clocks()
         self._client = HttpClient(NAME, base_url, {}, limits or CallLimits(), self._clocks)
 
@@ -153,7 +154,9 @@ class YahooProvider:
         del now  # the answer says when each price was true
         fetch, last_day = self._client.fetch_json, {"interval": "1d", "range": "1d"}
         return ask_each(
-            markets, lambda market: parse_snapshot(fetch(build_path(market), last_day), market)
+            markets,
+            lambda market: parse_snapshot(fetch(build_path(market), last_day), market),
+            self._workers,
         )
 
     def _plan_request(self, interval: Interval, window: Window) -> Window:

@@ -166,14 +166,18 @@ def check_bars(
     require: Requirement,
 ) -> list[CheckedSelection]:
     """Return how complete each market's bars are; the arguments are those of a checked question."""
-    opens, owners = bars["open_time"].asi8, np.asarray(bars["market_id"])
+    owners = np.asarray(bars["market_id"])
+    order = np.argsort(owners, kind="stable")
+    opens, owners = bars["open_time"].asi8[order], owners[order]
+    bounds = {
+        market_id: np.searchsorted(owners, [market_id, market_id + 1]) for market_id in markets
+    }
     spans = {
         market_id: BarSelection(
-            market, span.interval, span.window, clock,
-            found=opens if len(markets) == 1 else opens[owners == market_id],
+            market, span.interval, span.window, clock, found=opens[slice(*bounds[market_id])]
         )
         for market_id, market in markets.items()
-    }  # fmt: skip
+    }
     return check_spans(connection, spans, require)
 
 
@@ -254,8 +258,9 @@ def find_publication_lags(
 
 def _arrange(bars: Columns, markets: Mapping[int, Market], interval: Interval) -> pd.DataFrame:
     """Return the bars in order, with the names of their markets, indexed by ``open_time``."""
-    rank = pd.Index(list(markets)).get_indexer(pd.Index(bars["market_id"]))
-    order = np.lexsort([bars["open_time"].asi8, rank])
+    # Text is taken by int32 in a fifth of the time that it takes by int64.
+    rank = pd.Index(list(markets)).get_indexer(pd.Index(bars["market_id"])).astype("int32")
+    order = np.lexsort([bars["open_time"].asi8, rank]).astype("int32")
     if (order[1:] < order[:-1]).any():
         bars, rank = {name: bars[name].take(order) for name in bars}, rank[order]
     words = {

@@ -16,7 +16,12 @@ from market_pipeline.domain.comparisons import compute_comparisons
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.masking import DataIssue, mask_unreliable
 from market_pipeline.settings import StatisticsSettings
-from market_pipeline.storage.bars.final_bars import FinalSpan, plan_pair_spans, read_spans
+from market_pipeline.storage.bars.final_bars import (
+    CLOSES,
+    FinalSpan,
+    plan_pair_spans,
+    read_spans,
+)
 from market_pipeline.storage.coverage.ledger import read_flaws
 
 PAIR_KEYS = ("base_market_id", "quote_market_id")
@@ -66,7 +71,7 @@ def compare_spans(
     closed_by: datetime | None = None,
 ) -> pd.DataFrame:
     """Compute comparisons from spans that were planned for them, as :func:`compare_pairs` does."""
-    bars = read_spans(connection, Interval.DAY, spans)
+    bars = read_spans(connection, Interval.DAY, spans, (*CLOSES, "volume"))
     if closed_by is not None:
         bars = bars[bars["close_time"] <= closed_by]
     rows = compute_comparisons(

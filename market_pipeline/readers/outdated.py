@@ -11,7 +11,7 @@ from market_pipeline.domain.arrays import BoolArray
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.outdated import RowWindows, find_outdated, locate_windows
 from market_pipeline.domain.records import Market
-from market_pipeline.storage.bars.final_bars import FinalSpan, read_newer_bars
+from market_pipeline.storage.bars.final_bars import CLOSES, FinalSpan, read_spans
 
 
 def flag_outdated(
@@ -58,7 +58,7 @@ def _flag_group(
     flags = np.zeros(len(rows), dtype=bool)
     first, last = (moment.to_pydatetime() for moment in windows.span)
     spans = [FinalSpan(int(key), first, last) for key in np.unique(rows[list(keys)])]
-    newer = read_newer_bars(connection, interval, spans, int(versions.min()))
+    newer = read_spans(connection, interval, spans, CLOSES, newer_than=int(versions.min()))
     for market_id, bars in newer.groupby("market_id"):
         for key in keys:
             at = np.flatnonzero(rows[key] == market_id)

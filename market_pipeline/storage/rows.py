@@ -18,4 +18,5 @@ def read_frame(
 ) -> pd.DataFrame:
     """Return a query's rows as a frame with its column names, also when there are none."""
     result = connection.execute(query, values)
-    return pd.DataFrame(result.fetchall(), columns=list(result.keys()))
+    # Plain tuples: of a row with names pandas asks each for its fields.
+    return pd.DataFrame(list(map(tuple, result)), columns=list(result.keys()))

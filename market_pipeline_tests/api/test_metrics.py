@@ -56,6 +56,19 @@ def test_a_provider_counts_as_dead_for_a_week(client: TestClient, engine: Engine
     assert told == {"mock": 0, "yahoo": 0}
 
 
+def test_labels_come_back_as_they_are(client: TestClient, engine: Engine) -> None:
+    """Whatever a provider or a symbol is called, Prometheus reads the same name."""
+    name = 'a "quoted"\\n\nname'
+    with engine.begin() as connection:
+        add_totals(connection, [FAILURE.sample(2, trigger="cron", provider=name)])
+    told = client.get("/metrics")
+    assert told.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    families = {one.name: one for one in text_string_to_metric_families(told.text)}
+    failures = families["ingestion_failure"].samples
+    assert [one.value for one in failures if one.labels["provider"] == name] == [2, 0, 0, 0]
+    assert families["ingestion_failure"].type == "counter"
+
+
 def test_both_forms_tell_the_same(client: TestClient) -> None:
     """Names and values are equal in Prometheus' text and in JSON; histograms are cumulative."""
     client.get("/healthz")

@@ -55,6 +55,7 @@ def test_a_bad_option_is_named_with_its_value(
         ("INGESTION_MARKETS", ",", "name at least one symbol"),
         ("INGESTION_PROVIDER", "nobody", "coinbase, coingecko, file, fred, kraken, mock, yahoo"),
         ("INGESTION_EXECUTOR", "threads", "one of in_process, multiprocess"),
+        ("FETCH_WORKERS", "0", "a whole number from 1 to 64"),
         ("INGESTION_SCHEDULE_ENABLED", "perhaps", "one of true, yes"),
         ("ALERT_MIN_SEVERITY", "fatal", "one of info, warning"),
         (

@@ -113,3 +113,15 @@ def test_the_other_side_of_a_pair_withholds_as_well() -> None:
     told = mask_unreliable(rows, keys, ["correlation"], issues)
     assert told["reason"].tolist() == [UNEXPLAINED_HOLE, UNEXPLAINED_HOLE]
     assert told["correlation"].isna().all()
+
+
+def test_a_pair_is_withheld_for_either_of_its_markets() -> None:
+    """Each row has the weightiest reason of those that touch it, whatever the order of issues."""
+    rows = pd.concat([compute()] * 3, ignore_index=True)
+    rows = rows.assign(base=[1, 2, 3], quote=[2, 3, 4])
+    issues = [hole(40, 45, market_id=2), hole(40, 45, NEVER_ASKED, 3), DataIssue(9, RESTATING)]
+    for given in permutations([*issues, hole(40, 45, NEVER_ASKED, 2)]):
+        told = mask_unreliable(rows, ("base", "quote"), MEASURES, given)
+        assert told["reason"].tolist() == [UNEXPLAINED_HOLE, UNEXPLAINED_HOLE, NEVER_ASKED]
+    told = mask_unreliable(rows, ("base", "quote"), MEASURES, [DataIssue(4, RESTATING)])
+    assert told["reason"].fillna("").tolist() == ["", "", RESTATING]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from threading import Barrier
 from typing import Any, cast
 
 import pytest
@@ -12,6 +13,12 @@ from market_pipeline.ingestion.request import Route, build_request
 from market_pipeline.ingestion.snapshots import SnapshotBatch, collect_snapshots
 from market_pipeline.providers.base import Provider
 from market_pipeline.providers.mock import MockProvider
+from market_pipeline.providers.rate_limiter import (
+    CallCounter,
+    UnlimitedCalls,
+    admit,
+    use_limiter,
+)
 from market_pipeline.providers.snapshots import ask_each
 
 CREATED = datetime(2024, 3, 15, 12, tzinfo=UTC)
@@ -110,3 +117,21 @@ def test_each_market_fails_for_its_own_reason() -> None:
         "BTC-USD": "mock: BTC-USD timed out",
         "SPX": "mock: SPX timed out",
     }
+
+
+def test_requests_are_under_way_at_once() -> None:
+    """Each waits until four are there; all pass the limiter in force, and come back in order."""
+    markets = [market for _, market in list_routes(MOCK, *(f"M{n}-USD" for n in range(8)))]
+    four, counter = Barrier(4), CallCounter(UnlimitedCalls())
+
+    def ask(market: Market) -> list[PriceSnapshot]:
+        admit(market.provider)
+        four.wait(timeout=60)
+        if market.symbol in ("M0-USD", "M5-USD"):
+            raise TransientProviderError("mock", "timed out")
+        return [PriceSnapshot(market, ANSWERED, 1.0)]
+
+    with use_limiter(counter):
+        found = ask_each(markets, ask, workers=4)
+    assert [one.market.symbol for one in found] == [f"M{n}-USD" for n in (1, 2, 3, 4, 6, 7)]
+    assert counter.calls == 8

@@ -239,6 +239,24 @@ def test_only_what_changed_is_computed(history: History) -> None:
     assert set(before) <= set(after)
 
 
+def test_a_tick_is_no_news_and_a_corrected_day_is(history: History) -> None:
+    """A running day, and final days that came again, change nothing; an old day's new close does.
+
+    A day before the longest horizon may be corrected without news.
+    """
+    key = history.add_market("BTC-USD")
+    days = make_days(walk(500))
+    history.commit(key, days)
+    compute(history.engine)
+    history.commit(key, [*days[-3:], Bar(on(500), 130.0, is_final=False)])
+    assert len(compute(history.engine)[0].rows) == 0
+    history.commit(key, [Bar(on(2), 77.0), *days[400:]])
+    assert len(compute(history.engine)[0].rows) == 0
+    history.commit(key, [Bar(on(300), 77.0)])
+    assert len(compute(history.engine)[0].rows) == 3
+    assert len(compute(history.engine)[0].rows) == 0
+
+
 def test_what_is_wrong_with_the_bars_is_an_input(history: History) -> None:
     """A hole that is found withholds without a new bar; one after the last bar is no matter."""
     key = history.add_market("BTC-USD")

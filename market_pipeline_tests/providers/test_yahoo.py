@@ -1,7 +1,9 @@
 """Yahoo's chart API, against its recorded answers."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from market_pipeline.providers.yahoo import (
 from market_pipeline_tests.providers.clocks import QUICK, FakeTime
 from market_pipeline_tests.replay import (
     ReplayServer,
+    Reply,
     answer_with,
     build_chart_error,
     edit_json,
@@ -451,6 +454,22 @@ def test_a_snapshot_is_the_last_trade(server: ReplayServer, fake_time: FakeTime)
     (snapshot,) = make_provider(server, fake_time).fetch_snapshots([find("MSFT")], LATER)
     assert (snapshot.price, snapshot.observed_at) == (408.21, at("2025-02-21T21:00:01"))
     assert snapshot.volume_24h is None
+
+
+def test_prices_are_asked_for_at_once(fake_time: FakeTime) -> None:
+    """The server answers when as many requests are there as FETCH_WORKERS says."""
+    three = Barrier(3)
+
+    class Waiting(ReplayServer):
+        def answer(self, path: str, query: Mapping[str, str]) -> Reply:
+            three.wait(timeout=60)
+            return super().answer(path, query)
+
+    with Waiting() as server:
+        environ = {**server.environ, "FETCH_WORKERS": "3"}
+        provider = YahooProvider(environ, clocks=fake_time.clocks)
+        found = provider.fetch_snapshots([find("MSFT"), find("AAPL"), find("TSLA")], LATER)
+    assert [one.market.symbol for one in found] == ["MSFT", "AAPL", "TSLA"]
 
 
 def test_one_failing_market_does_not_take_the_others_prices(

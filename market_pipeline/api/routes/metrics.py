@@ -6,19 +6,17 @@ A database that does not answer is a metric too, so a scrape never fails because
 import time
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import Response
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from market_pipeline.api.problems import describe_problems
 from market_pipeline.api.services import Services, get_services
 from market_pipeline.observability import run_metrics
-from market_pipeline.observability.metrics import Metric, Sample, collect, gauge
+from market_pipeline.observability.metrics import Labels, Metric, Sample, collect, gauge
 from market_pipeline.settings import read_ingestion_defaults
 from market_pipeline.storage.alerts.metrics import LAST_SUCCESS, read_gauges, read_totals
 
@@ -32,11 +30,8 @@ TABLES = (
     "market_comparison",
     "market_roi_statistic",
 )
-_FAMILIES: dict[str, Any] = {
-    "counter": CounterMetricFamily,
-    "gauge": GaugeMetricFamily,
-    "histogram": HistogramMetricFamily,
-}
+_TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+_ESCAPED = str.maketrans({"\\": "\\\\", "\n": "\\n", '"': '\\"'})
 
 
 class Figure(BaseModel):
@@ -56,22 +51,11 @@ class Figure(BaseModel):
     )
 
 
-class _Collector:
-    """Hands families that were read already to the exposition."""
-
-    def __init__(self, families: Iterable[Any]) -> None:
-        self._families = list(families)
-
-    def collect(self) -> Iterable[Any]:
-        """Return the families."""
-        return self._families
-
-
 @router.get("/metrics", include_in_schema=False)
 def expose_metrics(services: Annotated[Services, Depends(get_services)]) -> Response:
     """Answer in Prometheus' text format."""
-    collector: Any = _Collector(_build_families(read_samples(services)))
-    return Response(generate_latest(collector), media_type=CONTENT_TYPE_LATEST)
+    lines = _format_samples(read_samples(services))
+    return Response("\n".join([*lines, ""]), media_type=_TEXT_FORMAT)
 
 
 @router.get(
@@ -124,17 +108,30 @@ def _describe_sample(sample: Sample, now: float) -> Figure:
     return figure
 
 
-def _build_families(samples: Iterable[Sample]) -> Iterator[Any]:
+def _format_samples(samples: Iterable[Sample]) -> Iterator[str]:
+    """Yield the lines of all metrics, those of one together."""
     for name, found in groupby(sorted(samples, key=_by_name), key=_by_name):
         metric = Metric.DECLARED[name]
-        family = _FAMILIES[metric.kind](name, metric.meaning, labels=metric.labels)
+        yield f"# HELP {name} {metric.meaning}"
+        yield f"# TYPE {name} {metric.kind}"
         for sample in found:
-            labels = [value for _, value in sample.labels]
             if metric.kind == "histogram":
-                family.add_metric(labels, _list_buckets(metric, sample), sample.value)
+                yield from _format_histogram(metric, sample)
             else:
-                family.add_metric(labels, sample.value)
-        yield family
+                yield f"{name}{_format_labels(sample.labels)} {float(sample.value)!r}"
+
+
+def _format_histogram(metric: Metric, sample: Sample) -> Iterator[str]:
+    for bound, count in _list_buckets(metric, sample):
+        yield f"{metric.name}_bucket{_format_labels((*sample.labels, ('le', bound)))} {count}"
+    labels = _format_labels(sample.labels)
+    yield f"{metric.name}_count{labels} {sample.count}"
+    yield f"{metric.name}_sum{labels} {float(sample.value)!r}"
+
+
+def _format_labels(labels: Labels) -> str:
+    pairs = [f'{name}="{value.translate(_ESCAPED)}"' for name, value in sorted(labels)]
+    return f"{{{','.join(pairs)}}}" if pairs else ""
 
 
 def _by_name(sample: Sample) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from psycopg2.extensions import AsIs
-from sqlalchemy import Connection, func, insert, select, text
+from sqlalchemy import Connection, func, select, text
 
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window
@@ -60,6 +60,15 @@ _IS_REVISED = """EXISTS (SELECT FROM market_data.market_aggregate_revision earli
 # With how long after its close each market's bar is out.
 _WITH_LAGS = """JOIN unnest(CAST(:lag_markets AS bigint[]), CAST(:lags AS interval[]))
     AS terms (market_id, lag) USING (market_id)"""
+# Notes where the bars of a version lie.
+_NOTE = text("""
+    INSERT INTO market_data.dataset_version (version, interval, market_id, first_open_time,
+        last_open_time, known_at, run_id)
+    SELECT :dataset_version, interval, market_id, first_open, last_open, :known_at, :run_id
+    FROM unnest(CAST(:markets AS bigint[]), CAST(:intervals AS text[]),
+        CAST(:firsts AS timestamptz[]), CAST(:lasts AS timestamptz[]))
+        AS span (market_id, interval, first_open, last_open)
+""")
 # Built once: every request asks it.
 _NEWEST_VERSION = select(func.max(dataset_version.c.version))
 _WAS_ASSUMED = replace(FLAG, send="known_at > :as_of")
@@ -235,16 +244,10 @@ def note_version(
         spans: First and last open_time (UTC), by market_id and interval.
         stamps: ``dataset_version``, ``known_at`` and ``run_id`` of the bars.
     """
-    rows = [
-        {
-            "version": stamps["dataset_version"],
-            "interval": interval,
-            "market_id": market_id,
-            "first_open_time": first,
-            "last_open_time": last,
-            "known_at": stamps["known_at"],
-            "run_id": stamps["run_id"],
-        }
-        for (market_id, interval), (first, last) in spans.items()
-    ]
-    connection.execute(insert(dataset_version), rows)
+    values = {
+        "markets": [market_id for market_id, _ in spans],
+        "intervals": [interval for _, interval in spans],
+        "firsts": [first for first, _ in spans.values()],
+        "lasts": [last for _, last in spans.values()],
+    }
+    connection.execute(_NOTE, {**values, **stamps})

@@ -24,6 +24,7 @@ from market_pipeline.domain.parsing import ReadSpan, find_changes, list_spans
 from market_pipeline.domain.records import Window
 from market_pipeline.storage.bars import events
 from market_pipeline.storage.bars.events import read_open_events
+from market_pipeline.storage.coverage.holes import EXPLAINED
 from market_pipeline.storage.ledgers import coverage_hole
 
 Key = tuple[int, Interval]
@@ -64,6 +65,19 @@ _WRITE = text("""
         older_parsings = excluded.older_parsings,
         refreshed_at = coalesce(excluded.refreshed_at, known.refreshed_at),
         refreshed_by = coalesce(excluded.refreshed_by, known.refreshed_by)
+""")
+# The holes of a series of some markets that statistics may not span; most holes are explained.
+_UNEXPLAINED = text(f"""
+    SELECT market_id, starts_at, ends_at FROM market_data.coverage_hole
+    WHERE market_id = ANY(:markets) AND "interval" = :interval AND NOT {EXPLAINED}
+    ORDER BY market_id, starts_at
+""")
+# Counts new bars in.
+_COUNT = text("""
+    UPDATE market_data.market_coverage known SET bars = bars + inserted
+    FROM unnest(CAST(:markets AS bigint[]), CAST(:intervals AS text[]), CAST(:counts AS bigint[]))
+        AS more (market_id, interval, inserted)
+    WHERE known.market_id = more.market_id AND known.interval = more.interval
 """)
 # Forgets holes that are filled or have changed.
 _FORGET = text("""
@@ -141,6 +155,17 @@ def write_coverages(
         rows = json.dumps([_describe_change(change) for change in changes])
         connection.execute(_WRITE, {"rows": rows, "run_id": run_id})
         _write_holes(connection, changes, run_id)
+
+
+def count_inserted(connection: Connection, inserted: Mapping[Key, int]) -> None:
+    """Add new bars to the coverage of their series."""
+    if inserted:
+        values = {
+            "markets": [market_id for market_id, _ in inserted],
+            "intervals": [interval.value for _, interval in inserted],
+            "counts": list(inserted.values()),
+        }
+        connection.execute(_COUNT, values)
 
 
 def _describe_change(change: CoverageChange) -> dict[str, Any]:
@@ -244,11 +269,10 @@ def read_flaws(
     connection: Connection, market_ids: Sequence[int], interval: Interval
 ) -> list[DataIssue]:
     """Return what keeps statistics of some markets from being trusted."""
+    wanted = {"markets": list(market_ids), "interval": interval.value}
     flaws = [
-        DataIssue(market_id, UNEXPLAINED_HOLE, hole.window)
-        for (market_id, of), found in _read_holes(connection, market_ids).items()
-        for hole in found
-        if of is interval and not hole.is_explained
+        DataIssue(market_id, UNEXPLAINED_HOLE, Window(start, end))
+        for market_id, start, end in connection.execute(_UNEXPLAINED, wanted)
     ]
     flaws += [
         DataIssue(market_id, NEVER_ASKED, span)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from sqlalchemy import Connection, Text, bindparam, func, select, text, tuple_
+from sqlalchemy import Connection, Text, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from market_pipeline.domain.intervals import Interval
@@ -23,6 +23,13 @@ _CALLED = (
     .where(market.c.symbol == func.any(bindparam("symbols", type_=ARRAY(Text))))
     .order_by(market.c.is_active.desc(), market.c.listed_from.desc(), market.c.market_id)
 )
+# The active markets of some pairs of provider and symbol.
+_OF_KEYS = text("""
+    SELECT market_id, provider, symbol, quote, calendar FROM market_data.market
+    WHERE is_active AND (provider, symbol) IN (
+        SELECT * FROM unnest(CAST(:providers AS text[]), CAST(:symbols AS text[])))
+    ORDER BY market_id
+""")
 # The active markets, by symbol and provider.
 _ACTIVE = text("""
     SELECT market_id, provider, symbol, calendar, quote, is_primary
@@ -45,13 +52,8 @@ def read_markets(connection: Connection, keys: Sequence[tuple[str, str]]) -> pd.
 
     Columns are ``market_id``, ``provider``, ``symbol``, ``quote`` and ``calendar``.
     """
-    names = ("market_id", "provider", "symbol", "quote", "calendar")
-    query = (
-        select(*(market.c[name] for name in names))
-        .where(tuple_(market.c.provider, market.c.symbol).in_(keys), market.c.is_active)
-        .order_by(market.c.market_id)
-    )
-    return read_frame(connection, query)
+    providers, symbols = ([key[at] for key in keys] for at in (0, 1))
+    return read_frame(connection, _OF_KEYS, providers=providers, symbols=symbols)
 
 
 def read_active_markets(connection: Connection) -> list[Row]:

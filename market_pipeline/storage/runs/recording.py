@@ -66,7 +66,9 @@ def add_to_markets(
     statement = insert(ingestion_run_market)
     changes = _describe_additions(statement.excluded, frozenset(keyed[0]) - {"run_id", "market_id"})
     keys = ["run_id", "market_id"]
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), keyed)
+    merged = statement.on_conflict_do_update(index_elements=keys, set_=changes)
+    # With an answer the rows go together; without one the driver would send each by itself.
+    connection.execute(merged.returning(ingestion_run_market.c.market_id), keyed)
 
 
 def _describe_additions(new: Any, names: frozenset[str]) -> dict[str, Any]:

@@ -76,3 +76,19 @@ def test_a_null_where_there_can_be_none_is_an_error(engine: Engine) -> None:
     """Rather than rows that are shifted."""
     with pytest.raises(StorageError, match="NULL"):
         read(engine, "base", None)
+
+
+@pytest.mark.parametrize("last", ["base", "other"])
+def test_many_rows_come_in_pieces(engine: Engine, last: str) -> None:
+    """Rows that lie in two pieces are whole, also where the last one has text of another width."""
+    count = 30_000
+    query = f"""SELECT n, CASE n WHEN {count} THEN '{last}' ELSE 'base' END AS word,
+        n / 2.0::float8 AS x, timestamptz '2024-01-01Z' + n * interval '1 hour' AS at
+        FROM generate_series(1::bigint, {count}) n"""
+    columns = {"n": INTEGER, "word": WORD, "x": NUMBER, "at": TIME}
+    with engine.connect() as connection:
+        rows = read_copied(connection, lambda sent: f"SELECT {sent} FROM ({query}) t", columns, {})
+    assert rows["n"].tolist() == list(range(1, count + 1))
+    assert rows["x"].sum() == count * (count + 1) / 4
+    assert rows["at"].iloc[-1] == pd.Timestamp("2024-01-01", tz="UTC") + pd.Timedelta(hours=count)
+    assert rows["word"].tolist() == ["base"] * (count - 1) + [last]
