@@ -13,6 +13,7 @@ from rich.table import Table
 
 from benchmarks import (
     analytics,
+    fetching,
     history,
     jobs,
     latest,
@@ -37,6 +38,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     jobs.INGEST,
     waves.TICKS,
     waves.FILL,
+    fetching.MEASUREMENT,
     jobs.IMPORT,
     analytics.ROI,
     analytics.PAIRS,

@@ -77,6 +77,7 @@ TARGETS: Mapping[str, Target] = {
     "statements_per_market": Target("<=", 0.2),
     "two_processes_vs_one": Target(">=", 1.4),
     "fill_1000_vs_bare_write": Target(">=", 0.3),
+    "fetch_vs_bare_client": Target("<=", 1.5),
     "latest_vs_bare_route": Target(">=", 0.6),
     "latest_p99_vs_bare_route": Target("<=", 3),
     "read_1m_vs_adbc": Target(">=", 0.9),
