@@ -5,56 +5,43 @@ markets that another run took drop out. If the database refuses a row, the wave 
 market at fault stands alone, so the others land.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
-import numpy as np
 import pandas as pd
 from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
-from market_pipeline.domain.arrays import Micros
-from market_pipeline.domain.bars import BuiltBars
-from market_pipeline.domain.columns import NO_BARS, BarColumns, join_columns, read_frame_columns
+from market_pipeline.domain.columns import join_columns
 from market_pipeline.domain.coverage import Coverage
-from market_pipeline.domain.differences import REPAIRING, WITHDRAWN, Difference, find_span
 from market_pipeline.domain.errors import StorageError
-from market_pipeline.domain.grids import from_micros
-from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
-from market_pipeline.domain.ranges import merge_windows
+from market_pipeline.domain.intervals import ALWAYS_OPEN
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.sessions import LAST_DAY
-from market_pipeline.domain.spikes import find_spikes
 from market_pipeline.domain.strays import HANDFUL
-from market_pipeline.domain.validation import NOT_A_SESSION
+from market_pipeline.ingestion.bar_writing import BarWriteResult, write_bars
 from market_pipeline.ingestion.batches import BarBatch, Coverages, Item, MarketStopped
-from market_pipeline.ingestion.plan import describe_cut
+from market_pipeline.ingestion.derived import (
+    MarketBars,
+)
+from market_pipeline.ingestion.outcomes import (
+    BatchResult,
+    Kept,
+    Landed,
+    decide_result,
+    describe_batch,
+)
 from market_pipeline.ingestion.receipts import (
     Run,
     add_requests,
     add_table_receipt,
     begin_receipt,
-    describe_counts,
     describe_stop,
-    shorten_reason,
 )
-from market_pipeline.ingestion.repairing import (
-    RepairState,
-    assess_repair,
-    describe_bars,
-    describe_difference,
-)
+from market_pipeline.ingestion.repairing import keep_difference
 from market_pipeline.ingestion.settle import (
-    NOTHING_ABSENT,
-    MarketBars,
     add_inserted,
-    derive_bars,
     find_absence,
-    join_built,
-    join_parts,
-    list_needed_spans,
     settle_coverage,
 )
 from market_pipeline.ingestion.strays import suspect_calendar
@@ -63,20 +50,9 @@ from market_pipeline.ingestion.suspecting import (
     find_suspect_span,
     suspect_splits,
 )
-from market_pipeline.storage.bars.events import (
-    EventSpan,
-    open_difference,
-    resolve_difference,
-    update_difference,
-)
-from market_pipeline.storage.bars.history import note_version
 from market_pipeline.storage.bars.quarantine import count_strays, record_rejected
-from market_pipeline.storage.bars.stored import read_spans
-from market_pipeline.storage.bulk.staging import stage_frame
 from market_pipeline.storage.bulk.upsert import (
     WriteCounts,
-    merge_by,
-    take_dataset_version,
     upsert_frame,
 )
 from market_pipeline.storage.coverage.ledger import CoverageChange, count_inserted, write_coverages
@@ -89,78 +65,6 @@ from market_pipeline.storage.tables import market, market_aggregate
 _TRIES = 3
 _PASSING = ("40", "55P03", "57014")
 """SQLSTATEs of a transaction that may succeed when it is repeated as a whole."""
-Keys = Mapping[tuple[int, str], WriteCounts]
-Groups = Mapping[tuple[int, str], Micros]
-"""The open_time of bars by market and interval."""
-Counted = Mapping[int, Mapping[str, WriteCounts]]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """What the database did with a batch, and how its market stands.
-
-    Attributes:
-        counts: Of fetched bars. derived: Of days and weeks built from them.
-        outcome: Of the market so far; it is its last word with the last batch.
-        reason: What went wrong, in one line. holes_left: Spans that should be there and are not.
-        quarantined: Bars of the market that were refused, those aside that no session has.
-    """
-
-    counts: WriteCounts
-    outcome: str
-    reason: str | None
-    holes_left: int = 0
-    quarantined: int = 0
-    derived: WriteCounts = field(default_factory=WriteCounts)
-
-
-@dataclass(frozen=True, slots=True)
-class Landed:
-    """A batch, or a market that gave none, and what became of it."""
-
-    item: Item
-    result: BatchResult
-
-
-@dataclass(frozen=True, slots=True)
-class BarWriteResult:
-    """What became of one market's bars.
-
-    Attributes:
-        counts: Of fetched bars. derived: Of days and weeks built from them.
-        version: Theirs; None when nothing changed. inserted: How many are new, by interval.
-        last_version: Where a second one was needed.
-        days: The daily bars among them, fetched or built.
-    """
-
-    counts: WriteCounts = field(default_factory=WriteCounts)
-    derived: WriteCounts = field(default_factory=WriteCounts)
-    version: int | None = None
-    inserted: Mapping[Interval, int] = field(default_factory=dict)
-    last_version: int | None = None
-    days: BarColumns = NO_BARS
-
-    def __add__(self, later: "BarWriteResult") -> "BarWriteResult":
-        """Return both; what was written later replaced stored bars alone."""
-        first = self.version if self.version is not None else later.version
-        counts, derived = self.counts + later.counts, self.derived + later.derived
-        return BarWriteResult(counts, derived, first, self.inserted, later.version, self.days)
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What a batch came to with what is known of the market's difference.
-
-    Attributes:
-        written: Of bars, multiplied ones included. coverages: As they are with the batch.
-        reason: What is still to be done about the difference; None: nothing.
-        ended_from: The difference is over; from when on bars may have changed by it (UTC).
-    """
-
-    written: BarWriteResult
-    coverages: Coverages
-    reason: str | None = None
-    ended_from: datetime | None = None
 
 
 def commit_wave(engine: Engine, run: Run, items: Sequence[Item]) -> list[Landed]:
@@ -277,7 +181,7 @@ class _Wave:
     def _keep(self, batch: BarBatch, after: Coverages, written: BarWriteResult) -> Kept:
         kept = Kept(written, add_inserted(after, written.inserted))
         if batch.difference is not None:
-            kept = _keep_difference(self._connection, self._run, batch, batch.difference, kept)
+            kept = keep_difference(self._connection, self._run, batch, batch.difference, kept)
         _suspect_splits(self._connection, self._run, batch, kept)
         return kept
 
@@ -305,8 +209,8 @@ class _Wave:
         landed, rows = [], {}
         for batch, one in zip(self.batches, kept, strict=True):
             suspicion = suspicions.get(batch.market_id)
-            result = _decide_result(self._run, batch, one, suspicion)
-            rows[batch.market_id] = _describe_batch(batch, one, result)
+            result = decide_result(self._run, batch, one, suspicion)
+            rows[batch.market_id] = describe_batch(batch, one, result)
             landed.append(Landed(batch, result))
         add_to_markets(self._connection, self._run.run_id, rows)
         self._report_table(landed)
@@ -348,6 +252,34 @@ def write_stop(engine: Engine, run: Run, stopped: MarketStopped) -> BatchResult:
     return BatchResult(WriteCounts(), outcome, str(stopped.error))
 
 
+def _suspect_splits(connection: Connection, run: Run, batch: BarBatch, kept: Kept) -> None:
+    """Look for splits where bars are new, or where a difference is over."""
+    market = batch.route[1]
+    if kept.ended_from is not None:
+        span = Window(kept.ended_from, LAST_DAY) if can_be_suspected(market) else None
+    elif batch.difference is None and kept.written.version is not None:
+        span = find_suspect_span(batch, kept.written.days)
+    else:
+        span = None
+    if span is not None:
+        suspect_splits(connection, market, batch.market_id, span, run.run_id)
+
+
+def _list_changes(batch: BarBatch, coverages: Coverages) -> list[CoverageChange]:
+    changes = []
+    for interval, after in coverages.items():
+        before = batch.held.coverages.get(interval, Coverage())
+        answered = [
+            page.asked_at
+            for page in batch.pages
+            if page.request.interval is interval and page.error is None
+        ]
+        if after != before or answered:
+            key, refreshed_at = (batch.market_id, interval), max(answered, default=None)
+            changes.append(CoverageChange(key, before, after, refreshed_at))
+    return changes
+
+
 def write_rows(
     engine: Engine,
     run: Run,
@@ -380,254 +312,3 @@ def write_markets(engine: Engine, run: Run, markets: Sequence[Market]) -> WriteC
         counts = register_markets(connection, markets, run.request.is_default_routing)
         add_table_receipt(connection, run, market.name, counts, "ok")
     return counts
-
-
-def write_bars(
-    connection: Connection, run: Run, parts: Sequence[MarketBars]
-) -> dict[int, BarWriteResult]:
-    """Write bars of markets, the days and weeks they touch, and where the changes are.
-
-    Args:
-        connection: In a transaction that holds the claim of each market.
-        run: On whose behalf.
-        parts: The bars, by market.
-
-    Returns:
-        What became of them, by market_id.
-    """
-    if not parts:
-        return {}
-    now = run.request.now
-    stored = BuiltBars(*read_spans(connection, list_needed_spans(parts, now)))
-    fetched, built = join_parts(parts), derive_bars(parts, stored, now)
-    whole = join_built([fetched, built])
-    frame = whole.bars.to_frame().assign(market_id=whole.owners)
-    staged = stage_frame(connection, market_aggregate, frame)
-    groups = _group_opens(fetched), _group_opens(built)
-    version = take_dataset_version(connection)  # waits for the merges before it
-    stamps: dict[str, Any] = {
-        "dataset_version": version,
-        "known_at": datetime.now(UTC),
-        "run_id": run.run_id,
-    }
-    changed = merge_by(connection, staged, stamps, ("market_id", "interval"))
-    spans = _list_spans(groups, changed)
-    if spans:
-        note_version(connection, spans, stamps)
-        bump_market_versions(connection, {market_id for market_id, _ in spans}, version)
-    counted = _count_keys(groups[0], changed), _count_keys(groups[1], changed)
-    written = {market_id for market_id, _ in spans}
-    days = _group_days(whole, [part for part in parts if can_be_suspected(part.market)])
-    return {
-        part.market_id: _build_result(part.market_id, counted, written, version, days)
-        for part in parts
-    }
-
-
-def write_market_bars(
-    connection: Connection, run: Run, market: Market, market_id: int, bars: pd.DataFrame
-) -> BarWriteResult:
-    """Write the bar frame of one market as :func:`write_bars` does."""
-    part = MarketBars(market, market_id, read_frame_columns(bars), NOTHING_ABSENT)
-    return write_bars(connection, run, [part])[market_id]
-
-
-def _list_spans(
-    groups: Iterable[Groups], changed: Keys
-) -> dict[tuple[int, str], tuple[datetime, datetime]]:
-    """Return where the bars of the markets lie of which any has changed."""
-    touched = {market_id for market_id, _ in changed}
-    return {
-        key: (from_micros(opens.min()), from_micros(opens.max()))
-        for group in groups
-        for key, opens in group.items()
-        if key[0] in touched
-    }
-
-
-def _group_opens(whole: BuiltBars) -> Groups:
-    """Return the open_time of each market's bars, by interval."""
-    lengths = whole.bars.interval.astype(str)
-    order = np.lexsort((lengths, whole.owners))
-    owners, lengths, opens = whole.owners[order], lengths[order], whole.bars.open_time[order]
-    is_new = (owners[1:] != owners[:-1]) | (lengths[1:] != lengths[:-1])
-    first = np.append(0, np.flatnonzero(is_new) + 1) if len(owners) else np.empty(0, np.intp)
-    keys = zip(owners[first].tolist(), lengths[first].tolist(), strict=True)
-    return dict(zip(keys, np.split(opens, first[1:]), strict=True)) if len(owners) else {}
-
-
-def _count_keys(groups: Groups, changed: Keys) -> dict[int, dict[str, WriteCounts]]:
-    """Return what became of bars, by market and interval; what did not change is told as well."""
-    counted: dict[int, dict[str, WriteCounts]] = {}
-    for (market_id, interval), opens in groups.items():
-        known = changed.get((market_id, interval), WriteCounts())
-        unchanged = len(opens) - known.inserted - known.updated
-        counted.setdefault(market_id, {})[interval] = replace(known, unchanged=unchanged)
-    return counted
-
-
-def _group_days(whole: BuiltBars, parts: Sequence[MarketBars]) -> dict[int, BarColumns]:
-    is_day = whole.bars.interval == Interval.DAY.value
-    return {
-        part.market_id: whole.bars.take(is_day & (whole.owners == part.market_id)) for part in parts
-    }
-
-
-def _build_result(
-    market_id: int,
-    counted: tuple[Counted, Counted],
-    written: set[int],
-    version: int,
-    days: Mapping[int, BarColumns],
-) -> BarWriteResult:
-    fetched, built = (of.get(market_id, {}) for of in counted)
-    return BarWriteResult(
-        sum(fetched.values(), WriteCounts()),
-        sum(built.values(), WriteCounts()),
-        version if market_id in written else None,
-        {Interval(interval): count.inserted for interval, count in fetched.items()},
-        days=days.get(market_id, NO_BARS),
-    )
-
-
-def _keep_difference(
-    connection: Connection, run: Run, batch: BarBatch, difference: Difference, kept: Kept
-) -> Kept:
-    """Write what is known of a market's difference, and end it where its span was read again."""
-    market_id = batch.market_id
-    if difference.stage == WITHDRAWN:
-        if not batch.opens_event:
-            resolve_difference(connection, market_id, WITHDRAWN)
-        return replace(kept, ended_from=run.request.window.start)
-    ending = RepairState(difference.stage, find_span(difference, batch.route[1].calendar))
-    if difference.stage == REPAIRING:
-        ending = assess_repair(
-            connection, market_id, batch.route, run.request, difference, kept.coverages
-        )
-    span, known = (
-        EventSpan(*ending.span, describe_bars(difference)),
-        replace(difference, stage=ending.stage),
-    )
-    if batch.opens_event:
-        open_difference(connection, market_id, known, span, run.run_id)
-    else:
-        update_difference(connection, market_id, known, span)
-    if ending.resolution is not None:
-        resolve_difference(connection, market_id, ending.resolution)
-    return _write_ending(connection, run, batch, ending, kept)
-
-
-def _write_ending(
-    connection: Connection, run: Run, batch: BarBatch, ending: RepairState, kept: Kept
-) -> Kept:
-    """Write the bars that were multiplied, and let what was left over count as settled."""
-    written = kept.written
-    if ending.bars is not None:
-        market, market_id = batch.route[1], batch.market_id
-        written += write_market_bars(connection, run, market, market_id, ending.bars)
-    settled = {
-        interval: replace(
-            kept.coverages[interval],
-            settled=tuple(merge_windows([*kept.coverages[interval].settled, *spans])),
-        )
-        for interval, spans in ending.settled.items()
-    }
-    reason = describe_difference(batch.difference, ending) if batch.difference else None
-    return Kept(
-        written,
-        {**kept.coverages, **settled},
-        reason,
-        ending.span[0] if ending.is_over else None,
-    )
-
-
-def _suspect_splits(connection: Connection, run: Run, batch: BarBatch, kept: Kept) -> None:
-    """Look for splits where bars are new, or where a difference is over."""
-    market = batch.route[1]
-    if kept.ended_from is not None:
-        span = Window(kept.ended_from, LAST_DAY) if can_be_suspected(market) else None
-    elif batch.difference is None and kept.written.version is not None:
-        span = find_suspect_span(batch, kept.written.days)
-    else:
-        span = None
-    if span is not None:
-        suspect_splits(connection, market, batch.market_id, span, run.run_id)
-
-
-def _list_changes(batch: BarBatch, coverages: Coverages) -> list[CoverageChange]:
-    changes = []
-    for interval, after in coverages.items():
-        before = batch.held.coverages.get(interval, Coverage())
-        answered = [
-            page.asked_at
-            for page in batch.pages
-            if page.request.interval is interval and page.error is None
-        ]
-        if after != before or answered:
-            key, refreshed_at = (batch.market_id, interval), max(answered, default=None)
-            changes.append(CoverageChange(key, before, after, refreshed_at))
-    return changes
-
-
-def _decide_result(run: Run, batch: BarBatch, kept: Kept, suspicion: str | None) -> BatchResult:
-    progress, window, after = batch.progress, run.request.window, kept.coverages
-    left = [
-        f"{interval} {hole.window.start:%Y-%m-%d %H:%M}: {hole.reason}"
-        for interval, coverage in after.items()
-        for hole in coverage.holes
-        if not hole.is_explained
-        and hole.window.start < window.end
-        and window.start < hole.window.end
-    ]
-    reasons = [*progress.failures]
-    refused = {rule: n for rule, n in progress.quarantined.items() if rule != NOT_A_SESSION}
-    reasons += [f"{count} bars rejected: {rule}" for rule, count in refused.items()]
-    if left and not progress.failures:
-        reasons.append(f"{len(left)} holes left, the first at {left[0]}")
-    reasons += [note for note in (kept.reason, suspicion) if note]
-    is_empty = bool(progress.asked) and not any(known.bars for known in after.values())
-    if is_empty and not reasons:
-        reasons = ["the provider has no bars in this window"]
-    outcome = "partial" if reasons else "ok"
-    # A hole that cannot be filled does not fail a market that had nothing else to ask for.
-    if is_empty or len(progress.failures) == progress.asked > progress.retries:
-        outcome = "failed"
-    if not batch.is_last:
-        outcome, reasons = "partial", [*reasons, "not finished"]
-    if progress.strays and not suspicion:
-        calendar = batch.route[1].calendar
-        reasons.append(
-            f"{progress.strays} bars outside the sessions of {calendar}; they are in quarantine"
-        )
-    cut = describe_cut(batch.route[1], window)
-    reasons += [cut] if cut else []
-    quarantined = sum(refused.values()) + (progress.strays if suspicion else 0)
-    written, reason = kept.written, shorten_reason(reasons)
-    return BatchResult(written.counts, outcome, reason, len(left), quarantined, written.derived)
-
-
-def _describe_batch(batch: BarBatch, kept: Kept, result: BatchResult) -> dict[str, Any]:
-    progress, written = batch.progress, kept.written
-    spikes = [find_spikes(page.validated.good).sum() for page in batch.pages]
-    return {
-        "requested": progress.requested,
-        "received": progress.received,
-        **describe_counts(written.counts, written.derived),
-        "quarantined": result.quarantined,
-        "spikes": int(sum(spikes)),
-        "holes_left": result.holes_left,
-        "calls": progress.calls,
-        "throttled_calls": progress.throttled,
-        "seconds": progress.seconds,
-        "watermark_before": _find_watermark(batch.held.coverages),
-        "watermark_after": _find_watermark(kept.coverages),
-        "first_version": written.version,
-        "last_version": written.last_version or written.version,
-        "outcome": result.outcome,
-        "reason": result.reason,
-        "assumed": batch.route[1].assumed,
-    }
-
-
-def _find_watermark(coverages: Mapping[Interval, Coverage]) -> datetime | None:
-    return max(filter(None, (known.watermark for known in coverages.values())), default=None)

@@ -18,7 +18,7 @@ from market_pipeline.domain.differences import multiply_bars
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.sessions import EPOCH
-from market_pipeline.ingestion.commit import BarWriteResult, write_market_bars
+from market_pipeline.ingestion.bar_writing import BarWriteResult, write_market_bars
 from market_pipeline.ingestion.quarantine import add_written, describe_run
 from market_pipeline.ingestion.receipts import begin_receipt
 from market_pipeline.ingestion.suspecting import report_suspicions

@@ -16,8 +16,9 @@ from sqlalchemy.exc import OperationalError
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.ingestion.batches import BarBatch, ClaimedMarket, Item, MarketStopped
 from market_pipeline.ingestion.claims import MARKETS_AT_ONCE, HeldClaims, MarketQueue
-from market_pipeline.ingestion.commit import Landed, commit_wave
+from market_pipeline.ingestion.commit import commit_wave
 from market_pipeline.ingestion.fetch import MarketFetch
+from market_pipeline.ingestion.outcomes import Landed
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Route
 from market_pipeline.observability.logs import log_context

@@ -27,8 +27,9 @@ from market_pipeline.domain.reconciliation import FetchResult, apply_fetch
 from market_pipeline.domain.records import BAR_DTYPES, Market, Window
 from market_pipeline.domain.sessions import EPOCH, LAST_DAY, read_times_around
 from market_pipeline.domain.validation import NOT_A_SESSION, find_strays
+from market_pipeline.ingestion.bar_writing import BarWriteResult, write_bars
 from market_pipeline.ingestion.batches import Coverages
-from market_pipeline.ingestion.commit import BarWriteResult, write_bars
+from market_pipeline.ingestion.derived import MarketBars
 from market_pipeline.ingestion.receipts import (
     Run,
     add_table_receipt,
@@ -36,7 +37,7 @@ from market_pipeline.ingestion.receipts import (
     describe_counts,
 )
 from market_pipeline.ingestion.request import Request
-from market_pipeline.ingestion.settle import MarketBars, add_inserted, find_absence
+from market_pipeline.ingestion.settle import add_inserted, find_absence
 from market_pipeline.ingestion.validate import validate_answer
 from market_pipeline.observability.logs import get_logger
 from market_pipeline.storage.bars.events import read_restated_rows

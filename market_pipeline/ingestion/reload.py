@@ -32,9 +32,10 @@ from market_pipeline.ingestion.batches import (
     Progress,
 )
 from market_pipeline.ingestion.claims import CLAIM_PATIENCE, CLAIM_TIME
-from market_pipeline.ingestion.commit import BatchResult, write_batches
+from market_pipeline.ingestion.commit import write_batches
 from market_pipeline.ingestion.drive import make_limiter
 from market_pipeline.ingestion.fetch import MOST_FAILURES, fetch_page, is_full
+from market_pipeline.ingestion.outcomes import BatchResult
 from market_pipeline.ingestion.receipts import Run, begin_receipt
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.providers.rate_limiter import CallCounter, current_limiter, use_limiter

@@ -2,11 +2,11 @@
 
 Some bars may not have come again, or the provider may not have them any more. They are in the old
 scale. If one factor explains the difference, they are multiplied. Otherwise they stay, and the
-event stays open over the place where old and new bars meet. Not here: the writing.
+event stays open over the place where old and new bars meet.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import numpy as np
@@ -18,6 +18,7 @@ from market_pipeline.domain.differences import (
     REPAIRING,
     RESCALED,
     SEAM,
+    WITHDRAWN,
     Difference,
     find_next_open,
     find_span,
@@ -29,8 +30,18 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.ranges import merge_windows, subtract_windows
 from market_pipeline.domain.reconciliation import find_inside
 from market_pipeline.domain.records import Window
+from market_pipeline.ingestion.bar_writing import write_market_bars
+from market_pipeline.ingestion.batches import BarBatch
+from market_pipeline.ingestion.outcomes import Kept
 from market_pipeline.ingestion.plan import find_earliest, find_left
+from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Request, Route
+from market_pipeline.storage.bars.events import (
+    EventSpan,
+    open_difference,
+    resolve_difference,
+    update_difference,
+)
 from market_pipeline.storage.bars.stored import read_versioned_bars
 
 REPAIRED, MULTIPLIED = "repaired", "multiplied"
@@ -200,3 +211,54 @@ def describe_difference(difference: Difference, ending: RepairState) -> str | No
         what = f"{ending.left} bars are" if ending.left else "bars that did not come again are"
         return f"{told}; {what} still to be read again; statistics over them are NULL until then"
     return f"{told}; runs are looking for its ends; statistics over it are NULL until then"
+
+
+def keep_difference(
+    connection: Connection, run: Run, batch: BarBatch, difference: Difference, kept: Kept
+) -> Kept:
+    """Write what is known of a market's difference, and end it where its span was read again."""
+    market_id = batch.market_id
+    if difference.stage == WITHDRAWN:
+        if not batch.opens_event:
+            resolve_difference(connection, market_id, WITHDRAWN)
+        return replace(kept, ended_from=run.request.window.start)
+    ending = RepairState(difference.stage, find_span(difference, batch.route[1].calendar))
+    if difference.stage == REPAIRING:
+        ending = assess_repair(
+            connection, market_id, batch.route, run.request, difference, kept.coverages
+        )
+    span, known = (
+        EventSpan(*ending.span, describe_bars(difference)),
+        replace(difference, stage=ending.stage),
+    )
+    if batch.opens_event:
+        open_difference(connection, market_id, known, span, run.run_id)
+    else:
+        update_difference(connection, market_id, known, span)
+    if ending.resolution is not None:
+        resolve_difference(connection, market_id, ending.resolution)
+    return _write_ending(connection, run, batch, ending, kept)
+
+
+def _write_ending(
+    connection: Connection, run: Run, batch: BarBatch, ending: RepairState, kept: Kept
+) -> Kept:
+    """Write the bars that were multiplied, and let what was left over count as settled."""
+    written = kept.written
+    if ending.bars is not None:
+        market, market_id = batch.route[1], batch.market_id
+        written += write_market_bars(connection, run, market, market_id, ending.bars)
+    settled = {
+        interval: replace(
+            kept.coverages[interval],
+            settled=tuple(merge_windows([*kept.coverages[interval].settled, *spans])),
+        )
+        for interval, spans in ending.settled.items()
+    }
+    reason = describe_difference(batch.difference, ending) if batch.difference else None
+    return Kept(
+        written,
+        {**kept.coverages, **settled},
+        reason,
+        ending.span[0] if ending.is_over else None,
+    )

@@ -19,7 +19,7 @@ from market_pipeline.alerting.kinds import (
 from market_pipeline.alerting.raising import Finding, report
 from market_pipeline.domain.errors import ProviderError
 from market_pipeline.ingestion.batches import BarBatch, Item
-from market_pipeline.ingestion.commit import BatchResult
+from market_pipeline.ingestion.outcomes import BatchResult
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Route
 from market_pipeline.storage.runs.receipts import read_run

@@ -8,8 +8,8 @@ import dagster as dg
 
 from market_pipeline.domain.errors import NothingIngestedError
 from market_pipeline.ingestion.batches import Item
-from market_pipeline.ingestion.commit import Landed
 from market_pipeline.ingestion.drive import BarStream
+from market_pipeline.ingestion.outcomes import Landed
 from market_pipeline.ingestion.receipts import mark_failed
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.run_alerts import MarketOutcomes

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, Table
 
 from market_pipeline.domain.records import Market
 from market_pipeline.ingestion.batches import BarBatch, MarketStopped, Progress
-from market_pipeline.ingestion.commit import BatchResult
+from market_pipeline.ingestion.outcomes import BatchResult
 from market_pipeline.storage.bulk.upsert import WriteCounts
 from market_pipeline.storage.runs.evidence import count_rows, read_relation_name
 

@@ -15,10 +15,10 @@ from market_pipeline.domain.columns import read_frame_columns
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, build_bar_frame
 from market_pipeline.domain.sessions import read_sessions
-from market_pipeline.ingestion.commit import write_market_bars
+from market_pipeline.ingestion.bar_writing import write_market_bars
+from market_pipeline.ingestion.derived import MarketBars, derive_bars
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
-from market_pipeline.ingestion.settle import MarketBars, derive_bars
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.storage.bars.stored import read_bars
 from market_pipeline.storage.markets.registration import ensure_market

@@ -10,8 +10,9 @@ from sqlalchemy import Engine, text
 
 from market_pipeline.ingestion import drive
 from market_pipeline.ingestion.batches import Item, MarketStopped
-from market_pipeline.ingestion.commit import Landed, commit_wave
+from market_pipeline.ingestion.commit import commit_wave
 from market_pipeline.ingestion.drive import BarStream
+from market_pipeline.ingestion.outcomes import Landed
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.providers.mock import MockProvider

@@ -18,8 +18,9 @@ from market_pipeline.domain.records import HistoryTerms, Market, Window
 from market_pipeline.ingestion import commit, drive, fetch
 from market_pipeline.ingestion.batches import Item, MarketStopped
 from market_pipeline.ingestion.claims import CLAIM_TIME, HeldClaims, MarketQueue
-from market_pipeline.ingestion.commit import Landed, commit_wave
+from market_pipeline.ingestion.commit import commit_wave
 from market_pipeline.ingestion.drive import BarStream, WaveLimits
+from market_pipeline.ingestion.outcomes import Landed
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Route, build_request
 from market_pipeline.providers.mock import MockProvider
