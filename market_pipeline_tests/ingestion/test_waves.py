@@ -398,3 +398,10 @@ def test_new_markets_are_registered_in_as_many_statements_as_one(engine: Engine)
         with engine.begin() as connection:
             connection.execute(text("TRUNCATE market_data.market CASCADE"))
     assert counts[0] == counts[1]
+
+
+def test_ten_thousand_markets_are_registered(engine: Engine) -> None:
+    """Their names reach the server as two arrays; as parameters they would be too deep for it."""
+    markets = [market for _, market in list_routes(10_000)]
+    ids = ensure_markets(engine, markets, claim_primary=True)
+    assert ensure_markets(engine, markets, claim_primary=True) == ids

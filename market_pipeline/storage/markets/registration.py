@@ -9,9 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     Connection,
     Engine,
+    Select,
+    Text,
+    cast,
     func,
     insert,
     select,
@@ -80,6 +84,13 @@ def _keep_stored(connection: Connection, one: Market, stored: Mapping[str, Any])
     return replace(one, **{name: stored[name] for name in differing}, assumed=assumed)
 
 
+def _select_pairs(pairs: Sequence[tuple[str, str]]) -> "Select[Any]":
+    """Return pairs as a query: as parameters, ten thousand would be too deep for the server."""
+    columns = [cast([pair[at] for pair in pairs], ARRAY(Text)) for at in (0, 1)]
+    named = func.unnest(*columns).table_valued("first", "second", name="pair").render_derived()
+    return select(named.c.first, named.c.second)
+
+
 def _key(one: Market) -> tuple[str, str]:
     return one.provider, one.provider_market_id
 
@@ -96,7 +107,7 @@ def find_inactive(connection: Connection, markets: Sequence[Market]) -> set[tupl
     key = (market.c.provider, market.c.provider_market_id)
     query = (
         select(*key)
-        .where(tuple_(*key).in_([_key(one) for one in markets]))
+        .where(tuple_(*key).in_(_select_pairs([_key(one) for one in markets])))
         .group_by(*key)
         .having(~func.bool_or(market.c.is_active))
     )
@@ -154,7 +165,7 @@ def _read_known(connection: Connection, markets: Sequence[Market]) -> Rows:
     """Return the active rows of some markets, by provider and provider's id."""
     columns = (market.c.provider, market.c.provider_market_id)
     query = select(market).where(
-        tuple_(*columns).in_([_key(one) for one in markets]), market.c.is_active
+        tuple_(*columns).in_(_select_pairs([_key(one) for one in markets])), market.c.is_active
     )
     rows = (dict(row) for row in connection.execute(query).mappings())
     return {(row["provider"], row["provider_market_id"]): row for row in rows}
@@ -209,8 +220,8 @@ def _retire_namesakes(connection: Connection, markets: Sequence[Market]) -> set[
     key = tuple_(market.c.provider, market.c.provider_market_id)
     ended = (
         update(market)
-        .where(name.in_([(one.provider, one.symbol) for one in markets]), market.c.is_active)
-        .where(key.not_in([_key(one) for one in markets]))
+        .where(name.in_(_select_pairs([(one.provider, one.symbol) for one in markets])))
+        .where(market.c.is_active, key.not_in(_select_pairs([_key(one) for one in markets])))
         .values(is_active=False, is_primary=False)
         .returning(market.c.provider, market.c.symbol)
     )
@@ -231,5 +242,5 @@ def _settle_primaries(connection: Connection, markets: Sequence[Market], claim: 
         return
     deposed = update(market).where(market.c.symbol.in_(list(chosen)), market.c.is_primary)
     connection.execute(deposed.values(is_primary=False))
-    of_chosen = tuple_(market.c.symbol, market.c.provider).in_(list(chosen.items()))
+    of_chosen = tuple_(market.c.symbol, market.c.provider).in_(_select_pairs([*chosen.items()]))
     connection.execute(update(market).where(of_chosen, market.c.is_active).values(is_primary=True))
