@@ -250,32 +250,3 @@ class RunReceipt(RunRow):
     link: str = Field(description="The run in Dagster's UI")
     markets: list[dict[str, Any]]
     tables: list[dict[str, Any]]
-
-
-class DifferenceRow(BaseModel):
-    """A bar that both sources have, with both closes."""
-
-    open_time: datetime
-    close: float
-    other_close: float
-    difference_bp: float
-
-
-class AgreementRow(OfSeries):
-    """How two sources of a symbol agree; differences are in basis points of the lower close."""
-
-    other_provider: str
-    bars: int = Field(description="Bars that both have")
-    missing: int = Field(description="Bars that only `other_provider` has, where both have bars")
-    other_missing: int = Field(description="Bars that only `provider` has, where both have bars")
-    median_bp: float | None
-    largest_bp: float | None
-    verdict: str = Field(description="agree, differ or nothing_in_common")
-    hint: str | None = Field(description="What may be the cause; null unless they differ")
-    worst: list[DifferenceRow] = Field(description="The bars that differ most")
-
-
-class AgreementTable(BaseModel):
-    """Each two sources of a symbol."""
-
-    data: list[AgreementRow]

@@ -1,6 +1,5 @@
 """``market-pipeline agreement``: how far the bars of one symbol lie apart between its sources."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,9 @@ from market_pipeline.cli.options import TO, check_span, make_from_option
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 
 if TYPE_CHECKING:
-    from market_pipeline.domain.agreement import Difference
     from market_pipeline.readers.agreement import PairAgreement
 
-_DEFAULT_DAYS = 365
+_COMPARED = timedelta(days=365)
 _EPILOG = """\b
 Examples:
   market-pipeline agreement
@@ -22,8 +20,9 @@ Examples:
   market-pipeline agreement yahoo:BTC-USD --interval 1h --json
 
 \b
-Differences are in basis points of the lower close. Of markets that never close, a median of 100
-and a largest difference of 500 are usual; of exchange sessions 5 and 100.
+The first lacks the bars under "missing", the second those under "other missing". Differences are in
+basis points of the lower close. They may have a median of 100 and reach 500 where a market never
+closes, 5 and 100 where it has sessions.
 """
 
 
@@ -37,57 +36,39 @@ and a largest difference of 500 are usual; of exchange sessions 5 and 100.
 @TO
 @AS_JSON
 def agreement(
-    symbol: str | None,
-    interval: str,
-    history_from: str | None,
-    history_to: str | None,
+    symbol: str | None, interval: str, history_from: str | None, history_to: str | None,
     as_json: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Compare the final bars of each two active markets of SYMBOL; of every symbol without it.
 
     Without --from it compares the last 365 days.
     """
-    from market_pipeline.cli.database import open_database
     from market_pipeline.readers.agreement import read_agreement
 
     check_span(history_from, history_to)
     now = datetime.now(UTC)
-    span = (history_from or now - timedelta(days=_DEFAULT_DAYS), history_to or now)
-    with open_database() as engine:
-        pairs = read_agreement(symbol, interval, *span, engine)
+    span = (history_from or now - _COMPARED, history_to or now)
+    pairs = read_agreement(symbol, interval, *span)
     if as_json:
         print_json([asdict(pair) for pair in pairs])
-    else:
-        _print_pairs(pairs)
-
-
-def _print_pairs(pairs: "Sequence[PairAgreement]") -> None:
+        return
     none = "No symbol has two active markets: a second provider is a second witness."
     print_rows("Agreement", [_describe(pair) for pair in pairs], if_none=none)
     for pair in pairs:
         if pair.agreement.hint:
             click.echo(f"{pair.name}: {pair.agreement.hint}")
-            print_rows("Differ most", [_describe_bar(bar) for bar in pair.agreement.worst])
+            print_rows("Differ most", [_round(asdict(bar)) for bar in pair.agreement.worst])
 
 
 def _describe(pair: "PairAgreement") -> dict[str, Any]:
-    found = pair.agreement
+    figures = asdict(pair.agreement)
+    del figures["hint"], figures["worst"]
+    named = {"symbol": pair.symbol, "first": pair.provider, "second": pair.other_provider}
+    return named | _round(figures)
+
+
+def _round(figures: dict[str, Any]) -> dict[str, Any]:
     return {
-        "symbol": pair.symbol,
-        "first": pair.provider,
-        "second": pair.other_provider,
-        "bars": found.bars,
-        "first_lacks": found.missing,
-        "second_lacks": found.other_missing,
-        "median_bp": _round(found.median_bp),
-        "largest_bp": _round(found.largest_bp),
-        "verdict": found.verdict,
+        name: round(value, 2) if name.endswith("_bp") and value else value
+        for name, value in figures.items()
     }
-
-
-def _describe_bar(bar: "Difference") -> dict[str, Any]:
-    return {**asdict(bar), "difference_bp": _round(bar.difference_bp)}
-
-
-def _round(basis_points: float | None) -> float | None:
-    return None if basis_points is None else round(basis_points, 2)

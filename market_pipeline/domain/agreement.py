@@ -6,7 +6,7 @@ is for a person to decide. Not here: which markets share a symbol (``readers.agr
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -22,7 +22,6 @@ _MAX_WORST = 5
 _MOST = 0.9
 # What lies this near a constant ratio has it: traded prices of two venues differ by that.
 _NEAR_RATIO = 0.02
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +115,7 @@ def _count_overlap(series: Series, one: Series, other: Series) -> int:
     """Return how many bars of a series lie from the later first to the earlier last of the two."""
     if not (len(one.opens) and len(other.opens)):
         return 0
-    first = max(one.opens[0], other.opens[0])
-    last = min(one.opens[-1], other.opens[-1])
+    first, last = max(one.opens[0], other.opens[0]), min(one.opens[-1], other.opens[-1])
     return int(((series.opens >= first) & (series.opens <= last)).sum())
 
 
@@ -128,22 +126,21 @@ def _compute_apart(closes: FloatArray, other: FloatArray) -> FloatArray:
 
 
 def _read_time(micros: np.int64) -> datetime:
-    return _EPOCH + timedelta(microseconds=int(micros))
+    return datetime.fromtimestamp(int(micros) // 1_000_000, UTC)
 
 
 def _find_cause(opens: Micros, closes: FloatArray, other: FloatArray, threshold: Threshold) -> str:
     """Return the likeliest cause: the causes that few wrong data can imitate come first."""
-    far = _compute_apart(closes, other) > threshold.median_bp
     causes = (
         *_explain_factor(closes / other),
         *_explain_steps(opens, closes / other),
         *_explain_shift(closes, other, threshold),
     )
-    if causes:
-        return causes[0]
-    if far.mean() >= _MOST:
+    far = _compute_apart(closes, other) > threshold.median_bp
+    if not causes and far.mean() >= _MOST:
         return "nearly every bar differs: one of them may be another instrument or currency"
-    return f"{int(far.sum()):,} of {len(far):,} bars differ: single closes of one may be wrong"
+    few = f"{int(far.sum()):,} of {len(far):,} bars differ: single closes of one may be wrong"
+    return next(iter(causes), few)
 
 
 def _explain_factor(ratios: FloatArray) -> Iterator[str]:

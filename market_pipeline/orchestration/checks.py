@@ -184,20 +184,15 @@ def check_agreement(case: CheckInput) -> CheckResult:
     """
     lines = [
         {
-            "market": pair.symbol,
-            "first": pair.provider,
-            "second": pair.other_provider,
+            "market": pair.symbol, "first": pair.provider, "second": pair.other_provider,
             "median bp": round(pair.agreement.median_bp or 0.0, 2),
-            "largest bp": round(worst.difference_bp, 2),
-            "open time": _format_time(worst.open_time),
-            "first close": worst.close,
-            "second close": worst.other_close,
+            "largest bp": round(worst.difference_bp, 2), "open time": _format_time(worst.open_time),
+            "first close": worst.close, "second close": worst.other_close,
             "may be": str(pair.agreement.hint),
         }
-        for pair in case.pairs
-        if pair.agreement.verdict == "differ"
+        for pair in case.pairs if pair.agreement.verdict == "differ"
         for worst in pair.agreement.worst[:1]
-    ]
+    ]  # fmt: skip
     return CheckResult({"pairs": len(case.pairs), "differ": len(lines)}, lines)
 
 

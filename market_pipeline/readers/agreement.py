@@ -78,18 +78,12 @@ def compare_sources(
     window: Window,
     symbols: Collection[str] | None = None,
 ) -> list[PairAgreement]:
-    """Compare each two active markets that share a symbol, by symbol and provider.
+    """Compare each two active markets that share one of some symbols, or any; ordered by both.
 
-    Args:
-        connection: Any: all bars are read by one statement.
-        interval: The length of the bars.
-        window: In which they open (UTC).
-        symbols: Those wanted; None: all.
+    The connection may be any: one statement reads all bars.
     """
-    rows = [
-        row for row in read_active_markets(connection)
-        if symbols is None or row["symbol"] in symbols
-    ]  # fmt: skip
+    active = read_active_markets(connection)
+    rows = [row for row in active if symbols is None or row["symbol"] in symbols]
     pairs = [
         pair
         for _, namesakes in groupby(rows, key=lambda row: row["symbol"])
@@ -103,8 +97,7 @@ def _compare(one: Row, other: Row, interval: Interval, bars: dict[int, Series]) 
     threshold = find_threshold(one["calendar"], other["calendar"])
     found = compare_series(bars[one["market_id"]], bars[other["market_id"]], threshold)
     if found.verdict == "differ" and one["quote"] != other["quote"]:
-        hint = f"they are priced in {one['quote']} and {other['quote']}"
-        found = replace(found, hint=hint)
+        found = replace(found, hint=f"they are priced in {one['quote']} and {other['quote']}")
     return PairAgreement(one["symbol"], interval.value, one["provider"], other["provider"], found)
 
 

@@ -203,10 +203,11 @@ def test_sources_of_a_symbol_are_compared(stored: Engine, client: TestClient) ->
     bars = read_aggregates("BTC-USD", "1d", SPAN["start"], SPAN["end"], engine=stored)
     history.commit(key, make_days(bars["close"] * 100, first=bars.index[0].to_pydatetime()))
     (pair,) = get(client, "/api/agreement", symbol="BTC-USD", **SPAN)["data"]
-    assert (pair["provider"], pair["other_provider"], pair["bars"]) == ("mock", "alpha", len(bars))
-    assert (pair["verdict"], pair["missing"]) == ("differ", 0)
-    assert "another unit" in pair["hint"]
-    assert pair["worst"][0]["difference_bp"] == pytest.approx(990_000)
+    found = pair["agreement"]
+    assert (pair["provider"], pair["other_provider"], found["bars"]) == ("mock", "alpha", len(bars))
+    assert (found["verdict"], found["missing"]) == ("differ", 0)
+    assert "another unit" in found["hint"]
+    assert found["worst"][0]["difference_bp"] == pytest.approx(990_000)
 
 
 @pytest.mark.parametrize(

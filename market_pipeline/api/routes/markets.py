@@ -1,7 +1,6 @@
 """Markets and their latest values."""
 
-from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -15,13 +14,13 @@ from market_pipeline.api.media import (
     choose_format,
     make_etag,
 )
-from market_pipeline.api.models import AgreementTable, LatestValues, MarketTable
+from market_pipeline.api.models import LatestValues, MarketTable
 from market_pipeline.api.params import End, Format, ProviderName, Start, Symbol, name_market
 from market_pipeline.api.problems import describe_problems
 from market_pipeline.api.routes.history import choose_window
 from market_pipeline.api.services import ServicesNeeded
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.readers.agreement import read_agreement
+from market_pipeline.readers.agreement import PairAgreement, read_agreement
 from market_pipeline.readers.latest import fetch_latest
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
@@ -83,10 +82,7 @@ def tell_latest(
 
 
 @router.get(
-    "/agreement",
-    response_model=AgreementTable,
-    responses=describe_problems(400, 404, 503),
-    summary="How the sources of a symbol agree",
+    "/agreement", responses=describe_problems(400, 404, 503), summary="How a symbol's sources agree"
 )
 def tell_agreement(
     services: ServicesNeeded,
@@ -94,8 +90,7 @@ def tell_agreement(
     interval: Annotated[Interval, Query(description="1h, 1d or 1w")] = Interval.DAY,
     start: Start = None,
     end: End = None,
-) -> dict[str, Any]:
+) -> dict[str, list[PairAgreement]]:
     """Compare the final bars of each two active markets of a symbol; nothing is averaged."""
     window = choose_window(interval, start, end)
-    pairs = read_agreement(symbol, interval, window.start, window.end, services.engine)
-    return {"data": [{**asdict(pair), **asdict(pair.agreement)} for pair in pairs]}
+    return {"data": read_agreement(symbol, interval, window.start, window.end, services.engine)}
