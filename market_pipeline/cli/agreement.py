@@ -12,7 +12,6 @@ from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 if TYPE_CHECKING:
     from market_pipeline.readers.agreement import PairAgreement
 
-_COMPARED = timedelta(days=365)
 _EPILOG = """\b
 Examples:
   market-pipeline agreement
@@ -47,7 +46,7 @@ def agreement(
 
     check_span(history_from, history_to)
     now = datetime.now(UTC)
-    span = (history_from or now - _COMPARED, history_to or now)
+    span = (history_from or now - timedelta(days=365), history_to or now)
     pairs = read_agreement(symbol, interval, *span)
     if as_json:
         print_json([asdict(pair) for pair in pairs])

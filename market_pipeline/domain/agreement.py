@@ -32,9 +32,8 @@ class Threshold:
     largest_bp: float
 
 
-# A market that never closes has no official close. Each venue has its own last trade, and a source
-# of points has a price some minutes later: usually up to 30 bp apart, and a few per cent when
-# prices fall fast. Wrong data are far beyond.
+# Without an official close each venue has its own last trade. In the recorded year of Bitcoin on an
+# index and on an exchange they lie 23 bp apart in the median, and 315 on the worst day.
 NEVER_CLOSES = Threshold(100.0, 500.0)
 # An exchange publishes one close for a session, and all sources copy it: the recorded closes of SPX
 # are equal. Some sources take the last trade before the closing auction.
@@ -175,7 +174,7 @@ def _explain_shift(closes: FloatArray, other: FloatArray, threshold: Threshold) 
     usual = np.median(_compute_apart(closes, other))
     for one, two, word in ((closes[:-1], other[1:], "later"), (closes[1:], other[:-1], "earlier")):
         moved = np.median(_compute_apart(one, two)) if len(one) else np.inf
-        if moved <= min(threshold.median_bp, usual / 5):
+        if moved <= min(threshold.median_bp, usual / 2):
             yield f"the second has the closes of the first one bar {word}: its times may be shifted"
 
 

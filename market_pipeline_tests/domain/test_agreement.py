@@ -1,5 +1,6 @@
 """Two series of one symbol: what agrees is quiet, and each kind of wrong data is told apart."""
 
+import json
 from datetime import UTC, datetime
 
 import numpy as np
@@ -55,6 +56,17 @@ def read_closes(name: str, date: str, close: str) -> Series:
     return Series(opens.asi8, rows[close].to_numpy(dtype="float64"))
 
 
+def build_series(rows: Floats) -> Series:
+    """Return rows of microseconds and close."""
+    return Series(rows[:, 0].astype(np.int64), rows[:, 1])
+
+
+def read_index() -> Series:
+    """Return the recorded closes of Bitcoin on an index."""
+    rows = pd.read_csv(RECORDINGS / "series/BTC-USD.csv")[["start_epoch_s", "close"]]
+    return build_series(rows.to_numpy(dtype="float64") * [1_000_000, 1])
+
+
 def test_recorded_closes_of_spx_are_equal() -> None:
     """Yahoo's and FRED's on every day of nearly three years; two days are 0.01 and 0.04 apart."""
     yahoo = read_closes("series/SPX.csv", "Date", "Close")
@@ -65,6 +77,26 @@ def test_recorded_closes_of_spx_are_equal() -> None:
     assert agreement.largest_bp == pytest.approx(0.146, abs=0.001)
     apart = [abs(bar.close - bar.other_close) for bar in agreement.worst]
     assert apart == pytest.approx([0.04, 0.01, 0, 0, 0], abs=0.001)
+
+
+def test_recorded_closes_of_bitcoin_agree() -> None:
+    """A year of an index and of an exchange, whose dollar is another: three per cent at worst."""
+    klines = json.loads((RECORDINGS / "binance/klines_btcusdt_1d_2019.json").read_text())
+    closes = np.array([(line[0] * 1_000, float(line[4])) for line in klines])
+    agreement = compare_series(read_index(), build_series(closes), NEVER_CLOSES)
+    assert (agreement.verdict, agreement.bars, agreement.missing) == ("agree", 365, 0)
+    assert agreement.median_bp == pytest.approx(22.6, abs=0.1)
+    assert agreement.largest_bp == pytest.approx(314.6, abs=0.1)
+
+
+def test_recorded_points_under_the_wrong_day_are_a_shift() -> None:
+    """Noise of 50 bp, as there was in 2014, does not hide it."""
+    name = "coingecko/market_chart_range_btc_daily_2014.json"
+    points = np.array(json.loads((RECORDINGS / name).read_text())["prices"])
+    early = build_series(points * [1_000, 1] - [DAY, 0])
+    hint = compare_series(read_index(), early, NEVER_CLOSES).hint
+    assert hint is not None
+    assert "one bar earlier: its times may be shifted" in hint
 
 
 def test_figures_are_those_worked_out_by_hand() -> None:
