@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CHROMIUM = "/usr/bin/chromium"
 WIDTH, HEIGHT = 1920, 1000
+LINEAGE_HEIGHT = 2_000
+"""Of the whole graph, which begins at a node for each provider."""
 PAGE_SECONDS = 60
 ARGUMENTS = [
     "--headless",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from market_pipeline_tests.system.browser import (
     HEIGHT,
+    LINEAGE_HEIGHT,
     WIDTH,
     expand_lineage,
     find_graph,
@@ -37,7 +38,6 @@ SETTINGS = {
 }
 MARGIN_PIXELS = 20
 # High enough for the graph to be fitted by its width, at which nodes show their details.
-LINEAGE_HEIGHT = 1_200
 
 
 def main() -> None:
