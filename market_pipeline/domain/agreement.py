@@ -49,7 +49,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class DifferingBar:
     """One bar that both series have: both closes, and how far they lie apart."""
 
     open_time: datetime
@@ -78,7 +78,7 @@ class Agreement:
     largest_bp: float | None
     verdict: Verdict
     hint: str | None = None
-    worst: tuple[Difference, ...] = ()
+    worst: tuple[DifferingBar, ...] = ()
 
 
 def find_threshold(*calendars: str) -> Threshold:
@@ -106,7 +106,7 @@ def compare_series(one: Series, other: Series, threshold: Threshold) -> Agreemen
     return Agreement(
         len(opens), missing, other_missing, median, largest,
         "differ" if differs else "agree", hint,
-        tuple(Difference(_read_time(at), *map(float, values)) for at, *values in shown),
+        tuple(DifferingBar(_read_time(at), *map(float, values)) for at, *values in shown),
     )  # fmt: skip
 
 
