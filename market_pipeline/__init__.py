@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from market_pipeline.readers import read_aggregates as read_aggregates
+    from market_pipeline.readers import read_agreement as read_agreement
     from market_pipeline.readers import read_comparisons as read_comparisons
     from market_pipeline.readers import read_latest as read_latest
     from market_pipeline.readers import read_roi_statistics as read_roi_statistics
 
-_READERS = ("read_aggregates", "read_comparisons", "read_latest", "read_roi_statistics")
+_READERS = (
+    "read_aggregates", "read_agreement", "read_comparisons", "read_latest", "read_roi_statistics",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

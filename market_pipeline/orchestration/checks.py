@@ -1,19 +1,21 @@
 """Asset checks: evidence about what was written; rows were validated before the commit.
 
-All checks are one step with one query, so that they cost a run next to nothing. Each always shows
-its numbers. A check blocks only on what constraints make impossible: a market that is short, late
-or odd must not keep the others from their statistics.
+All checks are one step with a few queries, so that they cost a run next to nothing. Each always
+shows its numbers. A check blocks only on what constraints make impossible: a market that is short,
+late or odd must not keep the others from their statistics.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import dagster as dg
 
+from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.masking import NEVER_ASKED
+from market_pipeline.domain.records import Window
 from market_pipeline.ingestion.freshness import find_delays, index_coverage
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.run_alerts import MAX_QUARANTINE_RATIO
@@ -25,16 +27,21 @@ from market_pipeline.orchestration.resources import (
     Providers,
     keep_routes,
 )
+from market_pipeline.readers.agreement import PairAgreement, compare_sources
 from market_pipeline.storage.runs.evidence import RunEvidence, read_run_evidence
+
+# How far back sources are compared: a difference that somebody looked into is told no longer.
+_COMPARED = timedelta(days=90)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckInput:
-    """What a check reads: the evidence, and what was asked for."""
+    """What a check reads: the evidence, what was asked for, and how its symbols' sources agree."""
 
     evidence: RunEvidence
     request: Request
     routes: Sequence[Route]
+    pairs: Sequence[PairAgreement] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +177,25 @@ def check_quarantine(case: CheckInput) -> CheckResult:
     )
 
 
+def check_agreement(case: CheckInput) -> CheckResult:
+    """Two sources of a symbol have the same closes in the last 90 days, within its threshold.
+
+    The bar that differs most is named with both closes; `market-pipeline agreement` says more.
+    """
+    lines = [
+        {
+            "market": pair.symbol, "first": pair.provider, "second": pair.other_provider,
+            "median bp": round(pair.agreement.median_bp or 0.0, 2),
+            "largest bp": round(worst.difference_bp, 2), "open time": _format_time(worst.open_time),
+            "first close": worst.close, "second close": worst.other_close,
+            "may be": str(pair.agreement.hint),
+        }
+        for pair in case.pairs if pair.agreement.verdict == "differ"
+        for worst in pair.agreement.worst[:1]
+    ]  # fmt: skip
+    return CheckResult({"pairs": len(case.pairs), "differ": len(lines)}, lines)
+
+
 CHECKS: Mapping[str, Callable[[CheckInput], CheckResult]] = {
     "ingestion_complete": check_completeness,
     "bars_fresh": check_freshness,
@@ -178,6 +204,7 @@ CHECKS: Mapping[str, Callable[[CheckInput], CheckResult]] = {
     "ohlc_in_order": check_order,
     "no_spikes": check_spikes,
     "quarantine_rate": check_quarantine,
+    "sources_agree": check_agreement,
 }
 BLOCKING = frozenset({"keys_unique", "ohlc_in_order"})
 
@@ -202,11 +229,14 @@ def check_market_aggregates(
     providers: Providers,
 ) -> Iterator[dg.AssetCheckResult]:
     """Check this run's receipt; in a run of checks alone, the last receipt by today's clock."""
+    asked = request.describe_run(context.instance, context.run.run_id).request
+    compared = Window(asked.now - _COMPARED, asked.now)
     with database.engine.connect() as connection:
         evidence = read_run_evidence(connection, UUID(context.run.run_id))
-    asked = request.describe_run(context.instance, context.run.run_id).request
+        symbols = {row["symbol"] for row in evidence.receipt}
+        pairs = compare_sources(connection, Interval.DAY, compared, symbols)
     routes = keep_routes(database, providers.route(asked).routes)
-    case = CheckInput(evidence, asked, routes)
+    case = CheckInput(evidence, asked, routes, pairs)
     for key in sorted(context.selected_asset_check_keys):
         yield _build_result(key, CHECKS[key.name](case), evidence.run_id)
 

@@ -5,6 +5,7 @@ SQL (``storage``), the network, Dagster.
 """
 
 from market_pipeline.readers.aggregates import read_aggregates
+from market_pipeline.readers.agreement import read_agreement
 from market_pipeline.readers.changes import read_changes
 from market_pipeline.readers.latest import fetch_latest, read_latest
 from market_pipeline.readers.opening import open_database
@@ -18,6 +19,7 @@ __all__ = [
     "open_database",
     "open_serving_cache",
     "read_aggregates",
+    "read_agreement",
     "read_changes",
     "read_comparisons",
     "read_latest",

@@ -73,6 +73,21 @@ def test_pages_show_what_the_database_has(client: TestClient, history: History) 
     assert 'value="109.0"' in page
 
 
+def test_the_sources_of_a_symbol_are_compared(client: TestClient, history: History) -> None:
+    """Only where there are several: figures, the cause, and the worst day with both closes."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    first = today - timedelta(days=30)
+    history.commit(history.add_market("A-USD"), make_days(range(50, 60), first))
+    assert 'id="sources"' not in client.get("/markets/A-USD").text
+    other = history.add_market("A-USD", "alpha", is_primary=False)
+    history.commit(other, make_days(range(5_000, 6_000, 100), first))
+    page = client.get("/markets/A-USD").text
+    table = page.partition('id="sources"')[2].partition("</table>")[0]
+    assert "the first is 0.01 times the second" in table
+    assert f"{first:%Y-%m-%d}: 50.0000 and 5,000.00" in table
+    assert "differ" in table
+
+
 def open_alerts(engine: Engine, *told: Mapping[str, object]) -> None:
     """Open an alert for each, raised twice."""
     now = datetime.now(UTC)

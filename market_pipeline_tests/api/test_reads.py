@@ -16,6 +16,7 @@ from market_pipeline.api.media import MAX_ROWS, Origin, answer_table
 from market_pipeline.readers import read_aggregates, read_comparisons, read_roi_statistics
 from market_pipeline_tests.ingestion.test_known_missing import fill_a_month_of_old
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
+from market_pipeline_tests.readers.bar_history import History, make_days
 from market_pipeline_tests.readers.writing import write_markets_with_prices, write_price
 from market_pipeline_tests.system.processes import wait_for
 
@@ -194,6 +195,21 @@ def test_runs_and_coverage_tell_what_was_done(stored: Engine, client: TestClient
     assert get(client, "/api/coverage", provider="nobody")["data"] == []
 
 
+def test_sources_of_a_symbol_are_compared(stored: Engine, client: TestClient) -> None:
+    """Figures and the bars that differ most, with both closes; one source is compared with none."""
+    assert get(client, "/api/agreement", symbol="BTC-USD") == {"data": []}
+    history = History(stored)
+    key = history.add_market("BTC-USD", "alpha", is_primary=False)
+    bars = read_aggregates("BTC-USD", "1d", SPAN["start"], SPAN["end"], engine=stored)
+    history.commit(key, make_days(bars["close"] * 100, first=bars.index[0].to_pydatetime()))
+    (pair,) = get(client, "/api/agreement", symbol="BTC-USD", **SPAN)["data"]
+    found = pair["agreement"]
+    assert (pair["provider"], pair["other_provider"], found["bars"]) == ("mock", "alpha", len(bars))
+    assert (found["verdict"], found["missing"]) == ("differ", 0)
+    assert "another unit" in found["hint"]
+    assert found["worst"][0]["difference_bp"] == pytest.approx(990_000)
+
+
 @pytest.mark.parametrize(
     ("path", "query", "status", "words"),
     [
@@ -213,6 +229,8 @@ def test_runs_and_coverage_tell_what_was_done(stored: Engine, client: TestClient
         ("/api/markets/BTC-USD/roi", {"horizon": "soon"}, 400, "horizon"),
         ("/api/runs/nonsense", {}, 400, "run_id"),
         ("/api/runs/00000000-0000-0000-0000-000000000000", {}, 404, "receipt"),
+        ("/api/agreement", {}, 400, "symbol"),
+        ("/api/agreement", {"symbol": "NO-USD"}, 404, "NO-USD"),
         ("/api/nothing", {}, 404, "docs"),
     ],
 )

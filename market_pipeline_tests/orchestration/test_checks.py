@@ -143,6 +143,7 @@ def test_a_good_run_passes_every_check_with_its_numbers(
         "ohlc_in_order": {"bars": stored, "disordered": 0},
         "no_spikes": {"spikes": 0},
         "quarantine_rate": {"received": received, "quarantined": 0, "quarantine_ratio": 0.0},
+        "sources_agree": {"pairs": 0, "differ": 0},
     }
     steps = [one for one in result.get_step_success_events() if "check" in str(one.step_key)]
     assert len(steps) == 1
@@ -206,6 +207,49 @@ def test_what_the_receipt_says_fails_its_check(
     assert evaluations[failed].severity is dg.AssetCheckSeverity.WARN
     assert read_numbers(evaluations[failed]).items() >= numbers.items()
     assert list_violations(evaluations[failed]) == [{"market": "SPX", "provider": "mock", **line}]
+
+
+def add_source(engine: Engine, symbol: str, provider: str, factor: float) -> None:
+    """Give a symbol a second market, whose daily bars are those of the first times a factor."""
+    facts = "name, base, quote, venue, calendar, intervals, price_basis"
+    execute(
+        engine,
+        f"""INSERT INTO market_data.market
+            (provider, provider_market_id, symbol, is_primary, {facts})
+        SELECT :provider, :provider || symbol, symbol, false, {facts} FROM market_data.market
+        WHERE symbol = :symbol AND is_primary""",
+        symbol=symbol, provider=provider,
+    )  # fmt: skip
+    values = "interval, open_time, close_time, volume_kind, source_kind, is_final, known_at"
+    execute(
+        engine,
+        f"""INSERT INTO market_data.market_aggregate
+            (market_id, open, high, low, close, dataset_version, {values})
+        SELECT second.market_id, open * :factor, high * :factor, low * :factor, close * :factor,
+            dataset_version, {values}
+        FROM market_data.market_aggregate JOIN market_data.market USING (market_id)
+        JOIN market_data.market second USING (symbol)
+        WHERE interval = '1d' AND symbol = :symbol AND second.provider = :provider
+            AND market.is_primary""",
+        symbol=symbol, provider=provider, factor=factor,
+    )  # fmt: skip
+
+
+def test_sources_that_differ_are_named_with_both_closes(check: Check, database: Engine) -> None:
+    """Ten basis points are usual for Bitcoin, and too much for an index."""
+    for symbol in SYMBOLS:
+        add_source(database, symbol, "witness", 1.001)
+    evaluations = check()
+    assert find_failed(evaluations) == {"sources_agree"}
+    found = evaluations["sources_agree"]
+    assert found.severity is dg.AssetCheckSeverity.WARN
+    assert read_numbers(found) == {"pairs": 2, "differ": 1}
+    (line,) = list_violations(found)
+    assert (line["market"], line["first"], line["second"]) == ("SPX", "mock", "witness")
+    assert (line["median bp"], line["largest bp"]) == (10.0, 10.0)
+    assert line["second close"] == pytest.approx(line["first close"] * 1.001)
+    assert "nearly every bar differs" in line["may be"]
+    assert read_numbers(check("2025-03-15T10:00Z")["sources_agree"]) == {"pairs": 2, "differ": 0}
 
 
 def test_one_percent_in_quarantine_is_borne(check: Check, database: Engine) -> None:

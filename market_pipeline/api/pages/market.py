@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Annotated, Any
 
@@ -17,6 +17,8 @@ from market_pipeline.api.services import ServicesNeeded
 from market_pipeline.domain.coverage import Coverage
 from market_pipeline.domain.coverage_map import EXPLAINED, HOLE, MISSING, cut_time, map_coverage
 from market_pipeline.domain.intervals import Interval
+from market_pipeline.domain.records import Window
+from market_pipeline.readers.agreement import compare_sources
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.resolve import build_unknown_error, find_market_called
 from market_pipeline.readers.why import explain_statistic, pick_value
@@ -31,6 +33,7 @@ from market_pipeline.storage.statistics.series import read_newest_roi
 router = APIRouter(include_in_schema=False)
 MAX_ROWS = 50
 STRIP_CELLS = 240
+_COMPARED = timedelta(days=365)
 _LENGTH = attrgetter("duration")
 _STATES = {EXPLAINED: "explained", MISSING: "missing", HOLE: "hole"}
 RATIOS = {"sharpe": "Sharpe", "sortino": "Sortino", "calmar": "Calmar"}
@@ -116,6 +119,8 @@ def read_shown(
     # Weeks are built from days, and miss what those miss.
     issues = read_flaws(connection, [market_id], min(interval, Interval.DAY, key=_LENGTH))
     least = read_statistics_settings().min_returns
+    now = datetime.now(UTC)
+    year, symbols = Window(now - _COMPARED, now), [market["symbol"]]
     opens, closes = ([bar[name] for bar in bars] for name in ("open_time", "close"))
     return {
         "market": market,
@@ -127,8 +132,9 @@ def read_shown(
         "strips": [
             strip
             for (_, of), known in sorted(coverage.items(), key=lambda item: item[0][1].value)
-            if (strip := build_strip(of.value, known, datetime.now(UTC))) is not None
+            if (strip := build_strip(of.value, known, now)) is not None
         ],
+        "pairs": compare_sources(connection, Interval.DAY, year, symbols),
         "revisions": read_revised(connection, market_id, MAX_ROWS),
         "quarantined": list_quarantine(connection, MAX_ROWS, market_id=market_id),
     }

@@ -90,7 +90,7 @@ def list_aggregates(
     dataset version, so that pages belong together whatever is written meanwhile. ``require`` is
     checked with the first page, for the whole span.
     """
-    chosen, window = choose_format(request, kind), _choose_window(interval, start, end)
+    chosen, window = choose_format(request, kind), choose_window(interval, start, end)
     moment = None if as_of is None else parse_past_moment("as_of", as_of)
     if moment is not None and version is not None:
         raise HistoryRequestError("as_of and version exclude each other: give one of them")
@@ -215,7 +215,8 @@ def _find_origin(
     return Origin(dataset_version=shown, etag=make_etag(stamp, kind)), newest
 
 
-def _choose_window(interval: Interval, start: datetime | None, end: datetime | None) -> Window:
+def choose_window(interval: Interval, start: datetime | None, end: datetime | None) -> Window:
+    """Return the window asked for; without a start it is as long as suits the interval."""
     until = datetime.now(UTC) if end is None else parse_moment("end", end)
     window = parse_window(until - _SPANS[interval] if start is None else start, until)
     if (window.end - window.start).days > _LONGEST_DAYS:

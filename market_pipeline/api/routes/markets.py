@@ -1,6 +1,8 @@
 """Markets and their latest values."""
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from market_pipeline.api.counting import LATEST
@@ -13,9 +15,12 @@ from market_pipeline.api.media import (
     make_etag,
 )
 from market_pipeline.api.models import LatestValues, MarketTable
-from market_pipeline.api.params import Format, ProviderName, Symbol, name_market
+from market_pipeline.api.params import End, Format, ProviderName, Start, Symbol, name_market
 from market_pipeline.api.problems import describe_problems
+from market_pipeline.api.routes.history import choose_window
 from market_pipeline.api.services import ServicesNeeded
+from market_pipeline.domain.intervals import Interval
+from market_pipeline.readers.agreement import PairAgreement, read_agreement
 from market_pipeline.readers.latest import fetch_latest
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
@@ -74,3 +79,18 @@ def tell_latest(
         return Response(latest.body, headers=origin.headers, media_type="application/json")
     frame = build_latest_frame([(latest.value, latest.source)])
     return answer_table(chosen, frame, origin, f"{latest.symbol}-latest")
+
+
+@router.get(
+    "/agreement", responses=describe_problems(400, 404, 503), summary="How a symbol's sources agree"
+)
+def tell_agreement(
+    services: ServicesNeeded,
+    symbol: Annotated[str, Query(max_length=80, examples=["SPX"])],
+    interval: Annotated[Interval, Query(description="1h, 1d or 1w")] = Interval.DAY,
+    start: Start = None,
+    end: End = None,
+) -> dict[str, list[PairAgreement]]:
+    """Compare the final bars of each two active markets of a symbol; nothing is averaged."""
+    window = choose_window(interval, start, end)
+    return {"data": read_agreement(symbol, interval, window.start, window.end, services.engine)}
