@@ -43,7 +43,8 @@ SILENCE_SECONDS = {"page": 3.0, "command": 10.0}
 """How long a server that let a connection wait is not asked for another."""
 ENDING_SECONDS = 5.0
 """How long a call may still take in a process that was told to end."""
-_ENDING_FOR_SECONDS = 60.0
+_ENDING_FOR_SECONDS = 300.0
+"""As long as a busy machine may take to end a process, call by call."""
 OURS = "market-pipeline"
 """What the application name of a watched connection begins with."""
 DAGSTER = f"{OURS}-dagster"
