@@ -37,12 +37,12 @@ from market_pipeline.domain.records import (
 )
 from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.domain.symbols import describe_symbol
-from market_pipeline.providers.http import CallLimits, Clocks, HttpClient, parse_base_url
+from market_pipeline.providers.http import CallLimits, Clocks, open_client
 from market_pipeline.providers.listings import INDICES, LISTINGS
 from market_pipeline.providers.payloads import parse_numbers, parse_stamps, read_field
 from market_pipeline.providers.session_closes import find_session_closes
 from market_pipeline.providers.snapshots import ask_each
-from market_pipeline.settings import read_fetch_workers, read_variable
+from market_pipeline.settings import read_fetch_workers
 
 NAME = "yahoo"
 BASE_URL = "https://query2.finance.yahoo.com"
@@ -90,11 +90,9 @@ class YahooProvider:
         clocks: Clocks | None = None,
         limits: CallLimits | None = None,
     ) -> None:
-        address = read_variable("YAHOO_BASE_URL", environ)
-        base_url = parse_base_url("YAHOO_BASE_URL", address) if address else BASE_URL
         self._workers = read_fetch_workers(environ)
         self._clocks = clocks or Clocks()
-        self._client = HttpClient(NAME, base_url, {}, limits or CallLimits(), self._clocks)
+        self._client = open_client(NAME, BASE_URL, environ, limits, self._clocks)
 
     def explain_missing_settings(self) -> str | None:
         """Return None: nothing has to be set."""
