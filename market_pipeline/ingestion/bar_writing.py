@@ -22,23 +22,13 @@ from market_pipeline.ingestion.derived import (
     join_parts,
     list_needed_spans,
 )
-from market_pipeline.ingestion.receipts import (
-    Run,
-)
-from market_pipeline.ingestion.settle import (
-    NOTHING_ABSENT,
-)
-from market_pipeline.ingestion.suspecting import (
-    can_be_suspected,
-)
+from market_pipeline.ingestion.receipts import Run
+from market_pipeline.ingestion.settle import NOTHING_ABSENT
+from market_pipeline.ingestion.suspecting import can_be_suspected
 from market_pipeline.storage.bars.history import note_version
 from market_pipeline.storage.bars.stored import read_spans
 from market_pipeline.storage.bulk.staging import stage_frame
-from market_pipeline.storage.bulk.upsert import (
-    WriteCounts,
-    merge_by,
-    take_dataset_version,
-)
+from market_pipeline.storage.bulk.upsert import WriteCounts, merge_by, take_dataset_version
 from market_pipeline.storage.latest.market_versions import bump_market_versions
 from market_pipeline.storage.tables import market_aggregate
 

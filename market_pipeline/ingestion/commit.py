@@ -21,9 +21,7 @@ from market_pipeline.domain.sessions import LAST_DAY
 from market_pipeline.domain.strays import HANDFUL
 from market_pipeline.ingestion.bar_writing import BarWriteResult, write_bars
 from market_pipeline.ingestion.batches import BarBatch, Coverages, Item, MarketStopped
-from market_pipeline.ingestion.derived import (
-    MarketBars,
-)
+from market_pipeline.ingestion.derived import MarketBars
 from market_pipeline.ingestion.outcomes import (
     BatchResult,
     Kept,
@@ -39,22 +37,11 @@ from market_pipeline.ingestion.receipts import (
     describe_stop,
 )
 from market_pipeline.ingestion.repairing import keep_difference
-from market_pipeline.ingestion.settle import (
-    add_inserted,
-    find_absence,
-    settle_coverage,
-)
+from market_pipeline.ingestion.settle import add_inserted, find_absence, settle_coverage
 from market_pipeline.ingestion.strays import suspect_calendar
-from market_pipeline.ingestion.suspecting import (
-    can_be_suspected,
-    find_suspect_span,
-    suspect_splits,
-)
+from market_pipeline.ingestion.suspecting import can_be_suspected, find_suspect_span, suspect_splits
 from market_pipeline.storage.bars.quarantine import count_strays, record_rejected
-from market_pipeline.storage.bulk.upsert import (
-    WriteCounts,
-    upsert_frame,
-)
+from market_pipeline.storage.bulk.upsert import WriteCounts, upsert_frame
 from market_pipeline.storage.coverage.ledger import CoverageChange, count_inserted, write_coverages
 from market_pipeline.storage.latest.market_versions import bump_market_versions
 from market_pipeline.storage.markets.registration import ensure_market, register_markets

@@ -22,12 +22,7 @@ from market_pipeline.ingestion.bar_writing import BarWriteResult, write_market_b
 from market_pipeline.ingestion.quarantine import add_written, describe_run
 from market_pipeline.ingestion.receipts import begin_receipt
 from market_pipeline.ingestion.suspecting import report_suspicions
-from market_pipeline.storage.bars.events import (
-    SUSPECTED_SPLIT,
-    is_seam,
-    read_event,
-    resolve_event,
-)
+from market_pipeline.storage.bars.events import SUSPECTED_SPLIT, is_seam, read_event, resolve_event
 from market_pipeline.storage.bars.stored import read_bars
 from market_pipeline.storage.markets.lookup import read_market
 from market_pipeline.storage.runs.claims import (

@@ -12,14 +12,8 @@ from market_pipeline.domain.validation import NOT_A_SESSION
 from market_pipeline.ingestion.bar_writing import BarWriteResult
 from market_pipeline.ingestion.batches import BarBatch, Coverages, Item
 from market_pipeline.ingestion.plan import describe_cut
-from market_pipeline.ingestion.receipts import (
-    Run,
-    describe_counts,
-    shorten_reason,
-)
-from market_pipeline.storage.bulk.upsert import (
-    WriteCounts,
-)
+from market_pipeline.ingestion.receipts import Run, describe_counts, shorten_reason
+from market_pipeline.storage.bulk.upsert import WriteCounts
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,7 @@ from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.sessions import EPOCH
 from market_pipeline.domain.splits import Jump, find_jumps, may_have_split
 from market_pipeline.ingestion.batches import BarBatch
-from market_pipeline.storage.bars.events import (
-    open_suspicion,
-    read_suspicions,
-    resolve_event,
-)
+from market_pipeline.storage.bars.events import open_suspicion, read_suspicions, resolve_event
 from market_pipeline.storage.bars.stored import read_bars
 
 UNADJUSTED = "unadjusted"

@@ -37,11 +37,7 @@ from market_pipeline.domain.grids import find_grid, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.planning import TRACE, FetchRequest
 from market_pipeline.domain.ranges import intersect_windows, merge_windows, subtract_windows
-from market_pipeline.domain.reconciliation import (
-    find_inside,
-    list_known_spans,
-    release_settled,
-)
+from market_pipeline.domain.reconciliation import find_inside, list_known_spans, release_settled
 from market_pipeline.domain.records import HistoryTerms, Window
 from market_pipeline.domain.sessions import EPOCH, LAST_DAY
 from market_pipeline.ingestion.batches import BarPage, ClaimedMarket

@@ -26,13 +26,7 @@ from market_pipeline.domain.records import (
     build_empty_bar_frame,
 )
 from market_pipeline.domain.symbols import parse_symbol
-from market_pipeline.providers.http import (
-    CallLimits,
-    Clocks,
-    HttpResponse,
-    Params,
-    open_client,
-)
+from market_pipeline.providers.http import CallLimits, Clocks, HttpResponse, Params, open_client
 from market_pipeline.providers.payloads import parse_stamps
 from market_pipeline.settings import (
     name_errors,

@@ -20,12 +20,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, PriceSnapshot, Window
 from market_pipeline.providers.candles import CandleExchange, build_candle_frame
 from market_pipeline.providers.http import Params
-from market_pipeline.providers.payloads import (
-    parse_columns,
-    parse_decimals,
-    parse_time,
-    read_field,
-)
+from market_pipeline.providers.payloads import parse_columns, parse_decimals, parse_time, read_field
 from market_pipeline.providers.snapshots import ask_each
 
 NAME = "coinbase"

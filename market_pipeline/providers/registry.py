@@ -14,12 +14,7 @@ from typing import Any
 from market_pipeline.domain.errors import MarketNotServedError, PipelineError, SettingError
 from market_pipeline.domain.records import Market
 from market_pipeline.providers.base import Provider
-from market_pipeline.settings import (
-    name_errors,
-    read_provider_call_limits,
-    read_variable,
-    shorten,
-)
+from market_pipeline.settings import name_errors, read_provider_call_limits, read_variable, shorten
 
 GROUP = "market_pipeline.providers"
 FAMILIES = ("ccxt",)

@@ -16,12 +16,7 @@ from market_pipeline.domain.comparisons import compute_comparisons
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.masking import DataIssue, mask_unreliable
 from market_pipeline.settings import StatisticsSettings
-from market_pipeline.storage.bars.final_bars import (
-    CLOSES,
-    FinalSpan,
-    plan_pair_spans,
-    read_spans,
-)
+from market_pipeline.storage.bars.final_bars import CLOSES, FinalSpan, plan_pair_spans, read_spans
 from market_pipeline.storage.coverage.ledger import read_flaws
 
 PAIR_KEYS = ("base_market_id", "quote_market_id")

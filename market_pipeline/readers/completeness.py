@@ -24,19 +24,11 @@ from market_pipeline.domain.completeness import (
     name_backfill,
 )
 from market_pipeline.domain.coverage import BEGINNING, FETCH_FAILED, Coverage
-from market_pipeline.domain.errors import (
-    HistoryRequestError,
-    IncompleteHistoryError,
-    SettingError,
-)
+from market_pipeline.domain.errors import HistoryRequestError, IncompleteHistoryError, SettingError
 from market_pipeline.domain.intervals import ALWAYS_OPEN, Interval
 from market_pipeline.domain.masking import MIXED_PARSING, NEVER_ASKED, UNEXPLAINED_HOLE
 from market_pipeline.domain.records import Market, Window
-from market_pipeline.domain.sessions import (
-    describe_source,
-    is_schedule_known,
-    remember_schedule,
-)
+from market_pipeline.domain.sessions import describe_source, is_schedule_known, remember_schedule
 from market_pipeline.providers.registry import load_provider
 from market_pipeline.storage.coverage.ledger import read_coverage, read_flaws
 from market_pipeline.storage.markets.trading_sessions import read_schedule

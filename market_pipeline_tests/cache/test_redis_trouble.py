@@ -15,12 +15,7 @@ from market_pipeline.cache import redis_store
 from market_pipeline.cache.fallback import RedisCache
 from market_pipeline.cache.memory import MemoryCache
 from market_pipeline.cache.redis_store import MAX_VALUE_BYTES, RedisStore, StoreTroubleError
-from market_pipeline_tests.cache.conftest import (
-    PRODUCTION_SECONDS,
-    WAIT_SECONDS,
-    Open,
-    wait_until,
-)
+from market_pipeline_tests.cache.conftest import PRODUCTION_SECONDS, WAIT_SECONDS, Open, wait_until
 from market_pipeline_tests.cache.tls import TlsFront
 from market_pipeline_tests.cache.valkey import Valkey, find_free_port
 

@@ -22,11 +22,7 @@ from market_pipeline.orchestration import assets
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.storage.statistics.computed_inputs import write_fingerprints
-from market_pipeline.storage.tables import (
-    market_comparison,
-    market_roi_statistic,
-    market_snapshot,
-)
+from market_pipeline.storage.tables import market_comparison, market_roi_statistic, market_snapshot
 
 MARCH = datetime(2024, 3, 15, 12, tzinfo=UTC)
 

@@ -13,12 +13,7 @@ from market_pipeline.ingestion.request import Route, build_request
 from market_pipeline.ingestion.snapshots import SnapshotBatch, collect_snapshots
 from market_pipeline.providers.base import Provider
 from market_pipeline.providers.mock import MockProvider
-from market_pipeline.providers.rate_limiter import (
-    CallCounter,
-    UnlimitedCalls,
-    admit,
-    use_limiter,
-)
+from market_pipeline.providers.rate_limiter import CallCounter, UnlimitedCalls, admit, use_limiter
 from market_pipeline.providers.snapshots import ask_each
 
 CREATED = datetime(2024, 3, 15, 12, tzinfo=UTC)

@@ -31,11 +31,7 @@ from market_pipeline.settings import StatisticsSettings
 from market_pipeline.storage.bars.history import BarSpan, read_bars_at_version
 from market_pipeline.storage.rows import read_frame
 from market_pipeline.storage.statistics.computed_inputs import write_fingerprints
-from market_pipeline.storage.tables import (
-    market,
-    market_comparison,
-    market_roi_statistic,
-)
+from market_pipeline.storage.tables import market, market_comparison, market_roi_statistic
 from market_pipeline_tests.readers.bar_history import MONDAY, Bar, History, make_days
 
 SETTINGS = StatisticsSettings((7, 30, 365), None, 0.0, ())

@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 
 from market_pipeline.domain.errors import PermanentProviderError, ProviderError
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.domain.records import (
-    Market,
-    PriceSnapshot,
-    Window,
-    build_empty_bar_frame,
-)
+from market_pipeline.domain.records import Market, PriceSnapshot, Window, build_empty_bar_frame
 from market_pipeline.providers import binance, coinbase, coingecko, fred, kraken, yahoo
 from market_pipeline.providers.base import Provider
 from market_pipeline.providers.binance import BinanceProvider

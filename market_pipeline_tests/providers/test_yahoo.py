@@ -17,12 +17,7 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.sessions import read_sessions
 from market_pipeline.providers.listings import INDICES, LISTINGS
-from market_pipeline.providers.yahoo import (
-    YahooProvider,
-    clean_prices,
-    parse_bars,
-    parse_snapshot,
-)
+from market_pipeline.providers.yahoo import YahooProvider, clean_prices, parse_bars, parse_snapshot
 from market_pipeline_tests.providers.clocks import QUICK, FakeTime
 from market_pipeline_tests.replay import (
     ReplayServer,

@@ -13,13 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, func, insert, or_, select, text, update
 
-from market_pipeline.domain.differences import (
-    REPAIRING,
-    SEAM,
-    Difference,
-    Edge,
-    Trace,
-)
+from market_pipeline.domain.differences import REPAIRING, SEAM, Difference, Edge, Trace
 from market_pipeline.domain.grids import from_micros, to_micros
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Window

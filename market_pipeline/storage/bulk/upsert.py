@@ -78,7 +78,6 @@ def upsert_frame(
     return merge_staged(connection, stage_frame(connection, table, frame), stamps)
 
 
-@allow("bulk")
 def merge_staged(
     connection: Connection, staged: Staged, stamps: Mapping[str, object]
 ) -> WriteCounts:

@@ -16,11 +16,7 @@ from sqlalchemy import Connection, Select, TextClause, func, literal_column, sel
 from market_pipeline.storage.ledgers import ingestion_request
 from market_pipeline.storage.rows import Row, fetch, read_frame
 from market_pipeline.storage.runs.claims import build_is_living
-from market_pipeline.storage.tables import (
-    ingestion_run,
-    ingestion_run_market,
-    ingestion_run_table,
-)
+from market_pipeline.storage.tables import ingestion_run, ingestion_run_market, ingestion_run_table
 
 # Of a receipt ``run``: its outcome once it has ended, before that ``running`` or ``interrupted``.
 STATE = f"""CASE WHEN run.ended_at IS NOT NULL THEN run.outcome

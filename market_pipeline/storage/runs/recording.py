@@ -15,11 +15,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from market_pipeline.storage.bulk.upsert import WriteCounts
 from market_pipeline.storage.ledgers import ingestion_request
-from market_pipeline.storage.tables import (
-    ingestion_run,
-    ingestion_run_market,
-    ingestion_run_table,
-)
+from market_pipeline.storage.tables import ingestion_run, ingestion_run_market, ingestion_run_table
 
 _RANK = {"ok": 0, "partial": 1, "failed": 2}
 CHANGES = ("inserted", "updated", "unchanged")

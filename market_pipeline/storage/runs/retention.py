@@ -10,16 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Engine,
-    Select,
-    Table,
-    delete,
-    func,
-    select,
-    tuple_,
-)
+from sqlalchemy import ColumnElement, Engine, Select, Table, delete, func, select, tuple_
 
 from market_pipeline.storage.ledgers import alert, market_event, quarantined_row
 from market_pipeline.storage.server.watchdog import allow

@@ -24,12 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from market_pipeline.domain.errors import EmbeddedServerError
-from market_pipeline.storage.server.embedded_keeper import (
-    PORT,
-    ROLE,
-    is_listening,
-    is_locked,
-)
+from market_pipeline.storage.server.embedded_keeper import PORT, ROLE, is_listening, is_locked
 
 SYSTEM_DIR = Path("/var/lib/market-pipeline")
 SOCKET_PARENT = Path("/tmp")  # noqa: S108 - fixed on purpose; the folder in it is verified

