@@ -1,6 +1,8 @@
 """Waves: many markets in one transaction, none of which spoils another."""
 
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,17 +15,17 @@ import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 
+from market_pipeline.domain.columns import BarColumns
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import HistoryTerms, Market, Window
-from market_pipeline.ingestion import commit, drive, fetch
-from market_pipeline.ingestion.batches import Item, MarketStopped
+from market_pipeline.ingestion import drive, fetch
+from market_pipeline.ingestion.batches import MarketStopped
 from market_pipeline.ingestion.claims import CLAIM_TIME, HeldClaims, MarketQueue
-from market_pipeline.ingestion.commit import commit_wave
 from market_pipeline.ingestion.drive import BarStream, WaveLimits
-from market_pipeline.ingestion.outcomes import Landed
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Route, build_request
 from market_pipeline.providers.mock import MockProvider
+from market_pipeline.storage.bulk.upsert import MERGE_LOCK
 from market_pipeline.storage.markets.registration import ensure_markets
 from market_pipeline.storage.runs.claims import (
     hold_claims,
@@ -49,6 +51,50 @@ class Poisoned(MockProvider):
         """Leave out the kind of volume, which may not be NULL."""
         bars = super().fetch_bars(market, interval, window, now).to_frame()
         return bars.assign(volume_kind=None) if market.symbol == self.symbol else bars
+
+
+class Robbed(MockProvider):
+    """The mock; while it answers, another run takes the second market."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__({})
+        self._engine = engine
+
+    def fetch_bars(
+        self, market: Market, interval: Interval, window: Window, now: datetime
+    ) -> BarColumns:
+        """Answer, and let the claim be lost."""
+        if market.symbol == "M001-USD":
+            with self._engine.begin() as connection:
+                connection.execute(
+                    text("UPDATE market_data.fetch_claim SET token = token + 1 WHERE market_id = 2")
+                )
+        return super().fetch_bars(market, interval, window, now)
+
+
+def register(engine: Engine, count: int) -> list[Route]:
+    """Return markets that are known, so that only their bars wait for a merge."""
+    routes = list_routes(count)
+    ensure_markets(engine, [market for _, market in routes], claim_primary=True)
+    return routes
+
+
+@contextmanager
+def hold_merges(engine: Engine) -> Iterator[None]:
+    """Let every merge wait until the block ends."""
+    with engine.connect() as session:
+        session.execute(text(f"SELECT pg_advisory_lock({MERGE_LOCK})"))
+        yield
+        session.execute(text(f"SELECT pg_advisory_unlock({MERGE_LOCK})"))
+
+
+def strike_writer(engine: Engine, function: str) -> None:
+    """Call a function of PostgreSQL for the session that waits for a merge, once it does."""
+    query = f"""SELECT {function}(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event = 'advisory'"""
+    end = time.monotonic() + 300
+    while not read(engine, query):
+        assert time.monotonic() < end, "nobody waits for a merge"
 
 
 def list_routes(count: int, provider: MockProvider | None = None) -> list[Route]:
@@ -176,20 +222,9 @@ def test_bars_that_the_database_refuses_cost_their_market_alone(engine: Engine) 
     assert read(engine, "SELECT * FROM market_data.fetch_claim") == []
 
 
-def test_a_market_that_another_run_took_drops_out_of_the_wave(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_market_that_another_run_took_drops_out_of_the_wave(engine: Engine) -> None:
     """Its bars are not written, those of the others are, and the other run keeps its claim."""
-
-    def commit_late(engine: Engine, run: Run, items: Sequence[Item]) -> list[Landed]:
-        with engine.begin() as connection:
-            connection.execute(
-                text("UPDATE market_data.fetch_claim SET token = token + 1 WHERE market_id = 2")
-            )
-        return commit_wave(engine, run, items)
-
-    monkeypatch.setattr(drive, "commit_wave", commit_late)
-    (wave,) = open_stream(engine, list_routes(4))
+    (wave,) = open_stream(engine, list_routes(4, Robbed(engine)))
     assert [isinstance(one.item, MarketStopped) for one in wave].count(True) == 1
     written = read(engine, "SELECT DISTINCT market_id FROM market_data.market_aggregate")
     assert sorted(row["market_id"] for row in written) == [1, 3, 4]
@@ -237,46 +272,28 @@ def test_a_market_that_stays_busy_is_given_up_by_name(
     assert str(other) in read(engine, query)[0]["reason"]
 
 
-def test_what_refused_a_wave_for_a_moment_refuses_it_once(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A deadlock rolls all of it back, and all of it is written the second time."""
-    tries: list[int] = []
-    write = commit.write_batches
-
-    class DeadlockError(Exception):
-        pgcode = "40P01"
-
-    def write_at_last(*arguments: Any) -> list[Landed]:
-        tries.append(1)
-        if len(tries) == 1:
-            write(*arguments)  # committed all the same: written again, it changes nothing
-            raise OperationalError("merge", {}, DeadlockError())
-        return write(*arguments)
-
-    monkeypatch.setattr(commit, "write_batches", write_at_last)
-    run_id = ingest(engine, list_routes(3))
-    assert len(tries) == 2
-    assert len(read_outcomes(engine, run_id)) == 3
+def test_what_refused_a_wave_for_a_moment_refuses_it_once(engine: Engine) -> None:
+    """A cancelled statement rolls all of it back, and all of it is written the second time."""
+    routes = register(engine, 3)
+    with ThreadPoolExecutor(1) as pool:
+        with hold_merges(engine):
+            running = pool.submit(ingest, engine, routes)
+            strike_writer(engine, "pg_cancel_backend")
+        run_id = running.result(300)
+    assert set(read_outcomes(engine, run_id).values()) == {"ok"}
+    versions = read(engine, "SELECT DISTINCT version FROM market_data.dataset_version")
+    assert len(versions) == 1
 
 
-def test_a_server_that_is_gone_ends_the_run(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is not asked again and again."""
-    tries: list[int] = []
-
-    class GoneError(Exception):
-        pgcode = "57P01"
-
-    def refuse(*_: Any) -> list[Landed]:
-        tries.append(1)
-        raise OperationalError("merge", {}, GoneError())
-
-    monkeypatch.setattr(commit, "write_batches", refuse)
-    with pytest.raises(OperationalError):
-        ingest(engine, list_routes(3))
-    assert len(tries) == 1
+def test_a_server_that_is_gone_ends_the_run(engine: Engine) -> None:
+    """It is not asked again: nobody would know whether the wave had been committed."""
+    routes = register(engine, 3)
+    with ThreadPoolExecutor(1) as pool, hold_merges(engine):
+        running = pool.submit(ingest, engine, routes)
+        strike_writer(engine, "pg_terminate_backend")
+        with pytest.raises(OperationalError):
+            running.result(300)
+    assert read(engine, "SELECT * FROM market_data.market_aggregate") == []
 
 
 def test_a_long_history_lands_batch_by_batch(
