@@ -37,6 +37,7 @@ from market_pipeline.orchestration.resources import (
     find_routes,
 )
 from market_pipeline.providers.rate_limiter import use_limiter
+from market_pipeline.providers.registry import find_offered_name
 from market_pipeline.readers.comparing import Pairs
 from market_pipeline.settings import read_statistics_settings
 from market_pipeline.storage import tables
@@ -143,7 +144,7 @@ def _observe_providers(routes: Sequence[Route]) -> list[dg.AssetObservation]:
     counts = Counter(provider.name for provider, _ in routes)
     return [
         dg.AssetObservation(
-            name_provider_asset(name),
+            name_provider_asset(find_offered_name(name)),
             metadata={
                 "markets": counts[name],
                 "serves": provider.summary,

@@ -32,6 +32,11 @@ def list_provider_names() -> tuple[str, ...]:
     return tuple(sorted({point.name for point in _list_entry_points()}))
 
 
+def find_offered_name(name: str) -> str:
+    """Return the name by which a provider is installed: that of its family, if it has one."""
+    return _find_offer(name)[0].name
+
+
 def load_provider(name: str, environ: Mapping[str, str]) -> Provider:
     """Construct a provider.
 

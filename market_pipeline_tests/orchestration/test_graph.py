@@ -3,15 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
 import pytest
 
 from market_pipeline.definitions import build_definitions
+from market_pipeline.orchestration.assets import _observe_providers
 from market_pipeline.orchestration.io_manager import find_table
 from market_pipeline.orchestration.lineage import COLUMN_SOURCES
-from market_pipeline.providers.registry import list_provider_names
+from market_pipeline.providers.registry import list_provider_names, route_markets
 from market_pipeline.storage.tables import SCHEMA, metadata
 from market_pipeline_tests.commands import COMMAND_SECONDS
 
@@ -66,6 +68,15 @@ def test_providers_are_external_and_everything_but_the_cache_is_a_table(graph: A
     external = graph.external_asset_keys
     assert {key.path[-1] for key in external} == set(list_provider_names())
     assert all(find_table(key) is not None for key in list_tables(graph))
+
+
+def test_an_exchange_of_a_family_is_observed_where_the_graph_shows_it(graph: Any) -> None:
+    """As its family, which is the node that markets come from: a key of its own has no node."""
+    (_, market) = route_markets(["BTC-USD"], ["mock"], {})[0]
+    for name in ("ccxt-bitstamp", "mock"):
+        provider: Any = SimpleNamespace(name=name, summary="", homepage="https://example.org")
+        (seen,) = _observe_providers([(provider, market)])
+        assert seen.asset_key in graph.external_asset_keys
 
 
 def test_every_asset_says_what_it_is_and_whose(graph: Any) -> None:
