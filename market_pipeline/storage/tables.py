@@ -102,6 +102,11 @@ market = Table(
     needed("price_basis", Text, "unadjusted, split_adjusted or adjusted"),
     needed("is_active", Boolean, "Still ingested", server_default="true"),
     needed("is_primary", Boolean, "Read when only the symbol is named", server_default="false"),
+    optional(
+        "preferred_at",
+        TIME,
+        "When somebody declared it primary; NULL: INGESTION_PROVIDER decides (UTC)",
+    ),
     needed(
         "former_symbols",
         ARRAY(Text),
