@@ -51,6 +51,10 @@ class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
     history_to: str = Field(
         default="", description="ISO 8601 time up to which history is filled; empty: now"
     )
+    is_default_routing: bool = Field(
+        default=False, description="Set by tick_watch: the provider is the configured one"
+    )
+    tick: str = Field(default="", description="Set by tick_watch: which part of a tick this is")
 
     _runs: dict[str, Run] = PrivateAttr(default_factory=dict)
 
@@ -81,6 +85,7 @@ class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
             self.window_end,
             self.history_from,
             self.history_to,
+            self.is_default_routing,
         )
 
 

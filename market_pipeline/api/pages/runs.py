@@ -19,6 +19,7 @@ from market_pipeline.storage.runs.receipts import (
     read_run_with_totals,
     read_worst_markets,
 )
+from market_pipeline.storage.runs.ticks import read_parts
 
 router = APIRouter(include_in_schema=False)
 MAX_RUNS = 50
@@ -46,15 +47,17 @@ def show_run(request: Request, run_id: UUID, services: ServicesNeeded) -> Respon
         if run is None:
             detail = f"run {run_id} has no receipt (old ones are removed): /runs lists the receipts"
             raise ProblemError(404, "Not Found", detail)
+        shards = read_parts(connection, run_id)
         shown = {
             "run": run,
             "request_text": json.dumps(run["request"], indent=2, sort_keys=True),
             "receipts": read_worst_markets(connection, run_id, MAX_ROWS),
             "tables": read_run_tables(connection, run_id),
-            "holes": read_run_holes(connection, run_id, MAX_EXCEPTIONS),
-            "quarantined": list_quarantine(connection, MAX_EXCEPTIONS, run_id=run_id),
+            "holes": read_run_holes(connection, run["parts"], MAX_EXCEPTIONS),
+            "quarantined": list_quarantine(connection, MAX_EXCEPTIONS, run_ids=run["parts"]),
+            "shards": shards,
             "versions": read_version_batches(connection, run, MAX_ROWS),
             "restated": read_restated_bars(connection, run, MAX_EXCEPTIONS),
-            "dagster_url": services.dagster.link_run(str(run_id)),
+            "dagster_url": services.dagster.link_run(run_id, is_tick=bool(shards)),
         }
     return answer_page(request, "run.html", shown)

@@ -18,6 +18,7 @@ from market_pipeline.api.problems import ProblemError, describe_problems
 from market_pipeline.api.services import Services, ServicesNeeded
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.providers.registry import route_served
+from market_pipeline.settings import read_shards
 
 router = APIRouter(prefix="/api", tags=["ingestion"])
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -157,7 +158,7 @@ def _answer_pending(services: Services, run_id: UUID) -> Response:
     body = {
         "status": "pending",
         "runId": str(run_id),
-        "link": services.dagster.link_run(run_id),
+        "link": services.dagster.link_run(run_id, is_tick=read_shards() > 1),
         "statusUrl": where,
     }
     return JSONResponse(body, 202, {**_NO_STORE, "Location": where, "Retry-After": "2"})
