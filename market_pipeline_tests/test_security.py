@@ -52,3 +52,14 @@ def test_the_threat_model_names_tests_that_exist() -> None:
     }
     assert len(named) > 40
     assert named <= there, named - there
+
+
+def test_every_package_that_is_installed_has_its_licence_told() -> None:
+    """Of what setup.py asks for; theirs in turn are found by pip."""
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8").partition("## Licences")[2]
+    told = set(re.findall(r"[a-zA-Z_][\w-]+", page))
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    runtime = setup.partition("RUNTIME = [")[2].partition("\n]")[0]
+    needed = set(re.findall(r'^    "([\w-]+)', runtime, re.MULTILINE))
+    assert len(needed) > 20
+    assert needed <= told, needed - told
