@@ -320,6 +320,11 @@ ingestion_run_market = Table(
     needed("outcome", Text, "ok, partial or failed"),
     optional("reason", Text, "What went wrong"),
     optional("assumed", Text, "What the provider had to assume about the market"),
+    optional(
+        "claim_token",
+        BigInteger,
+        "Token of the claim it was written under; NULL: nothing was asked of the provider",
+    ),
     comment="One row per run and market: the bars' part of the receipt",
 )
 
