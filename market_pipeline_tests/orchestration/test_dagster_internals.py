@@ -173,7 +173,9 @@ def test_the_switch_in_the_ui_goes_before_the_setting(
 def switch_schedule(instance: dg.DagsterInstance, status: InstigatorStatus) -> None:
     """Do what the UI's switch does."""
     origin = RemoteInstigatorOrigin(
-        RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("market_pipeline"), "__repository__"),
+        RemoteRepositoryOrigin(
+            RegisteredCodeLocationOrigin("market_pipeline.definitions"), "__repository__"
+        ),
         "ingest_schedule",
     )
     state = InstigatorState(
