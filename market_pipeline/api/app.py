@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.staticfiles import StaticFiles
 
@@ -13,19 +13,24 @@ from market_pipeline.api.counting import Counting
 from market_pipeline.api.launching import Launcher
 from market_pipeline.api.pages import assets, comparison, market, overview, runs, sign_in
 from market_pipeline.api.pages.rendering import show_problem
+from market_pipeline.api.params import refuse_unknown
 from market_pipeline.api.problems import Problem, install_problems
 from market_pipeline.api.quick import LatestFastPath
 from market_pipeline.api.routes import docs, health, history, ingest, ledgers, markets, metrics
 from market_pipeline.api.security import RequestGuard
 from market_pipeline.api.services import Services
+from market_pipeline.api.transport import HeadAsGet, compress_answers, let_sites_in
 
-ROUTERS = (
-    health.router,
+FOR_PROGRAMS = (
     ingest.router,
     metrics.router,
     markets.router,
     history.router,
     ledgers.router,
+)
+# Watchers of health and browsers may add parameters of their own.
+LENIENT = (
+    health.router,
     docs.router,
     sign_in.router,
     *(page.router for page in (overview, market, comparison, runs, assets)),
@@ -51,12 +56,17 @@ def build_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.launcher = Launcher(services)
     install_problems(app, show_problem)
-    for router in ROUTERS:
+    for router in FOR_PROGRAMS:
+        app.include_router(router, dependencies=[Depends(refuse_unknown)])
+    for router in LENIENT:
         app.include_router(router)
     app.mount(docs.ASSETS_PATH, StaticFiles(directory=docs.find_assets()))
     app.openapi = lambda: _describe_api(app)  # type: ignore[method-assign]  # FastAPI's way
+    compress_answers(app)
     app.add_middleware(LatestFastPath, services=services)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RequestGuard, configuration=services.configuration)
+    let_sites_in(app, services.configuration.cors_origins)
     app.add_middleware(Counting)
     return app
 

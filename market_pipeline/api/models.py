@@ -5,10 +5,10 @@ unknown; where a number could have been expected, ``reason`` says why.
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 _CURSOR = Field(description="Send it as `cursor` for the next page; null at the end")
 _VERSION = Field(description="Newest version of the data; null before the first bar")
@@ -187,9 +187,9 @@ class CoverageRow(OfSeries):
     last_bar_at: datetime | None
     final_to: datetime | None = Field(description="Close of the last final bar")
     bars: int
-    holes: int
+    n_holes: int = Field(description="Spans that are missing, explained ones too")
     refreshed_at: datetime | None
-    never_asked: int = Field(description="Spans between settled ones that nobody asked for")
+    n_never_asked: int = Field(description="Spans between settled ones that nobody asked for")
     verified: float | None = Field(description="Share of history read again in this turn")
     verified_at: datetime | None = Field(description="When a page of this turn was last read")
     turn_days: float | None = Field(description="Days that a whole turn takes at this pace")
@@ -222,6 +222,19 @@ class CoverageTable(Table):
     never_asked: list[NeverAskedRow]
 
 
+class RunRequest(BaseModel):
+    """The request of a run: markets and window."""
+
+    model_config = ConfigDict(extra="allow")
+
+    symbols: list[str] = []
+    lookback_days: int | None = None
+    window_start: datetime | None = None
+    window_end: datetime | None = None
+    unserved: dict[str, str] = Field({}, description="Symbols that no provider serves, and why")
+    deactivated: list[str] = Field([], description="Symbols of markets that were deactivated")
+
+
 class RunRow(BaseModel):
     """A run's receipt in one line."""
 
@@ -235,7 +248,7 @@ class RunRow(BaseModel):
         description="ok, partial or failed; before the end running, or interrupted (process died)"
     )
     error: str | None = Field(description="The error that ended it; null: no step failed")
-    request: dict[str, Any]
+    request: RunRequest
 
 
 class RunTable(Table):
@@ -244,9 +257,47 @@ class RunTable(Table):
     data: list[RunRow]
 
 
+class RunMarket(BaseModel):
+    """A market's part of a receipt; counts are null where the run did not reach the market."""
+
+    symbol: str
+    provider: str | None = Field(description="null: no provider serves the symbol")
+    requested: int | None = Field(description="Bars that the plan expected")
+    received: int | None
+    inserted: int | None
+    updated: int | None
+    unchanged: int | None
+    derived_inserted: int | None = Field(description="Days and weeks built from fetched bars")
+    derived_updated: int | None
+    derived_unchanged: int | None
+    revised: int | None = Field(description="Updated final bars, whose old values were kept")
+    quarantined: int | None
+    spikes: int | None
+    holes_left: int | None
+    calls: int | None
+    throttled_calls: int | None
+    seconds: float | None
+    watermark_before: datetime | None = Field(description="Close of the last final bar before")
+    watermark_after: datetime | None
+    first_version: int | None
+    last_version: int | None
+    outcome: Literal["ok", "partial", "failed", "missing"]
+    reason: str | None
+    assumed: str | None = Field(description="What the provider had to assume about the market")
+
+
+class RunWrites(BaseModel):
+    """A table's part of a receipt: rows."""
+
+    table_name: str
+    inserted: int
+    updated: int
+    unchanged: int
+
+
 class RunReceipt(RunRow):
     """A run's whole receipt."""
 
     link: str = Field(description="The run in Dagster's UI")
-    markets: list[dict[str, Any]]
-    tables: list[dict[str, Any]]
+    markets: list[RunMarket]
+    tables: list[RunWrites]

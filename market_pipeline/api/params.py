@@ -3,9 +3,10 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import Path, Query
+from fastapi import Path, Query, Request
 from sqlalchemy import Connection
 
+from market_pipeline.api.problems import DAYS_FORM, ProblemError
 from market_pipeline.domain.records import Market
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.resolve import find_named_markets
@@ -41,7 +42,7 @@ Require = Annotated[
     ),
 ]
 Horizon = Annotated[
-    str | None, Query(pattern=r"^\d{1,5}d$", description="Such as 30d", examples=["30d"])
+    str | None, Query(pattern=DAYS_FORM, description="Such as 30d", examples=["30d"])
 ]
 
 
@@ -53,6 +54,23 @@ def find_market(connection: Connection, symbol: str, provider: str | None) -> tu
     (name,) = parse_symbols([name_market(symbol, provider)])
     (found,) = find_named_markets(connection, [name]).values()
     return found.market_id, found.record
+
+
+async def refuse_unknown(request: Request) -> None:
+    """Refuse parameters that the route does not take, by name: a misspelled one would not count."""
+    if not request.query_params:
+        return
+    paths, route = request.app.openapi()["paths"], request.scope["route"]
+    described = paths.get(route.path, {}).get(request.method.lower())
+    if described is None:
+        return
+    found = described.get("parameters", [])
+    taken = sorted(parameter["name"] for parameter in found if parameter["in"] == "query")
+    unknown = sorted(set(request.query_params) - set(taken))
+    if unknown:
+        names = f"this path takes {', '.join(taken) or 'none'}"
+        detail = f"unknown parameter {', '.join(unknown)[:200]}: {names}"
+        raise ProblemError(400, "Invalid Request", detail)
 
 
 def name_market(symbol: str, provider: str | None) -> str:

@@ -24,6 +24,7 @@ from market_pipeline.readers.completeness import (
     find_fetched_interval,
     summarise,
 )
+from market_pipeline.readers.encoding import format_time
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.resolve import (
     check_version,
@@ -222,7 +223,7 @@ def _check_question(as_of: datetime | None, version: int | None, basis: str) -> 
     if basis not in {"strict", "assumed"}:
         raise HistoryRequestError(f"basis {basis!r} is unknown: expected strict or assumed")
     if basis == "assumed" and as_of is None:
-        raise HistoryRequestError("basis='assumed' is about a time: give as_of as well")
+        raise HistoryRequestError("basis=assumed is about a time: give as_of as well")
 
 
 def _read_strictly(connection: Connection, span: BarSpan, as_of: datetime) -> Columns:
@@ -231,8 +232,8 @@ def _read_strictly(connection: Connection, span: BarSpan, as_of: datetime) -> Co
     known_at = None if len(bars["open_time"]) else read_first_known_at(connection, span)
     if known_at is not None:
         raise NothingKnownYetError(
-            f"at {as_of.isoformat()} none of these bars was known: the first became known at "
-            f"{known_at.isoformat()}. For back-tests, basis='assumed' takes first-loaded values as "
+            f"at {format_time(as_of)} none of these bars was known: the first became known at "
+            f"{format_time(known_at)}. For back-tests, basis=assumed takes first-loaded values as "
             "known at their close plus the provider's publication lag"
         )
     return bars

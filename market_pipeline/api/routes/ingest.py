@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from market_pipeline.api.credentials import holds_bearer
 from market_pipeline.api.ingest_answers import IngestAnswer, IngestPending
 from market_pipeline.api.launching import IngestCommand, Launcher
-from market_pipeline.api.problems import ProblemError, describe_problems
+from market_pipeline.api.problems import KEY_FORM, ProblemError, describe_problems
 from market_pipeline.api.services import Services, ServicesNeeded
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.providers.registry import route_served
@@ -65,7 +65,7 @@ async def ingest(
     launcher: LauncherNeeded,
     body: Annotated[IngestRequest | None, Body()] = None,
     idempotency_key: Annotated[
-        str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
+        str | None, Header(min_length=1, max_length=255, pattern=KEY_FORM)
     ] = None,
     prefer: Annotated[str, Header(max_length=200)] = "",
 ) -> Response:

@@ -16,6 +16,7 @@ from market_pipeline.api.models import (
     HoleRow,
     NeverAskedRow,
     RunReceipt,
+    RunRequest,
     RunTable,
 )
 from market_pipeline.api.params import Format
@@ -89,6 +90,7 @@ def list_runs(
     chosen = choose_format(request, kind)
     with open_snapshot(services.engine) as connection:
         rows = read_runs(connection, limit)
+        rows["request"] = rows["request"].map(_tidy_request)
         origin = Origin(dataset_version=read_newest_version(connection) or None)
     return answer_table(chosen, rows, origin, "runs")
 
@@ -106,9 +108,15 @@ def tell_run(services: ServicesNeeded, run_id: UUID) -> Response:
         if run is None:
             detail = f"run {run_id} has no receipt: GET /api/runs lists the receipts"
             raise ProblemError(404, "Not Found", detail)
-        markets = list_records(pd.DataFrame(read_run_markets(connection, run_id)))
+        markets = read_run_markets(connection, run_id)
         tables = read_run_tables(connection, run_id)
         origin = Origin(dataset_version=read_newest_version(connection) or None)
     link = f"{services.configuration.dagster_url}/runs/{run_id}"
-    receipt = {**run, "link": link, "markets": markets, "tables": tables}
-    return Response(encode_json(receipt), headers=origin.headers, media_type="application/json")
+    receipt = {**run, "request": _tidy_request(run["request"]), "link": link}
+    body = encode_json({**receipt, "markets": markets, "tables": tables})
+    return Response(body, headers=origin.headers, media_type="application/json")
+
+
+def _tidy_request(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request of a receipt with its times as every other time is written."""
+    return RunRequest.model_validate(request).model_dump(exclude_unset=True)
