@@ -60,9 +60,14 @@ def is_killed(mutant: Mutant, copy: Path) -> bool:
     file.write_text(changed, encoding="utf-8")
     try:
         # First on the path: processes that the tests start see the mutant as well.
-        environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(copy),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "MUTANT": mutant.id,
+        }
         done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, check=False
+            command, cwd=copy, env=os.environ | added, capture_output=True, text=True, check=False
         )
     finally:
         file.write_text(sound, encoding="utf-8")
