@@ -60,12 +60,7 @@ def is_killed(mutant: Mutant, copy: Path) -> bool:
     file.write_text(changed, encoding="utf-8")
     try:
         # First on the path: processes that the tests start see the mutant as well.
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(copy),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "MUTANT": mutant.id,
-        }
+        added = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "MUTANT": mutant.id}
         done = subprocess.run(
             command, cwd=copy, env=os.environ | added, capture_output=True, text=True, check=False
         )
