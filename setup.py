@@ -40,6 +40,7 @@ OTEL = ["opentelemetry-sdk>=1.40,<2", "opentelemetry-exporter-otlp-proto-http>=1
 DEV = [
     *OTEL,
     *CCXT,
+    "dagster-dg-cli==1.13.27",
     "empyrical-reloaded>=0.5.12",
     "hypothesis>=6.140",
     "import-linter>=2.5",
