@@ -35,9 +35,7 @@ WAITING = """SELECT pid FROM pg_stat_activity
 
 
 @contextmanager
-def set_options(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, *options: str
-) -> Iterator[Engine]:
+def set_options(database_url: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> Iterator[Engine]:
     """Open the database as every door does, with other limits of the server."""
     changed = " ".join(f"-c {option}" for option in options)
     monkeypatch.setattr(
@@ -314,15 +312,11 @@ def test_b4_two_runs_of_the_same_markets_in_any_order_do_not_deadlock(engine: En
     """Both take locks in the order of keys: both end, and the tables are those of one run."""
     symbols = ["BTC-USD", "ETH-USD", "SPX", "VOD@XLON"]
     both = [Disturbed(engine, symbols), Disturbed(engine, symbols[::-1])]
-    before = read_column(
-        engine, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    )
+    before = read_column(engine, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
     with ThreadPoolExecutor(2) as pool:
         for _ in pool.map(lambda one: one.ingest(MARCH), both):
             pass
-    after = read_column(
-        engine, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    )
+    after = read_column(engine, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
     assert after == before
     both[0].provider.served |= both[1].provider.served
     both[0].recover()
