@@ -44,6 +44,7 @@ DEV = [
     "hypothesis>=6.140",
     "import-linter>=2.5",
     "mypy>=1.19",
+    "openapi-python-client>=0.29",
     "pandas-stubs>=3.0",
     "prometheus-client>=0.24,<1",
     "promql-parser>=0.6",

@@ -6,11 +6,9 @@ from typing import Any
 
 import dagster as dg
 
-from market_pipeline.domain.triggers import TRIGGER_TAG
+from market_pipeline.domain.triggers import BACKFILL_TAGS
 
 FIRST_MONTH = "1990-01-01"
-MAX_RUNTIME_SECONDS = 86_400
-_MAX_RUNTIME_TAG = "dagster/max_runtime"
 
 
 @dg.monthly_partitioned_config(start_date=FIRST_MONTH, end_offset=1)
@@ -24,8 +22,7 @@ backfill_history_job = dg.define_asset_job(
     "backfill_history",
     selection=dg.AssetSelection.assets("market_aggregates"),
     config=fill_month,
-    # A month of many markets takes longer than dagster.yaml lets a run take.
-    tags={TRIGGER_TAG: "backfill", _MAX_RUNTIME_TAG: str(MAX_RUNTIME_SECONDS)},
+    tags=BACKFILL_TAGS,
     description="Fill history by month; statistics follow with the next ingest.",
 )
 statistics_job = dg.define_asset_job(
