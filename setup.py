@@ -41,10 +41,13 @@ DEV = [
     *OTEL,
     *CCXT,
     "dagster-dg-cli==1.13.27",
+    "duckdb>=2",
     "empyrical-reloaded>=0.5.12",
     "hypothesis>=6.140",
     "import-linter>=2.5",
     "mypy>=1.19",
+    "openapi-python-client>=0.29",
+    "polars>=2",
     "pandas-stubs>=3.0",
     "prometheus-client>=0.24,<1",
     "promql-parser>=0.6",
@@ -101,7 +104,13 @@ setup(
         ]
     },
     install_requires=RUNTIME,
-    extras_require={"otel": OTEL, "ccxt": CCXT, "dev": DEV, "system": SYSTEM, "bench": BENCH},
+    extras_require={
+        "otel": OTEL,
+        "ccxt": CCXT,
+        "dev": DEV,
+        "system": SYSTEM,
+        "bench": BENCH,
+    },
     entry_points={
         "console_scripts": ["market-pipeline=market_pipeline.cli.main:main"],
         "market_pipeline.providers": [

@@ -11,7 +11,7 @@ from uuid import UUID
 import httpx
 
 from market_pipeline.api.problems import RETRY_SECONDS, ProblemError
-from market_pipeline.domain.triggers import LAUNCH_TAG, TRIGGER_TAG
+from market_pipeline.domain.triggers import BACKFILL_TAGS, LAUNCH_TAG, TRIGGER_TAG
 
 TIMEOUT_SECONDS = 6.0
 JOB = "ingest"
@@ -98,18 +98,20 @@ class DagsterClient:
         found = told["runsOrError"].get("results", [])
         return UUID(found[0]["runId"]) if found else None
 
-    async def launch_run(self, symbols: Sequence[str], launch_id: UUID, trigger: str) -> UUID:
+    async def launch_run(self, request: Mapping[str, Any], launch_id: UUID, trigger: str) -> UUID:
         """Put a run of the ingest job into Dagster's queue and return its id.
 
+        The request has fields of ``IngestionRequest``; those that are missing are the settings'.
         If the webserver is not there, or has not loaded the code location, the problem is 503.
         """
-        options = {"resources": {"request": {"config": {"symbols": list(symbols)}}}}
+        options = {"resources": {"request": {"config": dict(request)}}}
         names = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY, "jobName": JOB}
         told = {TRIGGER_TAG: trigger, LAUNCH_TAG: str(launch_id)}
+        told |= BACKFILL_TAGS if trigger == "backfill" else {}
         metadata = {"tags": [{"key": key, "value": value} for key, value in told.items()]}
         params = {
             "selector": names,
-            "runConfigData": options if symbols else {},
+            "runConfigData": options if request else {},
             "executionMetadata": metadata,
         }
         launched = (await self._query(_LAUNCH, params=params))["launchRun"]
