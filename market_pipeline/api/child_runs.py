@@ -8,7 +8,7 @@ log. Waiting runs are kept in memory, so they are lost when this process ends.
 import asyncio
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -20,6 +20,8 @@ _MOST_REMEMBERED = 1_000
 # All markets, or some: the command's other exit codes are failures.
 _SUCCESSES = frozenset({0, 3})
 _COMMAND = (str(Path(sys.executable).parent / "market-pipeline"), "ingest")
+_FLAGS = {"provider": "--provider", "history_from": "--from", "history_to": "--to"}
+_NO_OPTIONS: Mapping[str, str] = {}
 logger = logging.getLogger("market_pipeline.api")
 
 
@@ -43,16 +45,23 @@ class ChildRuns:
         """Return how many runs wait for their turn."""
         return sum(state.status == "QUEUED" for state in self._states.values())
 
-    async def launch_run(self, symbols: Sequence[str], launch_id: UUID, trigger: str) -> UUID:
+    async def launch_run(
+        self,
+        symbols: Sequence[str],
+        launch_id: UUID,
+        trigger: str,
+        options: Mapping[str, str] = _NO_OPTIONS,
+    ) -> UUID:
         """Let a run wait for its turn, and return its id: the launch's, so that it is found."""
         ended = [run_id for run_id, state in self._states.items() if state.has_ended]
         for run_id in ended[: max(len(ended) - _MOST_REMEMBERED, 0)]:
             del self._states[run_id]
         self._states[launch_id] = RunState("QUEUED")
-        options = ["--run-id", str(launch_id), "--trigger", trigger]
+        given = ["--run-id", str(launch_id), "--trigger", trigger]
         if symbols:
-            options += ["--symbols", ",".join(symbols)]
-        task = asyncio.create_task(self._run(launch_id, options))
+            given += ["--symbols", ",".join(symbols)]
+        given += [part for name, value in options.items() for part in (_FLAGS[name], value)]
+        task = asyncio.create_task(self._run(launch_id, given))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return launch_id

@@ -17,6 +17,7 @@ TIMEOUT_SECONDS = 6.0
 JOB = "ingest"
 LOCATION = "market_pipeline.definitions"
 REPOSITORY = "__repository__"
+_NO_OPTIONS: Mapping[str, str] = {}
 ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 # It beats every 30 seconds; Dagster itself calls it healthy for half an hour after its death.
 _BEATS_WITHIN_SECONDS = 90.0
@@ -98,18 +99,24 @@ class DagsterClient:
         found = told["runsOrError"].get("results", [])
         return UUID(found[0]["runId"]) if found else None
 
-    async def launch_run(self, symbols: Sequence[str], launch_id: UUID, trigger: str) -> UUID:
+    async def launch_run(
+        self,
+        symbols: Sequence[str],
+        launch_id: UUID,
+        trigger: str,
+        options: Mapping[str, str] = _NO_OPTIONS,
+    ) -> UUID:
         """Put a run of the ingest job into Dagster's queue and return its id.
 
         If the webserver is not there, or has not loaded the code location, the problem is 503.
         """
-        options = {"resources": {"request": {"config": {"symbols": list(symbols)}}}}
+        asked = {**({"symbols": list(symbols)} if symbols else {}), **options}
         names = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY, "jobName": JOB}
         told = {TRIGGER_TAG: trigger, LAUNCH_TAG: str(launch_id)}
         metadata = {"tags": [{"key": key, "value": value} for key, value in told.items()]}
         params = {
             "selector": names,
-            "runConfigData": options if symbols else {},
+            "runConfigData": {"resources": {"request": {"config": asked}}} if asked else {},
             "executionMetadata": metadata,
         }
         launched = (await self._query(_LAUNCH, params=params))["launchRun"]

@@ -10,8 +10,8 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 from uuid import UUID
@@ -45,17 +45,20 @@ Result = TypeVar("Result")
 class IngestCommand:
     """A request to ingest these markets; none: those configured.
 
-    Under ``key`` it is remembered for a day; None: while it runs only.
+    Under ``key`` it is remembered for a day; None: while it runs only. ``options`` are further
+    fields of the request: ``provider``, ``history_from``, ``history_to``.
     """
 
     symbols: tuple[str, ...]
     trigger: str
     key: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def request_hash(self) -> str:
         """The hash that equal requests share."""
-        told = json.dumps([JOB, sorted(self.symbols), self.trigger])
+        more = [dict(sorted(self.options.items()))] if self.options else []
+        told = json.dumps([JOB, sorted(self.symbols), self.trigger, *more])
         return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -71,7 +74,13 @@ class Started:
 class _Starter(Protocol):
     async def count_queued(self) -> int: ...
 
-    async def launch_run(self, symbols: Sequence[str], launch_id: UUID, trigger: str) -> UUID: ...
+    async def launch_run(
+        self,
+        symbols: Sequence[str],
+        launch_id: UUID,
+        trigger: str,
+        options: Mapping[str, str],
+    ) -> UUID: ...
 
 
 class Launcher:
@@ -210,7 +219,7 @@ async def _launch_by(starter: _Starter, command: IngestCommand, launch_id: UUID)
         detail = f"{waiting} runs already wait in the queue: try again when some have ended"
         retry = {"Retry-After": str(_QUEUE_RETRY_SECONDS)}
         raise ProblemError(429, "Too Many Requests", detail, retry)
-    return await starter.launch_run(command.symbols, launch_id, command.trigger)
+    return await starter.launch_run(command.symbols, launch_id, command.trigger, command.options)
 
 
 def _read_recorded_state(engine: Engine, run_id: UUID) -> RunState | None:

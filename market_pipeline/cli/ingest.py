@@ -6,7 +6,15 @@ from uuid import UUID
 
 import click
 
-from market_pipeline.cli.options import PROVIDER, SYMBOLS, check_with, keep_given, parse_time
+from market_pipeline.cli.options import (
+    PROVIDER,
+    SYMBOLS,
+    TO,
+    check_with,
+    keep_given,
+    make_from_option,
+    parse_time,
+)
 from market_pipeline.cli.runs import finish_run
 from market_pipeline.cli.show import AS_JSON
 from market_pipeline.domain.triggers import TRIGGERS
@@ -43,6 +51,8 @@ Exits with 0 when every market gave all its bars, 3 when some came short,
     callback=check_with(parse_time),
     help="ISO 8601 time taken as now (UTC where it has no zone); default now.",
 )
+@make_from_option(is_required=False)
+@TO
 @click.option("--run-id", type=click.UUID, hidden=True, help="The run's id; default a new one.")
 @click.option("--trigger", type=click.Choice(TRIGGERS), default="manual", hidden=True)
 @AS_JSON
