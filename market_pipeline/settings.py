@@ -88,6 +88,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("API_PORT", "8000", "Port the HTTP API listens on"),
     Setting("API_TOKEN", "", "Bearer token of the HTTP API, 16 characters or more", is_secret=True),
     Setting("API_ALLOWED_HOSTS", "", "More host names the HTTP API answers to: data.example.com"),
+    Setting(
+        "API_CORS_ORIGINS", "", "Sites whose pages may use the HTTP API: https://a.example.com"
+    ),
     Setting("INGEST_WAIT_SECONDS", "60", "How long POST /api/ingest waits for its run"),
     Setting(
         "CRON_SECRET", "", "Bearer secret of GET /api/cron, 16 characters or more", is_secret=True

@@ -13,11 +13,16 @@ import httpx
 
 from market_pipeline.api.problems import RETRY_SECONDS, ProblemError
 from market_pipeline.domain.ticks import TICK_TAG
-from market_pipeline.domain.triggers import BEATS_WITHIN_SECONDS, LAUNCH_TAG, TRIGGER_TAG
+from market_pipeline.domain.triggers import (
+    BACKFILL_TAGS,
+    BEATS_WITHIN_SECONDS,
+    LAUNCH_TAG,
+    TRIGGER_TAG,
+)
 
 TIMEOUT_SECONDS = 6.0
 JOB = "ingest"
-LOCATION = "market_pipeline"
+LOCATION = "market_pipeline.definitions"
 REPOSITORY = "__repository__"
 ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 _QUEUE = """query { runsOrError(filter: {statuses: [QUEUED]}) { __typename ... on Runs { count } }
@@ -99,18 +104,20 @@ class DagsterClient:
         found = told["runsOrError"].get("results", [])
         return UUID(found[0]["runId"]) if found else None
 
-    async def launch_run(self, symbols: Sequence[str], launch_id: UUID, trigger: str) -> UUID:
+    async def launch_run(self, request: Mapping[str, Any], launch_id: UUID, trigger: str) -> UUID:
         """Put a run of the ingest job into Dagster's queue and return its id.
 
+        The request has fields of ``IngestionRequest``; those that are missing are the settings'.
         If the webserver is not there, or has not loaded the code location, the problem is 503.
         """
-        options = {"resources": {"request": {"config": {"symbols": list(symbols)}}}}
+        options = {"resources": {"request": {"config": dict(request)}}}
         names = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY, "jobName": JOB}
         told = {TRIGGER_TAG: trigger, LAUNCH_TAG: str(launch_id)}
+        told |= BACKFILL_TAGS if trigger == "backfill" else {}
         metadata = {"tags": [{"key": key, "value": value} for key, value in told.items()]}
         params = {
             "selector": names,
-            "runConfigData": options if symbols else {},
+            "runConfigData": options if request else {},
             "executionMetadata": metadata,
         }
         launched = (await self._query(_LAUNCH, params=params))["launchRun"]
@@ -118,7 +125,7 @@ class DagsterClient:
             raise _describe_missing(
                 "webserver",
                 f"Dagster's webserver refused the run ({launched['__typename']}): its page "
-                "Deployment shows whether the code location market_pipeline is loaded",
+                f"Deployment shows whether the code location {LOCATION} is loaded",
             )
         return UUID(launched["run"]["runId"])
 

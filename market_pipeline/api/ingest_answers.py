@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Engine
 
+from market_pipeline.readers.encoding import format_time
 from market_pipeline.storage.runs.receipts import read_run, read_run_markets, read_run_tables
 from market_pipeline.storage.runs.ticks import read_parts
 
@@ -159,5 +160,5 @@ def _build_result(
 ) -> dict[str, Any]:
     counts = {name: sum(tables.get(table, {}).values()) for name, table in _RESULTS.items()}
     times = {"startedAt": run["started_at"], "completedAt": run["completed_at"]}
-    told = {name: time and time.isoformat() for name, time in times.items()}
+    told = {name: time and format_time(time) for name, time in times.items()}
     return {**counts, **told, "trigger": run["trigger"]}

@@ -10,10 +10,10 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from fastapi.concurrency import run_in_threadpool
@@ -49,17 +49,20 @@ Result = TypeVar("Result")
 class IngestCommand:
     """A request to ingest these markets; none: those configured.
 
-    Under ``key`` it is remembered for a day; None: while it runs only.
+    Under ``key`` it is remembered for a day; None: while it runs only. ``options`` are other fields
+    of ``IngestionRequest``, checked already.
     """
 
     symbols: tuple[str, ...]
     trigger: str
     key: str | None = None
+    options: Mapping[str, str | int] = field(default_factory=dict)
 
     @property
     def request_hash(self) -> str:
         """The hash that equal requests share."""
-        told = json.dumps([JOB, sorted(self.symbols), self.trigger])
+        options = [dict(sorted(self.options.items()))] if self.options else []
+        told = json.dumps([JOB, sorted(self.symbols), self.trigger, *options])
         return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -75,7 +78,9 @@ class Started:
 class _Starter(Protocol):
     async def count_queued(self) -> int: ...
 
-    async def launch_run(self, symbols: Sequence[str], launch_id: UUID, trigger: str) -> UUID: ...
+    async def launch_run(
+        self, request: Mapping[str, Any], launch_id: UUID, trigger: str
+    ) -> UUID: ...
 
 
 class Launcher:
@@ -187,7 +192,8 @@ class Launcher:
 
     async def _find_or_launch(self, command: IngestCommand, claim: Claim) -> UUID:
         launch_id = claim.launch_id
-        if read_shards() > 1:
+        # A span of history is filled by one run, at its own pace.
+        if read_shards() > 1 and "history_from" not in command.options:
             return await _launch_by(self._ticks, command, launch_id)
         if claim.was_tried and (known := await self._find_run(launch_id)):
             return known
@@ -224,11 +230,11 @@ class _Ticks:
         await self.services.dagster.count_queued()
         return await run_in_threadpool(self._count)
 
-    async def launch_run(self, symbols: Sequence[str], launch_id: UUID, trigger: str) -> UUID:
+    async def launch_run(self, request: Mapping[str, Any], launch_id: UUID, trigger: str) -> UUID:
         """Open the tick; done again it stays as it is."""
-        request = build_request(datetime.now(UTC), symbols)
+        resolved = build_request(datetime.now(UTC), **request)
         engine = self.services.engine
-        await run_in_threadpool(open_tick, engine, launch_id, request, trigger, read_shards())
+        await run_in_threadpool(open_tick, engine, launch_id, resolved, trigger, read_shards())
         return launch_id
 
     def _count(self) -> int:
@@ -242,7 +248,8 @@ async def _launch_by(starter: _Starter, command: IngestCommand, launch_id: UUID)
         detail = f"{waiting} runs already wait in the queue: try again when some have ended"
         retry = {"Retry-After": str(_QUEUE_RETRY_SECONDS)}
         raise ProblemError(429, "Too Many Requests", detail, retry)
-    return await starter.launch_run(command.symbols, launch_id, command.trigger)
+    symbols = {"symbols": list(command.symbols)} if command.symbols else {}
+    return await starter.launch_run({**symbols, **command.options}, launch_id, command.trigger)
 
 
 def _read_recorded_state(engine: Engine, run_id: UUID) -> RunState | None:

@@ -43,6 +43,8 @@ Exits with 0 when every market gave all its bars, 3 when some came short,
     callback=check_with(parse_time),
     help="ISO 8601 time taken as now (UTC where it has no zone); default now.",
 )
+@click.option("--history-from", hidden=True, callback=check_with(parse_time))
+@click.option("--history-to", hidden=True, callback=check_with(parse_time))
 @click.option("--run-id", type=click.UUID, hidden=True, help="The run's id; default a new one.")
 @click.option("--trigger", type=click.Choice(TRIGGERS), default="manual", hidden=True)
 @AS_JSON

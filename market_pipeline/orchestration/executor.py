@@ -24,6 +24,7 @@ from market_pipeline.ingestion.receipts import describe_request
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.ticks import ASSETS, check_code_version, check_tick_known
 from market_pipeline.orchestration.causes import Cause, find_cause
+from market_pipeline.orchestration.months import read_month
 from market_pipeline.orchestration.run_connections import keep_connection
 from market_pipeline.settings import EXECUTORS, read_choice, read_variable, split_list
 from market_pipeline.storage.runs.claims import hold_liveness_lock
@@ -170,7 +171,8 @@ def describe_asked(
     part = None
     try:
         part = parse_part(given.pop("tick", ""))
-        request = build_request(began, **given)
+        month = {} if given.get("history_from") else read_month(tags)
+        request = build_request(began, **{**given, **month})
         read, provider = describe_request(request), ",".join(request.providers)
     except (PipelineError, TypeError, ValueError, AttributeError):
         symbols = given.get("symbols") or split_list(read_variable("INGESTION_MARKETS"))
