@@ -1,29 +1,19 @@
-"""Know ticks, and note claims in receipts."""
+"""Open ticks."""
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0012"
-down_revision = "0011"
+revision = "0016"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
-_RUN, _PART, _SCHEMA = "ingestion_run", "ingestion_run_market", "market_data"
+_RUN, _SCHEMA = "ingestion_run", "market_data"
 _TIME = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
     """Apply the change."""
-    op.add_column(
-        _PART,
-        sa.Column(
-            "claim_token",
-            sa.BigInteger(),
-            nullable=True,
-            comment="Token of the claim it was written under; NULL: nothing was asked of the provider",
-        ),
-        schema=_SCHEMA,
-    )
     op.create_table(
         "ingestion_tick",
         sa.Column("tick_id", sa.Uuid(), nullable=False, comment="The tick"),
@@ -87,4 +77,3 @@ def downgrade() -> None:
     op.drop_column(_RUN, "shard", schema=_SCHEMA)
     op.drop_column(_RUN, "tick_id", schema=_SCHEMA)
     op.drop_table("ingestion_tick", schema=_SCHEMA)
-    op.drop_column(_PART, "claim_token", schema=_SCHEMA)
