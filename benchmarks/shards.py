@@ -32,7 +32,7 @@ from market_pipeline.ingestion.drive import BarStream
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
 
-MARKETS, FETCH_WORKERS = 2_000, 4
+MARKETS, FETCH_WORKERS, HISTORY_DAYS = 2_000, 4, 40
 _ROOT = Path(__file__).resolve().parents[1]
 _FIGURES = (
     "two_shards_vs_one", "worker_cpu_ms_per_market", "server_cpu_ms_per_market",
@@ -118,8 +118,8 @@ def _find_throughput(delay: float, services: list[float], customers: int) -> flo
 def measure(bench: Bench, wanted: frozenset[str]) -> Iterator[Figure]:
     """Yield what two workers gain, and what a market costs worker, server and lock."""
     with open_runs(bench, "shards", MARKETS) as runs:
-        bench.report(f"making a year of {MARKETS:,} markets")
-        runs.make_history()
+        bench.report(f"making {HISTORY_DAYS} days of {MARKETS:,} markets")
+        runs.make_history(HISTORY_DAYS)
         yield from _measure_costs(runs, bench, wanted)
         if "two_shards_vs_one" in wanted:
             ways = [_build_way(runs, "one", 1), _build_way(runs, "two", 2)]
