@@ -53,8 +53,8 @@ class Disturbed(Installation):
         self.provider = Watched()
 
     def _route(self, faults: str) -> list[Route]:
-        assert not faults, "the database is at fault here, not the provider"
-        return [(self.provider, market) for _, market in super()._route(faults)]
+        provider = self.provider if not faults else Watched(faults)
+        return [(provider, market) for _, market in super()._route(faults)]
 
     def prepare(self) -> None:
         """Register the markets, so that a run has nothing but their bars to write first."""
