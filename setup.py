@@ -36,10 +36,12 @@ RUNTIME = [
     "uvicorn>=0.40,<1",
 ]
 CCXT = ["ccxt>=4.5.60,<5"]
+MCP = ["mcp>=2.3,<3"]
 OTEL = ["opentelemetry-sdk>=1.40,<2", "opentelemetry-exporter-otlp-proto-http>=1.40,<2"]
 DEV = [
     *OTEL,
     *CCXT,
+    *MCP,
     "duckdb>=2",
     "empyrical-reloaded>=0.5.12",
     "hypothesis>=6.140",
@@ -106,6 +108,7 @@ setup(
     extras_require={
         "otel": OTEL,
         "ccxt": CCXT,
+        "mcp": MCP,
         "dev": DEV,
         "system": SYSTEM,
         "bench": BENCH,
