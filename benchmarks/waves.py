@@ -29,6 +29,7 @@ from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Route, build_request
 from market_pipeline.providers.base import Provider
 from market_pipeline.settings import find_project_dir
+from market_pipeline.storage.tables import market_aggregate
 
 MARKETS, HISTORY_DAYS, FILL_DAYS = 1_000, 365, 41
 _NOW = datetime(2026, 3, 2, 0, 20, tzinfo=UTC)
@@ -238,11 +239,11 @@ def measure_fill(bench: Bench, wanted: frozenset[str]) -> Iterator[Figure]:
             runs.database.execute(
                 "TRUNCATE market_data.market, market_data.ingestion_run, "
                 "market_data.dataset_version RESTART IDENTITY CASCADE",
-                "DROP TABLE IF EXISTS bare",
-                "CREATE TABLE bare (LIKE market_data.market_aggregate INCLUDING DEFAULTS)",
-                "ALTER TABLE bare ADD PRIMARY KEY (market_id, interval, open_time)",
                 "CHECKPOINT",
             )
+
+        def forget_bars() -> None:
+            runs.database.execute(f"TRUNCATE {table} CASCADE", "CHECKPOINT")
 
         def load() -> None:
             stream = runs.open_stream(runs.routes, FILL_DAYS)
@@ -251,19 +252,15 @@ def measure_fill(bench: Bench, wanted: frozenset[str]) -> Iterator[Figure]:
                 pass
 
         def keep() -> None:
-            runs.database.execute(
-                "DROP TABLE IF EXISTS kept",
-                "CREATE TABLE kept AS SELECT * FROM market_data.market_aggregate",
-            )
-            runs.database.run_psql("-c", f"\\copy kept TO '{file}' (FORMAT binary)")
+            runs.database.run_psql("-c", f"\\copy {table} TO '{file}' (FORMAT binary)")
 
-        file = bench.folder / "fill" / "bars.bin"
+        file, table = bench.folder / "fill" / "bars.bin", market_aggregate.fullname
         forget()
         load()
         keep()
-        copy = ["-c", f"\\copy bare FROM '{file}' (FORMAT binary)"]
+        copy = ["-c", f"\\copy {table} FROM '{file}' (FORMAT binary)"]
         ways = [
-            Way("bare", lambda: runs.database.run_psql(*copy), prepare=forget),
+            Way("bare", lambda: runs.database.run_psql(*copy), prepare=forget_bars),
             Way("run", load, prepare=forget),
         ]
         comparison = compare(ways, bench.rounds, bench.report)

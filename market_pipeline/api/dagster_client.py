@@ -15,7 +15,7 @@ from market_pipeline.domain.triggers import BACKFILL_TAGS, LAUNCH_TAG, TRIGGER_T
 
 TIMEOUT_SECONDS = 6.0
 JOB = "ingest"
-LOCATION = "market_pipeline"
+LOCATION = "market_pipeline.definitions"
 REPOSITORY = "__repository__"
 ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 # It beats every 30 seconds; Dagster itself calls it healthy for half an hour after its death.
@@ -119,7 +119,7 @@ class DagsterClient:
             raise _describe_missing(
                 "webserver",
                 f"Dagster's webserver refused the run ({launched['__typename']}): its page "
-                "Deployment shows whether the code location market_pipeline is loaded",
+                f"Deployment shows whether the code location {LOCATION} is loaded",
             )
         return UUID(launched["run"]["runId"])
 

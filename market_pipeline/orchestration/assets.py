@@ -13,6 +13,7 @@ import pandas as pd
 from sqlalchemy import Table
 
 from market_pipeline.ingestion.drive import BarStream, make_limiter
+from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.snapshots import collect_snapshots
 from market_pipeline.orchestration.computing import (
@@ -98,9 +99,7 @@ def market_aggregates(
 
     Bars are final by their provider's own rule; weeks are rebuilt from stored days.
     """
-    run = describe_run(context, request)
-    routes = find_routes(providers, database, run)
-    return BarStream(database.engine, run, routes)
+    return stream_bars(database, providers, describe_run(context, request))
 
 
 @_asset_of(tables.market_snapshot, "ingestion", "observed", "python")
@@ -137,6 +136,11 @@ def market_roi_statistics(market_aggregates: MarketReader) -> Computed:
     """One row per market, interval, horizon, as_of and method: ROI, Sharpe, Sortino, drawdown."""
     reader = market_aggregates
     return compute_roi(reader.engine, reader.calendars, read_statistics_settings())
+
+
+def stream_bars(database: Database, providers: Providers, run: Run) -> BarStream:
+    """Return the bars that a run asks for, to be fetched while they are stored."""
+    return BarStream(database.engine, run, find_routes(providers, database, run))
 
 
 def _observe_providers(routes: Sequence[Route]) -> list[dg.AssetObservation]:

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from itertools import islice
+from operator import sub
 
 import dagster as dg
 
@@ -17,6 +18,8 @@ from market_pipeline.storage.runs.retention import prune
 
 SCHEDULE = "ingest_schedule"
 _PRUNE_CRON = "40 3 * * *"
+# A week of every quarter of an hour.
+_TICKS_OF_A_WEEK = 700
 
 ingest_job = dg.define_asset_job(
     "ingest",
@@ -108,6 +111,19 @@ def find_last_ticks(now: datetime, count: int = 3) -> list[datetime]:
         SettingError: INGESTION_CRON_EXPRESSION is no cron expression.
     """
     return list(islice(iterate_past_ticks(read_cron_expression(), now), count))
+
+
+def build_freshness_policy(now: datetime) -> dg.FreshnessPolicy:
+    """Return when an asset counts as stale: when two ticks of the schedule brought nothing.
+
+    So the alert ``no_run`` counts, too. Where pauses differ (no runs at weekends), the longest
+    counts: Dagster knows one length alone, and a fresh asset must not be called stale.
+
+    Raises:
+        SettingError: INGESTION_CRON_EXPRESSION is no cron expression.
+    """
+    ticks = find_last_ticks(now, _TICKS_OF_A_WEEK)
+    return dg.FreshnessPolicy.time_window(max(map(sub, ticks, ticks[2:])))
 
 
 def is_schedule_on(instance: dg.DagsterInstance) -> bool:

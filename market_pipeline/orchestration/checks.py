@@ -5,7 +5,7 @@ shows its numbers. A check blocks only on what constraints make impossible: a ma
 late or odd must not keep the others from their statistics.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -229,6 +229,18 @@ def check_market_aggregates(
     providers: Providers,
 ) -> Iterator[dg.AssetCheckResult]:
     """Check this run's receipt; in a run of checks alone, the last receipt by today's clock."""
+    names = sorted(key.name for key in context.selected_asset_check_keys)
+    yield from evaluate_checks(context, database, request, providers, names)
+
+
+def evaluate_checks(
+    context: dg.AssetCheckExecutionContext | dg.OpExecutionContext,
+    database: Database,
+    request: IngestionRequest,
+    providers: Providers,
+    names: Iterable[str] = CHECKS,
+) -> Iterator[dg.AssetCheckResult]:
+    """Return what the checks of market_aggregates with these names say about a run."""
     asked = request.describe_run(context.instance, context.run.run_id).request
     compared = Window(asked.now - _COMPARED, asked.now)
     with database.engine.connect() as connection:
@@ -237,22 +249,20 @@ def check_market_aggregates(
         pairs = compare_sources(connection, Interval.DAY, compared, symbols)
     routes = keep_routes(database, providers.route(asked).routes)
     case = CheckInput(evidence, asked, routes, pairs)
-    for key in sorted(context.selected_asset_check_keys):
-        yield _build_result(key, CHECKS[key.name](case), evidence.run_id)
+    for name in names:
+        yield _build_result(name, CHECKS[name](case), evidence.run_id)
 
 
-def _build_result(
-    key: dg.AssetCheckKey, verdict: CheckResult, run_id: UUID | None
-) -> dg.AssetCheckResult:
+def _build_result(name: str, verdict: CheckResult, run_id: UUID | None) -> dg.AssetCheckResult:
     severity = dg.AssetCheckSeverity
     metadata: dict[str, Any] = {**verdict.numbers, "receipt_of_run": str(run_id)}
     if verdict.violations:
         metadata["objections"] = build_table(verdict.violations[:MAX_LINES])
     return dg.AssetCheckResult(
         passed=not verdict.violations,
-        asset_key=key.asset_key,
-        check_name=key.name,
-        severity=severity.ERROR if key.name in BLOCKING else severity.WARN,
+        asset_key=market_aggregates.key,
+        check_name=name,
+        severity=severity.ERROR if name in BLOCKING else severity.WARN,
         metadata=metadata,
     )
 

@@ -22,6 +22,7 @@ from market_pipeline.ingestion.closing import INTERRUPTED, close_run
 from market_pipeline.ingestion.receipts import describe_request
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.orchestration.causes import Cause, find_cause
+from market_pipeline.orchestration.months import read_month
 from market_pipeline.orchestration.run_connections import keep_connection
 from market_pipeline.settings import EXECUTORS, read_choice, read_variable, split_list
 from market_pipeline.storage.runs.claims import hold_liveness_lock
@@ -166,7 +167,8 @@ def describe_asked(
     given = dict(run_config.get("resources", {}).get("request", {}).get("config") or {})
     provider = str(given.get("provider") or read_variable("INGESTION_PROVIDER"))
     try:
-        request = build_request(began, **given)
+        month = {} if given.get("history_from") else read_month(tags)
+        request = build_request(began, **{**given, **month})
         read, provider = describe_request(request), ",".join(request.providers)
     except (PipelineError, TypeError, ValueError, AttributeError):
         symbols = given.get("symbols") or split_list(read_variable("INGESTION_MARKETS"))

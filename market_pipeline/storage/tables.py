@@ -102,6 +102,11 @@ market = Table(
     needed("price_basis", Text, "unadjusted, split_adjusted or adjusted"),
     needed("is_active", Boolean, "Still ingested", server_default="true"),
     needed("is_primary", Boolean, "Read when only the symbol is named", server_default="false"),
+    optional(
+        "preferred_at",
+        TIME,
+        "When somebody declared it primary; NULL: INGESTION_PROVIDER decides (UTC)",
+    ),
     needed(
         "former_symbols",
         ARRAY(Text),
@@ -315,6 +320,11 @@ ingestion_run_market = Table(
     needed("outcome", Text, "ok, partial or failed"),
     optional("reason", Text, "What went wrong"),
     optional("assumed", Text, "What the provider had to assume about the market"),
+    optional(
+        "claim_token",
+        BigInteger,
+        "Token of the claim it was written under; NULL: nothing was asked of the provider",
+    ),
     comment="One row per run and market: the bars' part of the receipt",
 )
 

@@ -48,6 +48,13 @@ _ABSENT = text(f"""
                 OR asked.symbol = ANY(named.former_symbols)))
     ORDER BY place
 """)
+# By the key of the receipts: those of a day are few.
+_DONE_LATER = text("""
+    SELECT part.run_id FROM market_data.ingestion_run run
+    JOIN market_data.ingestion_run_market part USING (run_id)
+    WHERE run.completed_at > clock_timestamp() - interval '1 day' AND part.market_id = :market_id
+        AND part.outcome = 'ok' AND part.claim_token > :token LIMIT 1
+""")
 _ENDS = ("ok", "partial", "failed")
 _SUMMED = (
     "requested", "received", "inserted", "updated", "unchanged", "derived_inserted",
@@ -156,6 +163,11 @@ def read_run_end(connection: Connection, run_id: UUID) -> tuple[datetime, str] |
     query = select(run.ended_at, run.outcome).where(run.run_id == run_id, run.ended_at.is_not(None))
     row = connection.execute(query).one_or_none()
     return None if row is None else (row.ended_at, row.outcome)
+
+
+def find_later_receipt(connection: Connection, market_id: int, token: int) -> UUID | None:
+    """Return a run of the last day that did all work on a market under a later claim, if any."""
+    return connection.execute(_DONE_LATER, {"market_id": market_id, "token": token}).scalar()
 
 
 def read_run_with_totals(connection: Connection, run_id: UUID) -> Row | None:
