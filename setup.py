@@ -23,7 +23,6 @@ RUNTIME = [
     "matplotlib>=3.10,<4",
     "numpy>=2.2,<3",
     "pandas>=3.0,<4",
-    "plotly>=7,<8",
     "psycopg2-binary>=2.9.10,<3",
     "pyarrow>=21",
     "python-dotenv>=1.1,<2",

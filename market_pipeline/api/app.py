@@ -9,7 +9,18 @@ from starlette.staticfiles import StaticFiles
 from market_pipeline.api.counting import Counting
 from market_pipeline.api.description import SUMMARY, TITLE, VERSION, describe_api
 from market_pipeline.api.launching import Launcher
-from market_pipeline.api.pages import assets, comparison, market, overview, runs, sign_in
+from market_pipeline.api.pages import (
+    actions,
+    assets,
+    comparison,
+    coverage,
+    details,
+    launches,
+    market,
+    overview,
+    runs,
+    sign_in,
+)
 from market_pipeline.api.pages.rendering import show_problem
 from market_pipeline.api.params import refuse_unknown
 from market_pipeline.api.problems import install_problems
@@ -19,6 +30,7 @@ from market_pipeline.api.security import RequestGuard
 from market_pipeline.api.services import Services
 from market_pipeline.api.transport import HeadAsGet, compress_answers, let_sites_in
 
+PAGES = (overview, market, comparison, coverage, runs, details, launches, actions, assets)
 FOR_PROGRAMS = (
     ingest.router,
     metrics.router,
@@ -31,7 +43,7 @@ LENIENT = (
     health.router,
     docs.router,
     sign_in.router,
-    *(page.router for page in (overview, market, comparison, runs, assets)),
+    *(page.router for page in PAGES),
 )
 
 

@@ -24,7 +24,7 @@ BODY_SECONDS = 30.0
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Health is for those who watch, cron has a secret of its own, and one signs in with the token.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/api/cron", "/sign-in"})
-_FORM_PATHS = frozenset({"/sign-in"})
+_FORM_PATHS = ("/sign-in", "/actions/")
 _GRAPHQL = "/graphql"
 _POLICY_VIOLATION = 1008
 _OTHER_SITES = frozenset({"cross-site", "same-site"})
@@ -146,7 +146,7 @@ def _refuse_content_type(scope: Scope) -> Response | None:
     headers: Headers = scope["headers"]
     given = find_header(headers, b"content-type").partition(";")[0].strip().lower()
     wanted = "application/json"
-    if scope["path"] in _FORM_PATHS:
+    if scope["path"].startswith(_FORM_PATHS):
         wanted = "application/x-www-form-urlencoded"
     has_body = find_header(headers, b"content-length") not in {"", "0"}
     has_body = has_body or bool(find_header(headers, b"transfer-encoding"))

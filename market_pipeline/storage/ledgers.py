@@ -322,3 +322,20 @@ metric_total = Table(
     needed("updated_at", TIME, "Last change (UTC)"),
     comment="One row per counter or histogram and label set: totals that outlive runs",
 )
+
+action_log = Table(
+    "action_log",
+    metadata,
+    key("action_id", BigInteger, "Surrogate key", Identity()),
+    needed("begun_at", TIME, "When it began (UTC)"),
+    needed("actor", Text, "Who, as the sign-in or the machine says"),
+    needed("address", Text, "The network address it came from"),
+    needed("action", Text, "What was done, in a word"),
+    needed("target", Text, "To what, such as alert ID"),
+    optional("outcome", Text, "done, started, refused or failed; NULL: it has not ended"),
+    optional("result", Text, "What came of it, in a sentence"),
+    optional("run_id", Uuid, "The run that it started or wrote as"),
+    Index("action_log_target", "target"),
+    CheckConstraint("outcome IN ('done', 'started', 'refused', 'failed')", name="outcome_is_known"),
+    comment="One row per action that a person took on a page: who did what, and its result",
+)

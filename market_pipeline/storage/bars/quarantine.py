@@ -214,6 +214,15 @@ def count_strays(connection: Connection, market_ids: Sequence[int]) -> dict[int,
     return {row.market_id: row.strays for row in connection.execute(query)}
 
 
+def count_open_rows(connection: Connection) -> list[Row]:
+    """Return the open rows of each market and rule as one: how many, the last, since when."""
+    rows = quarantined_row.c
+    counts = (func.count().label("rows"), func.max(rows.row_id).label("row_id"))
+    since = func.min(rows.first_seen_at).label("first_seen_at")
+    query = select(rows.market_id, rows.rule, *counts, since).where(rows.status == "open")
+    return fetch(connection, query.group_by(rows.market_id, rows.rule))
+
+
 def read_strays(
     connection: Connection, market_id: int, interval: Interval, since: datetime
 ) -> "pd.Series[pd.Timestamp]":
@@ -233,6 +242,17 @@ def resolve_rows(
         update(quarantined_row)
         .where(quarantined_row.c.row_id.in_(list(row_ids)), quarantined_row.c.status == "open")
         .values(status=status, resolved_at=now)
+        .returning(quarantined_row.c.row_id)
+    )
+    return sorted(connection.execute(statement).scalars())
+
+
+def reopen_rows(connection: Connection, row_ids: Sequence[int]) -> list[int]:
+    """Take back that rows were discarded, and return which those were."""
+    statement = (
+        update(quarantined_row)
+        .where(quarantined_row.c.row_id.in_(list(row_ids)), quarantined_row.c.status == "discarded")
+        .values(status="open", resolved_at=None)
         .returning(quarantined_row.c.row_id)
     )
     return sorted(connection.execute(statement).scalars())

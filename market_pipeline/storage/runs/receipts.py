@@ -105,6 +105,13 @@ _MARKETS = _list_markets("symbol, provider")
 _FAILED_FIRST = _list_markets(
     "array_position(ARRAY['failed', 'partial', 'ok'], part.outcome), symbol, provider"
 )
+# The receipt of the last run that came to a market.
+_LAST_OF_MARKET = text(f"""
+    SELECT run.run_id, run.started_at, {STATE} AS run_outcome, part.outcome, part.reason,
+        part.inserted, part.updated, part.holes_left, part.quarantined
+    FROM market_data.ingestion_run run JOIN market_data.ingestion_run_market part USING (run_id)
+    WHERE part.market_id = :market_id ORDER BY run.started_at DESC LIMIT 1
+""")
 _MARKET_COLUMNS = [
     *("symbol", "provider"),
     *(part.name for part in ingestion_run_market.c if part.name not in {"run_id", "market_id"}),
@@ -204,6 +211,11 @@ def read_worst_markets(connection: Connection, run_id: UUID, count: int) -> list
     """Return a run's receipt by market: absent ones first, then failed ones."""
     absent = [{"provider": None, **row} for row in read_absent_markets(connection, run_id)]
     return [*absent, *fetch(connection, _FAILED_FIRST, run_id=run_id, count=count)][:count]
+
+
+def read_last_receipt(connection: Connection, market_id: int) -> Row | None:
+    """Return what the last run that came to a market did for it; None: none has."""
+    return next(iter(fetch(connection, _LAST_OF_MARKET, market_id=market_id)), None)
 
 
 def count_received(connection: Connection, run_id: UUID) -> int:
