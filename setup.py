@@ -35,10 +35,12 @@ RUNTIME = [
     "uvicorn>=0.40,<1",
 ]
 CCXT = ["ccxt>=4.5.60,<5"]
+MCP = ["mcp>=2.3,<3"]
 OTEL = ["opentelemetry-sdk>=1.40,<2", "opentelemetry-exporter-otlp-proto-http>=1.40,<2"]
 DEV = [
     *OTEL,
     *CCXT,
+    *MCP,
     "dagster-dg-cli==1.13.27",
     "duckdb>=2",
     "empyrical-reloaded>=0.5.12",
@@ -46,8 +48,8 @@ DEV = [
     "import-linter>=2.5",
     "mypy>=1.19",
     "openapi-python-client>=0.29",
-    "polars>=2",
     "pandas-stubs>=3.0",
+    "polars>=2",
     "prometheus-client>=0.24,<1",
     "promql-parser>=0.6",
     "pytest>=9,<10",
@@ -106,6 +108,7 @@ setup(
     extras_require={
         "otel": OTEL,
         "ccxt": CCXT,
+        "mcp": MCP,
         "dev": DEV,
         "system": SYSTEM,
         "bench": BENCH,
