@@ -104,7 +104,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
                 counts = write_markets(engine, run, output)
                 handle.set_attributes(**counts.describe())
             return MaterializationSummary(
-                counts, build_market_lines(output), {"markets": len(output)}
+                counts, build_market_lines(output), {"run_markets": len(output)}
             )
         if isinstance(output, Snapshots):
             failures = output.batch.failures
@@ -149,7 +149,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
             rows, dict(zip(markets["market_id"], markets["symbol"], strict=True))
         )
         return MaterializationSummary(
-            counts, lines, {"markets": len(markets), "markets_short": short}, rows
+            counts, lines, {"run_markets": len(markets), "markets_short": short}, rows
         )
 
     def _illustrate(
