@@ -1,4 +1,4 @@
-"""``market-pipeline markets``: what is stored and ingested; switch off, read again, or remove."""
+"""``market-pipeline markets``: list, add, prefer, switch off, read again, or remove markets."""
 
 import os
 from collections.abc import Iterable
@@ -18,6 +18,7 @@ _EPILOG = """\b
 Examples:
   market-pipeline markets list
   market-pipeline markets add SOL-USD --provider coingecko
+  market-pipeline markets prefer yahoo:BTC-USD
   market-pipeline markets deactivate BTC-USD
   market-pipeline markets purge yahoo:SPX
   market-pipeline markets reload coingecko:BTC-USD
@@ -37,7 +38,7 @@ Exits with 0 when all came, 3 when some did not, 1 when nothing did.
 """
 
 
-@click.group(epilog=_EPILOG, short_help="List, add, deactivate, reload or purge markets.")
+@click.group(epilog=_EPILOG, short_help="List, add, prefer, deactivate, reload or purge markets.")
 def markets() -> None:
     """Markets that are stored, and those that runs ingest."""
 
@@ -110,6 +111,29 @@ def deactivate(name: str) -> None:
 
 @markets.command()
 @click.argument("name", metavar="MARKET")
+@click.option("--undo", is_flag=True, help="Let INGESTION_PROVIDER decide again.")
+def prefer(name: str, undo: bool) -> None:
+    """Let the bare symbol mean MARKET, such as yahoo:BTC-USD, also if runs name others first.
+
+    `markets list` shows what is preferred, and since when.
+    """
+    from market_pipeline.storage.markets.admin import prefer_market
+
+    with open_database() as engine:
+        with engine.connect() as connection:
+            market_id, shown = _find_market(connection, name)
+            _refuse_inactive(connection, market_id, shown)
+        former = prefer_market(engine, market_id, is_preferred=not undo)
+    provider, _, symbol = shown.partition(":")
+    if undo:
+        click.echo(f"{symbol} means {former}:{symbol} until a run is configured with another one")
+        return
+    changed = f"; it meant {former}:{symbol}" if former and former != provider else ""
+    click.echo(f"{symbol} means {shown} from now on{changed}")
+
+
+@markets.command()
+@click.argument("name", metavar="MARKET")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @AS_JSON
 def purge(name: str, yes: bool, as_json: bool) -> None:
@@ -155,6 +179,17 @@ def reload_stored(
             return
         code = run_reload(engine, *found, asked_at, as_json)
     ctx.exit(code)
+
+
+def _refuse_inactive(connection: "Connection", market_id: int, shown: str) -> None:
+    from market_pipeline.storage.markets.lookup import read_market
+
+    if not read_market(connection, market_id).is_active:
+        provider, _, symbol = shown.partition(":")
+        raise click.UsageError(
+            f"{shown} is deactivated, so nothing new would be read of {symbol}: "
+            f"`market-pipeline markets add {symbol} --provider {provider}` takes it back"
+        )
 
 
 def _list_tables(counts: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:

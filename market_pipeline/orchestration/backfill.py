@@ -3,7 +3,7 @@
 import dagster as dg
 
 from market_pipeline.domain.errors import SettingError
-from market_pipeline.domain.triggers import TRIGGER_TAG
+from market_pipeline.domain.triggers import BACKFILL_TAGS
 from market_pipeline.ingestion.drive import BarStream
 from market_pipeline.orchestration.assets import POOL, stream_bars
 from market_pipeline.orchestration.causes import told_plainly
@@ -20,8 +20,6 @@ from market_pipeline.orchestration.resources import (
 from market_pipeline.storage.tables import market_aggregate
 
 AGGREGATES = "market_aggregates"
-MAX_RUNTIME_SECONDS = 86_400
-_MAX_RUNTIME_TAG = "dagster/max_runtime"
 
 
 @dg.op(
@@ -80,13 +78,7 @@ def _record_check(result: dg.AssetCheckResult) -> dg.AssetCheckEvaluation:
 @dg.job(
     name="backfill_history",
     config=fill_month,
-    tags={
-        TRIGGER_TAG: "backfill",
-        # A month of many markets takes longer than dagster.yaml lets a run take.
-        _MAX_RUNTIME_TAG: str(MAX_RUNTIME_SECONDS),
-        # A hundred months that wait must not keep a tick of the schedule waiting.
-        "dagster/priority": "-1",
-    },
+    tags=BACKFILL_TAGS,
     description="Fill history by month; statistics follow with the next ingest.",
 )
 def backfill_history_job() -> None:

@@ -52,6 +52,10 @@ class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
     history_to: str = Field(
         default="", description="ISO 8601 time up to which history is filled; empty: now"
     )
+    is_default_routing: bool = Field(
+        default=False, description="Set by tick_watch: the provider is the configured one"
+    )
+    tick: str = Field(default="", description="Set by tick_watch: which part of a tick this is")
 
     _runs: dict[str, Run] = PrivateAttr(default_factory=dict)
 
@@ -79,6 +83,7 @@ class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
             self.lookback_days,
             self.window_end,
             **(span if self.history_from else month or span),
+            is_default_routing=self.is_default_routing,
         )
 
 

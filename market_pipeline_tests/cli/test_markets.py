@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, text
 
 from market_pipeline.cli.main import main
 from market_pipeline.storage.ledgers import metadata
@@ -114,6 +114,40 @@ def test_add_says_what_to_set_and_refuses_what_nobody_serves(command: Command) -
     assert "no provider serves SPX" in refused.output
     unknown = command("markets", "deactivate", "NOBODY-USD")
     assert "no stored market is called NOBODY-USD" in unknown.output
+
+
+def test_prefer_changes_what_a_symbol_means_and_leaves_a_trace(
+    command: Command, ingested: str
+) -> None:
+    """The next run keeps it; the list says since when; a deactivated market is refused."""
+    with create_engine(ingested).begin() as connection:
+        connection.execute(
+            text("""INSERT INTO market_data.market (provider, provider_market_id, symbol, name,
+                base, quote, venue, calendar, intervals, price_basis) SELECT 'yahoo', 'BTC-USD',
+                symbol, name, base, quote, venue, calendar, intervals, price_basis
+                FROM market_data.market WHERE symbol = 'BTC-USD'""")
+        )
+    said = command("markets", "prefer", "yahoo:BTC-USD")
+    assert said.output == "BTC-USD means yahoo:BTC-USD from now on; it meant mock:BTC-USD\n"
+    assert command("ingest", "--window-end", "2024-03-15").exit_code == 0
+    assert find_primary(command) == ("yahoo", True)
+    undone = command("markets", "prefer", "yahoo:BTC-USD", "--undo")
+    assert "BTC-USD means yahoo:BTC-USD until a run" in undone.output
+    assert find_primary(command) == ("yahoo", False)
+    assert command("ingest", "--window-end", "2024-03-15").exit_code == 0
+    assert find_primary(command) == ("mock", False)
+    command("markets", "deactivate", "yahoo:BTC-USD")
+    refused = command("markets", "prefer", "yahoo:BTC-USD")
+    assert refused.exit_code != 0
+    assert "market-pipeline markets add BTC-USD --provider yahoo" in refused.output
+    assert command("markets", "purge", "yahoo:BTC-USD", "--yes").exit_code == 0
+
+
+def find_primary(command: Command) -> tuple[str, bool]:
+    """Return the provider that BTC-USD means, and whether somebody preferred it."""
+    told = json.loads(command("markets", "list", "--json").stdout)["markets"]
+    [row] = [row for row in told if row["symbol"] == "BTC-USD" and row["primary"]]
+    return row["provider"], row["preferred_at"] is not None
 
 
 def test_purge_asks_and_then_leaves_nothing(

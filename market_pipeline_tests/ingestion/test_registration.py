@@ -11,6 +11,7 @@ from market_pipeline.domain.records import Market
 from market_pipeline.ingestion.request import filter_active
 from market_pipeline.providers.mock import MockProvider
 from market_pipeline.readers.resolve import find_markets
+from market_pipeline.storage.markets.admin import prefer_market
 from market_pipeline.storage.markets.registration import ensure_market, register_markets
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
 
@@ -30,6 +31,13 @@ def read_rows(engine: Engine) -> list[tuple[Any, ...]]:
     """Return symbol, provider's id, active, primary of every row, the oldest first."""
     with engine.connect() as connection:
         return [tuple(row) for row in connection.execute(text(_ROWS))]
+
+
+def read_primaries(engine: Engine) -> list[str]:
+    """Return the providers of all primary markets."""
+    query = "SELECT provider FROM market_data.market WHERE is_primary"
+    with engine.connect() as connection:
+        return list(connection.execute(text(query)).scalars())
 
 
 def register(engine: Engine, *markets: Market) -> None:
@@ -91,6 +99,31 @@ def test_a_name_goes_over_while_its_owner_takes_another(engine: Engine, luna: Ma
             ("LUNC-USD", "terra-luna", True, True),
             ("LUNA-USD", "terra-luna-2", True, True),
         ]
+
+
+def test_a_preferred_market_stays_primary_whatever_runs_are_configured_with(
+    engine: Engine, luna: Market
+) -> None:
+    """Also against the configured provider; a run decides again once the preference is undone."""
+    other = replace(luna, provider="yahoo")
+    keys = [ensure_market(engine, market, claim_primary=True) for market in (luna, other)]
+    assert read_primaries(engine) == ["yahoo"]
+    assert prefer_market(engine, keys[0]) == "yahoo"
+    register(engine, other)
+    assert read_primaries(engine) == ["mock"]
+    assert prefer_market(engine, keys[0], is_preferred=False) == "mock"
+    assert read_primaries(engine) == ["mock"]
+    register(engine, other)
+    assert read_primaries(engine) == ["yahoo"]
+
+
+def test_a_preference_ends_with_its_symbol(engine: Engine, luna: Market) -> None:
+    """A renamed market is not preferred under a name that nobody declared."""
+    prefer_market(engine, ensure_market(engine, luna, claim_primary=True))
+    renamed = replace(luna, symbol="LUNC-USD", base="LUNC")
+    register(engine, renamed)
+    register(engine, replace(renamed, provider="yahoo"))
+    assert read_primaries(engine) == ["yahoo"]
 
 
 def test_bars_of_the_former_market_stay_apart(engine: Engine) -> None:

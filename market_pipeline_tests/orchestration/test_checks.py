@@ -239,7 +239,7 @@ def add_source(engine: Engine, symbol: str, provider: str, factor: float) -> Non
     )  # fmt: skip
 
 
-def test_sources_that_differ_are_named_with_both_closes(check: Check, database: Engine) -> None:
+def test_d15_sources_that_differ_are_named_with_both_closes(check: Check, database: Engine) -> None:
     """Ten basis points are usual for Bitcoin, and too much for an index."""
     for symbol in SYMBOLS:
         add_source(database, symbol, "witness", 1.001)

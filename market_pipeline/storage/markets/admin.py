@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Engine, Table, text, update
+from sqlalchemy import Connection, Engine, Table, func, select, text, update
 
 from market_pipeline.domain.errors import ClaimTimeoutError
 from market_pipeline.storage.bulk.upsert import lock_merges
@@ -37,6 +37,27 @@ def deactivate_market(engine: Engine, market_id: int) -> bool:
         if changed := connection.execute(change).rowcount > 0:
             bump_list_version(connection)
         return changed
+
+
+def prefer_market(engine: Engine, market_id: int, *, is_preferred: bool = True) -> str | None:
+    """Make a market what its symbol means, whatever runs are configured with; return who was it.
+
+    With ``is_preferred`` False the next run decides by its configuration again. Returns the
+    provider of the primary market until now; None if the symbol had none.
+    """
+    symbol = select(market.c.symbol).where(market.c.market_id == market_id).scalar_subquery()
+    primaries = update(market).where(market.c.symbol == symbol, market.c.is_primary)
+    with engine.begin() as connection:
+        lock_merges(connection)
+        if not is_preferred:
+            change = primaries.values(preferred_at=None)
+            return connection.execute(change.returning(market.c.provider)).scalar()
+        change = primaries.values(is_primary=False, preferred_at=None)
+        former = connection.execute(change.returning(market.c.provider)).scalar()
+        this = update(market).where(market.c.market_id == market_id)
+        connection.execute(this.values(is_primary=True, preferred_at=func.now()))
+        bump_list_version(connection)
+        return former
 
 
 def count_rows(connection: Connection, market_id: int) -> dict[str, int]:

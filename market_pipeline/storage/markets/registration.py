@@ -6,7 +6,7 @@ Not here: which of them a run fetches (``ingestion.request``).
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
@@ -36,6 +36,13 @@ _COLUMNS = (
 FACTS = ("calendar", "quote", "price_basis")
 """What bars are read by: while a market has bars, only ``markets reload`` changes these."""
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
+
+
+class _Primary(NamedTuple):
+    """Whose market a bare symbol means, and whether somebody declared it."""
+
+    provider: str
+    is_preferred: bool = False
 
 
 def ensure_markets(engine: Engine, markets: Sequence[Market], claim_primary: bool) -> list[int]:
@@ -120,7 +127,7 @@ def register_markets(
     claim_primary: bool,
     replace_facts: bool = False,
 ) -> WriteCounts:
-    """Insert or update market rows; a symbol's primary is the configured provider's.
+    """Insert or update market rows; a symbol's primary is the configured provider's or preferred.
 
     A market is who its provider says it is: one with a new symbol keeps its row and its history;
     another one under a symbol that was in use begins a row of its own, and the former one ends.
@@ -130,8 +137,8 @@ def register_markets(
     Args:
         connection: In a transaction.
         markets: As routed.
-        claim_primary: Take the place of another provider's primary market; without it only a
-            vacant place is taken.
+        claim_primary: Take the place of another provider's primary market, unless somebody
+            preferred that one; without it only a vacant place is taken.
         replace_facts: Change also what stored bars were read by: the caller reads them again.
     """
     if not replace_facts:
@@ -171,11 +178,12 @@ def _read_known(connection: Connection, markets: Sequence[Market]) -> Rows:
     return {(row["provider"], row["provider_market_id"]): row for row in rows}
 
 
-def _read_primaries(connection: Connection, symbols: Sequence[str]) -> dict[str, str]:
-    query = select(market.c.symbol, market.c.provider).where(
+def _read_primaries(connection: Connection, symbols: Sequence[str]) -> dict[str, _Primary]:
+    is_preferred = market.c.preferred_at.is_not(None)
+    query = select(market.c.symbol, market.c.provider, is_preferred).where(
         market.c.symbol.in_(symbols), market.c.is_primary
     )
-    return {row.symbol: row.provider for row in connection.execute(query)}
+    return {row[0]: _Primary(row[1], row[2]) for row in connection.execute(query)}
 
 
 def _find_changes(one: Market, known: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -190,7 +198,8 @@ def _update(connection: Connection, one: Market, stored: Mapping[str, Any]) -> W
         return WriteCounts(unchanged=1)
     if "symbol" in changes:
         _retire_namesakes(connection, [one])
-        changes["is_primary"] = False  # Of the old symbol; the new one's is settled next.
+        # Of the old symbol; the new one's is settled next.
+        changes |= {"is_primary": False, "preferred_at": None}
         changes["former_symbols"] = [*stored["former_symbols"], stored["symbol"]]
     this = market.c.market_id == stored["market_id"]
     connection.execute(update(market).where(this).values(changes))
@@ -222,25 +231,28 @@ def _retire_namesakes(connection: Connection, markets: Sequence[Market]) -> set[
         update(market)
         .where(name.in_(_select_pairs([(one.provider, one.symbol) for one in markets])))
         .where(market.c.is_active, key.not_in(_select_pairs([_key(one) for one in markets])))
-        .values(is_active=False, is_primary=False)
+        .values(is_active=False, is_primary=False, preferred_at=None)
         .returning(market.c.provider, market.c.symbol)
     )
     return {(row.provider, row.symbol) for row in connection.execute(ended)}
 
 
-def _wants_primary(one: Market, primary: str | None, claim: bool) -> bool:
-    return primary is None or (claim and primary != one.provider)
+def _wants_primary(one: Market, primary: _Primary | None, claim: bool) -> bool:
+    if primary is None:
+        return True
+    return claim and not primary.is_preferred and primary.provider != one.provider
 
 
 def _settle_primaries(connection: Connection, markets: Sequence[Market], claim: bool) -> None:
     primaries = _read_primaries(connection, [one.symbol for one in markets])
-    chosen: dict[str, str] = {}
+    chosen: dict[str, _Primary] = {}
     for one in markets:
         if _wants_primary(one, chosen.get(one.symbol, primaries.get(one.symbol)), claim):
-            chosen[one.symbol] = one.provider
+            chosen[one.symbol] = _Primary(one.provider)
     if not chosen:
         return
     deposed = update(market).where(market.c.symbol.in_(list(chosen)), market.c.is_primary)
     connection.execute(deposed.values(is_primary=False))
-    of_chosen = tuple_(market.c.symbol, market.c.provider).in_(_select_pairs([*chosen.items()]))
+    pairs = [(symbol, primary.provider) for symbol, primary in chosen.items()]
+    of_chosen = tuple_(market.c.symbol, market.c.provider).in_(_select_pairs(pairs))
     connection.execute(update(market).where(of_chosen, market.c.is_active).values(is_primary=True))
