@@ -5,7 +5,7 @@ unknown; where a number could have been expected, ``reason`` says why.
 """
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -77,6 +77,10 @@ class Bar(OfMarket, LatestBar):
     """One final bar."""
 
     run_id: UUID | None
+    is_final: bool | None = Field(None, description="Only with `provisional`")
+    is_assumed: bool | None = Field(
+        None, description="Only with `basis=assumed`: the record alone would not have the row"
+    )
 
 
 class BarTable(Table, OfSeries):
@@ -180,6 +184,12 @@ class LatestValues(OfMarket):
     roi: list[LatestRoi]
 
 
+class LatestTable(Table):
+    """Everything that is newest of several markets."""
+
+    data: list[LatestValues]
+
+
 class CoverageRow(OfSeries):
     """The coverage of one interval of a market."""
 
@@ -220,6 +230,109 @@ class CoverageTable(Table):
     data: list[CoverageRow]
     holes: list[HoleRow]
     never_asked: list[NeverAskedRow]
+
+
+class HoleTable(Table):
+    """Holes by market, interval and time."""
+
+    data: list[HoleRow]
+
+
+class AlertRow(BaseModel):
+    """An alert, from the first time it was raised until it is resolved."""
+
+    alert_id: UUID
+    kind: str = Field(examples=["market_stale"])
+    severity: Literal["info", "warning", "error", "critical"]
+    state: Literal["open", "acknowledged", "gone", "resolved"] = Field(
+        description="gone: its cause is gone, and it is resolved unless it comes back"
+    )
+    message: str
+    members: dict[str, Any] = Field(description="The markets or providers that it is about")
+    times: int
+    raised_at: datetime
+    seen_at: datetime
+    acknowledged_at: datetime | None
+    resolved_at: datetime | None
+    run_id: UUID | None
+
+
+class AlertTable(Table):
+    """Alerts, the newest first."""
+
+    data: list[AlertRow]
+
+
+class QuarantineRow(OfSeries):
+    """An impossible bar as it came, kept once with its reason."""
+
+    row_id: int
+    open_time: datetime | None
+    rule: str
+    detail: str = Field(description="The values that broke the rule")
+    payload: dict[str, Any] = Field(description="The whole bar as it came")
+    run_id: UUID
+    first_seen_at: datetime
+    last_seen_at: datetime
+    times_seen: int
+    status: Literal["open", "replayed", "discarded"]
+    resolved_at: datetime | None
+
+
+class QuarantineTable(Table):
+    """Quarantined rows, the last seen first."""
+
+    data: list[QuarantineRow]
+
+
+class ChangeRow(OfSeries):
+    """A final bar that differs between two dataset versions."""
+
+    open_time: datetime
+    changed: str = Field(description="new, or the names of the values that differ")
+    old_close: float | None
+    close: float
+    old_volume: float | None
+    volume: float | None
+    version: int
+    known_at: datetime
+    run_id: UUID | None
+
+
+class ChangeTable(Table):
+    """Changed bars."""
+
+    n_changes: int = Field(description="All of them; `data` holds the first")
+    data: list[ChangeRow]
+
+
+class PlanProvider(BaseModel):
+    """The price of a plan at one provider."""
+
+    provider: str
+    calls: int
+    bars: int
+    minutes: float | None = Field(description="At its rate; null: it has none")
+    day_ratio: float | None = Field(description="Calls as a share of a day's; null: no limit")
+
+
+class PlanRow(OfSeries):
+    """What would be asked for of one series."""
+
+    calls: int
+    bars: int
+    starts_at: datetime
+    ends_at: datetime
+    purpose: str
+
+
+class Plan(BaseModel):
+    """What a run would ask for. Nobody is asked."""
+
+    providers: list[PlanProvider]
+    data: list[PlanRow]
+    cuts: list[str] = Field(description="Parts of the window that a calendar does not know")
+    unserved: dict[str, str] = Field(description="Symbols that no provider serves, and why")
 
 
 class RunRequest(BaseModel):

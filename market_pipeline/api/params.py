@@ -10,6 +10,7 @@ from market_pipeline.api.problems import DAYS_FORM, ProblemError
 from market_pipeline.domain.records import Market
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.readers.resolve import find_named_markets
+from market_pipeline.settings import split_list
 
 Symbol = Annotated[
     str,
@@ -27,6 +28,14 @@ ProviderName = Annotated[
         examples=["mock"],
     ),
 ]
+Symbols = Annotated[
+    str | None,
+    Query(
+        description="Markets, named as in a path and separated by commas; default all",
+        max_length=20_000,
+        examples=["BTC-USD,mock:ETH-USD"],
+    ),
+]
 Format = Annotated[
     Literal["json", "csv", "parquet", "arrow"] | None,
     Query(alias="format", description="Instead of the header Accept"),
@@ -34,7 +43,8 @@ Format = Annotated[
 Start = Annotated[datetime | None, Query(description="Start, included; UTC if it has no zone")]
 End = Annotated[datetime | None, Query(description="End, not included; default now")]
 AsOf = Annotated[datetime | None, Query(description="As it was known, or newest, at this time")]
-Version = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="As in this dataset version")]
+MOST = 2**63 - 1
+Version = Annotated[int | None, Query(ge=0, le=MOST, description="As in this dataset version")]
 Require = Annotated[
     Literal["complete", "explained"] | None,
     Query(
@@ -71,6 +81,14 @@ async def refuse_unknown(request: Request) -> None:
         names = f"this path takes {', '.join(taken) or 'none'}"
         detail = f"unknown parameter {', '.join(unknown)[:200]}: {names}"
         raise ProblemError(400, "Invalid Request", detail)
+
+
+def split_symbols(symbols: str | None) -> tuple[str, ...] | None:
+    """Return the names in a parameter of symbols; None: it was not given.
+
+    A malformed name is a ``SettingError``, and so is none.
+    """
+    return None if symbols is None else parse_symbols(split_list(symbols))
 
 
 def name_market(symbol: str, provider: str | None) -> str:

@@ -42,6 +42,12 @@ def describe_error(error: Any) -> tuple[str, str]:
     return name, message if module_and_class.startswith(_OUR_ERRORS) else text
 
 
+def describe_run_failure(event: dg.DagsterEvent) -> str:
+    """Return why a run failed that no step explains."""
+    error = getattr(event.event_specific_data, "error", None)
+    return str(event.message) if error is None else describe_error(error)[1]
+
+
 def _find_innermost(error: Any) -> Any:
     """Return the innermost cause that this project explains itself, else the innermost of all."""
     chain = [error]

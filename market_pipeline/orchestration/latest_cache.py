@@ -56,7 +56,7 @@ def latest_market_cache(
         "outcome": "cache_degraded" if done.trouble else "ok",
         "entries_written": done.written,
         "entries_dropped": done.dropped,
-        "markets": len(markets),
+        "run_markets": len(markets),
     }
     metadata |= {"trouble": done.trouble} if done.trouble else {}
     metadata |= {"newest_version": done.newest_version} if done.newest_version else {}

@@ -8,8 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import tomllib
+import venv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -47,7 +49,26 @@ def read_mutants() -> list[Mutant]:
     return [Mutant(**one) for one in tomllib.loads(KEPT.read_text(encoding="utf-8"))["mutant"]]
 
 
-def is_killed(mutant: Mutant, copy: Path) -> bool:
+def build_python(copy: Path, folder: Path) -> Path:
+    """Return a Python that has this one's packages and imports the product from a copy.
+
+    Its commands do so as well: tests start them, in an environment of their own.
+    """
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    packages = sysconfig.get_path("purelib")
+    (site / "mutants.pth").write_text(f"{copy}\n{packages}\n", encoding="utf-8")
+    python = folder / "bin" / "python"
+    for script in Path(sys.executable).parent.iterdir():
+        first, _, body = script.read_bytes().partition(b"\n") if script.is_file() else (b"",) * 3
+        if first.startswith(b"#!") and b"python" in first:
+            target = folder / "bin" / script.name
+            target.write_bytes(f"#!{python}\n".encode() + body)
+            target.chmod(0o755)
+    return python
+
+
+def is_killed(mutant: Mutant, copy: Path, python: Path) -> bool:
     """Tell whether a mutant's tests turn red.
 
     Raises:
@@ -56,11 +77,10 @@ def is_killed(mutant: Mutant, copy: Path) -> bool:
     file = copy / "market_pipeline" / mutant.file
     sound, changed = file.read_text(encoding="utf-8"), mutant.change(copy)
     tests = [f"market_pipeline_tests/{path}" for path in mutant.tests.split()]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    command = [str(python), "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     file.write_text(changed, encoding="utf-8")
     try:
-        # First on the path: processes that the tests start see the mutant as well.
-        added = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "MUTANT": mutant.id}
+        added = {"PYTHONDONTWRITEBYTECODE": "1", "MUTANT": mutant.id}
         done = subprocess.run(
             command, cwd=copy, env=os.environ | added, capture_output=True, text=True, check=False
         )
@@ -79,8 +99,9 @@ def main(words: Sequence[str]) -> int:
         copy = Path(folder) / "project"
         hidden = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "results")
         shutil.copytree(ROOT, copy, ignore=hidden)
+        python = build_python(copy, Path(folder) / "venv")
         for at, mutant in enumerate(chosen, start=1):
-            killed = is_killed(mutant, copy)
+            killed = is_killed(mutant, copy, python)
             said = "killed" if killed else "SURVIVED"
             print(f"[{at}/{len(chosen)}] {said}: {mutant.id}, {mutant.promise}", flush=True)  # noqa: T201
             survivors += [] if killed else [mutant.id]

@@ -13,7 +13,6 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from market_pipeline.api.problems import describe_problems
 from market_pipeline.api.services import Services, get_services
 from market_pipeline.observability import run_metrics
 from market_pipeline.observability.metrics import Labels, Metric, Sample, collect, gauge
@@ -64,7 +63,6 @@ def expose_metrics(services: Annotated[Services, Depends(get_services)]) -> Resp
     "/api/metrics",
     summary="Figures as JSON",
     response_model_exclude_none=True,
-    responses=describe_problems(401),
 )
 def list_metrics(services: Annotated[Services, Depends(get_services)]) -> list[Figure]:
     """Answer with the same figures as /metrics."""

@@ -82,6 +82,13 @@ def read_alerts(connection: Connection, limit: int, with_resolved: bool) -> Sequ
     ).all()
 
 
+def name_state(alert: Row[Any]) -> str:
+    """Return ``open``, ``acknowledged``, ``gone`` (its cause is) or ``resolved``."""
+    if alert.resolved_at or alert.cleared_at:
+        return "resolved" if alert.resolved_at else "gone"
+    return "acknowledged" if alert.acknowledged_at else "open"
+
+
 def find_settled(connection: Connection, before: datetime) -> Sequence[Row[Any]]:
     """Return open alerts whose cause was gone by then, locked; those others hold are skipped."""
     query = select(alert).where(alert.c.resolved_at.is_(None), alert.c.cleared_at <= before)
