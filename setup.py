@@ -35,6 +35,7 @@ RUNTIME = [
     "uvicorn>=0.40,<1",
 ]
 CCXT = ["ccxt>=4.5.60,<5"]
+MCP = ["mcp>=2.3,<3"]
 # Since 5.6 a busy worker leaves runs in the queue (worker_disable_prefetch).
 CELERY = ["celery>=5.6,<6", "dagster-celery[redis]==0.29.27"]
 KUBERNETES = ["dagster-k8s==0.29.27"]
@@ -42,6 +43,7 @@ OTEL = ["opentelemetry-sdk>=1.40,<2", "opentelemetry-exporter-otlp-proto-http>=1
 DEV = [
     *OTEL,
     *CCXT,
+    *MCP,
     "dagster-dg-cli==1.13.27",
     "duckdb>=2",
     "empyrical-reloaded>=0.5.12",
@@ -49,8 +51,8 @@ DEV = [
     "import-linter>=2.5",
     "mypy>=1.19",
     "openapi-python-client>=0.29",
-    "polars>=2",
     "pandas-stubs>=3.0",
+    "polars>=2",
     "prometheus-client>=0.24,<1",
     "promql-parser>=0.6",
     "pytest>=9,<10",
@@ -115,6 +117,7 @@ setup(
     extras_require={
         "otel": OTEL,
         "ccxt": CCXT,
+        "mcp": MCP,
         "celery": CELERY,
         "kubernetes": KUBERNETES,
         "dev": DEV,

@@ -150,9 +150,17 @@ class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 def find_routes(providers: Providers, database: Database, run: Run) -> list[Route]:
-    """Return the provider and market of each symbol that is served and not deactivated.
+    """Return the routes of :func:`find_routing`, which raises the same errors."""
+    return find_routing(providers, database, run)[0]
 
-    The run's receipt notes the others. Afterwards the process knows the calendars of the exchanges.
+
+def find_routing(
+    providers: Providers, database: Database, run: Run
+) -> tuple[list[Route], Mapping[str, str]]:
+    """Return provider and market of each symbol that is served and not deactivated.
+
+    And the symbols that no provider serves, with the reason. The run's receipt notes what is left
+    out. Afterwards the process knows the calendars of the exchanges.
 
     Raises:
         MarketNotServedError: No symbol is served; lists who was asked and why not.
@@ -164,7 +172,7 @@ def find_routes(providers: Providers, database: Database, run: Run) -> list[Rout
     if routing.unserved or left:
         with database.engine.begin() as connection:
             note_left_out(connection, run, routing.unserved, sorted(left))
-    return kept
+    return kept, routing.unserved
 
 
 def keep_routes(database: Database, routes: Sequence[Route]) -> list[Route]:

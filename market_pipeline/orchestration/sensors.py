@@ -48,6 +48,7 @@ logger = logging.getLogger("market_pipeline.sensors")
 
 @dg.run_failure_sensor(
     name="run_failure_alert",
+    description="Raises an alert for every failed run, of any code location.",
     default_status=_ON,
     # Runs of `dagster job execute` carry no code location, so they are seen only this way.
     monitor_all_code_locations=True,
@@ -83,6 +84,7 @@ def run_failure_alert(context: dg.RunFailureSensorContext) -> None:
 
 @dg.run_status_sensor(
     name="run_success_watch",
+    description="Ends a job's alert when the job succeeds again, and calls HEARTBEAT_URL.",
     run_status=dg.DagsterRunStatus.SUCCESS,
     default_status=_ON,
     monitor_all_code_locations=True,
@@ -104,6 +106,7 @@ def run_success_watch(context: dg.RunStatusSensorContext) -> None:
 
 @dg.sensor(
     name="tick_watch",
+    description="Launches the runs of a tick that is split into shards, and ends the tick.",
     job=ingest_job,
     default_status=_ON,
     # Where there are no ticks, one short look a minute.
@@ -122,7 +125,12 @@ def tick_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     return dg.SensorResult(run_requests=requests, skip_reason=None if requests else told)
 
 
-@dg.sensor(name="alert_delivery", default_status=_ON, minimum_interval_seconds=15)
+@dg.sensor(
+    name="alert_delivery",
+    description="Sends the messages that wait in the outbox of alerts.",
+    default_status=_ON,
+    minimum_interval_seconds=15,
+)
 def alert_delivery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Send what waits in the outbox to ALERT_WEBHOOK_URL, at least once each."""
     del context
@@ -131,7 +139,12 @@ def alert_delivery(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     return dg.SkipReason(f"{taken} messages delivered")
 
 
-@dg.sensor(name="alert_watch", default_status=_ON, minimum_interval_seconds=60)
+@dg.sensor(
+    name="alert_watch",
+    description="Raises alerts for stale data, holes that stay and runs that do not begin.",
+    default_status=_ON,
+    minimum_interval_seconds=60,
+)
 def alert_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Raise alerts of what no run can tell: stale data, holes that stay, no run; end old ones."""
     now = datetime.now(UTC)
@@ -144,7 +157,12 @@ def alert_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     )
 
 
-@dg.sensor(name="dead_run_watch", default_status=_ON, minimum_interval_seconds=30)
+@dg.sensor(
+    name="dead_run_watch",
+    description="Ends runs whose process is gone, closes their receipts, frees their slots.",
+    default_status=_ON,
+    minimum_interval_seconds=30,
+)
 def dead_run_watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """End runs whose process is gone, and free their slots; their failure raises the alert.
 

@@ -106,7 +106,7 @@ def test_batches_one_after_another_leave_what_the_model_says(
 @pytest.mark.parametrize("writers", [2, 8])
 @settings(TABLES_STAY, max_examples=10)
 @given(written=st.lists(st.lists(rows, min_size=1, max_size=30), min_size=8, max_size=24))
-def test_concurrent_writers_are_as_good_as_one(
+def test_a7_concurrent_writers_are_as_good_as_one(
     sampled: Engine, monkeypatch: pytest.MonkeyPatch, writers: int, written: list[list[Row]]
 ) -> None:
     """In the order of their versions the batches explain every row and every count."""
