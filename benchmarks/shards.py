@@ -57,6 +57,10 @@ class Costs:
     calls: float = 3.0
 
 
+# Processor times by this benchmark, the lock by merge_lock_ms_per_market on a quieter machine.
+MEASURED = Costs(worker_ms=2.7, server_ms=0.46, lock_ms=0.43)
+
+
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """How long a tick takes, and what bounds it.
@@ -103,6 +107,22 @@ def forecast(
     if asked > seconds:
         seconds, limit = asked, "the provider"
     return Forecast(seconds, limit, shares["the merge lock"], shares["the database's processor"])
+
+
+def build_table() -> list[str]:
+    """Return the table of docs/scaling.md: what the model says at sizes that were not tried."""
+    lines = [
+        "| markets | shards | a tick | busiest | merge lock | database |",
+        "|---|---|---|---|---|---|",
+    ]
+    for markets in (1_000, 10_000, 100_000):
+        for shards in (1, 2, 4, 8, 16):
+            told = forecast(MEASURED, markets, shards)
+            lines.append(
+                f"| {markets:,} | {shards} | {told.seconds:.0f} s | {told.limit} | "
+                f"{told.lock_share:.0%} | {told.server_share:.0%} |"
+            )
+    return lines
 
 
 def _find_throughput(delay: float, services: list[float], customers: int) -> float:
@@ -209,4 +229,7 @@ def _run_shard(url: str, now: str, shard: str, shards: str, markets: str) -> Non
 
 
 if __name__ == "__main__":
-    _run_shard(*sys.argv[1:])
+    if len(sys.argv) > 1:
+        _run_shard(*sys.argv[1:])
+    else:
+        print("\n".join(build_table()))  # noqa: T201 - the table of docs/scaling.md
