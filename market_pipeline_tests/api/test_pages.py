@@ -86,6 +86,9 @@ def test_the_sources_of_a_symbol_are_compared(client: TestClient, history: Histo
     assert "the first is 0.01 times the second" in table
     assert f"{first:%Y-%m-%d}: 50.0000 and 5,000.00" in table
     assert "differ" in table
+    assert "A-USD of mock and alpha differ: the first is 0.01 times the second" in (
+        client.get("/").text
+    )
 
 
 def open_alerts(engine: Engine, *told: Mapping[str, object]) -> None:

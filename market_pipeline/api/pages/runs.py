@@ -70,10 +70,12 @@ async def show_run(
         state = await launcher.read_state(run_id)
     except ProblemError:
         state = None
-    if state is None or state.has_ended:
+    if state is None:
         detail = f"run {run_id} has no receipt (old ones are removed): /runs lists the receipts"
         raise ProblemError(404, "Not Found", detail)
-    waiting = {"run_id": run_id, "state": state, "refresh_seconds": _FAST_SECONDS}
+    seconds = REFRESH_SECONDS if state.has_ended else _FAST_SECONDS
+    link = services.dagster.link_run(run_id)
+    waiting = {"run_id": run_id, "state": state, "refresh_seconds": seconds, "dagster_url": link}
     return answer_page(request, "run_waiting.html", waiting)
 
 

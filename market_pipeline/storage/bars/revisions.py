@@ -106,7 +106,8 @@ def read_version(connection: Connection, version: int) -> Row | None:
     What :func:`read_version_batches` and :func:`read_restated_bars` take.
     """
     found = fetch(connection, _VERSION, version=version)
-    return {**found[0], "first_version": version, "last_version": version} if found else None
+    span = {"first_version": version, "last_version": version}
+    return {**found[0], **span, "parts": [found[0]["run_id"]]} if found else None
 
 
 def read_version_batches(connection: Connection, run: Row, count: int) -> list[Row]:
