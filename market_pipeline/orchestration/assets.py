@@ -16,6 +16,7 @@ from market_pipeline.ingestion.drive import BarStream, make_limiter
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.snapshots import collect_snapshots
+from market_pipeline.orchestration.causes import told_plainly
 from market_pipeline.orchestration.check_results import (
     PRICES_COMPLETE,
     SYMBOLS_SERVED,
@@ -67,7 +68,7 @@ def _asset_of(
     check: dg.AssetCheckSpec | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """Return the decorator of the asset that a table has."""
-    return dg.asset(
+    decorate = dg.asset(
         group_name=group,
         kinds={kind, "postgres"},
         owners=OWNERS,
@@ -80,6 +81,7 @@ def _asset_of(
         # Beside the result of a check, Dagster takes no type of the value from the annotation.
         dagster_type=dg.Any if check else None,
     )
+    return lambda compute: decorate(told_plainly()(compute))
 
 
 @_asset_of(tables.market, "markets", "reference", "python", deps=PROVIDERS, check=SYMBOLS_SERVED)

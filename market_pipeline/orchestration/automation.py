@@ -10,6 +10,7 @@ import dagster as dg
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.ticks import open_tick
+from market_pipeline.orchestration.causes import told_plainly
 from market_pipeline.orchestration.dagster_internals import (
     is_valid_cron_string,
     iterate_past_ticks,
@@ -34,6 +35,7 @@ ingest_job = dg.define_asset_job(
 
 
 @dg.op
+@told_plainly()
 def prune_old_rows(context: dg.OpExecutionContext, database: Database) -> None:
     """Remove receipts of runs without change and thin snapshots, both after 90 days."""
     removed = prune(database.engine, datetime.now(UTC))
@@ -44,6 +46,7 @@ def prune_old_rows(context: dg.OpExecutionContext, database: Database) -> None:
 
 
 @dg.op
+@told_plainly()
 def prune_dagster_runs(context: dg.OpExecutionContext) -> None:
     """Remove Dagster's own runs and events after DAGSTER_RETENTION_DAYS; Dagster keeps them all."""
     # Imported when first needed: Dagster's storage costs 0.15 s.

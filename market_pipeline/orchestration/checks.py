@@ -20,6 +20,7 @@ from market_pipeline.ingestion.freshness import find_delays, index_coverage
 from market_pipeline.ingestion.request import Request, Route
 from market_pipeline.ingestion.run_alerts import MAX_QUARANTINE_RATIO
 from market_pipeline.orchestration.assets import market_aggregates
+from market_pipeline.orchestration.causes import told_plainly
 from market_pipeline.orchestration.check_results import CheckResult
 from market_pipeline.orchestration.report import ReportRow
 from market_pipeline.orchestration.resources import (
@@ -222,7 +223,8 @@ def check_market_aggregates(
 ) -> Iterator[dg.AssetCheckResult]:
     """Check this run's receipt; in a run of checks alone, the last receipt by today's clock."""
     names = sorted(key.name for key in context.selected_asset_check_keys)
-    yield from evaluate_checks(context, database, request, providers, names)
+    with told_plainly():
+        yield from evaluate_checks(context, database, request, providers, names)
 
 
 def evaluate_checks(

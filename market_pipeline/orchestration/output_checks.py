@@ -15,6 +15,7 @@ from market_pipeline.orchestration.assets import (
     market_comparisons,
     market_roi_statistics,
 )
+from market_pipeline.orchestration.causes import told_plainly
 from market_pipeline.orchestration.check_results import CheckResult
 from market_pipeline.orchestration.latest_cache import latest_market_cache
 from market_pipeline.orchestration.report import ReportRow
@@ -95,9 +96,10 @@ def check_outputs(
     providers: Providers,
 ) -> Iterator[dg.AssetCheckResult]:
     """Check all rows and the run's entries, whatever it has computed."""
-    asked = request.describe_run(context.instance, context.run.run_id).request
-    routes: list[Route] = keep_routes(database, providers.route(asked).routes)
-    names = [(market.provider, market.symbol) for _, market in routes]
-    for key in sorted(context.selected_asset_check_keys):
-        _, check = _CHECKS[key.name]
-        yield check(database, names).build(_SPECS[key.name])
+    with told_plainly():
+        asked = request.describe_run(context.instance, context.run.run_id).request
+        routes: list[Route] = keep_routes(database, providers.route(asked).routes)
+        names = [(market.provider, market.symbol) for _, market in routes]
+        for key in sorted(context.selected_asset_check_keys):
+            _, check = _CHECKS[key.name]
+            yield check(database, names).build(_SPECS[key.name])

@@ -106,6 +106,7 @@ def run_success_watch(context: dg.RunStatusSensorContext) -> None:
 
 @dg.sensor(
     name="tick_watch",
+    description="Launches the runs of a tick that is split into shards, and ends the tick.",
     job=ingest_job,
     default_status=_ON,
     # Where there are no ticks, one short look a minute.

@@ -16,10 +16,6 @@ from typing import TYPE_CHECKING
 import httpx
 
 from market_pipeline_tests.system.browser import (
-    HEIGHT,
-    LINEAGE_HEIGHT,
-    WIDTH,
-    expand_lineage,
     find_graph,
     open_browser,
     open_events,
@@ -46,7 +42,6 @@ DASHBOARD = {
 }
 WAIT_SECONDS = 120.0
 MARGIN_PIXELS = 20
-# High enough for the graph to be fitted by its width, at which nodes show their details.
 
 
 def main() -> None:
@@ -110,10 +105,9 @@ def take_pictures(project: Project) -> None:
 
 
 def picture_lineage(page: Page, address: str, file: Path) -> None:
-    """Write a picture of the whole graph, cropped to it."""
-    page.set_viewport_size({"width": WIDTH, "height": LINEAGE_HEIGHT})
+    """Write a picture of the graph as it opens, cropped to it."""
     open_lineage(page, address)
-    expand_lineage(page)
+    page.get_by_text("fetching statuses").first.wait_for(state="detached")
     graph = find_graph(page)
     clip: FloatRect = {
         "x": graph["x"] - MARGIN_PIXELS,
@@ -122,7 +116,6 @@ def picture_lineage(page: Page, address: str, file: Path) -> None:
         "height": graph["height"] + 2 * MARGIN_PIXELS,
     }
     page.screenshot(path=file, clip=clip)
-    page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
 
 
 def picture_chart(page: Page, address: str, file: Path) -> None:

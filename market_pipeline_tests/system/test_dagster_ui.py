@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import dagster as dg
 import pytest
 import yaml
 
+from market_pipeline.definitions import defs
 from market_pipeline.providers.registry import list_provider_names
 from market_pipeline_tests.system.browser import (
+    HEIGHT,
     LINEAGE_HEIGHT,
     WIDTH,
     count_partitions,
     expand_lineage,
+    find_graph,
     find_materialize_button,
     find_node,
     launch_backfill,
@@ -96,6 +100,25 @@ def test_the_rows_of_every_asset_land_in_the_embedded_database(visit: Visit) -> 
 
     assert all(rows.values()), rows
     assert rows["market"] == 3
+
+
+def test_the_lineage_opens_as_the_readme_shows_it(visit: Visit) -> None:
+    """Its groups, from the providers to the cache, on one screen and with nothing to open."""
+    visit.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+    open_lineage(visit.page, visit.ui.address)
+    groups = {find_group(asset) for asset in ASSETS} | {"providers", "serving"}
+    for group in groups:
+        find_node(visit.page, group).wait_for()
+    assert not find_node(visit.page, "market_aggregates").count()
+    graph = find_graph(visit.page)
+    assert graph["width"] > 5 * graph["height"]
+    assert graph["x"] >= 0
+    assert graph["x"] + graph["width"] <= WIDTH
+
+
+def find_group(asset: str) -> str:
+    """Return the group of an asset."""
+    return str(defs.resolve_asset_graph().get(dg.AssetKey(asset)).group_name)
 
 
 def test_lineage_begins_at_the_providers(visit: Visit) -> None:
