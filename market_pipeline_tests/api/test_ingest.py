@@ -73,7 +73,9 @@ def test_without_a_daemon_it_says_so_and_starts_nothing(stack: Stack) -> None:
     assert "make dev" in answer.json()["detail"]
 
 
-def test_g1_a_hundred_equal_requests_make_one_run(stack: Stack, crowd: list[httpx.Response]) -> None:
+def test_g1_a_hundred_equal_requests_make_one_run(
+    stack: Stack, crowd: list[httpx.Response]
+) -> None:
     """All get the same answer, of the one run that Dagster has recorded; none fails."""
     assert {answer.status_code for answer in crowd} == {200}
     bodies = [answer.json() for answer in crowd]
