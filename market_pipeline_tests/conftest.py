@@ -20,8 +20,13 @@ from market_pipeline_tests.commands import ROOT, run_command
 
 # A busy machine is no failure of the property.
 # The same examples each time, unless SEEDS asks to look further: chance turns no suite red.
+# Of a mutant any failure will do: looking for the smallest one takes minutes.
+_WITHOUT_SHRINKING = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
 hypothesis.settings.register_profile(
-    "any_speed", deadline=None, derandomize="SEEDS" not in os.environ
+    "any_speed",
+    deadline=None,
+    derandomize="SEEDS" not in os.environ,
+    phases=_WITHOUT_SHRINKING if "MUTANT" in os.environ else hypothesis.settings().phases,
 )
 hypothesis.settings.load_profile("any_speed")
 

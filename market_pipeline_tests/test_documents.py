@@ -19,7 +19,16 @@ GLOSSARY_WORDS = 40
 LEAST_BEHAVIOURS = 20
 QUESTIONS = {"What", "Which", "Who", "Whose", "Where", "How", "When", "Why", "Whether"}
 PAGES = [
-    *(ROOT / name for name in ("README.md", "RUNBOOK.md", "CONTRIBUTING.md", "deploy/README.md")),
+    *(
+        ROOT / name
+        for name in (
+            "README.md",
+            "RUNBOOK.md",
+            "CONTRIBUTING.md",
+            "SECURITY.md",
+            "deploy/README.md",
+        )
+    ),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -23,7 +23,6 @@ HEAVY = {
     "market_pipeline.providers.yahoo",
     "matplotlib",
     "opentelemetry",
-    "plotly",
     "prometheus_client",
     "pyarrow",
     "redis",

@@ -2,45 +2,58 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
-from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
+from fastapi import Depends, FastAPI
 from starlette.staticfiles import StaticFiles
 
 from market_pipeline.api.counting import Counting
+from market_pipeline.api.description import SUMMARY, TITLE, VERSION, describe_api
 from market_pipeline.api.launching import Launcher
-from market_pipeline.api.pages import assets, comparison, market, overview, runs, sign_in
+from market_pipeline.api.pages import (
+    actions,
+    assets,
+    comparison,
+    coverage,
+    details,
+    launches,
+    market,
+    overview,
+    runs,
+    sign_in,
+)
 from market_pipeline.api.pages.rendering import show_problem
-from market_pipeline.api.problems import Problem, install_problems
+from market_pipeline.api.params import refuse_unknown
+from market_pipeline.api.problems import install_problems
 from market_pipeline.api.quick import LatestFastPath
 from market_pipeline.api.routes import docs, health, history, ingest, ledgers, markets, metrics
 from market_pipeline.api.security import RequestGuard
 from market_pipeline.api.services import Services
+from market_pipeline.api.transport import HeadAsGet, compress_answers, let_sites_in
 
-ROUTERS = (
-    health.router,
+PAGES = (overview, market, comparison, coverage, runs, details, launches, actions, assets)
+FOR_PROGRAMS = (
     ingest.router,
     metrics.router,
     markets.router,
     history.router,
     ledgers.router,
+)
+# Watchers of health and browsers may add parameters of their own.
+LENIENT = (
+    health.router,
     docs.router,
     sign_in.router,
-    *(page.router for page in (overview, market, comparison, runs, assets)),
-)
-_SUMMARY = (
-    "Market data with a record of what is missing: start ingestion, read prices and statistics."
+    *(page.router for page in PAGES),
 )
 
 
 def build_app(services: Services) -> FastAPI:
     """Return the app on services that are open; who opened them closes them."""
     app = FastAPI(
-        title="Market Pipeline",
-        summary=_SUMMARY,
-        version=version("market-pipeline"),
+        title=TITLE,
+        summary=SUMMARY,
+        version=VERSION,
+        generate_unique_id_function=lambda route: route.name,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -51,12 +64,17 @@ def build_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.launcher = Launcher(services)
     install_problems(app, show_problem)
-    for router in ROUTERS:
+    for router in FOR_PROGRAMS:
+        app.include_router(router, dependencies=[Depends(refuse_unknown)])
+    for router in LENIENT:
         app.include_router(router)
     app.mount(docs.ASSETS_PATH, StaticFiles(directory=docs.find_assets()))
-    app.openapi = lambda: _describe_api(app)  # type: ignore[method-assign]  # FastAPI's way
+    app.openapi = lambda: describe_api(app)  # type: ignore[method-assign]  # FastAPI's way
+    compress_answers(app)
     app.add_middleware(LatestFastPath, services=services)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RequestGuard, configuration=services.configuration)
+    let_sites_in(app, services.configuration.cors_origins)
     app.add_middleware(Counting)
     return app
 
@@ -65,23 +83,3 @@ def build_app(services: Services) -> FastAPI:
 async def _live(app: FastAPI) -> AsyncIterator[None]:
     yield
     await app.state.launcher.close()
-
-
-def _describe_api(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI description; its problems are those that are answered."""
-    if app.openapi_schema is None:
-        described = get_openapi(
-            title=app.title, version=app.version, summary=app.summary, routes=app.routes
-        )
-        schemas = described.setdefault("components", {}).setdefault("schemas", {})
-        schemas["Problem"] = Problem.model_json_schema()
-        schemas.pop("HTTPValidationError", None)
-        schemas.pop("ValidationError", None)
-        for path in described["paths"].values():
-            for operation in path.values():
-                # FastAPI notes its own 422 everywhere; a wrong request is 400 here.
-                noted = operation["responses"].get("422", {})
-                if "application/json" in noted.get("content", {}):
-                    del operation["responses"]["422"]
-        app.openapi_schema = described
-    return app.openapi_schema

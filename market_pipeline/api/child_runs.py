@@ -8,9 +8,10 @@ log. Waiting runs are kept in memory, so they are lost when this process ends.
 import asyncio
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from market_pipeline.api.dagster_client import RunState
@@ -43,15 +44,19 @@ class ChildRuns:
         """Return how many runs wait for their turn."""
         return sum(state.status == "QUEUED" for state in self._states.values())
 
-    async def launch_run(self, symbols: Sequence[str], launch_id: UUID, trigger: str) -> UUID:
-        """Let a run wait for its turn, and return its id: the launch's, so that it is found."""
+    async def launch_run(self, request: Mapping[str, Any], launch_id: UUID, trigger: str) -> UUID:
+        """Let a run wait for its turn, and return its id: the launch's, so that it is found.
+
+        The request has fields of ``IngestionRequest``, which the command calls the same.
+        """
         ended = [run_id for run_id, state in self._states.items() if state.has_ended]
         for run_id in ended[: max(len(ended) - _MOST_REMEMBERED, 0)]:
             del self._states[run_id]
         self._states[launch_id] = RunState("QUEUED")
         options = ["--run-id", str(launch_id), "--trigger", trigger]
-        if symbols:
-            options += ["--symbols", ",".join(symbols)]
+        for name, value in request.items():
+            text = ",".join(value) if isinstance(value, list) else str(value)
+            options += [f"--{name.replace('_', '-')}", text]
         task = asyncio.create_task(self._run(launch_id, options))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

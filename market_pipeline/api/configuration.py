@@ -9,6 +9,7 @@ from market_pipeline.domain.errors import SettingError
 from market_pipeline.settings import (
     name_errors,
     read_secret,
+    read_shards,
     read_variable,
     read_whole_number,
     shorten,
@@ -33,6 +34,7 @@ class Configuration:
     token: str = field(default="", repr=False)
     cron_secret: str = field(default="", repr=False)
     allowed_hosts: frozenset[str] = LOOPBACK_NAMES
+    cors_origins: frozenset[str] = frozenset()
     ingest_wait_seconds: int = 60
     dagster_url: str = "http://127.0.0.1:3000"
     graphql_url: str = ""
@@ -49,6 +51,7 @@ def read_configuration(environ: Mapping[str, str] | None = None) -> Configuratio
             f"API_HOST={shorten(host)!r} lets other machines in: set API_TOKEN as well, "
             "or leave API_HOST at 127.0.0.1"
         )
+    read_shards(environ)
     named = {name.lower() for name in split_list(read_variable("API_ALLOWED_HOSTS", environ))}
     return Configuration(
         host=host,
@@ -56,6 +59,7 @@ def read_configuration(environ: Mapping[str, str] | None = None) -> Configuratio
         token=token,
         cron_secret=read_secret("CRON_SECRET", environ),
         allowed_hosts=_choose_hosts(host, named),
+        cors_origins=_read_origins(environ),
         ingest_wait_seconds=read_whole_number("INGEST_WAIT_SECONDS", 0, MAX_WAIT_SECONDS, environ),
         dagster_url=_read_address("DAGSTER_UI_URL", environ),
         graphql_url=_read_address("DAGSTER_GRAPHQL_URL", environ),
@@ -88,6 +92,19 @@ def _choose_hosts(host: str, named: set[str]) -> frozenset[str]:
         shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
         return LOOPBACK_NAMES | named | {shown.lower()}
     return frozenset(named | LOOPBACK_NAMES) if named else frozenset()
+
+
+def _read_origins(environ: Mapping[str, str] | None) -> frozenset[str]:
+    """Return the sites whose pages may use the API, as browsers spell them."""
+    origins = split_list(read_variable("API_CORS_ORIGINS", environ))
+    for origin in origins:
+        scheme, _, host = origin.partition("://")
+        if scheme not in {"http", "https"} or not host or set(host) & set("/*?#@ "):
+            raise SettingError(
+                f"API_CORS_ORIGINS: {shorten(origin)!r} is no site: expected a scheme and a host, "
+                "such as https://charts.example.com, separated by commas"
+            )
+    return frozenset(origin.lower() for origin in origins)
 
 
 def _read_address(name: str, environ: Mapping[str, str] | None) -> str:

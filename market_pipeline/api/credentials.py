@@ -1,4 +1,6 @@
-"""Credentials: bearer tokens and the cookie of a signed-in browser, compared in constant time.
+"""Credentials: bearer tokens, cookies of signed-in browsers and marks of our own forms.
+
+They are compared in constant time.
 
 Wrong sign-ins are counted by address in this process, so that nobody can try thousands of tokens.
 Behind a proxy, all visitors have the proxy's address. The proxy counts by their own addresses. Not
@@ -9,6 +11,7 @@ import hashlib
 import hmac
 import math
 import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address, ip_address
 
@@ -38,34 +41,56 @@ def is_token(text: str, token: str) -> bool:
     return bool(token) and len(text) <= _MAX_HEADER and _equals(text.encode(), token.encode())
 
 
-def build_session(token: str, now: float) -> str:
-    """Return a cookie's value: until when it holds, and the token's signature of that."""
-    until = str(int(now) + SESSION_SECONDS)
-    return f"{until}.{_sign(until, token)}"
+def build_session(token: str, now: float, name: str = "") -> str:
+    """Return a cookie's value: until when it holds, whose it is, and the token's signature.
+
+    The name is what somebody called themselves, for the log of actions.
+    """
+    told = str(int(now) + SESSION_SECONDS)
+    if name:
+        told += "." + urlsafe_b64encode(name.encode()).decode().rstrip("=")
+    return f"{told}.{_sign(f'session until {told}', token)}"
 
 
 def holds_session(headers: Iterable[tuple[bytes, bytes]], token: str) -> bool:
     """Tell whether a request carries the cookie of a browser that signed in with this token."""
+    return find_name(headers, token) is not None
+
+
+def find_name(headers: Iterable[tuple[bytes, bytes]], token: str) -> str | None:
+    """Return the name that a browser signed in with; "" without one, None if it did not."""
     if not token:
-        return False
-    for name, value in headers:
-        if name == b"cookie" and _holds_cookie(value.decode("latin-1"), token):
-            return True
-    return False
+        return None
+    cookies = (value.decode("latin-1") for name, value in headers if name == b"cookie")
+    found = (_read_cookie(cookie, token) for cookie in cookies)
+    return next((name for name in found if name is not None), None)
 
 
-def _holds_cookie(header: str, token: str) -> bool:
+def build_form_token(secret: str) -> str:
+    """Return what the forms of our own pages hold, and those of other sites cannot know."""
+    return _sign("forms", secret)
+
+
+def is_form_token(text: str, secret: str) -> bool:
+    """Tell whether a form comes from a page that was made with this secret."""
+    return _equals(text.encode(), build_form_token(secret).encode())
+
+
+def _read_cookie(header: str, token: str) -> str | None:
     for part in header.split(";"):
         name, _, value = part.strip().partition("=")
-        until, _, signature = value.partition(".")
-        if name == COOKIE and _equals(signature.encode("latin-1"), _sign(until, token).encode()):
-            return until.isdecimal() and int(until) > time.time()
-    return False
+        told, _, signature = value.rpartition(".")
+        expected = _sign(f"session until {told}", token)
+        if name == COOKIE and _equals(signature.encode("latin-1"), expected.encode()):
+            until, _, called = told.partition(".")
+            if until.isdecimal() and int(until) > time.time():
+                return urlsafe_b64decode(called + "=" * (-len(called) % 4)).decode()
+    return None
 
 
-def _sign(until: str, token: str) -> str:
-    message = f"market-pipeline session until {until}"
-    return hmac.new(token.encode(), message.encode("latin-1"), hashlib.sha256).hexdigest()
+def _sign(words: str, secret: str) -> str:
+    message = f"market-pipeline {words}"
+    return hmac.new(secret.encode(), message.encode("latin-1"), hashlib.sha256).hexdigest()
 
 
 def _equals(given: bytes, expected: bytes) -> bool:

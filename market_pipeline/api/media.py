@@ -5,15 +5,16 @@ Parquet and Arrow. A table no longer than a page is sent as a whole, with its le
 are streamed. Not here: the encoding itself (``readers.encoding``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel
 
-from market_pipeline.api.problems import ProblemError
+from market_pipeline.api.problems import ProblemError, describe_problems
 from market_pipeline.readers.encoding import ENCODERS, encode_json, list_records
 
 MAX_ROWS = 10_000
@@ -25,11 +26,32 @@ MEDIA_TYPES = {
     "arrow": "application/vnd.apache.arrow.stream",
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-OTHER_FORMATS: Mapping[str, Any] = {
-    MEDIA_TYPES["csv"]: {"schema": {"type": "string"}},
+_TEXT, _WHOLE = {"schema": {"type": "string"}}, {"schema": {"type": "integer"}}
+_OTHER_FORMATS: Mapping[str, Any] = {
+    MEDIA_TYPES["csv"]: _TEXT,
     MEDIA_TYPES["parquet"]: _BINARY,
     MEDIA_TYPES["arrow"]: _BINARY,
 }
+_HEADERS: Mapping[str, Any] = {
+    "Age": {**_WHOLE, "description": "Seconds since the values were read from the database"},
+    "X-Source": {**_TEXT, "description": "cache or database"},
+    "X-Dataset-Version": {**_WHOLE, "description": "Missing before the first bar"},
+}
+_ETAG = {"ETag": {**_TEXT, "description": "Changes with the data, and with nothing else"}}
+_CURSOR = {"X-Next-Cursor": {**_TEXT, "description": "Where the next page begins; none at the end"}}
+
+
+def describe_table(
+    *problems: int, is_tagged: bool = False, is_paged: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """Return the ``responses`` of a route that answers with a table, or with these problems too."""
+    headers = {**_HEADERS, **(_ETAG if is_tagged else {}), **(_CURSOR if is_paged else {})}
+    unchanged = {"description": "The data of If-None-Match still holds", "headers": dict(_ETAG)}
+    return {
+        200: {"content": dict(_OTHER_FORMATS), "headers": headers},
+        **({304: unchanged} if is_tagged else {}),
+        **describe_problems(400, 406, 503, *problems),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +115,14 @@ def _read_quality(parameters: list[str]) -> float:
         return 0.0
 
 
-def make_etag(stamp: int, kind: str) -> str:
+def make_etag(stamp: int | str, kind: str) -> str:
     """Return the tag of data with a stamp, in a format."""
     return f'W/"{stamp}-{kind}"'
+
+
+def build_table(rows: Sequence[Mapping[str, Any]], model: type[BaseModel]) -> pd.DataFrame:
+    """Return rows as a frame with the fields of a model, also when there are none."""
+    return pd.DataFrame(rows, columns=list(model.model_fields))
 
 
 def answer_unchanged(request: Request, origin: Origin) -> Response | None:

@@ -5,10 +5,10 @@ unknown; where a number could have been expected, ``reason`` says why.
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 _CURSOR = Field(description="Send it as `cursor` for the next page; null at the end")
 _VERSION = Field(description="Newest version of the data; null before the first bar")
@@ -77,6 +77,10 @@ class Bar(OfMarket, LatestBar):
     """One final bar."""
 
     run_id: UUID | None
+    is_final: bool | None = Field(None, description="Only with `provisional`")
+    is_assumed: bool | None = Field(
+        None, description="Only with `basis=assumed`: the record alone would not have the row"
+    )
 
 
 class BarTable(Table, OfSeries):
@@ -180,6 +184,12 @@ class LatestValues(OfMarket):
     roi: list[LatestRoi]
 
 
+class LatestTable(Table):
+    """Everything that is newest of several markets."""
+
+    data: list[LatestValues]
+
+
 class CoverageRow(OfSeries):
     """The coverage of one interval of a market."""
 
@@ -187,9 +197,9 @@ class CoverageRow(OfSeries):
     last_bar_at: datetime | None
     final_to: datetime | None = Field(description="Close of the last final bar")
     bars: int
-    holes: int
+    n_holes: int = Field(description="Spans that are missing, explained ones too")
     refreshed_at: datetime | None
-    never_asked: int = Field(description="Spans between settled ones that nobody asked for")
+    n_never_asked: int = Field(description="Spans between settled ones that nobody asked for")
     verified: float | None = Field(description="Share of history read again in this turn")
     verified_at: datetime | None = Field(description="When a page of this turn was last read")
     turn_days: float | None = Field(description="Days that a whole turn takes at this pace")
@@ -222,6 +232,122 @@ class CoverageTable(Table):
     never_asked: list[NeverAskedRow]
 
 
+class HoleTable(Table):
+    """Holes by market, interval and time."""
+
+    data: list[HoleRow]
+
+
+class AlertRow(BaseModel):
+    """An alert, from the first time it was raised until it is resolved."""
+
+    alert_id: UUID
+    kind: str = Field(examples=["market_stale"])
+    severity: Literal["info", "warning", "error", "critical"]
+    state: Literal["open", "acknowledged", "gone", "resolved"] = Field(
+        description="gone: its cause is gone, and it is resolved unless it comes back"
+    )
+    message: str
+    members: dict[str, Any] = Field(description="The markets or providers that it is about")
+    times: int
+    raised_at: datetime
+    seen_at: datetime
+    acknowledged_at: datetime | None
+    resolved_at: datetime | None
+    run_id: UUID | None
+
+
+class AlertTable(Table):
+    """Alerts, the newest first."""
+
+    data: list[AlertRow]
+
+
+class QuarantineRow(OfSeries):
+    """An impossible bar as it came, kept once with its reason."""
+
+    row_id: int
+    open_time: datetime | None
+    rule: str
+    detail: str = Field(description="The values that broke the rule")
+    payload: dict[str, Any] = Field(description="The whole bar as it came")
+    run_id: UUID
+    first_seen_at: datetime
+    last_seen_at: datetime
+    times_seen: int
+    status: Literal["open", "replayed", "discarded"]
+    resolved_at: datetime | None
+
+
+class QuarantineTable(Table):
+    """Quarantined rows, the last seen first."""
+
+    data: list[QuarantineRow]
+
+
+class ChangeRow(OfSeries):
+    """A final bar that differs between two dataset versions."""
+
+    open_time: datetime
+    changed: str = Field(description="new, or the names of the values that differ")
+    old_close: float | None
+    close: float
+    old_volume: float | None
+    volume: float | None
+    version: int
+    known_at: datetime
+    run_id: UUID | None
+
+
+class ChangeTable(Table):
+    """Changed bars."""
+
+    n_changes: int = Field(description="All of them; `data` holds the first")
+    data: list[ChangeRow]
+
+
+class PlanProvider(BaseModel):
+    """The price of a plan at one provider."""
+
+    provider: str
+    calls: int
+    bars: int
+    minutes: float | None = Field(description="At its rate; null: it has none")
+    day_ratio: float | None = Field(description="Calls as a share of a day's; null: no limit")
+
+
+class PlanRow(OfSeries):
+    """What would be asked for of one series."""
+
+    calls: int
+    bars: int
+    starts_at: datetime
+    ends_at: datetime
+    purpose: str
+
+
+class Plan(BaseModel):
+    """What a run would ask for. Nobody is asked."""
+
+    providers: list[PlanProvider]
+    data: list[PlanRow]
+    cuts: list[str] = Field(description="Parts of the window that a calendar does not know")
+    unserved: dict[str, str] = Field(description="Symbols that no provider serves, and why")
+
+
+class RunRequest(BaseModel):
+    """The request of a run: markets and window."""
+
+    model_config = ConfigDict(extra="allow")
+
+    symbols: list[str] = []
+    lookback_days: int | None = None
+    window_start: datetime | None = None
+    window_end: datetime | None = None
+    unserved: dict[str, str] = Field({}, description="Symbols that no provider serves, and why")
+    deactivated: list[str] = Field([], description="Symbols of markets that were deactivated")
+
+
 class RunRow(BaseModel):
     """A run's receipt in one line."""
 
@@ -235,7 +361,7 @@ class RunRow(BaseModel):
         description="ok, partial or failed; before the end running, or interrupted (process died)"
     )
     error: str | None = Field(description="The error that ended it; null: no step failed")
-    request: dict[str, Any]
+    request: RunRequest
 
 
 class RunTable(Table):
@@ -244,9 +370,47 @@ class RunTable(Table):
     data: list[RunRow]
 
 
+class RunMarket(BaseModel):
+    """A market's part of a receipt; counts are null where the run did not reach the market."""
+
+    symbol: str
+    provider: str | None = Field(description="null: no provider serves the symbol")
+    requested: int | None = Field(description="Bars that the plan expected")
+    received: int | None
+    inserted: int | None
+    updated: int | None
+    unchanged: int | None
+    derived_inserted: int | None = Field(description="Days and weeks built from fetched bars")
+    derived_updated: int | None
+    derived_unchanged: int | None
+    revised: int | None = Field(description="Updated final bars, whose old values were kept")
+    quarantined: int | None
+    spikes: int | None
+    holes_left: int | None
+    calls: int | None
+    throttled_calls: int | None
+    seconds: float | None
+    watermark_before: datetime | None = Field(description="Close of the last final bar before")
+    watermark_after: datetime | None
+    first_version: int | None
+    last_version: int | None
+    outcome: Literal["ok", "partial", "failed", "missing"]
+    reason: str | None
+    assumed: str | None = Field(description="What the provider had to assume about the market")
+
+
+class RunWrites(BaseModel):
+    """A table's part of a receipt: rows."""
+
+    table_name: str
+    inserted: int
+    updated: int
+    unchanged: int
+
+
 class RunReceipt(RunRow):
     """A run's whole receipt."""
 
     link: str = Field(description="The run in Dagster's UI")
-    markets: list[dict[str, Any]]
-    tables: list[dict[str, Any]]
+    markets: list[RunMarket]
+    tables: list[RunWrites]

@@ -30,6 +30,7 @@ from market_pipeline.domain.errors import (
     StorageError,
     UnknownMarketError,
 )
+from market_pipeline.settings import shorten
 from market_pipeline.storage.server.failures import summarise_failure
 
 MEDIA_TYPE = "application/problem+json"
@@ -46,6 +47,30 @@ _STATUSES: tuple[tuple[type[PipelineError], int], ...] = (
     (KeyReusedError, 422),
     (StorageError, 503),
 )
+# By the beginning of Pydantic's name of a fault.
+_EXPECTED: Mapping[str, str] = {
+    "missing": "this is needed, and was not sent",
+    "extra_forbidden": "there is no such field",
+    "int": "expected a whole number",
+    "float": "expected a number",
+    "bool": "expected true or false",
+    "datetime": "expected an ISO 8601 time, such as 2024-01-31T00:00:00Z",
+    "uuid": "expected the id of a run, such as 3f6c1d1e-6a51-4f43-9f6e-0c1a2b3c4d5e",
+    "enum": "expected {expected}",
+    "literal_error": "expected {expected}",
+    "greater_than_equal": "expected at least {ge}",
+    "less_than_equal": "expected at most {le}",
+    "string_too_long": "expected at most {max_length} characters",
+    "string_too_short": "expected at least {min_length} characters",
+    "string": "expected a text",
+    "too_long": "expected at most {max_length} of them",
+    "list": "expected a list",
+    "model": "expected an object of JSON",
+    "dict": "expected an object of JSON",
+    "json_invalid": "this is not JSON",
+}
+DAYS_FORM, KEY_FORM = r"^\d{1,5}d$", r"^[\x21-\x7e]+$"
+_FORMS = {DAYS_FORM: "days, such as 30d", KEY_FORM: "visible ASCII characters without blanks"}
 logger = logging.getLogger("market_pipeline.api")
 Show: TypeAlias = Callable[[Request, JSONResponse], Response]
 
@@ -147,13 +172,31 @@ def _describe_http(error: HTTPException, _: str) -> ProblemError:
 
 
 def _describe_invalid(error: RequestValidationError, _: str) -> ProblemError:
+    faults = error.errors()[:20]
     told = [
-        {"where": ".".join(str(part) for part in fault["loc"]), "message": str(fault["msg"])}
-        for fault in error.errors()[:20]
+        {"where": ".".join(map(str, fault["loc"])), "message": _describe_invalid_part(fault)}
+        for fault in faults
     ]
-    first = told[0] if told else {"where": "request", "message": "malformed"}
-    detail = f"{first['where']}: {first['message']}"
+    detail = f"{_name_part(faults[0])}: {told[0]['message']}"
     return ProblemError(400, "Invalid Request", detail, errors=told)
+
+
+def _name_part(fault: Mapping[str, Any]) -> str:
+    """Return the name of a wrong part of a request; a body's value may be a secret."""
+    place, *names = (str(part) for part in fault["loc"])
+    if place == "body":
+        return "body" if fault["type"] == "json_invalid" else ".".join(names) or place
+    given = fault.get("input")
+    return f"{names[0]}={shorten(given)}" if isinstance(given, str) else names[0]
+
+
+def _describe_invalid_part(fault: Mapping[str, Any]) -> str:
+    """Return what was expected of a part of a request, in the words of HTTP and not of Python."""
+    kind, context = str(fault["type"]), fault.get("ctx", {})
+    if kind == "string_pattern_mismatch":
+        return f"expected {_FORMS.get(context['pattern'], 'another form')}"
+    words = next((words for name, words in _EXPECTED.items() if kind.startswith(name)), None)
+    return str(fault["msg"]) if words is None else words.format(**context)
 
 
 def _describe_pipeline(error: PipelineError, path: str) -> ProblemError:

@@ -24,7 +24,7 @@ BODY_SECONDS = 30.0
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Health is for those who watch, cron has a secret of its own, and one signs in with the token.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/api/cron", "/sign-in"})
-_FORM_PATHS = frozenset({"/sign-in"})
+_FORM_PATHS = ("/sign-in", "/actions/")
 _GRAPHQL = "/graphql"
 _POLICY_VIOLATION = 1008
 _OTHER_SITES = frozenset({"cross-site", "same-site"})
@@ -71,7 +71,7 @@ class RequestGuard:
         advice = "this API does not serve: use 127.0.0.1 or localhost, or set API_ALLOWED_HOSTS"
         return (
             refuse_host(scope, self._configuration.allowed_hosts, advice)
-            or _refuse_origin(scope)
+            or _refuse_origin(scope, self._configuration.cors_origins)
             or self._refuse_stranger(scope)
             or _refuse_content_type(scope)
         )
@@ -128,11 +128,16 @@ def is_sent_by_another_site(headers: Headers) -> bool:
     return has_foreign_origin(headers) or find_header(headers, b"sec-fetch-site") in _OTHER_SITES
 
 
-def _refuse_origin(scope: Scope) -> Response | None:
-    """Refuse what a page of another site sends in its visitor's name."""
+def _refuse_origin(scope: Scope, let_in: frozenset[str]) -> Response | None:
+    """Refuse what a page of another site, none of those let in, sends in its visitor's name."""
     if scope["method"] in SAFE_METHODS or not is_sent_by_another_site(scope["headers"]):
         return None
-    detail = "the request comes from a page of another site: only this API's own pages may send"
+    if find_header(scope["headers"], b"origin") in let_in:
+        return None
+    detail = (
+        "the request comes from a page of another site: only this API's own pages may send, and "
+        "those of API_CORS_ORIGINS"
+    )
     return build_problem(403, "Forbidden", detail, scope["path"])
 
 
@@ -141,7 +146,7 @@ def _refuse_content_type(scope: Scope) -> Response | None:
     headers: Headers = scope["headers"]
     given = find_header(headers, b"content-type").partition(";")[0].strip().lower()
     wanted = "application/json"
-    if scope["path"] in _FORM_PATHS:
+    if scope["path"].startswith(_FORM_PATHS):
         wanted = "application/x-www-form-urlencoded"
     has_body = find_header(headers, b"content-length") not in {"", "0"}
     has_body = has_body or bool(find_header(headers, b"transfer-encoding"))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from secrets import token_hex
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -14,6 +15,7 @@ from market_pipeline.api.configuration import Configuration
 from market_pipeline.api.credentials import WrongSignIns
 from market_pipeline.api.dagster_client import DagsterClient
 from market_pipeline.cache.protocol import Cache
+from market_pipeline.readers.agreement import PairAgreement
 from market_pipeline.readers.serving import open_serving_cache
 from market_pipeline.storage.server.database import open_database
 
@@ -22,7 +24,8 @@ from market_pipeline.storage.server.database import open_database
 class Services:
     """Everything a route may use; safe to share between threads.
 
-    ``children`` starts runs where there is no webserver of Dagster.
+    ``children`` starts runs where there is no webserver of Dagster. ``disagreeing`` keeps the
+    sources that differ, by dataset version. ``form_secret`` signs forms where there is no token.
     """
 
     engine: Engine
@@ -32,6 +35,8 @@ class Services:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     children: ChildRuns = field(default_factory=ChildRuns)
     wrong_sign_ins: WrongSignIns = field(default_factory=WrongSignIns)
+    disagreeing: dict[int, list[PairAgreement]] = field(default_factory=dict)
+    form_secret: str = field(default_factory=token_hex, repr=False)
 
 
 @contextmanager

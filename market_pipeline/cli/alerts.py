@@ -107,12 +107,13 @@ def status(as_json: bool) -> None:
 
 
 def _describe_alert(row: "Row[Any]") -> dict[str, Any]:
-    state = "resolved" if row.resolved_at else "gone" if row.cleared_at else "open"
+    from market_pipeline.storage.alerts.outbox import name_state
+
     return {
         "alert": str(row.alert_id),
         "severity": row.severity,
         "kind": row.kind,
-        "state": "acknowledged" if row.acknowledged_at and state == "open" else state,
+        "state": name_state(row),
         "times": row.times,
         "raised": row.raised_at,
         "seen": row.seen_at,

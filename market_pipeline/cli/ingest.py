@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import click
 
 from market_pipeline.cli.options import PROVIDER, SYMBOLS, check_with, keep_given, parse_time
-from market_pipeline.cli.runs import finish_run
+from market_pipeline.cli.runs import finish_run, tell
 from market_pipeline.cli.show import AS_JSON
 from market_pipeline.domain.triggers import TRIGGERS
-from market_pipeline.settings import parse_lookback_days
+from market_pipeline.settings import parse_lookback_days, read_shards
 
 if TYPE_CHECKING:
     from market_pipeline.cli.progress import RunDisplay
@@ -43,6 +43,8 @@ Exits with 0 when every market gave all its bars, 3 when some came short,
     callback=check_with(parse_time),
     help="ISO 8601 time taken as now (UTC where it has no zone); default now.",
 )
+@click.option("--history-from", hidden=True, callback=check_with(parse_time))
+@click.option("--history-to", hidden=True, callback=check_with(parse_time))
 @click.option("--run-id", type=click.UUID, hidden=True, help="The run's id; default a new one.")
 @click.option("--trigger", type=click.Choice(TRIGGERS), default="manual", hidden=True)
 @AS_JSON
@@ -58,6 +60,7 @@ def ingest(
     """Run Dagster's ingest job in this process, recorded like any other run.
 
     Every market's bars are committed as they come; one market's failure does not lose the others.
+    With INGESTION_SHARDS above 1, Dagster's daemon starts several runs, and this command waits.
     """
     from market_pipeline.cli.progress import display_run
 
@@ -76,6 +79,9 @@ def _run(
     if display:
         display.expect(len(request.symbols))
         display.say("Loading the pipeline")
-    from market_pipeline.cli.run import run_job  # A second's worth of imports.
+    from market_pipeline.cli.run import run_job, run_tick  # A second's worth of imports.
 
+    if read_shards() > 1:
+        say = display.say if display else tell
+        return run_tick(given, run_id or uuid4(), trigger, say)
     return run_job("ingest", given, run_id, trigger, display)

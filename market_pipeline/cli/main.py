@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from market_pipeline.cli.agents import mcp
 from market_pipeline.cli.agreement import agreement
 from market_pipeline.cli.alerts import alerts
 from market_pipeline.cli.database import db
@@ -93,6 +94,6 @@ def init() -> None:
 
 for command in (
     ingest, plan, backfill, coverage, runs, diff, why, agreement, quarantine, events, export,
-    markets, providers, alerts, serve, web, dev, dagster_dev, db,
+    markets, providers, alerts, serve, mcp, web, dev, dagster_dev, db,
 ):  # fmt: skip
     main.add_command(command)

@@ -190,11 +190,8 @@ def _estimate(given: Mapping[str, Any]) -> "tuple[Sequence[ProviderEstimate], Ma
     """Return what providers would be asked, and why symbols are unserved."""
     from market_pipeline.cli.database import open_database
     from market_pipeline.cli.run_request import route_request
-    from market_pipeline.ingestion.estimate import estimate_request
-    from market_pipeline.ingestion.request import filter_active
+    from market_pipeline.ingestion.estimate import estimate_run
 
-    request, routing = route_request(given)
+    request, _ = route_request(given)
     with open_database() as engine, engine.connect() as connection:
-        active = filter_active(connection, routing.routes)
-        estimates = estimate_request(connection, active, request, os.environ)
-    return estimates, routing.unserved
+        return estimate_run(connection, request, os.environ)

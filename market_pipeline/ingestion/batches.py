@@ -147,14 +147,15 @@ class BarBatch:
 
 @dataclass(frozen=True, slots=True)
 class MarketStopped:
-    """A market that gave no batch, and why."""
+    """A market that gave no batch, why, and the claim that it was held by; 0: by none."""
 
     route: Route
     error: PipelineError
+    token: int = 0
 
     @property
     def is_superseded(self) -> bool:
-        """Whether another run does this market's work."""
+        """Whether another run took this market over."""
         return isinstance(self.error, SupersededError)
 
     @property

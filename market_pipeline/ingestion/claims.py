@@ -21,7 +21,12 @@ from market_pipeline.ingestion.request import Route
 from market_pipeline.storage.bars.events import read_left_open
 from market_pipeline.storage.bars.stored import SeriesSpan, read_spans
 from market_pipeline.storage.coverage.ledger import read_coverage
-from market_pipeline.storage.runs.claims import explain_timeout, renew_claims, take_claims
+from market_pipeline.storage.runs.claims import (
+    explain_timeout,
+    give_back_claims,
+    renew_claims,
+    take_claims,
+)
 
 CLAIM_TIME = timedelta(minutes=2)
 CLAIM_PATIENCE = timedelta(minutes=10)
@@ -51,6 +56,11 @@ class HeldClaims:
         with self._lock:
             for market_id in market_ids:
                 self._tokens.pop(market_id, None)
+
+    def release(self) -> None:
+        """Give back those that are still held."""
+        with self._lock:
+            give_back_claims(self._engine, self._tokens)
 
     def keep(self, market_id: int) -> None:
         """Renew all claims from time to time, in one statement.

@@ -46,10 +46,12 @@ from market_pipeline.storage.coverage.ledger import CoverageChange, count_insert
 from market_pipeline.storage.latest.market_versions import bump_market_versions
 from market_pipeline.storage.markets.registration import ensure_market, register_markets
 from market_pipeline.storage.runs.claims import hold_claims, release_claims
+from market_pipeline.storage.runs.receipts import find_later_receipt
 from market_pipeline.storage.runs.recording import add_to_markets
 from market_pipeline.storage.tables import market, market_aggregate
 
 _TRIES = 3
+_NOT_DONE = "no receipt says that its work is done: run again"
 _PASSING = ("40", "55P03", "57014")
 """SQLSTATEs of a transaction that may succeed when it is repeated as a whole."""
 
@@ -112,7 +114,7 @@ def write_batches(engine: Engine, run: Run, batches: Sequence[BarBatch]) -> list
         batch.held.coverages = coverages
     for batch in batches:
         if batch.market_id in lost:
-            stopped = MarketStopped(batch.route, lost[batch.market_id])
+            stopped = MarketStopped(batch.route, lost[batch.market_id], batch.held.token)
             landed.append(Landed(stopped, write_stop(engine, run, stopped)))
     return landed
 
@@ -226,17 +228,26 @@ class _Wave:
 
 
 def write_stop(engine: Engine, run: Run, stopped: MarketStopped) -> BatchResult:
-    """Commit the receipt of a market that gave no batch."""
-    outcome = "ok" if stopped.is_superseded else "failed"
+    """Commit the receipt of a market that gave no batch.
+
+    One that another run took is ok if a receipt says that its work was done under a later claim.
+    """
     market_id = ensure_market(engine, stopped.route[1], run.request.is_default_routing)
     with engine.begin() as connection:
         begin_receipt(connection, run)
-        row = describe_stop(str(stopped.error), outcome)
-        row["assumed"] = stopped.route[1].assumed
-        add_to_markets(connection, run.run_id, {market_id: row})
+        outcome, reason, doer = "failed", str(stopped.error), None
+        if stopped.is_superseded:
+            doer = find_later_receipt(connection, market_id, stopped.token)
+            outcome = "ok" if doer else "partial"
+            reason = f"{reason}; {f'run {doer} has done it' if doer else _NOT_DONE}"
+        # Another stream of this run may have done it: its receipt is the better one.
+        if doer != run.run_id:
+            row = describe_stop(reason, outcome)
+            row["assumed"] = stopped.route[1].assumed
+            add_to_markets(connection, run.run_id, {market_id: row})
         landed = "ok" if outcome == "ok" else "partial"
         add_table_receipt(connection, run, market_aggregate.name, WriteCounts(), landed)
-    return BatchResult(WriteCounts(), outcome, str(stopped.error))
+    return BatchResult(WriteCounts(), outcome, reason)
 
 
 def _suspect_splits(connection: Connection, run: Run, batch: BarBatch, kept: Kept) -> None:

@@ -25,12 +25,7 @@ from market_pipeline.ingestion.suspecting import report_suspicions
 from market_pipeline.storage.bars.events import SUSPECTED_SPLIT, is_seam, read_event, resolve_event
 from market_pipeline.storage.bars.stored import read_bars
 from market_pipeline.storage.markets.lookup import read_market
-from market_pipeline.storage.runs.claims import (
-    hold_claim,
-    hold_liveness_lock,
-    release_run_claims,
-    wait_for_claim,
-)
+from market_pipeline.storage.runs.claims import hold_claim, hold_market
 
 TRIGGER = "confirm"
 DISMISSED, CONFIRMED = "dismissed", "confirmed"
@@ -95,14 +90,12 @@ def confirm_split(engine: Engine, event_id: int, now: datetime) -> Confirmation:
     run_id = uuid4()
     with engine.connect() as connection:
         market_id = _read_suspicion(connection, event_id)["market_id"]
-    with hold_liveness_lock(engine, run_id):
-        token = wait_for_claim(engine, market_id, run_id, CLAIM_TIME, CLAIM_PATIENCE)
-        try:
-            with engine.begin() as connection:
-                hold_claim(connection, market_id, token)
-                return _confirm(connection, event_id, run_id, now)
-        finally:
-            release_run_claims(engine, run_id)
+    with (
+        hold_market(engine, market_id, run_id, CLAIM_TIME, CLAIM_PATIENCE) as token,
+        engine.begin() as connection,
+    ):
+        hold_claim(connection, market_id, token)
+        return _confirm(connection, event_id, run_id, now)
 
 
 def _confirm(connection: Connection, event_id: int, run_id: UUID, now: datetime) -> Confirmation:

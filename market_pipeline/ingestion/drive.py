@@ -28,7 +28,7 @@ from market_pipeline.settings import read_fetch_workers
 from market_pipeline.storage.bulk.upsert import WriteCounts
 from market_pipeline.storage.markets.registration import ensure_markets
 from market_pipeline.storage.runs.budget import DatabaseRateLimiter, read_budget_limits
-from market_pipeline.storage.runs.claims import hold_liveness_lock, release_run_claims
+from market_pipeline.storage.runs.claims import hold_liveness_lock
 from market_pipeline.storage.tables import market_aggregate
 
 # Shorter than a claim holds: a market whose provider has no budget left is given up for now.
@@ -81,7 +81,7 @@ class BarStream:
                 pool.shutdown(wait=True, cancel_futures=True)
                 # A database that is away frees them itself when it sees this session end.
                 with suppress(OperationalError):
-                    release_run_claims(self.engine, self.run.run_id)
+                    claims.release()
 
     def _commit(self, wave: Sequence[Item]) -> list[Landed]:
         with span("upsert", table=market_aggregate.name, markets=len(wave)) as handle:
@@ -141,7 +141,7 @@ class _Worker:
                     if self.stop.is_set():
                         return
         except PipelineError as error:
-            self.ready.put(MarketStopped(held.route, error))
+            self.ready.put(MarketStopped(held.route, error, held.token))
 
 
 class _ReadyItems:

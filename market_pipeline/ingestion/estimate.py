@@ -16,8 +16,8 @@ from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.ranges import clip_windows
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.ingestion.plan import MarketPlan, plan_market
-from market_pipeline.ingestion.request import Request, Route, build_request
-from market_pipeline.providers.registry import load_provider
+from market_pipeline.ingestion.request import Request, Route, build_request, filter_active
+from market_pipeline.providers.registry import load_provider, route_served
 from market_pipeline.storage.bars.events import read_differences
 from market_pipeline.storage.coverage.ledger import read_coverage
 from market_pipeline.storage.markets.lookup import read_every_market, read_markets
@@ -46,15 +46,21 @@ class ProviderEstimate:
         """How many bars the calendar expects in them."""
         return sum(plan.bars for plan in self.plans)
 
+    @property
+    def day_ratio(self) -> float | None:
+        """Calls as a share of a day's; None: the provider allows any number."""
+        allowance = self.limit.calls_a_day
+        return None if isinf(allowance) else self.calls / allowance
+
     def describe(self) -> dict[str, Any]:
         """Return calls, bars, minutes at the provider's rate, and the share of a day's calls."""
-        rate, allowance = self.limit.calls_per_minute, self.limit.calls_a_day
+        rate, share = self.limit.calls_per_minute, self.day_ratio
         return {
             "provider": self.provider,
             "calls": self.calls,
             "bars": self.bars,
             "minutes": None if rate is None else round(self.calls / rate, 1),
-            "share of a day": None if isinf(allowance) else f"{self.calls / allowance:.1%}",
+            "share of a day": None if share is None else f"{share:.1%}",
         }
 
     def describe_cuts(self) -> list[str]:
@@ -70,8 +76,8 @@ class ProviderEstimate:
                 "interval": interval.value,
                 "calls": len(requests),
                 "bars": sum(request.bars for request in requests),
-                "from": f"{min(request.window.start for request in requests):%Y-%m-%d %H:%M}",
-                "to": f"{max(request.window.end for request in requests):%Y-%m-%d %H:%M}",
+                "from": min(request.window.start for request in requests),
+                "to": max(request.window.end for request in requests),
                 "purpose": ", ".join(dict.fromkeys(request.purpose for request in requests)),
             }
             for plan in self.plans
@@ -101,6 +107,20 @@ def estimate_request(
         )
         for name in dict.fromkeys(provider.name for provider, _ in routes)
     ]
+
+
+def estimate_run(
+    connection: Connection, request: Request, environ: Mapping[str, str]
+) -> tuple[list[ProviderEstimate], Mapping[str, str]]:
+    """Return what a run would ask of each provider, and why symbols are unserved.
+
+    Raises:
+        MarketNotServedError: No provider serves any of the symbols.
+        NothingIngestedError: Every market is deactivated.
+    """
+    routing = route_served(request.symbols, request.providers, environ)
+    active = filter_active(connection, routing.routes)
+    return estimate_request(connection, active, request, environ), routing.unserved
 
 
 def plan_markets(

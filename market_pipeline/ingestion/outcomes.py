@@ -117,6 +117,7 @@ def describe_batch(batch: BarBatch, kept: Kept, result: BatchResult) -> dict[str
         "last_version": written.last_version or written.version,
         "outcome": result.outcome,
         "reason": result.reason,
+        "claim_token": batch.held.token,
         "assumed": batch.route[1].assumed,
     }
 

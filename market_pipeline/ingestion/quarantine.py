@@ -45,12 +45,7 @@ from market_pipeline.storage.bars.quarantine import parse_payloads, read_quarant
 from market_pipeline.storage.bars.stored import read_bars_of_keys
 from market_pipeline.storage.coverage.ledger import CoverageChange, read_coverage, write_coverages
 from market_pipeline.storage.markets.lookup import read_market
-from market_pipeline.storage.runs.claims import (
-    hold_claim,
-    hold_liveness_lock,
-    release_run_claims,
-    wait_for_claim,
-)
+from market_pipeline.storage.runs.claims import hold_claim, hold_market
 from market_pipeline.storage.runs.recording import add_to_markets, note_end
 from market_pipeline.storage.tables import market_aggregate
 
@@ -177,20 +172,18 @@ def _replay_market(
     now: datetime,
     patience: timedelta = CLAIM_PATIENCE,
 ) -> Replay:
-    with hold_liveness_lock(engine, run_id):
-        token = wait_for_claim(engine, market_id, run_id, CLAIM_TIME, patience)
-        try:
-            with engine.begin() as connection:
-                hold_claim(connection, market_id, token)
-                one = read_market(connection, market_id).record
-                refused, good = _validate_again(connection, one, market_id, rows, now)
-                kept = sorted(set(rows["row_id"]) - refused.keys())
-                if kept:
-                    run = describe_run(run_id, TRIGGER, one, good, now)
-                    _write(connection, run, one, market_id, good)
-                    resolve_rows(connection, kept, "replayed", now)
-        finally:
-            release_run_claims(engine, run_id)
+    with (
+        hold_market(engine, market_id, run_id, CLAIM_TIME, patience) as token,
+        engine.begin() as connection,
+    ):
+        hold_claim(connection, market_id, token)
+        one = read_market(connection, market_id).record
+        refused, good = _validate_again(connection, one, market_id, rows, now)
+        kept = sorted(set(rows["row_id"]) - refused.keys())
+        if kept:
+            run = describe_run(run_id, TRIGGER, one, good, now)
+            _write(connection, run, one, market_id, good)
+            resolve_rows(connection, kept, "replayed", now)
     return Replay(run_id, tuple(kept), refused)
 
 

@@ -44,13 +44,7 @@ from market_pipeline.storage.bars.stored import read_bars
 from market_pipeline.storage.coverage.ledger import CoverageChange, read_coverage, write_coverages
 from market_pipeline.storage.markets.lookup import read_market
 from market_pipeline.storage.markets.registration import register_markets
-from market_pipeline.storage.runs.claims import (
-    hold_claim,
-    hold_liveness_lock,
-    release_run_claims,
-    renew_claim,
-    wait_for_claim,
-)
+from market_pipeline.storage.runs.claims import hold_claim, hold_market, renew_claim
 
 TRIGGER = "reload"
 SAMPLE_BARS = 200
@@ -233,16 +227,12 @@ def reload_market(engine: Engine, run: Run, route: Route, market_id: int) -> Ite
         ClaimTimeoutError: Another run is fetching the market.
         SupersededError: Another run took it; what was committed stays.
     """
-    with hold_liveness_lock(engine, run.run_id):
-        token = wait_for_claim(engine, market_id, run.run_id, CLAIM_TIME, CLAIM_PATIENCE)
-        try:
-            held = ClaimedMarket(route, market_id, token, {}, OpenDifference(0))
-            requests = _mark_for_reload(engine, run, held)
-            with use_limiter(make_limiter(engine, [route])):
-                for batch in _iterate_batches(engine, run, held, requests):
-                    yield _write(engine, run, batch)
-        finally:
-            release_run_claims(engine, run.run_id)
+    with hold_market(engine, market_id, run.run_id, CLAIM_TIME, CLAIM_PATIENCE) as token:
+        held = ClaimedMarket(route, market_id, token, {}, OpenDifference(0))
+        requests = _mark_for_reload(engine, run, held)
+        with use_limiter(make_limiter(engine, [route])):
+            for batch in _iterate_batches(engine, run, held, requests):
+                yield _write(engine, run, batch)
 
 
 def _write(engine: Engine, run: Run, batch: BarBatch) -> BatchResult:

@@ -37,7 +37,7 @@ class MarketEnding:
         route: Provider and market. outcome, reason: As its receipt has them.
         received, quarantined: Bars. statuses: Of the provider's failures; None: no answer came.
         is_due: There was something to ask the provider.
-        is_other_runs: Another run does its work, so nothing is known of it.
+        is_other_runs: Another run did its work, so nothing is known of it.
     """
 
     route: Route
@@ -74,7 +74,7 @@ class MarketOutcomes:
         elif isinstance(item.error, ProviderError):
             end.statuses.append(item.error.status)
         else:
-            end.is_other_runs = item.is_superseded
+            end.is_other_runs = item.is_superseded and result.outcome == "ok"
 
     def report(self, connection: Connection, run: Run) -> Mapping[str, str]:
         """Raise and clear what the run's bars say, in the caller's transaction.

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import dagster as dg
 from dagster._core.definitions.run_request import InstigatorType
+
+# Dagster raises it for the checks of assets, and alerts know it; of an op's checks we raise it.
+from dagster._core.errors import DagsterAssetCheckFailedError
 from dagster._core.scheduler.instigation import InstigatorStatus
 from dagster._core.storage.root import LocalArtifactStorage
 
@@ -31,6 +34,7 @@ ENGINE = "_engine"
 __all__ = [
     "ENGINE",
     "ConfigurableClassData",
+    "DagsterAssetCheckFailedError",
     "LocalArtifactStorage",
     "LocalComputeLogManager",
     "delete_check_results",

@@ -5,6 +5,7 @@ Not here: the transactions (``ingestion.commit``), the metadata for the UI (``re
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
 import dagster as dg
@@ -19,6 +20,7 @@ from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.run_alerts import report_prices
 from market_pipeline.ingestion.snapshots import SnapshotBatch
 from market_pipeline.observability.tracing import span
+from market_pipeline.orchestration.causes import told_plainly
 from market_pipeline.orchestration.computing import Computed
 from market_pipeline.orchestration.draining import drain
 from market_pipeline.orchestration.market_reader import MarketReader
@@ -63,22 +65,25 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     providers: dg.ResourceDependency[Providers]
     _readers: dict[UUID, MarketReader] = PrivateAttr(default_factory=dict)
 
+    @told_plainly()
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
         """Write, then report what the database did as metadata."""
-        run, table = describe_run(context, self.request), find_table(context.asset_key)
+        run, key = describe_run(context, self.request), dg.AssetKey(context.step_key)
+        table = find_table(key)
         written = self._write(context, run, table, obj)
-        numbers = build_numbers(written)
-        context.add_output_metadata({**numbers, **describe_relation(self.database.engine, table)})
-        if written.note:
-            context.add_output_metadata({"not_computed": written.note})
-        # The UI reads a table's lineage from its newest materialisation alone.
-        context.add_output_metadata(repeat_description(context.definition_metadata))
-        # Events are kept for ever: a run without news, four an hour, adds no table and no picture.
-        if written.is_news and written.lines:
-            context.add_output_metadata({"rows": build_table(written.lines)})
-        if written.counts.written:
-            self._illustrate(context, run, table, written)
+        metadata = {
+            **build_numbers(written),
+            **describe_relation(self.database.engine, table),
+            # The UI reads a table's lineage from its newest materialisation alone.
+            **repeat_description(context.definition_metadata),
+            **self._illustrate(run, table, written),
+        }
+        if context.has_asset_key:
+            context.add_output_metadata(metadata)
+        else:  # Of an op, named like the asset that it adds to.
+            context.log_event(dg.AssetMaterialization(key, metadata=metadata))
 
+    @told_plainly()
     def load_input(self, context: dg.InputContext) -> MarketReader:
         """Return a reader bounded to the run's markets and clock."""
         return self._read_for(describe_run(context, self.request))
@@ -102,7 +107,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
                 counts = write_markets(engine, run, output)
                 handle.set_attributes(**counts.describe())
             return MaterializationSummary(
-                counts, build_market_lines(output), {"markets": len(output)}
+                counts, build_market_lines(output), {"run_markets": len(output)}
             )
         if isinstance(output, Snapshots):
             failures = output.batch.failures
@@ -147,21 +152,31 @@ class PostgresIOManager(dg.ConfigurableIOManager):
             rows, dict(zip(markets["market_id"], markets["symbol"], strict=True))
         )
         return MaterializationSummary(
-            counts, lines, {"markets": len(markets), "markets_short": short}, rows
+            counts, lines, {"run_markets": len(markets), "markets_short": short}, rows
         )
 
     def _illustrate(
-        self, context: dg.OutputContext, run: Run, table: Table, written: MaterializationSummary
-    ) -> None:
-        source = WriteContext(run.run_id, self._read_for(run), written.rows)
-        png = draw_picture(table.name, source)
-        if png is None:
-            return
-        title = f"{table.name} on {run.request.now:%Y-%m-%d}"
-        context.add_output_metadata({"picture": build_picture(png, title)})
-        coverage = draw_coverage_map(source) if table is market_aggregate else None
-        if coverage is not None:
-            context.add_output_metadata({"coverage": build_picture(coverage, "coverage")})
+        self, run: Run, table: Table, written: MaterializationSummary
+    ) -> dict[str, Any]:
+        """Return what is worth a look.
+
+        Events are kept for ever: a run without news, four an hour, adds no table and no picture.
+        """
+        shown: dict[str, Any] = {"not_computed": written.note} if written.note else {}
+        if written.is_news and written.lines:
+            shown["rows"] = build_table(written.lines)
+        if written.counts.written:
+            source = WriteContext(run.run_id, self._read_for(run), written.rows)
+            shown |= _draw_pictures(table, source, f"{table.name} on {run.request.now:%Y-%m-%d}")
+        return shown
+
+
+def _draw_pictures(table: Table, source: WriteContext, title: str) -> dict[str, Any]:
+    if (png := draw_picture(table.name, source)) is None:
+        return {}
+    coverage = draw_coverage_map(source) if table is market_aggregate else None
+    drawn = {"picture": build_picture(png, title)}
+    return drawn | ({"coverage": build_picture(coverage, "coverage")} if coverage else {})
 
 
 def find_table(key: dg.AssetKey) -> Table:

@@ -18,6 +18,7 @@ from market_pipeline.ingestion.request import Request, Route, build_request, fil
 from market_pipeline.observability.logs import log_context
 from market_pipeline.observability.tracing import begin_run, end_run
 from market_pipeline.orchestration.dead_runs import mark_as_watched
+from market_pipeline.orchestration.months import read_month
 from market_pipeline.orchestration.run_connections import keep_connection
 from market_pipeline.providers.registry import Routing, route_served
 from market_pipeline.storage.runs.claims import hold_liveness_lock
@@ -51,6 +52,10 @@ class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
     history_to: str = Field(
         default="", description="ISO 8601 time up to which history is filled; empty: now"
     )
+    is_default_routing: bool = Field(
+        default=False, description="Set by tick_watch: the provider is the configured one"
+    )
+    tick: str = Field(default="", description="Set by tick_watch: which part of a tick this is")
 
     _runs: dict[str, Run] = PrivateAttr(default_factory=dict)
 
@@ -58,29 +63,27 @@ class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Return a run's identity and request; Dagster is asked once in a process.
 
         Raises:
-            SettingError: As of :meth:`build`.
+            SettingError: A value is malformed.
         """
         if run_id not in self._runs:
             record = instance.get_run_record_by_id(run_id)
             began = (record.create_timestamp if record else datetime.now(UTC)).astimezone(UTC)
             tags = record.dagster_run.tags if record else {}
-            self._runs[run_id] = Run(UUID(run_id), find_trigger(tags), began, self.build(began))
+            request = self._build(began, read_month(tags))
+            self._runs[run_id] = Run(UUID(run_id), find_trigger(tags), began, request)
         return self._runs[run_id]
 
-    def build(self, wall_clock: datetime) -> Request:
-        """Return the checked request.
-
-        Raises:
-            SettingError: A value is malformed; Dagster itself does not check bounds at launch.
-        """
+    def _build(self, wall_clock: datetime, month: Mapping[str, str]) -> Request:
+        """Return the checked request; Dagster itself does not check bounds at launch."""
+        span = {"history_from": self.history_from, "history_to": self.history_to}
         return build_request(
             wall_clock,
             self.symbols,
             self.provider,
             self.lookback_days,
             self.window_end,
-            self.history_from,
-            self.history_to,
+            **(span if self.history_from else month or span),
+            is_default_routing=self.is_default_routing,
         )
 
 
@@ -147,9 +150,17 @@ class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 def find_routes(providers: Providers, database: Database, run: Run) -> list[Route]:
-    """Return the provider and market of each symbol that is served and not deactivated.
+    """Return the routes of :func:`find_routing`, which raises the same errors."""
+    return find_routing(providers, database, run)[0]
 
-    The run's receipt notes the others. Afterwards the process knows the calendars of the exchanges.
+
+def find_routing(
+    providers: Providers, database: Database, run: Run
+) -> tuple[list[Route], Mapping[str, str]]:
+    """Return provider and market of each symbol that is served and not deactivated.
+
+    And the symbols that no provider serves, with the reason. The run's receipt notes what is left
+    out. Afterwards the process knows the calendars of the exchanges.
 
     Raises:
         MarketNotServedError: No symbol is served; lists who was asked and why not.
@@ -161,7 +172,7 @@ def find_routes(providers: Providers, database: Database, run: Run) -> list[Rout
     if routing.unserved or left:
         with database.engine.begin() as connection:
             note_left_out(connection, run, routing.unserved, sorted(left))
-    return kept
+    return kept, routing.unserved
 
 
 def keep_routes(database: Database, routes: Sequence[Route]) -> list[Route]:
@@ -177,10 +188,11 @@ def keep_routes(database: Database, routes: Sequence[Route]) -> list[Route]:
 
 
 def describe_run(
-    context: dg.OutputContext | dg.InputContext | dg.AssetExecutionContext,
+    context: dg.OutputContext | dg.InputContext | dg.AssetExecutionContext | dg.OpExecutionContext,
     request: IngestionRequest,
 ) -> Run:
     """Return the run's identity, its clock set to the moment it began."""
-    step = context if isinstance(context, dg.AssetExecutionContext) else context.step_context
-    run_id = context.run.run_id if isinstance(context, dg.AssetExecutionContext) else step.run_id
-    return request.describe_run(step.instance, run_id)
+    if isinstance(context, dg.OutputContext | dg.InputContext):
+        step = context.step_context
+        return request.describe_run(step.instance, step.run_id)
+    return request.describe_run(context.instance, context.run.run_id)

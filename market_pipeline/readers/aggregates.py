@@ -24,6 +24,7 @@ from market_pipeline.readers.completeness import (
     find_fetched_interval,
     summarise,
 )
+from market_pipeline.readers.encoding import format_time
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.resolve import (
     check_version,
@@ -39,6 +40,7 @@ from market_pipeline.storage.bars.history import (
     read_bars_as_of,
     read_bars_assumed,
     read_bars_at_version,
+    read_bars_with_provisional,
     read_first_known_at,
     read_newest_version,
     read_version_time,
@@ -114,7 +116,7 @@ def read_aggregates(
     """
     window, chosen = parse_window(start, end), parse_interval(interval)
     moment = None if as_of is None else parse_past_moment("as_of", as_of)
-    _check_question(moment, version, basis)
+    check_question(moment, version, basis)
     check_requirement(require)
     with open_snapshot(engine) as connection:
         markets = find_markets(connection, symbols)
@@ -139,13 +141,14 @@ def demand_bars(
     as_of: datetime | None,
     version: int | None,
     require: Requirement,
+    basis: Basis = "strict",
 ) -> None:
     """Refuse a span that does not meet a requirement, by a question that was checked already.
 
     Raises:
         IncompleteHistoryError, NothingKnownYetError: As of :func:`read_aggregates`.
     """
-    bars = _read_columns(connection, markets, span, as_of, version)
+    bars = _read_columns(connection, markets, span, as_of, version, basis)
     clock = find_clock(connection, as_of, version)
     demand(check_bars(connection, markets, span, bars, clock, require), require)
 
@@ -188,12 +191,17 @@ def read_span(
     as_of: datetime | None = None,
     version: int | None = None,
     basis: Basis = "strict",
+    with_provisional: bool = False,
 ) -> pd.DataFrame:
     """Return the bars of a span in order, by a question that was checked already.
+
+    With provisional bars they have a column ``is_final``.
 
     Raises:
         NothingKnownYetError: There are bars, but none was known at ``as_of``.
     """
+    if with_provisional:
+        return _arrange(read_bars_with_provisional(connection, span), markets, span.interval)
     bars = _read_columns(connection, markets, span, as_of, version, basis)
     return _arrange(bars, markets, span.interval)
 
@@ -216,13 +224,22 @@ def _read_columns(
     return read_bars_assumed(connection, span, as_of, lags)
 
 
-def _check_question(as_of: datetime | None, version: int | None, basis: str) -> None:
+def check_question(
+    as_of: datetime | None, version: int | None, basis: str, with_provisional: bool = False
+) -> None:
+    """Make sure that the parts of a question do not contradict each other.
+
+    Raises:
+        HistoryRequestError: They do.
+    """
+    if with_provisional and (as_of is not None or version is not None):
+        raise HistoryRequestError("provisional bars are not kept: leave out as_of and version")
     if as_of is not None and version is not None:
         raise HistoryRequestError("as_of and version exclude each other: give one of them")
     if basis not in {"strict", "assumed"}:
         raise HistoryRequestError(f"basis {basis!r} is unknown: expected strict or assumed")
     if basis == "assumed" and as_of is None:
-        raise HistoryRequestError("basis='assumed' is about a time: give as_of as well")
+        raise HistoryRequestError("basis=assumed is about a time: give as_of as well")
 
 
 def _read_strictly(connection: Connection, span: BarSpan, as_of: datetime) -> Columns:
@@ -231,8 +248,8 @@ def _read_strictly(connection: Connection, span: BarSpan, as_of: datetime) -> Co
     known_at = None if len(bars["open_time"]) else read_first_known_at(connection, span)
     if known_at is not None:
         raise NothingKnownYetError(
-            f"at {as_of.isoformat()} none of these bars was known: the first became known at "
-            f"{known_at.isoformat()}. For back-tests, basis='assumed' takes first-loaded values as "
+            f"at {format_time(as_of)} none of these bars was known: the first became known at "
+            f"{format_time(known_at)}. For back-tests, basis=assumed takes first-loaded values as "
             "known at their close plus the provider's publication lag"
         )
     return bars
@@ -271,5 +288,5 @@ def _arrange(bars: Columns, markets: Mapping[int, Market], interval: Interval) -
     named = {name: pd.array(texts, dtype="str").take(rank) for name, texts in words.items()}
     columns = named | dict(bars)
     index = columns.pop("open_time").rename("open_time")
-    shown = [name for name in (*COLUMNS, "is_assumed") if name in columns]
+    shown = [name for name in (*COLUMNS, "is_final", "is_assumed") if name in columns]
     return pd.DataFrame({name: columns[name] for name in shown}, index=index, copy=False)

@@ -30,6 +30,7 @@ from market_pipeline.domain.masking import MIXED_PARSING, NEVER_ASKED, UNEXPLAIN
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.sessions import describe_source, is_schedule_known, remember_schedule
 from market_pipeline.providers.registry import load_provider
+from market_pipeline.readers.encoding import format_time
 from market_pipeline.storage.coverage.ledger import read_coverage, read_flaws
 from market_pipeline.storage.markets.trading_sessions import read_schedule
 
@@ -217,7 +218,7 @@ def _build_error(
         f". This fetches what the provider has: {'; '.join(f'`{command}`' for command in commands)}"
     )
     return IncompleteHistoryError(
-        f"require={require!r} is not met: {told}{f' and {more:,} more' if more > 0 else ''}"
+        f"require={require} is not met: {told}{f' and {more:,} more' if more > 0 else ''}"
         f"{cure if commands else '. No command can fetch it now'}",
         [_describe_missing(span, one) for span, one in violations[:_MOST_LISTED]],
         commands,
@@ -239,8 +240,8 @@ def _describe_missing(span: BarSelection, missing: MissingSpan) -> dict[str, Any
         "symbol": span.market.symbol,
         "provider": span.market.provider,
         "interval": span.interval.value,
-        "starts_at": missing.window.start.isoformat(),
-        "ends_at": missing.window.end.isoformat(),
+        "starts_at": format_time(missing.window.start),
+        "ends_at": format_time(missing.window.end),
         "reason": missing.reason,
         "bars": missing.bars,
     }

@@ -7,6 +7,7 @@ An index with a name is a column like the others. Times are UTC. Not here: the c
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -160,5 +161,10 @@ def guard_text(cell: object) -> object:
     return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
+def format_time(moment: datetime) -> str:
+    """Return a time as ISO 8601 in UTC, with Z."""
+    return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat()}Z"
+
+
 def _format_value(value: object) -> str:
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+    return format_time(value) if isinstance(value, datetime) else str(value)

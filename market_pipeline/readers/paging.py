@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
-from market_pipeline.readers.aggregates import read_span
+from market_pipeline.readers.aggregates import Basis, read_span
 from market_pipeline.readers.resolve import check_version
 from market_pipeline.storage.bars.history import BarSpan
 
@@ -37,13 +37,18 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class BarQuery:
-    """A request for final bars of one market by open_time in the window, at most ``limit``."""
+    """A request for bars of one market by open_time in the window, at most ``limit``.
+
+    ``basis`` is as of ``read_aggregates``.
+    """
 
     interval: Interval
     window: Window
     limit: int
     as_of: datetime | None = None
     version: int | None = None
+    basis: Basis = "strict"
+    with_provisional: bool = False
 
 
 def read_page(
@@ -72,13 +77,21 @@ def read_page(
     if asked.version is not None:
         check_version(asked.version, newest)
     span = BarSpan((market_id,), asked.interval, asked.window, limit=asked.limit + 1)
-    bars = read_span(connection, {market_id: market}, span, asked.as_of, asked.version)
+    bars = read_span(
+        connection,
+        {market_id: market},
+        span,
+        asked.as_of,
+        asked.version,
+        asked.basis,
+        asked.with_provisional,
+    )
     version = newest if asked.version is None else asked.version
     bars.attrs["dataset_version"] = version
     if len(bars) <= asked.limit:
         return Page(bars, version, None)
     shown = bars.iloc[: asked.limit]
-    pinned = None if asked.as_of is not None else version
+    pinned = None if asked.as_of is not None or asked.with_provisional else version
     return Page(shown, version, _write_cursor(shown.index[-1].to_pydatetime(), pinned))
 
 

@@ -12,6 +12,7 @@ from market_pipeline.domain.errors import HistoryRequestError, UnknownMarketErro
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
 from market_pipeline.domain.symbols import parse_symbols
+from market_pipeline.readers.encoding import format_time
 from market_pipeline.storage.markets.lookup import (
     StoredMarket,
     read_every_market,
@@ -208,7 +209,7 @@ def parse_past_moment(name: str, moment: datetime | str) -> datetime:
     parsed = parse_moment(name, moment)
     if parsed > datetime.now(UTC):
         raise HistoryRequestError(
-            f"{name}={parsed.isoformat()} is in the future: expected a time that has passed"
+            f"{name}={format_time(parsed)} is in the future: expected a time that has passed"
         )
     return parsed
 
@@ -221,7 +222,9 @@ def parse_window(start: datetime | str, end: datetime | str) -> Window:
     """
     window = Window(parse_moment("start", start), parse_moment("end", end))
     if window.start > window.end:
-        raise HistoryRequestError(f"start={start!r} is after end={end!r}")
+        raise HistoryRequestError(
+            f"start={format_time(window.start)} is after end={format_time(window.end)}"
+        )
     return window
 
 

@@ -6,6 +6,7 @@ They grow with runs and exceptions, not with bars; each comment says what keeps 
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     Column,
@@ -191,6 +192,22 @@ ingestion_request = Table(
     comment="One row per request of a run; goes with its receipt",
 )
 
+ingestion_tick = Table(
+    "ingestion_tick",
+    metadata,
+    key("tick_id", Uuid, "The tick"),
+    needed("trigger", Text, "manual, schedule or cron"),
+    needed("provider", Text, "Providers to ask, in order"),
+    needed("request", JSONB, "Symbols, look-back and window, as resolved once for all its runs"),
+    needed("shards", Integer, "INGESTION_SHARDS of that time"),
+    needed("filled_shards", ARRAY(Integer), "The shards that markets fell to: one run each"),
+    needed("version", Text, "Version of the code that its runs need"),
+    needed("started_at", TIME, "When it was asked for (UTC)"),
+    optional("ended_at", TIME, "When its last run ended; NULL: it runs (UTC)"),
+    Index("ingestion_tick_open", "started_at", postgresql_where=text("ended_at IS NULL")),
+    comment="One row per request that several runs carry out: its receipt is made of theirs",
+)
+
 fetch_claim = Table(
     "fetch_claim",
     metadata,
@@ -321,4 +338,21 @@ metric_total = Table(
     _mapping("buckets", "Observations up to each bound of a histogram, cumulative"),
     needed("updated_at", TIME, "Last change (UTC)"),
     comment="One row per counter or histogram and label set: totals that outlive runs",
+)
+
+action_log = Table(
+    "action_log",
+    metadata,
+    key("action_id", BigInteger, "Surrogate key", Identity()),
+    needed("begun_at", TIME, "When it began (UTC)"),
+    needed("actor", Text, "Who, as the sign-in or the machine says"),
+    needed("address", Text, "The network address it came from"),
+    needed("action", Text, "What was done, in a word"),
+    needed("target", Text, "To what, such as alert ID"),
+    optional("outcome", Text, "done, started, refused or failed; NULL: it has not ended"),
+    optional("result", Text, "What came of it, in a sentence"),
+    optional("run_id", Uuid, "The run that it started or wrote as"),
+    Index("action_log_target", "target"),
+    CheckConstraint("outcome IN ('done', 'started', 'refused', 'failed')", name="outcome_is_known"),
+    comment="One row per action that a person took on a page: who did what, and its result",
 )

@@ -289,6 +289,9 @@ ingestion_run = Table(
     optional("ended_at", TIME, "When its last step ended; NULL: it runs, or was killed (UTC)"),
     optional("outcome", Text, "ok, partial or failed; NULL while it runs"),
     optional("error", Text, "What ended it, in one line; NULL: no step failed"),
+    optional("tick_id", Uuid, "The tick that it is a part of"),
+    optional("shard", Integer, "Its shard of the tick; 0: it derives"),
+    Index("ingestion_run_tick", "tick_id", postgresql_where=text("tick_id IS NOT NULL")),
     CheckConstraint("outcome IN ('ok', 'partial', 'failed')", name="outcome_is_known"),
     comment="One row per run: its receipt",
 )
@@ -320,6 +323,11 @@ ingestion_run_market = Table(
     needed("outcome", Text, "ok, partial or failed"),
     optional("reason", Text, "What went wrong"),
     optional("assumed", Text, "What the provider had to assume about the market"),
+    optional(
+        "claim_token",
+        BigInteger,
+        "Token of the claim it was written under; NULL: nothing was asked of the provider",
+    ),
     comment="One row per run and market: the bars' part of the receipt",
 )
 

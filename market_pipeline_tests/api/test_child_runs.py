@@ -60,7 +60,8 @@ def read_told(folder: Path) -> list[str]:
 
 async def launch(children: ChildRuns, *symbols: str) -> UUID:
     """Start a run and return its id."""
-    return await children.launch_run(symbols, uuid4(), "manual")
+    request = {"symbols": list(symbols)} if symbols else {}
+    return await children.launch_run(request, uuid4(), "manual")
 
 
 async def wait_until_ended(children: ChildRuns, run_id: UUID) -> RunState:

@@ -20,16 +20,25 @@ from market_pipeline.api.pages.formats import (
     MISSING,
     describe_direction,
     describe_reason,
+    describe_source,
     exact,
     format_age,
     format_compact,
     format_pct,
     format_price,
     format_span,
+    say_plainly,
 )
 from market_pipeline.api.pages.freshness import summarise_freshness
-from market_pipeline.api.pages.market import build_cells, build_strip
-from market_pipeline.api.pages.overview import PAGE_ROWS, list_markets
+from market_pipeline.api.pages.market import (
+    FRACTIONS,
+    RATIOS,
+    build_cells,
+    build_statistics,
+    build_strip,
+)
+from market_pipeline.api.pages.marks import Mark, clip_marks, join_marks, mark_bars, mark_holes
+from market_pipeline.api.pages.overview import PAGE_ROWS, build_line, list_markets
 from market_pipeline.api.pages.pictures import Piece, draw_line, join_states
 from market_pipeline.domain.coverage import FETCH_FAILED, Coverage, Hole
 from market_pipeline.domain.freshness import TrackedSeries
@@ -116,6 +125,20 @@ def test_an_age_is_told_in_its_largest_fitting_unit(span: timedelta, shown: str)
     assert format_age(NOW + span, NOW) == f"in {shown}"
 
 
+def test_words_are_plain_and_said_once() -> None:
+    """One hole is no holes, codes are words, and a market's name does not repeat its source."""
+    assert say_plainly("1 holes left, the first at 1d: provider_empty") == (
+        "1 hole left, the first at 1d: the provider has no bars there"
+    )
+    assert say_plainly("21 bars rejected: off_grid") == (
+        "21 bars rejected: no bar of this length starts then"
+    )
+    mock = {"symbol": "BTC-USD", "name": "BTC-USD", "provider": "mock", "venue": "mock"}
+    assert describe_source(mock) == "mock"
+    named = {**mock, "name": "Bitcoin / US dollar", "venue": "coinbase"}
+    assert describe_source(named) == "Bitcoin / US dollar, mock, coinbase"
+
+
 def make_bars(closes: list[float]) -> list[dict[str, Any]]:
     """Return final daily bars, one a day; NaN leaves a day out."""
     start = datetime(2024, 1, 1, tzinfo=UTC)
@@ -139,7 +162,7 @@ def draw(bars: list[dict[str, Any]], *issues: DataIssue) -> dict[str, list[float
     """Return the lines of a chart of days, by name."""
     chart = build_market_chart(bars, Interval.DAY, MARKET, issues)
     assert chart is not None
-    return {line["name"]: line["y"] for line in chart["data"] if line["type"] == "scatter"}
+    return {line["name"].partition(",")[0]: line["values"] for line in chart["series"]}
 
 
 def test_the_chart_says_what_the_statistics_say_also_over_a_hole() -> None:
@@ -182,7 +205,8 @@ def test_lines_break_at_a_hole_and_where_a_flaw_withholds() -> None:
     ]
     chart = build_ratio_chart(ratios, "a / b", ["24/7", "XFRA"])
     assert chart is not None
-    assert chart["data"][0]["y"] == [2.0, 2.0, None, 2.0, 2.0, 2.0]
+    assert chart["series"][0]["values"] == [2.0, 2.0, None, 2.0, 2.0, 2.0]
+    assert chart["times"][0] == bars[0]["open_time"].timestamp()
 
 
 def test_charts_leave_out_what_is_provisional_and_are_none_without_bars() -> None:
@@ -202,19 +226,52 @@ def test_charts_leave_out_what_is_provisional_and_are_none_without_bars() -> Non
     ]
     chart = build_market_chart(bars, Interval.DAY, MARKET)
     assert chart is not None
-    candles, _, drawdown, _ = chart["data"]
-    assert candles["close"] == [2.0, 1.0, 0.1]
-    assert list(drawdown["y"]) == [0.0, -0.5]
+    candles, _, drawdown, _ = chart["series"]
+    assert (candles["close"], candles["final"]) == ([2.0, 1.0, 0.1], [True, True, False])
+    assert drawdown["values"] == [0.0, -0.5, None]
     assert build_market_chart([], Interval.DAY, MARKET) is None
     assert build_market_chart(bars[2:], Interval.DAY, MARKET) is not None
     points = build_market_chart(
         [{**bar, "source_kind": "points"} for bar in bars], Interval.DAY, MARKET
     )
     assert points is not None
-    line = points["data"][0]
-    assert (line["type"], line["y"]) == ("scatter", [2.0, 1.0, 0.1])  # they have no high and low
-    assert "points" in points["layout"]["yaxis"]["title"]["text"]
+    line = points["series"][0]
+    assert (line["type"], line["values"]) == ("line", [2.0, 1.0, 0.1])  # no high and low is known
+    assert "points" in line["name"]
     assert build_ratio_chart([], "a / b", ["24/7"]) is None
+
+
+def test_a_chart_has_room_for_holes_at_its_ends_and_none_for_closed_days() -> None:
+    """The axis reaches over missing sessions; a weekend has no place, earlier bars neither."""
+    bars = make_bars([1.0, 2.0, 3.0, 4.0, 5.0])  # Monday to Friday, the first a holiday
+    market = {**MARKET, "calendar": "XNYS"}
+    hole = Mark("hole", bars[4]["close_time"], bars[4]["close_time"] + timedelta(days=4), "why")
+    chart = build_market_chart(bars[1:], Interval.DAY, market, earlier=bars[:1], marks=[hole])
+    assert chart is not None
+    days = [datetime.fromtimestamp(at, UTC).day for at in chart["times"]]
+    assert days == [2, 3, 4, 5, 8, 9]  # without the 6th and 7th
+    assert chart["series"][0]["close"] == [2.0, 3.0, 4.0, 5.0, None, None]
+    assert chart["marks"] == [hole.describe()]
+
+
+def test_marks_say_why_each_bar_is_not_to_be_taken_as_it_is() -> None:
+    """Provisional, multiplied and missing ones; neighbours that say the same are one mark."""
+    bars = make_bars([1.0, 2.0, 3.0, 4.0])
+    bars[0]["source_kind"] = bars[1]["source_kind"] = "rescaled"
+    bars[3]["is_final"] = False
+    found = join_marks(clip_marks(mark_bars(bars), bars[1]["open_time"]))
+    assert [(mark.kind, mark.start.day, mark.end.day) for mark in found] == [
+        ("adjusted", 2, 3),
+        ("provisional", 4, 5),
+    ]
+    assert len(join_marks(clip_marks(mark_bars(bars), bars[0]["open_time"]))) == 2
+    gone = Hole(Window(bars[0]["open_time"], bars[1]["open_time"]), FETCH_FAILED, 1, NOW, NOW, NOW)
+    never = Window(bars[2]["open_time"], bars[3]["open_time"])
+    told = [mark.text for mark in mark_holes(Coverage(holes=(gone,)), [never])]
+    assert told == [
+        "the request failed (asked 1 time)",
+        "no run has asked for some of the bars yet",
+    ]
 
 
 def test_a_line_fits_its_box_and_knows_where_it_went() -> None:
@@ -247,17 +304,34 @@ def test_a_strip_shows_settled_time_holes_and_nothing_that_was_never_asked() -> 
     """A quarter of the span is a hole that is still wanted."""
     days = [datetime(2024, 1, day, tzinfo=UTC) for day in (1, 7, 9)]
     hole = Hole(Window(days[1], days[2]), FETCH_FAILED, 1, NOW, NOW, NOW)
-    strip = build_strip("1h", Coverage(settled=(Window(days[0], days[1]),), holes=(hole,)), NOW)
+    whole = Coverage(settled=(Window(days[0], days[1]),), holes=(hole,))
+    strip = build_strip("1h", whole, Window(days[0], days[1]))
     assert strip is not None
     assert (strip.start, {piece.state for piece in strip.pieces}) == (days[0], {"settled"})
+    assert strip.missing == hole.window
     wider = Coverage(
         settled=(Window(days[0], days[1]), Window(days[2], days[2] + timedelta(days=1))),
         holes=(hole,),
     )
-    seen = build_strip("1h", wider, NOW)
+    seen = build_strip("1h", wider, Window(days[0], days[2] + timedelta(days=1)))
     assert seen is not None
     assert [piece.state for piece in seen.pieces] == ["settled", "hole", "settled"]
-    assert build_strip("1h", Coverage(), NOW) is None
+    assert build_strip("1h", Coverage(), Window(days[0], days[1])) is None
+
+
+def test_a_missing_number_has_one_reason_for_all_its_spans() -> None:
+    """A column for each horizon, and a sentence for each reason instead of one for each cell."""
+    names = [*FRACTIONS, *RATIOS]
+    whole = dict.fromkeys(names, 0.5)
+    short = {**whole, "calmar": None, "reason": "calmar: short_horizon", "horizon": "7d"}
+    none = {**dict.fromkeys(names), "reason": "unexplained_hole"}
+    rows = [short, {**none, "horizon": "90d"}, {**none, "horizon": "365d"}]
+    table = build_statistics(rows)
+    assert [len(cells) for cells in table.measures] == [3] * len(names)
+    assert table.reasons == [
+        "7d (Calmar): too short a span to annualise.",
+        "90d and 365d: bars are missing without an explanation.",
+    ]
 
 
 def test_a_cell_has_a_value_or_a_reason() -> None:
@@ -321,22 +395,25 @@ def test_the_overview_finds_sorts_and_pages() -> None:
         make_market(2, change_24h_ratio=0.2, outcome="failed"),
         make_market(3, close=None, series=[TrackedSeries("24/7", Interval.HOUR)]),
     ]
-    listing = list_markets(rows, "", "price", 1, NOW)
-    assert [line.price for line in listing.lines] == [10.0, 5.0, None]
-    assert [line.is_close for line in listing.lines] == [True, False, True]
-    assert [line.row["market_id"] for line in list_markets(rows, "", "change", 1, NOW).lines] == [
-        2,
-        1,
-        3,
-    ]
-    assert list_markets(rows, "", "health", 1, NOW).lines[0].row["market_id"] == 2
-    assert [
-        line.row["market_id"] for line in list_markets(rows, " coin 2", "symbol", 1, NOW).lines
-    ] == [2]
-    many = [make_market(number) for number in range(PAGE_ROWS + 1)]
-    last = list_markets(many, "", "symbol", 9, NOW)
-    assert (last.number, last.pages, len(last.lines)) == (2, 2, 1)
-    assert list_markets([], "", "symbol", 1, NOW).pages == 1
+    lines = [build_line(row, NOW) for row in rows]
+
+    def sort(by: str) -> list[int]:
+        return [line.row["market_id"] for line in list_markets(lines, "", by, 1).items]
+
+    listing = list_markets(lines, "", "price", 1)
+    assert [line.price for line in listing.items] == [10.0, 5.0, None]
+    assert [line.is_close for line in listing.items] == [True, False, True]
+    assert (sort("change"), sort("-change")) == ([2, 1, 3], [1, 2, 3])
+    assert (sort("symbol"), sort("-symbol")) == ([1, 2, 3], [3, 2, 1])
+    assert (sort("volume"), sort("freshness")) == ([1, 2, 3], [3, 1, 2])
+    assert sort("health")[0] == 2
+    found = list_markets(lines, " coin 2", "symbol", 1).items
+    assert [line.row["market_id"] for line in found] == [2]
+    many = [build_line(make_market(number), NOW) for number in range(20 * PAGE_ROWS + 1)]
+    last = list_markets(many, "", "symbol", 99)
+    assert (last.number, last.pages, len(last.items)) == (21, 21, 1)
+    assert last.shown_pages == [1, None, 19, 20, 21]
+    assert list_markets([], "", "symbol", 1).pages == 1
 
 
 def test_a_pair_is_stored_once_and_shown_both_ways() -> None:

@@ -309,7 +309,7 @@ def test_coverage_tells_what_was_never_asked_for(engine: Engine, client: TestCli
     """Beside the holes, and counted by series."""
     fill_a_month_of_old(Pipeline(engine), 90)
     told = get(client, "/api/coverage", symbols="BTC-USD")
-    assert {row["never_asked"] for row in told["data"]} == {1}
+    assert {row["n_never_asked"] for row in told["data"]} == {1}
     assert {(gap["interval"], gap["bars"] > 0) for gap in told["never_asked"]} == {
         ("1h", True), ("1d", True),
     }  # fmt: skip

@@ -47,7 +47,7 @@ def test_time_that_was_never_asked_for_is_listed_with_what_fills_it(command: Com
     assert {gap["interval"]: gap["bars"] for gap in told["never_asked"]} == {
         "1d": 84, "1h": 84 * 24,
     }  # fmt: skip
-    assert {row["never_asked"] for row in told["coverage"]} == {1}
+    assert {row["n_never_asked"] for row in told["coverage"]} == {1}
     (fill,) = told["backfills"]
     assert fill["calls"] == 3
     assert fill["bars"] == 84 * 25 + 2 * OVERLAP_BARS

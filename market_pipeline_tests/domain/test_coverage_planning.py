@@ -1,5 +1,6 @@
 """Planning and reconciliation: whatever came or did not, the next plan asks for the rest."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -228,6 +229,19 @@ def test_settled_days_are_read_again_when_they_have_aged() -> None:
     for request in due:
         coverage = answer(coverage, request, ALWAYS_OPEN, now=tomorrow)
     assert plan_verification(*clock, tomorrow, coverage, TERMS) == []
+
+
+def test_older_bars_that_come_again_move_no_watermark_back() -> None:
+    """Nor the last bar; the first moves back alone, when there are older ones."""
+    request = plan(Coverage(), ALWAYS_OPEN, Interval.DAY)[0]
+    coverage = answer(Coverage(), request, ALWAYS_OPEN)
+    before = Window(MONTH.start - timedelta(days=5), MONTH.start + timedelta(days=2))
+    later = answer(coverage, replace(request, window=before), ALWAYS_OPEN)
+    assert later.watermark == coverage.watermark is not None
+    assert later.last_bar_at == coverage.last_bar_at is not None
+    assert later.first_bar_at is not None
+    assert coverage.first_bar_at is not None
+    assert later.first_bar_at < coverage.first_bar_at
 
 
 @given(

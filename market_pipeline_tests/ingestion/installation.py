@@ -17,7 +17,7 @@ from market_pipeline.domain.records import Market
 from market_pipeline.ingestion.commit import write_markets, write_rows
 from market_pipeline.ingestion.drive import BarStream, WaveLimits
 from market_pipeline.ingestion.receipts import Run
-from market_pipeline.ingestion.request import Request, Route, build_request
+from market_pipeline.ingestion.request import Request, Route, build_request, filter_active
 from market_pipeline.orchestration import assets
 from market_pipeline.orchestration.market_reader import MarketReader
 from market_pipeline.providers.mock import MockProvider
@@ -61,7 +61,8 @@ class Installation:
         names = [symbol.partition("@")[0] for symbol in self._symbols]
         request = build_request(now, names, "mock", days, now.isoformat(), history_from, history_to)
         run = Run(uuid4(), "manual", now, request)
-        routes = self._route(faults)
+        with self.engine.connect() as connection:
+            routes = filter_active(connection, self._route(faults))
         write_markets(self.engine, run, [market for _, market in routes])
         limits = WaveLimits() if commits is None else WaveLimits(markets=1)
         stream = iter(BarStream(self.engine, run, routes, limits))

@@ -30,7 +30,7 @@ from market_pipeline.storage.markets.registration import ensure_markets
 from market_pipeline.storage.runs.claims import (
     hold_claims,
     hold_liveness_lock,
-    release_run_claims,
+    release_claims,
     take_claims,
 )
 
@@ -69,6 +69,28 @@ class Robbed(MockProvider):
                 connection.execute(
                     text("UPDATE market_data.fetch_claim SET token = token + 1 WHERE market_id = 2")
                 )
+        return super().fetch_bars(market, interval, window, now)
+
+
+class Overtaken(MockProvider):
+    """The mock; while it answers for the second market, another run does that market's work."""
+
+    def __init__(self, engine: Engine, faults: str = "") -> None:
+        super().__init__({})
+        self._engine, self._others = engine, MockProvider({"MOCK_FAULTS": faults})
+        self._is_taken = False
+
+    def fetch_bars(
+        self, market: Market, interval: Interval, window: Window, now: datetime
+    ) -> BarColumns:
+        """Answer once the other run has ended."""
+        if market.symbol == "M001-USD" and not self._is_taken:
+            self._is_taken = True
+            with self._engine.begin() as connection:
+                connection.execute(
+                    text("UPDATE market_data.fetch_claim SET expires_at = '-infinity'")
+                )
+            ingest(self._engine, [(self._others, market)])
         return super().fetch_bars(market, interval, window, now)
 
 
@@ -232,6 +254,43 @@ def test_a_market_that_another_run_took_drops_out_of_the_wave(engine: Engine) ->
     assert sorted(row["market_id"] for row in known) == [1, 3, 4]
 
 
+def test_a_market_that_was_taken_and_left_is_short(engine: Engine) -> None:
+    """No receipt says that its work is done, so the run that lost it says that it is not."""
+    run_id = ingest(engine, list_routes(3, Robbed(engine)))
+    outcomes = {"M000-USD": "ok", "M001-USD": "partial", "M002-USD": "ok"}
+    assert read_outcomes(engine, run_id) == outcomes
+    (row,) = read(engine, "SELECT reason FROM market_data.ingestion_run_market WHERE market_id = 2")
+    assert row["reason"].endswith("no receipt says that its work is done: run again")
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected"),
+    [("", "ok"), ("M001-USD:timeout x99", "partial")],
+    ids=["done", "not done"],
+)
+def test_a_market_that_was_taken_is_as_good_as_the_other_receipt(
+    engine: Engine, faults: str, expected: str
+) -> None:
+    """It is ok where the run that took it says that it came to all of it, and only there."""
+    run_id = ingest(engine, list_routes(3, Overtaken(engine, faults)))
+    assert read_outcomes(engine, run_id)["M001-USD"] == expected
+
+
+def test_a_stream_that_ends_leaves_the_claims_of_others_alone(engine: Engine) -> None:
+    """Two streams of one run share its id, and not its claims: no market is lost between them."""
+    routes = list_routes(6)
+    first = open_stream(engine, routes[:4], limits=WaveLimits(markets=1))
+    waves = iter(first)
+    landed = next(waves)
+    for _ in replace(first, routes=routes[4:], limits=PATIENT):
+        pass
+    landed += [one for wave in waves for one in wave]
+    assert [one.item for one in landed if isinstance(one.item, MarketStopped)] == []
+    assert set(read_outcomes(engine, first.run.run_id).values()) == {"ok"}
+    bars = read(engine, "SELECT DISTINCT market_id FROM market_data.market_aggregate")
+    assert len(bars) == 6
+
+
 def test_a_busy_market_comes_last_and_holds_up_no_other(engine: Engine) -> None:
     """The others land while another run holds it; it is fetched as soon as it is free."""
     routes = list_routes(3)
@@ -246,11 +305,12 @@ def test_a_busy_market_comes_last_and_holds_up_no_other(engine: Engine) -> None:
                 released.set()
 
     with hold_liveness_lock(engine, other):
-        assert take_claims(engine, ids[:1], other, timedelta(minutes=5))
+        tokens = take_claims(engine, ids[:1], other, timedelta(minutes=5))
         worker = Thread(target=drain)
         worker.start()
         assert released.wait(300)
-        release_run_claims(engine, other)
+        with engine.begin() as connection:
+            release_claims(connection, tokens)
         worker.join(300)
     assert sorted(landed[:2]) == ["M001-USD", "M002-USD"]
     assert landed[2:] == ["M000-USD"]

@@ -25,7 +25,9 @@ from dagster_webserver import cli as webserver
 from market_pipeline.orchestration import dagster_internals
 from market_pipeline.orchestration.automation import is_schedule_on
 from market_pipeline.orchestration.backfill import backfill_history_job
+from market_pipeline.orchestration.causes import find_cause
 from market_pipeline.orchestration.dagster_internals import (
+    DagsterAssetCheckFailedError,
     delete_check_results,
     guard_dev_processes,
     guard_webserver_app,
@@ -109,6 +111,21 @@ def test_check_results_are_found_and_deleted(instance: dg.DagsterInstance) -> No
     assert list_newest_check_runs(instance) == {first.run_id}
 
 
+def test_a_blocking_check_fails_with_dagsters_error(instance: dg.DagsterInstance) -> None:
+    """Alerts tell failed checks by its class, and a backfill raises it as well."""
+
+    @dg.asset
+    def prices() -> None: ...
+
+    @dg.asset_check(asset=prices, blocking=True)
+    def is_there() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=False)
+
+    result = dg.materialize([prices, is_there], instance=instance, raise_on_error=False)
+    (failed,) = [find_cause(event) for event in result.all_events if event.is_step_failure]
+    assert failed.error_class == DagsterAssetCheckFailedError.__name__
+
+
 def test_local_files_lie_in_the_state_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +190,9 @@ def test_the_switch_in_the_ui_goes_before_the_setting(
 def switch_schedule(instance: dg.DagsterInstance, status: InstigatorStatus) -> None:
     """Do what the UI's switch does."""
     origin = RemoteInstigatorOrigin(
-        RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("market_pipeline"), "__repository__"),
+        RemoteRepositoryOrigin(
+            RegisteredCodeLocationOrigin("market_pipeline.definitions"), "__repository__"
+        ),
         "ingest_schedule",
     )
     state = InstigatorState(

@@ -26,6 +26,7 @@ SENSORS = (
     "alert_delivery",
     "alert_watch",
     "dead_run_watch",
+    "tick_watch",
 )
 WAIT_SECONDS = 300.0
 Tick = Callable[[str], dg.SensorResult | Any]

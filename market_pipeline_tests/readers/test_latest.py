@@ -11,6 +11,7 @@ from sqlalchemy import Engine, event, text
 
 from market_pipeline.domain.errors import SettingError, UnknownMarketError
 from market_pipeline.readers import fetch_latest, open_serving_cache, read_latest
+from market_pipeline.readers.encoding import format_time
 from market_pipeline.readers.serving import ServingCache
 from market_pipeline.storage.latest.values import build_latest_query
 from market_pipeline_tests.readers.writing import (
@@ -41,7 +42,7 @@ def test_the_latest_values_are_the_tables_newest_rows(stored: Engine) -> None:
     assert (latest.source, value["symbol"], value["provider"]) == ("database", "BTC-USD", "mock")
     assert (value["quote"], value["is_primary"]) == ("USD", True)
     assert value["snapshot"]["price"] == 60_000
-    assert value["snapshot"]["observed_at"] == "2024-03-15T12:00:00+00:00"
+    assert value["snapshot"]["observed_at"] == "2024-03-15T12:00:00Z"
     assert (value["snapshot"]["roi"], value["snapshot"]["reason"]) == (None, "insufficient_data")
     key = find_market_id(stored, "BTC-USD")
     with stored.connect() as connection:
@@ -58,7 +59,7 @@ def test_the_latest_values_are_the_tables_newest_rows(stored: Engine) -> None:
     assert [
         (bar["interval"], bar["open_time"], bar["close"], bar["dataset_version"])
         for bar in sorted(value["bars"], key=lambda bar: bar["interval"])
-    ] == [(row[0], row[1].isoformat(), row[2], row[3]) for row in newest]
+    ] == [(row[0], format_time(row[1]), row[2], row[3]) for row in newest]
     assert latest.dataset_version == value["dataset_version"] == version
     assert [row["horizon"] for row in value["roi"]] == ["7d", "30d"]
     week, month = value["roi"]

@@ -2,8 +2,9 @@
 
 from datetime import UTC, datetime, timedelta
 
+import pandas as pd
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from market_pipeline.domain.errors import (
     HistoryRequestError,
@@ -46,6 +47,27 @@ def test_a_version_shows_a_corrected_day_as_it_was(stored: Engine) -> None:
     before = read_aggregates("BTC-USD", "1d", *SPAN, version=first, engine=stored)
     differs = newest["close"] != before["close"]
     assert list(newest.index[differs]) == [datetime(2024, 3, 13, tzinfo=UTC)]
+
+
+def test_a_read_is_of_one_moment(stored: Engine) -> None:
+    """What is committed between two of its statements is seen by none of them."""
+    before = read_aggregates("BTC-USD", "1d", *SPAN, engine=stored)
+    waiting = ["UPDATE market_data.market_aggregate SET close = close + 1, high = high + 1",
+               "SELECT nextval('market_data.dataset_version_seq')",
+               "UPDATE market_data.market_coverage SET settled = '{}'"]  # fmt: skip
+
+    def change(*_: object) -> None:
+        changes, waiting[:] = waiting[:], []
+        for statement in changes:
+            with stored.begin() as connection:
+                connection.exec_driver_sql(statement)
+
+    event.listen(stored, "after_cursor_execute", change)
+    seen = read_aggregates("BTC-USD", "1d", *SPAN, engine=stored)
+    event.remove(stored, "after_cursor_execute", change)
+    assert waiting == []
+    pd.testing.assert_frame_equal(seen, before)
+    assert seen.attrs == before.attrs
 
 
 def test_nothing_known_is_said_with_the_time_of_the_first(stored: Engine) -> None:

@@ -65,7 +65,7 @@ def test_a_hole_is_refused_with_its_reason_and_what_fills_it(pipeline: Pipeline)
         assert refused.value.missing == [
             {
                 "symbol": "BTC-USD", "provider": "mock", "interval": "1d",
-                "starts_at": "2024-03-06T00:00:00+00:00", "ends_at": "2024-03-08T00:00:00+00:00",
+                "starts_at": "2024-03-06T00:00:00Z", "ends_at": "2024-03-08T00:00:00Z",
                 "reason": "provider_empty", "bars": 2,
             }
         ]  # fmt: skip

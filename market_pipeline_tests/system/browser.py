@@ -8,6 +8,8 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
+from market_pipeline.api.dagster_client import LOCATION
+
 # `make test` collects these modules as well, without the browser's driver.
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +95,37 @@ def find_node(page: Page, asset: str) -> Locator:
 def find_materialize_button(page: Page) -> Locator:
     """Find the button that materialises every asset."""
     return page.get_by_role("button").filter(has_text=re.compile("Materialize all"))
+
+
+def open_job(page: Page, address: str, job: str, tab: str) -> None:
+    """Open a tab of a job's page: ``partitions`` or ``playground``, which is the launchpad."""
+    page.goto(f"{address}/locations/{LOCATION}/jobs/{job}/{tab}")
+
+
+def launch_backfill(page: Page, partitions: str) -> None:
+    """Start a backfill of partitions in the dialog of a job's opened page of partitions."""
+    page.get_by_role("button").filter(has_text="Launch backfill").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("textbox").first.fill(partitions)
+    dialog.get_by_role("textbox").first.press("Enter")
+    dialog.get_by_role("button").filter(has_text="Submit").click()
+    dialog.wait_for(state="hidden")
+
+
+def launch_partition(page: Page, partition: str) -> None:
+    """Choose a partition in a job's opened launchpad, and launch its run."""
+    choice = page.get_by_placeholder("Partition")
+    choice.click()
+    choice.fill(partition)
+    page.get_by_text(partition, exact=True).click()
+    page.get_by_text(f"partition: {partition}").wait_for()
+    page.get_by_role("button").filter(has_text="Launch Run").click()
+    page.wait_for_url("**/runs/*")
+
+
+def count_partitions(page: Page, status: str) -> int:
+    """Return how many partitions a job's opened page of partitions counts under a heading."""
+    return int(page.get_by_text(status, exact=True).locator("xpath=..").inner_text().split()[0])
 
 
 def open_events(page: Page, address: str, asset: str) -> None:

@@ -14,7 +14,8 @@ from market_pipeline_tests.system.processes import Background, run_in_background
 START_SECONDS = 300.0
 _LOCATIONS = """{ workspaceOrError { __typename ... on Workspace { locationEntries {
   loadStatus locationOrLoadError { __typename } } } } }"""
-_RUNS = "{ runsOrError { ... on Runs { results { runId status jobName runConfigYaml } } } }"
+_RUNS = """{ runsOrError { ... on Runs { results {
+  runId status jobName runConfigYaml startTime endTime } } } }"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,10 @@ class DagsterUI:
         answer = httpx.post(f"{self.address}/graphql", json={"query": text}, timeout=30)
         return answer.raise_for_status().json()["data"]
 
-    def list_runs(self) -> list[dict[str, str]]:
-        """Return the recorded runs, the newest first."""
-        return list(self.query(_RUNS)["runsOrError"]["results"])
+    def list_runs(self, job: str = "") -> list[dict[str, Any]]:
+        """Return the recorded runs, or those of a job, the newest first."""
+        runs = self.query(_RUNS)["runsOrError"]["results"]
+        return [run for run in runs if job in {"", run["jobName"]}]
 
     def is_ready(self) -> bool:
         """Say whether the code location has been loaded."""

@@ -14,7 +14,6 @@ router = APIRouter(include_in_schema=False)
 _FOREVER = "private, max-age=31536000, immutable"
 _STATIC = Path(__file__).resolve().parent.parent / "static"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-PLOTLY = "plotly.min.js"
 
 
 @router.get("/assets/{digest}/{name}")
@@ -37,12 +36,8 @@ def find_asset_path(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def list_assets() -> dict[str, Path]:
-    """Return every served file: our own, and the library of charts from its package."""
-    from importlib.metadata import distribution
-
-    library = Path(str(distribution("plotly").locate_file(f"plotly/package_data/{PLOTLY}")))
-    ours = {path.name: path for path in _STATIC.iterdir() if path.suffix in _TYPES}
-    return {**ours, PLOTLY: library}
+    """Return every served file by its name."""
+    return {path.name: path for path in _STATIC.iterdir() if path.suffix in _TYPES}
 
 
 @lru_cache(maxsize=32)

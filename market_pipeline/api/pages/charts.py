@@ -1,66 +1,76 @@
-"""Interactive charts as plain JSON, drawn in the browser by Plotly; no Plotly is imported here.
+"""Interactive charts as plain JSON, drawn in the browser by ``static/charts.js``.
 
-A colour is written ``var(--name)``. The page's script replaces it with the style sheet's value, so
-a chart follows the theme. Times are UTC, values are as stored, and a missing value is null.
+A chart is columns over one time axis: every bar that the calendars expect has a place on it, so
+closed sessions take no room and missing bars do. Times are seconds since 1970 (UTC), values are as
+stored, and a missing value is null.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from math import isfinite
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from market_pipeline.domain.arrays import FloatArray, IntArray
+from market_pipeline.api.pages.marks import Mark
+from market_pipeline.domain.arrays import IntArray
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.masking import DataIssue, mask_unreliable
 from market_pipeline.domain.records import UTC_DTYPE
-from market_pipeline.domain.returns import build_times, fill_gaps, read_microseconds
+from market_pipeline.domain.returns import build_joined_grid, read_microseconds
 from market_pipeline.domain.roi import compute_drawdowns
 from market_pipeline.domain.volatility import compute_rolling_volatility
 
 # What the volatility at a close looks back on; of days it is the 30d statistic.
 VOLATILITY_DAYS = {Interval.HOUR: 7, Interval.DAY: 30, Interval.WEEK: 365}
 Chart = dict[str, Any]
+Bars = Sequence[Mapping[str, Any]]
+_PRICES = ("open", "high", "low", "close")
 
 
 def build_market_chart(
-    bars: Sequence[Mapping[str, Any]],
+    bars: Bars,
     interval: Interval,
     market: Mapping[str, Any],
     issues: Iterable[DataIssue] = (),
     min_returns: int | None = None,
+    earlier: Bars = (),
+    marks: Sequence[Mark] = (),
 ) -> Chart | None:
     """Return candlesticks with volume, drawdown and realised volatility over one time axis.
 
     Bars are in order of open_time. Bars made of price points have no high and low: they are a line.
     Drawdown and volatility are of final bars alone, as the statistics have them, and break where a
     bar is missing. Issues withhold volatility. None without bars.
+
+    Args:
+        bars: What is shown.
+        interval: Theirs.
+        market: ``market_id``, ``calendar`` and ``quote``.
+        issues: What keeps statistics from being trusted.
+        min_returns: As the setting says.
+        earlier: The bars before them, which only volatility looks back on.
+        marks: What is noted of bars; the axis reaches over those between the bars and at its ends.
     """
     if not bars:
         return None
-    final = pd.DataFrame(
-        [bar for bar in bars if bar["is_final"]], columns=["open_time", "close_time", "close"]
-    ).astype({"open_time": UTC_DTYPE, "close_time": UTC_DTYPE, "close": "float64"})
+    edges = [at for mark in marks if mark.kind == "hole" for at in (mark.start, mark.last)]
+    grid = _Grid(bars, [market["calendar"]], interval, edges)
+    final = _select_final(bars)
     days = VOLATILITY_DAYS[interval]
-    rolled = compute_rolling_volatility(
-        final.assign(market_id=market["market_id"]), market["market_id"], market["calendar"],
-        interval, days, min_returns,
-    )  # fmt: skip
-    kept = mask_unreliable(rolled, ("market_id",), ("realised_volatility",), issues)
-    volatility = kept.set_index("open_time")["realised_volatility"].reindex(final["open_time"])
-    at, place = fill_gaps([market["calendar"]], interval, read_microseconds(final["open_time"]))
+    volatility = _compute_volatility([*earlier, *bars], interval, market, issues, min_returns)
     drawdown = compute_drawdowns(final["close"].to_numpy())
-    panels = [
-        _line(at, place, drawdown, "Drawdown", "y3", "var(--down)", fill="tozeroy"),
-        _line(at, place, volatility.to_numpy(), "Volatility", "y4", "var(--accent)"),
-    ]
-    titles = ("Volume", "Drawdown", f"Volatility, {days} d")
-    is_points = any(bar.get("source_kind") == "points" for bar in bars)
-    price = _closes(bars, market["calendar"], interval) if is_points else _candles(bars)
-    title = f"Price ({market['quote']}{', price points' if is_points else ''})"
-    return {"data": [price, _volume(bars), *panels], "layout": _stack_panels(title, titles)}
+    opens = final["open_time"].tolist()
+    lines = (
+        _line("histogram", "Volume", 1, grid.fill([bar["volume"] for bar in bars]), "compact"),
+        _line("drawdown", "Drawdown", 2, grid.place(opens, drawdown.tolist()), "percent"),
+        _line(
+            "line", f"Volatility, {days} days", 3,
+            grid.place(opens, volatility.reindex(opens).tolist()), "percent",
+        ),
+    )  # fmt: skip
+    return grid.describe([_describe_price(bars, market, grid), *lines], marks)
 
 
 def build_ratio_chart(
@@ -69,120 +79,93 @@ def build_ratio_chart(
     """Return the ratio of two daily closes over time; None without rows."""
     if not rows:
         return None
-    at, place = _find_places((row["open_time"] for row in rows), calendars, Interval.DAY)
-    ratios = np.array([row["base_close"] / row["quote_close"] for row in rows])
-    line = _line(at, place, ratios, name, "y", "var(--accent)")
-    line["hovertemplate"] = "%{y:.6g}<extra></extra>"
-    return {"data": [line], "layout": _build_layout({"yaxis": {"title": {"text": name}}})}
+    grid = _Grid(rows, calendars, Interval.DAY)
+    ratios = grid.fill([row["base_close"] / row["quote_close"] for row in rows])
+    return grid.describe([_line("line", name, 0, ratios, "price")])
 
 
 def break_at_gaps(
     opens: Sequence[datetime], values: Sequence[float], calendars: Iterable[str], interval: Interval
 ) -> list[float | None]:
     """Return values in order, with None where a bar is missing between them."""
-    return _fill_grid(*_find_places(opens, calendars, interval), values)
+    return _Grid([{"open_time": at} for at in opens], calendars, interval).fill(values)
 
 
-def _find_places(
-    opens: Iterable[datetime], calendars: Iterable[str], interval: Interval
-) -> tuple[IntArray, IntArray]:
-    """Return the grid of calendars, and where on it the bars are that open at some times."""
-    times = read_microseconds(pd.Series(list(opens), dtype=UTC_DTYPE))
-    return fill_gaps(calendars, interval, times)
+class _Grid:
+    """The time axis of bars: all that the calendars expect from the first to the last one."""
 
+    def __init__(
+        self,
+        bars: Bars,
+        calendars: Iterable[str],
+        interval: Interval,
+        edges: Iterable[datetime] = (),
+    ) -> None:
+        moments = [bar["open_time"] for bar in bars]
+        opens = read_microseconds(pd.Series(moments, dtype=UTC_DTYPE))
+        ends = [*moments[:1], *moments[-1:], *edges]
+        if ends:
+            opens = np.union1d(build_joined_grid(calendars, interval, min(ends), max(ends)), opens)
+        self._at: IntArray = opens
+        self._moments = moments
+        self._interval = interval
 
-def _fill_grid(at: IntArray, place: IntArray, values: Iterable[float | None]) -> list[float | None]:
-    filled: list[float | None] = [None] * len(at)
-    for position, value in zip(place.tolist(), values, strict=True):
-        filled[position] = value
-    return filled
+    def fill(self, values: Sequence[float | None]) -> list[float | None]:
+        """Return the bars' values, each in its place."""
+        return self.place(self._moments, values)
 
+    def place(self, opens: Sequence[datetime], values: Iterable[Any]) -> list[float | None]:
+        """Return the values of bars that open at some times, each in its place; NaN is null."""
+        filled: list[float | None] = [None] * len(self._at)
+        at = read_microseconds(pd.Series(list(opens), dtype=UTC_DTYPE))
+        for position, value in zip(np.searchsorted(self._at, at).tolist(), values, strict=True):
+            filled[position] = value if value is not None and isfinite(value) else None
+        return filled
 
-def _closes(bars: Sequence[Mapping[str, Any]], calendar: str, interval: Interval) -> Chart:
-    at, place = _find_places((bar["open_time"] for bar in bars), [calendar], interval)
-    closes = np.array([bar["close"] for bar in bars], dtype=np.float64)
-    return _line(at, place, closes, "Price", "y", "var(--accent)")
-
-
-def _candles(bars: Sequence[Mapping[str, Any]]) -> Chart:
-    columns = {name: [bar[name] for bar in bars] for name in ("open", "high", "low", "close")}
-    rise = {"line": {"color": "var(--up)", "width": 1}, "fillcolor": "var(--surface)"}
-    fall = {"line": {"color": "var(--down)", "width": 1}, "fillcolor": "var(--down)"}
-    at = [bar["open_time"].isoformat() for bar in bars]
-    kind = {"type": "candlestick", "name": "Price", "increasing": rise, "decreasing": fall}
-    return {**kind, "x": at, **columns}
-
-
-def _volume(bars: Sequence[Mapping[str, Any]]) -> Chart:
-    return {
-        "type": "bar",
-        "name": "Volume",
-        "x": [bar["open_time"].isoformat() for bar in bars],
-        "y": [bar["volume"] for bar in bars],
-        "yaxis": "y2",
-        "marker": {"color": "var(--volume)"},
-        "hovertemplate": "%{y:.4s}<extra>Volume</extra>",
-    }
-
-
-def _line(
-    at: IntArray,
-    place: IntArray,
-    values: FloatArray,
-    name: str,
-    axis: str,
-    colour: str,
-    **options: Any,
-) -> Chart:
-    """Return a line through values at some places of a grid; it breaks at the others."""
-    finite = (value if isfinite(value) else None for value in values.tolist())
-    shown = _fill_grid(at, place, finite)
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": [moment.isoformat() for moment in build_times(at)],
-        "y": shown,
-        "yaxis": axis,
-        "connectgaps": False,
-        "line": {"color": colour, "width": 1.4},
-        "hovertemplate": f"%{{y:.2%}}<extra>{name}</extra>" if axis != "y" else None,
-        **options,
-    }
-
-
-def _stack_panels(price: str, others: Sequence[str]) -> Chart:
-    """Return a layout of the price above three lower panels, all on one time axis."""
-    volume, drawdown, volatility = others
-    return _build_layout(
-        {
-            "yaxis": {"title": {"text": price}, "domain": [0.5, 1.0], "tickformat": ",~g"},
-            "yaxis2": {"title": {"text": volume}, "domain": [0.35, 0.46], "nticks": 3},
-            "yaxis3": {
-                "title": {"text": drawdown}, "domain": [0.175, 0.315],
-                "tickformat": ".0%", "nticks": 4,
-            },
-            "yaxis4": {
-                "title": {"text": volatility}, "domain": [0.0, 0.14],
-                "tickformat": ".0%", "nticks": 4, "rangemode": "tozero",
-            },
+    def describe(self, series: Sequence[Chart], marks: Sequence[Mark] = ()) -> Chart:
+        """Return a chart of series over this axis."""
+        return {
+            "times": (self._at // 1_000_000).tolist(),
+            "seconds": int(self._interval.duration.total_seconds()),
+            "intraday": self._interval.duration < timedelta(days=1),
+            "series": list(series),
+            "marks": [mark.describe() for mark in marks],
         }
+
+
+def _select_final(bars: Bars) -> pd.DataFrame:
+    return pd.DataFrame(
+        [bar for bar in bars if bar["is_final"]], columns=["open_time", "close_time", "close"]
+    ).astype({"open_time": UTC_DTYPE, "close_time": UTC_DTYPE, "close": "float64"})
+
+
+def _compute_volatility(
+    bars: Bars,
+    interval: Interval,
+    market: Mapping[str, Any],
+    issues: Iterable[DataIssue],
+    min_returns: int | None,
+) -> "pd.Series[float]":
+    """Return the volatility at each final close that it is trusted at, by open_time."""
+    final = _select_final(bars).assign(market_id=market["market_id"])
+    rolled = compute_rolling_volatility(
+        final, market["market_id"], market["calendar"], interval, VOLATILITY_DAYS[interval],
+        min_returns,
     )  # fmt: skip
+    kept = mask_unreliable(rolled, ("market_id",), ("realised_volatility",), issues)
+    found: pd.Series[float] = kept.set_index("open_time")["realised_volatility"]
+    return found
 
 
-def _build_layout(axes: Mapping[str, Mapping[str, Any]]) -> Chart:
-    lines = {"gridcolor": "var(--line)", "zeroline": False, "automargin": True}
-    return {
-        "uirevision": "kept",
-        "showlegend": False,
-        "hovermode": "x unified",
-        "dragmode": "pan",
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 28},
-        "paper_bgcolor": "var(--surface)",
-        "plot_bgcolor": "var(--surface)",
-        "font": {"color": "var(--muted)", "size": 11},
-        "hoverlabel": {"bgcolor": "var(--surface)", "font": {"color": "var(--ink)"}},
-        "xaxis": {**lines, "type": "date", "rangeslider": {"visible": False}, "anchor": "free",
-                  "position": 0, "hoverformat": "%Y-%m-%d %H:%M UTC"},
-        **{name: {**lines, "fixedrange": True, **axis} for name, axis in axes.items()},
-    }  # fmt: skip
+def _describe_price(bars: Bars, market: Mapping[str, Any], grid: _Grid) -> Chart:
+    closes = grid.fill([bar["close"] for bar in bars])
+    if any(bar.get("source_kind") == "points" for bar in bars):
+        return _line("line", f"Price points ({market['quote']})", 0, closes, "price")
+    prices = {name: grid.fill([bar[name] for bar in bars]) for name in _PRICES}
+    final = grid.fill([bar["is_final"] for bar in bars])
+    candles = _line("candles", f"Price ({market['quote']})", 0, prices["close"], "price")
+    return {**candles, **prices, "final": final}
+
+
+def _line(kind: str, name: str, pane: int, values: Sequence[float | None], form: str) -> Chart:
+    return {"type": kind, "name": name, "pane": pane, "values": values, "format": form}

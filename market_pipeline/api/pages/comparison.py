@@ -26,6 +26,8 @@ from market_pipeline.storage.statistics.series import StatisticSpan, read_compar
 
 router = APIRouter(include_in_schema=False)
 MAX_SIDE = 25
+MAX_LISTED = 50
+_SHOWN = ("correlation", "roi_spread", "price_ratio", "n_returns", "reason", "is_stored")
 _STEPS = 5
 # A spread of so much has the full colour.
 _FULL = {"correlation": 1.0, "roi_spread": 0.5}
@@ -56,18 +58,21 @@ def show_comparison(
         markets = read_active_markets(connection)
         shown = choose_markets(markets, q)
         ids = [market["market_id"] for market in shown]
-        pairs = read_shown_pairs(connection, ids, horizon)
+        pairs = read_shown_pairs(connection, ids, horizon, ids)
         horizons = list_horizons(read_compared_horizons(connection), horizon)
         first, second = choose_pair(markets, base, quote)
         ratio: Sequence[Mapping[str, Any]] = ()
+        spans: list[dict[Any, Any]] = []
         if first and second:
             start = datetime.now(UTC) - timedelta(days=max(365, int(horizon[:-1])))
             key = (first["market_id"], second["market_id"])
             ratio = read_ratio(connection, *key, start)
+            spans = read_shown_pairs(connection, [key[0]], None, [key[1]])
     name = f"{first['symbol']} / {second['symbol']}" if first and second else ""
     ratios = [row["base_close"] / row["quote_close"] for row in ratio]
     dates = [row["open_time"] for row in ratio]
     calendars = [market["calendar"] for market in (first, second) if market]
+    names = {market["market_id"]: market for market in shown}
     return answer_page(
         request,
         "comparison.html",
@@ -76,21 +81,31 @@ def show_comparison(
             "maps": {
                 measure: build_heat_map(shown, pairs, measure) for measure in _FULL
             },
-            "pairs": pairs, "base": first, "other": second, "q": q, "ratio": ratio, "name": name,
+            "pairs": pairs, "listed": list_closest(pairs), "names": names, "spans": spans,
+            "base": first, "other": second, "q": q, "name": name,
             "chart": build_ratio_chart(ratio, name, calendars),
             "line": draw_line(break_at_gaps(dates, ratios, calendars, Interval.DAY), 1_000, 220),
         },
     )  # fmt: skip
 
 
+def list_closest(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the pairs that moved together or against each other most; unknown ones come last."""
+    return sorted(pairs, key=lambda pair: -abs(pair["correlation"] or 0))[:MAX_LISTED]
+
+
 def read_shown_pairs(
-    connection: Connection, market_ids: Sequence[int], horizon: str
+    connection: Connection, ones: Sequence[int], horizon: str | None, others: Sequence[int]
 ) -> list[dict[Any, Any]]:
-    """Return the newest comparison of every two markets, computed where it is not stored."""
-    span = StatisticSpan(market_ids, Interval.DAY.value, horizon)
-    found = read_pairs(connection, read_all_markets(connection), span, market_ids).rows
-    shown = found[[*PAIR_KEYS, *_FULL, "reason", "is_stored"]].astype(object)
-    return shown.where(shown.notna(), None).to_dict("records")
+    """Return the newest comparison of markets with others, computed where it is not stored.
+
+    By horizon, the shortest first; None: of all horizons.
+    """
+    span = StatisticSpan(ones, Interval.DAY.value, horizon)
+    found = read_pairs(connection, read_all_markets(connection), span, others).rows
+    shown = found[[*PAIR_KEYS, "horizon", *_SHOWN]].astype(object)
+    rows = shown.where(shown.notna(), None).to_dict("records")
+    return sorted(rows, key=lambda row: int(row["horizon"].removesuffix("d")))
 
 
 def list_horizons(stored: Sequence[str], shown: str) -> list[str]:

@@ -3,10 +3,13 @@
 A missing value is a dash. The page also holds the exact value beside the formatted one.
 """
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from math import isfinite, log10
 from typing import Any
+
+from market_pipeline.storage.bars.revisions import FIELDS
 
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -33,7 +36,23 @@ REASONS = {
     "before_first": "before the market's first bar",
     "after_last": "after the market's last bar",
     "no_bars": "there are no bars",
+    "not_finite": "a price or the volume is not a number",
+    "price_not_positive": "a price is zero or negative",
+    "low_above_body": "the low is above open or close",
+    "high_below_body": "the high is below open or close",
+    "volume_negative": "the volume is negative",
+    "in_the_future": "the bar opens in the future",
+    "absurd_time": "the open time is missing or before 1970",
+    "bad_span": "the bar ends before it begins",
+    "not_a_session": "the market is closed at that time",
+    "off_grid": "no bar of this length starts then",
+    "conflicting_duplicate": "the same bar came twice, with other values",
+    "out_of_reach": "the provider does not reach back that far any more",
 }
+
+# Codes with an underscore alone: others are words that a sentence may hold.
+_CODES = re.compile(rf"\b({'|'.join(code for code in REASONS if '_' in code)})\b")
+_SINGLES = re.compile(r"\b(1 (?:hole|bar|row|market))s\b")
 
 
 def format_price(value: float | None) -> str:
@@ -48,7 +67,8 @@ def format_pct(value: float | None, is_signed: bool = True) -> str:
     """Return a fraction in percent, with its sign."""
     if value is None or not isfinite(value):
         return MISSING
-    return _set_minus(f"{value * 100:{'+' if is_signed else ''},.2f} %")
+    decimals = 2 if abs(value) < 10 else 0
+    return _set_minus(f"{value * 100:{'+' if is_signed else ''},.{decimals}f} %")
 
 
 def format_number(value: float | None, decimals: int = 3) -> str:
@@ -61,6 +81,31 @@ def format_number(value: float | None, decimals: int = 3) -> str:
 def format_count(value: int | None) -> str:
     """Return a count with separators."""
     return MISSING if value is None else f"{value:,}"
+
+
+def say_plainly(text: str | None) -> str:
+    """Return the reason of a receipt or an alert with codes in words, and one thing as one."""
+    words = _CODES.sub(lambda code: REASONS[code[0]], text or "")
+    return _SINGLES.sub(r"\1", words)
+
+
+def format_plural(count: int, thing: str, ending: str = "s") -> str:
+    """Return ``1 hole`` or ``2 holes``."""
+    return f"{count:,} {thing}{'' if count == 1 else ending}"
+
+
+def format_sent(value: Any, name: str) -> str:
+    """Return a number of a quarantined bar; what is no number stays the word that came."""
+    if not isinstance(value, int | float):
+        return str(value or MISSING)
+    return format_compact(value) if name == "volume" else format_price(value)
+
+
+def list_changed_fields(row: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Return each field that a revision changed, with its old and its new value."""
+    return [
+        (name, row[f"old_{name}"], row[name]) for name in FIELDS if row[f"old_{name}"] != row[name]
+    ]
 
 
 def format_compact(value: float | None) -> str:
@@ -83,7 +128,7 @@ def format_date(value: datetime | None) -> str:
 
 def format_span(value: timedelta | float) -> str:
     """Return a length of time in its largest fitting unit: 95 s, 3 h, 12 d."""
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    seconds = max(0.0, value.total_seconds() if isinstance(value, timedelta) else value)
     return next(
         f"{int(seconds // length)} {unit}" for least, length, unit in _SPANS if seconds >= least
     )
@@ -110,6 +155,12 @@ def describe_direction(value: float | None) -> str:
 def name_market(row: Mapping[str, Any]) -> str:
     """Return the full name of the market that a row is about."""
     return f"{row['provider']}:{row['symbol']}"
+
+
+def describe_source(row: Mapping[str, Any]) -> str:
+    """Return the name of a market's instrument and where its prices are from, each once."""
+    said = (row["symbol"], row["name"], row["provider"], row["venue"])
+    return ", ".join(dict.fromkeys(words for words in said if words != row["symbol"]))
 
 
 def exact(value: Any) -> str:

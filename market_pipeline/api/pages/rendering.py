@@ -17,6 +17,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from market_pipeline.api.credentials import build_form_token
 from market_pipeline.api.pages import formats
 from market_pipeline.api.pages.assets import find_asset_path
 
@@ -32,8 +33,11 @@ def answer_page(
 ) -> Response:
     """Return a page, or 304 if the browser has what it would show."""
     now = datetime.now(UTC)
-    chrome = {"path": request.url.path, "now": now, "refresh_seconds": REFRESH_SECONDS}
-    page = load_environment().get_template(template).render(**chrome, **shown)
+    chrome = {
+        "path": request.url.path, "now": now, "refresh_seconds": REFRESH_SECONDS,
+        "form_token": build_form_token(find_form_secret(request)),
+    }  # fmt: skip
+    page = load_environment().get_template(template).render({**chrome, **shown})
     seen = _AGES.sub(r"\1", page).encode()
     digest = hashlib.sha256(seen).hexdigest()[:32]
     tag = f'W/"{digest}"'
@@ -43,9 +47,16 @@ def answer_page(
     return HTMLResponse(page.replace(_NO_DIGEST, f'data-digest="{digest}"', 1), status, headers)
 
 
+def find_form_secret(request: Request) -> str:
+    """Return what signs forms: the token, so that all processes know it, else a secret of this."""
+    services = request.app.state.services
+    secret: str = services.configuration.token or services.form_secret
+    return secret
+
+
 def show_problem(request: Request, problem: JSONResponse) -> Response:
     """Return a problem as a page when a browser asked for one, else as it is."""
-    is_page = request.method == "GET" and not request.url.path.startswith(("/api/", "/assets/"))
+    is_page = not request.url.path.startswith(("/api/", "/assets/"))
     if not is_page or "text/html" not in request.headers.get("accept", ""):
         return problem
     told = json.loads(bytes(problem.body))
@@ -70,6 +81,11 @@ def load_environment() -> Environment:
         pct=formats.format_pct,
         number=formats.format_number,
         count=formats.format_count,
+        plain=formats.say_plainly,
+        plural=formats.format_plural,
+        sent=formats.format_sent,
+        changed_fields=formats.list_changed_fields,
+        source=formats.describe_source,
         compact=formats.format_compact,
         utc=formats.format_time,
         date=formats.format_date,
@@ -82,6 +98,7 @@ def load_environment() -> Environment:
         asset=find_asset_path,
         age=formats.format_age,
         link_market=link_market,
+        link_hole=link_hole,
         link_why=link_why,
         link=link,
     )
@@ -96,6 +113,12 @@ def link_market(row: Mapping[str, Any]) -> str:
 def link_why(row: Mapping[str, Any], statistic: str, horizon: str) -> str:
     """Return the address of the page that traces a statistic."""
     return link("/why", market=formats.name_market(row), statistic=statistic, horizon=horizon)
+
+
+def link_hole(row: Mapping[str, Any]) -> str:
+    """Return the address of a hole's page."""
+    start = row["starts_at"].isoformat()
+    return link("/hole", market=formats.name_market(row), interval=row["interval"], start=start)
 
 
 def link(path: str, **parameters: Any) -> str:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from market_pipeline.api.credentials import COOKIE, SESSION_SECONDS, build_session, is_token
+from market_pipeline.api.pages.assets import read_asset
 from market_pipeline.api.pages.rendering import load_environment
 from market_pipeline.api.services import ServicesNeeded
 
@@ -25,6 +26,7 @@ async def sign_in(
     token: Annotated[str, Form(max_length=1_024)],
     services: ServicesNeeded,
     next_path: Annotated[str, Form(alias="next", max_length=500)] = "/",
+    name: Annotated[str, Form(max_length=60)] = "",
 ) -> Response:
     """Give a browser that knows the token its cookie, and send it where it wanted to go."""
     expected = services.configuration.token
@@ -39,7 +41,7 @@ async def sign_in(
         services.wrong_sign_ins.note(address)
         return HTMLResponse(_render(next_path, "The token is wrong."), 401)
     answer = RedirectResponse(_keep_local(next_path), 303)
-    session = build_session(expected, time.time())
+    session = build_session(expected, time.time(), name.strip())
     is_tls = _came_by_tls(request)
     answer.set_cookie(
         COOKIE, session, SESSION_SECONDS, secure=is_tls, httponly=True, samesite="strict"
@@ -59,7 +61,8 @@ def _came_by_tls(request: Request) -> bool:
 
 def _render(next_path: str, message: str) -> str:
     template = load_environment().get_template("sign_in.html")
-    return template.render(next=_keep_local(next_path), message=message)
+    style = read_asset("style.css").decode()
+    return template.render(next=_keep_local(next_path), message=message, style=style)
 
 
 def _keep_local(path: str) -> str:

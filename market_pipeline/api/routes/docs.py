@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 
-from market_pipeline.api.pages.rendering import load_environment
+from market_pipeline.api.pages.rendering import answer_page
 
 router = APIRouter(include_in_schema=False)
 ASSETS_PATH = "/docs/assets"
@@ -21,9 +21,9 @@ def find_assets() -> Path:
 
 
 @router.get("/docs")
-def show_docs() -> Response:
+def show_docs(request: Request) -> Response:
     """Show the API's description."""
-    return HTMLResponse(load_environment().get_template("docs.html").render())
+    return answer_page(request, "docs.html", {})
 
 
 @router.get("/docs/openapi.json")

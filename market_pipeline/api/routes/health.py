@@ -36,7 +36,7 @@ class Readiness(BaseModel):
 
 
 @router.get("/healthz", summary="Whether the process answers")
-async def tell_health() -> Health:
+async def get_health() -> Health:
     """Answer without asking any other part."""
     return Health()
 
@@ -47,7 +47,7 @@ async def tell_health() -> Health:
     responses={503: {"model": Readiness, "description": "Nothing is served without the database"}},
     summary="Which parts answer",
 )
-async def tell_readiness(services: ServicesNeeded) -> Response:
+async def get_readiness(services: ServicesNeeded) -> Response:
     """Ask the database and Dagster, and say what is degraded."""
     degraded = []
     if not await run_in_threadpool(_answers, services.engine):

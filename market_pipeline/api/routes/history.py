@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
@@ -10,11 +10,11 @@ from sqlalchemy import Connection
 
 from market_pipeline.api.media import (
     MAX_ROWS,
-    OTHER_FORMATS,
     Origin,
     answer_table,
     answer_unchanged,
     choose_format,
+    describe_table,
     make_etag,
 )
 from market_pipeline.api.models import BarTable, ComparisonTable, RoiTable
@@ -32,10 +32,9 @@ from market_pipeline.api.params import (
 )
 from market_pipeline.api.problems import ProblemError, describe_problems
 from market_pipeline.api.services import ServicesNeeded
-from market_pipeline.domain.errors import HistoryRequestError
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.domain.records import Market, Window
-from market_pipeline.readers.aggregates import demand_bars
+from market_pipeline.readers.aggregates import Basis, check_question, demand_bars
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.paging import MAX_CURSOR_CHARACTERS, BarQuery, read_page
 from market_pipeline.readers.resolve import (
@@ -56,10 +55,16 @@ _SPANS = {
     Interval.WEEK: timedelta(days=1826),
 }
 _LONGEST_DAYS = 40_000
-_PROBLEMS = describe_problems(400, 404, 406, 503)
-_TABLE: dict[int | str, dict[str, Any]] = {200: {"content": dict(OTHER_FORMATS)}, **_PROBLEMS}
-_DEMANDED = _TABLE | describe_problems(409)
-Limit = Annotated[int, Query(ge=1, le=MAX_ROWS, description="Most rows of one answer")]
+_PAGE_ROWS = 1_000
+_EVERY_ROW = 2_000_000  # There are fewer hours in the longest window.
+Limit = Annotated[
+    int | None,
+    Query(
+        ge=1,
+        le=MAX_ROWS,
+        description=f"Most rows of one answer; default {_PAGE_ROWS:,} in JSON, and in a file all",
+    ),
+]
 Cursor = Annotated[
     str | None,
     Query(max_length=MAX_CURSOR_CHARACTERS, description="`next_cursor` of the previous page"),
@@ -67,7 +72,10 @@ Cursor = Annotated[
 
 
 @router.get(
-    "/aggregates", response_model=BarTable, responses=_DEMANDED, summary="Final bars, page by page"
+    "/aggregates",
+    response_model=BarTable,
+    responses=describe_table(404, 409, is_tagged=True, is_paged=True),
+    summary="Bars, page by page",
 )
 def list_aggregates(
     request: Request,
@@ -78,30 +86,41 @@ def list_aggregates(
     end: End = None,
     as_of: AsOf = None,
     version: Version = None,
-    limit: Limit = 1_000,
+    limit: Limit = None,
     cursor: Cursor = None,
     provider: ProviderName = None,
     kind: Format = None,
     require: Require = None,
+    basis: Annotated[
+        Basis,
+        Query(
+            description="`assumed`, with `as_of`: bars that were loaded later count as known from "
+            "when they were due"
+        ),
+    ] = "strict",
+    provisional: Annotated[
+        bool, Query(description="Also bars that may still change, with `is_final`")
+    ] = False,
 ) -> Response:
     """List final bars by open_time: the newest values, those known at a time, or of a version.
 
-    Without ``start`` a week of hours, a year of days or five years of weeks. A cursor pins the
-    dataset version, so that pages belong together whatever is written meanwhile. ``require`` is
-    checked with the first page, for the whole span.
+    Without `start` a week of hours, a year of days or five years of weeks. A cursor pins the
+    dataset version, so that pages belong together whatever is written meanwhile. `require` is
+    checked with the first page, for the whole span. CSV, Parquet and Arrow hold the whole span
+    unless there is a `limit`.
     """
     chosen, window = choose_format(request, kind), choose_window(interval, start, end)
     moment = None if as_of is None else parse_past_moment("as_of", as_of)
-    if moment is not None and version is not None:
-        raise HistoryRequestError("as_of and version exclude each other: give one of them")
-    question = BarQuery(interval, window, limit, moment, version)
+    check_question(moment, version, basis, provisional)
+    most = limit or (_PAGE_ROWS if chosen == "json" else _EVERY_ROW)
+    question = BarQuery(interval, window, most, moment, version, basis, provisional)
     with open_snapshot(services.engine) as connection:
         key, market = find_market(connection, symbol, provider)
         origin, newest = _find_origin(connection, market, chosen, version)
         if require is not None and cursor is None:
             check_version(version or 0, newest)
             span = BarSpan((key,), interval, window)
-            demand_bars(connection, {key: market}, span, moment, version, require)
+            demand_bars(connection, {key: market}, span, moment, version, require, basis)
         unchanged = answer_unchanged(request, origin)
         if unchanged:
             return unchanged
@@ -114,7 +133,10 @@ def list_aggregates(
 
 
 @router.get(
-    "/roi", response_model=RoiTable, responses=_DEMANDED, summary="Risk and return by horizon"
+    "/roi",
+    response_model=RoiTable,
+    responses=describe_table(404, 409, is_tagged=True),
+    summary="Risk and return by horizon",
 )
 def list_roi(
     request: Request,
@@ -146,7 +168,7 @@ def list_roi(
 @router.get(
     "/comparisons",
     response_model=ComparisonTable,
-    responses=_TABLE,
+    responses=describe_table(404, is_tagged=True),
     summary="Comparisons of a market with others",
 )
 def list_comparisons(
@@ -184,7 +206,7 @@ def list_comparisons(
     )  # fmt: skip
 
 
-@router.get("/why", responses=_PROBLEMS, summary="The data behind a statistic")
+@router.get("/why", responses=describe_problems(404, 503), summary="The data behind a statistic")
 def explain(
     services: ServicesNeeded,
     symbol: Symbol,

@@ -1,5 +1,6 @@
 """Markets and their latest values."""
 
+import hashlib
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -7,20 +8,31 @@ from fastapi.responses import Response
 
 from market_pipeline.api.counting import LATEST
 from market_pipeline.api.media import (
-    OTHER_FORMATS,
+    MEDIA_TYPES,
     Origin,
     answer_table,
     answer_unchanged,
     choose_format,
+    describe_table,
     make_etag,
 )
-from market_pipeline.api.models import LatestValues, MarketTable
-from market_pipeline.api.params import End, Format, ProviderName, Start, Symbol, name_market
+from market_pipeline.api.models import LatestTable, LatestValues, MarketTable
+from market_pipeline.api.params import (
+    End,
+    Format,
+    ProviderName,
+    Start,
+    Symbol,
+    Symbols,
+    name_market,
+    split_symbols,
+)
 from market_pipeline.api.problems import describe_problems
 from market_pipeline.api.routes.history import choose_window
 from market_pipeline.api.services import ServicesNeeded
 from market_pipeline.domain.intervals import Interval
 from market_pipeline.readers.agreement import PairAgreement, read_agreement
+from market_pipeline.readers.encoding import encode_json
 from market_pipeline.readers.latest import fetch_latest
 from market_pipeline.readers.latest_frame import build_latest_frame
 from market_pipeline.readers.opening import open_snapshot
@@ -33,7 +45,7 @@ router = APIRouter(prefix="/api", tags=["read"])
 @router.get(
     "/markets",
     response_model=MarketTable,
-    responses={200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 406, 503)},
+    responses=describe_table(is_tagged=True),
     summary="All stored markets",
 )
 def list_markets(request: Request, services: ServicesNeeded, kind: Format = None) -> Response:
@@ -52,10 +64,10 @@ def list_markets(request: Request, services: ServicesNeeded, kind: Format = None
 @router.get(
     "/markets/{symbol}/latest",
     response_model=LatestValues,
-    responses={200: {"content": dict(OTHER_FORMATS)}, **describe_problems(400, 404, 406, 503)},
+    responses=describe_table(404, is_tagged=True),
     summary="The latest values of a market",
 )
-def tell_latest(
+def get_latest(
     request: Request,
     services: ServicesNeeded,
     symbol: Symbol,
@@ -82,9 +94,42 @@ def tell_latest(
 
 
 @router.get(
-    "/agreement", responses=describe_problems(400, 404, 503), summary="How a symbol's sources agree"
+    "/latest",
+    response_model=LatestTable,
+    responses=describe_table(404, is_tagged=True),
+    summary="The latest values of many markets",
 )
-def tell_agreement(
+def list_latest(
+    request: Request, services: ServicesNeeded, symbols: Symbols = None, kind: Format = None
+) -> Response:
+    """Return what the route of one market does, for each; without `symbols` for all active ones."""
+    chosen = choose_format(request, kind)
+    found = fetch_latest(split_symbols(symbols), services.engine, services.cache)
+    for latest in found:
+        LATEST.inc(source=latest.source)
+    stamps = ";".join(f"{one.provider}:{one.symbol}={one.version}" for one in found)
+    version = max((one.dataset_version or 0 for one in found), default=0) or None
+    origin = Origin(
+        source="cache" if all(one.source == "cache" for one in found) else "database",
+        dataset_version=version,
+        age_seconds=max((one.age_seconds for one in found), default=0.0),
+        etag=make_etag(hashlib.sha256(stamps.encode()).hexdigest()[:16], chosen),
+    )
+    unchanged = answer_unchanged(request, origin)
+    if unchanged:
+        return unchanged
+    if chosen != "json":
+        frame = build_latest_frame([(one.value, one.source) for one in found])
+        return answer_table(chosen, frame, origin, "latest")
+    head = encode_json({"dataset_version": version, "next_cursor": None})[:-1]
+    body = b'%s,"data":[%s]}' % (head, b",".join(one.body for one in found))
+    return Response(body, headers=origin.headers, media_type=MEDIA_TYPES["json"])
+
+
+@router.get(
+    "/agreement", responses=describe_problems(404, 503), summary="How a symbol's sources agree"
+)
+def get_agreement(
     services: ServicesNeeded,
     symbol: Annotated[str, Query(max_length=80, examples=["SPX"])],
     interval: Annotated[Interval, Query(description="1h, 1d or 1w")] = Interval.DAY,

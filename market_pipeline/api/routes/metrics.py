@@ -3,8 +3,8 @@
 A database that does not answer is a metric too, so a scrape never fails because of it.
 """
 
-import time
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import Annotated, Literal
 
@@ -13,7 +13,6 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from market_pipeline.api.problems import describe_problems
 from market_pipeline.api.services import Services, get_services
 from market_pipeline.observability import run_metrics
 from market_pipeline.observability.metrics import Labels, Metric, Sample, collect, gauge
@@ -39,13 +38,15 @@ class Figure(BaseModel):
 
     type: Literal["counter", "gauge", "histogram"]
     name: str = Field(examples=["ingestion_success_total"])
-    value: float = Field(description="The number; for a histogram the sum of the observations")
-    timestamp: float = Field(description="When it was read, in seconds since 1970 (UTC)")
+    value: int | float = Field(
+        description="The number; for a histogram the sum of the observations"
+    )
+    timestamp: datetime = Field(description="When it was read (UTC)")
     labels: dict[str, str]
     count: int | None = Field(
         default=None, description="Of a histogram: the number of observations"
     )
-    sum: float | None = Field(default=None, description="Of a histogram: their sum")
+    sum: int | float | None = Field(default=None, description="Of a histogram: their sum")
     buckets: dict[str, int] | None = Field(
         default=None, description="Of a histogram: observations up to each bound; cumulative"
     )
@@ -62,11 +63,10 @@ def expose_metrics(services: Annotated[Services, Depends(get_services)]) -> Resp
     "/api/metrics",
     summary="Figures as JSON",
     response_model_exclude_none=True,
-    responses=describe_problems(401),
 )
 def list_metrics(services: Annotated[Services, Depends(get_services)]) -> list[Figure]:
     """Answer with the same figures as /metrics."""
-    now = time.time()
+    now = datetime.now(UTC)
     return [_describe_sample(sample, now) for sample in read_samples(services)]
 
 
@@ -93,19 +93,24 @@ def _complete(totals: list[Sample], gauges: list[Sample]) -> Iterator[Sample]:
         yield never
 
 
-def _describe_sample(sample: Sample, now: float) -> Figure:
+def _describe_sample(sample: Sample, now: datetime) -> Figure:
     metric = Metric.DECLARED[sample.name]
     figure = Figure(
         type=metric.kind,
         name=sample.name,
-        value=sample.value,
+        value=_shorten_number(sample.value),
         timestamp=now,
         labels=dict(sample.labels),
     )
     if metric.kind == "histogram":
-        figure.count, figure.sum = sample.count, sample.value
+        figure.count, figure.sum = sample.count, figure.value
         figure.buckets = dict(_list_buckets(metric, sample))
     return figure
+
+
+def _shorten_number(value: float) -> int | float:
+    """Return a count as the whole number that it is."""
+    return int(value) if float(value).is_integer() else value
 
 
 def _format_samples(samples: Iterable[Sample]) -> Iterator[str]:

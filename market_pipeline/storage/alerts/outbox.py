@@ -63,12 +63,30 @@ def find_alert(connection: Connection, alert_id: UUID) -> Row[Any] | None:
     return connection.execute(query.with_for_update()).one_or_none()
 
 
+def read_alert(connection: Connection, alert_id: UUID) -> Row[Any] | None:
+    """Return an alert as it is; None when there is none of the id."""
+    return connection.execute(select(alert).where(alert.c.alert_id == alert_id)).one_or_none()
+
+
+def read_deliveries(connection: Connection, alert_id: UUID) -> Sequence[Row[Any]]:
+    """Return the messages about an alert, the oldest first."""
+    query = select(alert_delivery).where(alert_delivery.c.alert_id == alert_id)
+    return connection.execute(query.order_by(alert_delivery.c.created_at)).all()
+
+
 def read_alerts(connection: Connection, limit: int, with_resolved: bool) -> Sequence[Row[Any]]:
     """Return the newest alerts, open ones only unless told."""
     query = select(alert).order_by(alert.c.raised_at.desc()).limit(limit)
     return connection.execute(
         query if with_resolved else query.where(alert.c.resolved_at.is_(None))
     ).all()
+
+
+def name_state(alert: Row[Any]) -> str:
+    """Return ``open``, ``acknowledged``, ``gone`` (its cause is) or ``resolved``."""
+    if alert.resolved_at or alert.cleared_at:
+        return "resolved" if alert.resolved_at else "gone"
+    return "acknowledged" if alert.acknowledged_at else "open"
 
 
 def find_settled(connection: Connection, before: datetime) -> Sequence[Row[Any]]:

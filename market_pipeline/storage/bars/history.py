@@ -49,10 +49,10 @@ COLUMNS: Mapping[str, Column] = {
 _OF_ONE = {name: one for name, one in COLUMNS.items() if name != "market_id"} | {
     "volume_kind": WORD
 }
-_IN_SPAN = (
-    'market_id :of_markets AND "interval" = :interval '
-    "AND open_time >= :start AND open_time < :end AND is_final"
+_STORED_IN_SPAN = (
+    'market_id :of_markets AND "interval" = :interval AND open_time >= :start AND open_time < :end'
 )
+_IN_SPAN = f"{_STORED_IN_SPAN} AND is_final"
 # Whether a value of a bar was replaced before it.
 _IS_REVISED = """EXISTS (SELECT FROM market_data.market_aggregate_revision earlier
     WHERE earlier.market_id = bar.market_id AND earlier."interval" = bar."interval"
@@ -112,6 +112,17 @@ class BarSpan:
 def read_bars(connection: Connection, span: BarSpan) -> Columns:
     """Return the final bars of now, in no order; the columns are ``COLUMNS``, text NaN if NULL."""
     return _read(connection, span, {}, build_query)
+
+
+def read_bars_with_provisional(connection: Connection, span: BarSpan) -> Columns:
+    """Return the bars of now, also those that may still change, with ``is_final``."""
+    return _read(
+        connection,
+        span,
+        {},
+        lambda selected: f"SELECT {selected} FROM {market_aggregate} bar WHERE {_STORED_IN_SPAN}",
+        {"is_final": FLAG},
+    )
 
 
 def build_query(

@@ -187,13 +187,15 @@ def list_quarantine(
     limit: int,
     *,
     market_id: int | None = None,
-    run_id: UUID | None = None,
+    run_ids: Sequence[UUID] | None = None,
     status: str | None = None,
 ) -> list[Row]:
-    """Return the same row by row: of a market, that a run received first, of a status."""
+    """Return the same row by row: of a market, that runs received first, of a status."""
     rows = quarantined_row.c
-    equal = ((rows.market_id, market_id), (rows.run_id, run_id), (rows.status, status))
-    return fetch(connection, _select(limit, *equal))
+    query = _select(limit, (rows.market_id, market_id), (rows.status, status))
+    if run_ids is not None:
+        query = query.where(rows.run_id.in_(list(run_ids)))
+    return fetch(connection, query)
 
 
 def _select(limit: int | None, *equal: tuple[Any, object]) -> "Select[Any]":
@@ -212,6 +214,15 @@ def count_strays(connection: Connection, market_ids: Sequence[int]) -> dict[int,
     query = query.where(rows.market_id.in_(list(market_ids)))
     query = query.where(rows.rule == NOT_A_SESSION, rows.status == "open").group_by(rows.market_id)
     return {row.market_id: row.strays for row in connection.execute(query)}
+
+
+def count_open_rows(connection: Connection) -> list[Row]:
+    """Return the open rows of each market and rule as one: how many, the last, since when."""
+    rows = quarantined_row.c
+    counts = (func.count().label("rows"), func.max(rows.row_id).label("row_id"))
+    since = func.min(rows.first_seen_at).label("first_seen_at")
+    query = select(rows.market_id, rows.rule, *counts, since).where(rows.status == "open")
+    return fetch(connection, query.group_by(rows.market_id, rows.rule))
 
 
 def read_strays(
@@ -233,6 +244,17 @@ def resolve_rows(
         update(quarantined_row)
         .where(quarantined_row.c.row_id.in_(list(row_ids)), quarantined_row.c.status == "open")
         .values(status=status, resolved_at=now)
+        .returning(quarantined_row.c.row_id)
+    )
+    return sorted(connection.execute(statement).scalars())
+
+
+def reopen_rows(connection: Connection, row_ids: Sequence[int]) -> list[int]:
+    """Take back that rows were discarded, and return which those were."""
+    statement = (
+        update(quarantined_row)
+        .where(quarantined_row.c.row_id.in_(list(row_ids)), quarantined_row.c.status == "discarded")
+        .values(status="open", resolved_at=None)
         .returning(quarantined_row.c.row_id)
     )
     return sorted(connection.execute(statement).scalars())

@@ -7,8 +7,11 @@ from sqlalchemy import Connection, text
 from market_pipeline.storage.rows import Row, fetch
 
 # A replaced value, what replaced it, and when.
-_VALUES = """old."interval", old.open_time, old.close AS old_close, old.volume AS old_volume,
-    coalesce(now.close, later.close) AS close, coalesce(now.volume, later.volume) AS volume,
+FIELDS = ("open", "high", "low", "close", "volume")
+_PAIRS = ", ".join(
+    f"old.{name} AS old_{name}, coalesce(now.{name}, later.{name}) AS {name}" for name in FIELDS
+)
+_VALUES = f"""old."interval", old.open_time, {_PAIRS},
     old.known_until AS replaced_at, old.replaced_by_version AS version,
     old.replaced_by_run AS run_id"""
 # What came after a replaced value: it is in force now, or was replaced itself later.
@@ -39,14 +42,14 @@ _BY_RUN = text(f"""
     JOIN market_data.market_aggregate_revision old ON old.market_id = batch.market_id
         AND old."interval" = batch."interval" AND old.replaced_by_version = batch.version
         AND old.open_time BETWEEN first_open_time AND last_open_time {_FOLLOWING}
-    WHERE batch.version BETWEEN :first AND :last AND batch.run_id = :run_id
+    WHERE batch.version BETWEEN :first AND :last AND batch.run_id = ANY(:parts)
     ORDER BY symbol, provider, old."interval", old.open_time LIMIT :count
 """)
 # The batches of a run: how many bars have its values still, how many final ones it replaced.
 _BATCHES = text("""
     WITH batch AS (
         SELECT * FROM market_data.dataset_version
-        WHERE version BETWEEN :first AND :last AND run_id = :run_id
+        WHERE version BETWEEN :first AND :last AND run_id = ANY(:parts)
         ORDER BY version, "interval" LIMIT :count
     )
     SELECT version, symbol, provider, batch."interval", first_open_time, last_open_time, known_at,
@@ -60,14 +63,20 @@ _BATCHES = text("""
             AND old.open_time BETWEEN first_open_time AND last_open_time) AS revised
     FROM batch JOIN market_data.market USING (market_id) ORDER BY version, batch."interval"
 """)
+# Which run wrote a version, and when.
+_VERSION = text("""
+    SELECT version, run_id, known_at FROM market_data.dataset_version
+    WHERE version = :version LIMIT 1
+""")
 
 
 def read_revised(connection: Connection, market_id: int, count: int) -> list[Row]:
     """Return final values of a market that were replaced, and by what, the newest first.
 
     Returns:
-        ``interval``, ``open_time``, ``old_close`` and ``old_volume``, ``close`` and ``volume`` that
-        replaced them, ``replaced_at`` (UTC), ``version`` and ``run_id`` of the replacement.
+        ``interval``, ``open_time``, ``old_`` and each of ``FIELDS``, the values that replaced them
+        under the fields' own names, ``replaced_at`` (UTC), ``version`` and ``run_id`` of the
+        replacement.
     """
     return fetch(connection, _OF_MARKET, market_id=market_id, count=count)
 
@@ -85,10 +94,20 @@ def read_restated_bars(connection: Connection, run: Row, count: int) -> list[Row
 
     Args:
         connection: Any.
-        run: ``run_id``, ``first_version`` and ``last_version`` of its receipt.
+        run: ``parts``, ``first_version`` and ``last_version`` of its receipt.
         count: The most to return.
     """
     return fetch(connection, _BY_RUN, **_span(run), count=count)
+
+
+def read_version(connection: Connection, version: int) -> Row | None:
+    """Return the run and time of a dataset version as a run of that version alone; None: no bars.
+
+    What :func:`read_version_batches` and :func:`read_restated_bars` take.
+    """
+    found = fetch(connection, _VERSION, version=version)
+    span = {"first_version": version, "last_version": version}
+    return {**found[0], **span, "parts": [found[0]["run_id"]]} if found else None
 
 
 def read_version_batches(connection: Connection, run: Row, count: int) -> list[Row]:
@@ -97,4 +116,4 @@ def read_version_batches(connection: Connection, run: Row, count: int) -> list[R
 
 
 def _span(run: Row) -> Row:
-    return {"first": run["first_version"], "last": run["last_version"], "run_id": run["run_id"]}
+    return {"first": run["first_version"], "last": run["last_version"], "parts": run["parts"]}

@@ -6,7 +6,7 @@ Not here: what bars were before (``history``, ``revisions``).
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pandas as pd
 from sqlalchemy import Connection, exists, func, select, text, tuple_
@@ -54,6 +54,8 @@ _NEWEST = text("""
     SELECT open_time, close_time, open, high, low, close, volume, volume_kind, source_kind,
         is_final, known_at, dataset_version
     FROM market_data.market_aggregate WHERE market_id = :market_id AND "interval" = :interval
+        AND open_time > (SELECT max(open_time) FROM market_data.market_aggregate
+            WHERE market_id = :market_id AND "interval" = :interval) - CAST(:span AS interval)
     ORDER BY open_time DESC LIMIT :count
 """)
 # The last final daily closes of each of some markets, the oldest first.
@@ -184,10 +186,14 @@ def read_bars_of_keys(
 
 
 def read_newest_bars(
-    connection: Connection, market_id: int, interval: str, count: int
+    connection: Connection, market_id: int, interval: str, span: timedelta, count: int
 ) -> list[Row]:
-    """Return the newest bars of a market, provisional ones too, the oldest first."""
-    return fetch(connection, _NEWEST, market_id=market_id, interval=interval, count=count)[::-1]
+    """Return the bars of a market that open within a span before its newest, the oldest first.
+
+    Provisional ones too, and at most ``count``: the newest of them.
+    """
+    values = {"market_id": market_id, "interval": interval, "span": span, "count": count}
+    return fetch(connection, _NEWEST, **values)[::-1]
 
 
 def read_sparks(connection: Connection, market_ids: Sequence[int], count: int) -> list[Row]:

@@ -36,6 +36,10 @@ _OF_MARKETS = text(f"""{_NAMED}
     WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
     ORDER BY symbol, provider, interval, starts_at
 """)
+# A hole by its key.
+_ONE = text(f"""{_NAMED}
+    WHERE market_id = :market_id AND interval = :interval AND starts_at = :starts_at
+""")
 # The holes of all markets that were asked for last.
 _CHECKED_LAST = text(f"{_NAMED} ORDER BY last_checked_at DESC, symbol, starts_at LIMIT :count")
 # The last holes of some markets that nothing explains.
@@ -47,11 +51,19 @@ _UNEXPLAINED = text(f"""
 # What holes_left of a receipt counts, as it stands now.
 _OF_RUN = text(f"""{_NAMED}
     WHERE NOT {EXPLAINED} AND market_id IN (
-            SELECT market_id FROM market_data.ingestion_run_market WHERE run_id = :run_id)
-        AND EXISTS (SELECT FROM market_data.ingestion_run run WHERE run.run_id = :run_id
+            SELECT market_id FROM market_data.ingestion_run_market WHERE run_id = ANY(:run_ids))
+        AND EXISTS (SELECT FROM market_data.ingestion_run run WHERE run.run_id = ANY(:run_ids)
             AND hole.starts_at < (request ->> 'window_end')::timestamptz
             AND hole.ends_at > (request ->> 'window_start')::timestamptz)
     ORDER BY symbol, provider, hole.starts_at LIMIT :count
+""")
+# The unexplained holes of each market and interval, summed up.
+_SUMS = text(f"""
+    SELECT market_id, interval, count(*) AS holes, min(starts_at) AS starts_at,
+        max(ends_at) AS ends_at, sum(ends_at - starts_at) AS length, max(tries) AS tries,
+        min(first_seen_at) AS first_seen_at, (array_agg(reason ORDER BY starts_at))[1] AS reason
+    FROM market_data.coverage_hole WHERE NOT {EXPLAINED}
+    GROUP BY market_id, interval ORDER BY market_id, interval
 """)
 # How many holes of each active market do not heal: asked for often, or first seen long ago.
 _LASTING = text(f"""
@@ -81,9 +93,26 @@ def read_unexplained_holes(
     return fetch(connection, _UNEXPLAINED, market_ids=list(market_ids), count=count)
 
 
-def read_run_holes(connection: Connection, run_id: UUID, count: int) -> list[Row]:
-    """Return the unexplained holes that the markets of a run have now in the run's window."""
-    return fetch(connection, _OF_RUN, run_id=run_id, count=count)
+def read_run_holes(connection: Connection, run_ids: Sequence[UUID], count: int) -> list[Row]:
+    """Return the unexplained holes that the markets of runs have now in the runs' window."""
+    return fetch(connection, _OF_RUN, run_ids=list(run_ids), count=count)
+
+
+def sum_open_holes(connection: Connection) -> list[Row]:
+    """Return the unexplained holes of each market and interval as one row.
+
+    ``holes`` of them from ``starts_at`` to ``ends_at`` (UTC), together of a ``length``, first seen
+    at ``first_seen_at``, with the ``reason`` of the first.
+    """
+    return fetch(connection, _SUMS)
+
+
+def read_hole(
+    connection: Connection, market_id: int, interval: str, starts_at: datetime
+) -> Row | None:
+    """Return a hole with its market's names; None: it is filled, or there never was one."""
+    key = {"market_id": market_id, "interval": interval, "starts_at": starts_at}
+    return next(iter(fetch(connection, _ONE, **key)), None)
 
 
 def read_lasting_holes(connection: Connection, before: datetime) -> list[Row]:

@@ -19,7 +19,7 @@ from market_pipeline.storage.tables import market
 _COVERAGE = text("""
     SELECT market_id, symbol, provider, interval, first_bar_at, last_bar_at, watermark AS final_to,
         bars, (SELECT count(*) FROM market_data.coverage_hole hole
-            WHERE hole.market_id = known.market_id AND hole.interval = known.interval) AS holes,
+            WHERE hole.market_id = known.market_id AND hole.interval = known.interval) AS n_holes,
         refreshed_at
     FROM market_data.market_coverage known JOIN market_data.market USING (market_id)
     WHERE CAST(:market_ids AS bigint[]) IS NULL OR market_id = ANY(:market_ids)
@@ -71,16 +71,17 @@ def list_older(connection: Connection, market_ids: Sequence[int] | None) -> list
 def list_coverage(connection: Connection, market_ids: Sequence[int] | None) -> list[Row]:
     """Return one row for each market and interval; None: of all markets.
 
-    Beside what is stored: how many spans were ``never_asked`` for; ``verified``, the share of
-    settled history that this turn has read again; ``verified_at``, when its last page was read
-    (UTC); ``turn_days``, how long a turn takes at its pace. NULL before the first page.
+    Beside what is stored: ``n_holes``; ``n_never_asked``, the spans that nobody asked for;
+    ``verified``, the share of settled history that this turn has read again; ``verified_at``, when
+    its last page was read (UTC); ``turn_days``, how long a turn takes at its pace. NULL before the
+    first page.
     """
     rows = _list(connection, _COVERAGE, market_ids)
     known = read_coverage(connection, sorted({row["market_id"] for row in rows}))
     never = Counter({k: len(v) for k, v in read_never_asked(connection, market_ids).items()})
     keys = [(row.pop("market_id"), Interval(row["interval"])) for row in rows]
     return [
-        {**row, "never_asked": never[key], **_describe_turn(known[key])}
+        {**row, "n_never_asked": never[key], **_describe_turn(known[key])}
         for key, row in zip(keys, rows, strict=True)
     ]
 

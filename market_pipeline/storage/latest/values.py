@@ -108,7 +108,12 @@ def read_latest_rows(connection: Connection, markets: Sequence[tuple[str, str]])
     A pair that is not stored has no row.
     """
     rows = connection.execute(*build_latest_query(markets))
-    return [LatestRow(row.provider, row.symbol, row.version, row.body.encode()) for row in rows]
+    return [LatestRow(row.provider, row.symbol, row.version, _end_with_z(row.body)) for row in rows]
+
+
+def _end_with_z(body: str) -> bytes:
+    """Return JSON of PostgreSQL with its UTC offsets as Z, which it has no setting for."""
+    return body.replace('+00:00"', 'Z"').encode()
 
 
 def build_latest_query(markets: Sequence[tuple[str, str]]) -> tuple[TextClause, dict[str, Any]]:

@@ -7,14 +7,18 @@ import pandas as pd
 from sqlalchemy import Connection, text
 
 from market_pipeline.storage.rows import Row, fetch, read_frame
+from market_pipeline.storage.statistics.series import NEWEST, find_method_in_use
 
 _RECENT_RUNS = 50
 
 # Each active market with its newest price, close, holes and receipt.
 _OVERVIEW = text(f"""
     WITH recent AS (
-        SELECT run_id, started_at FROM market_data.ingestion_run
-        ORDER BY started_at DESC LIMIT {_RECENT_RUNS}
+        (SELECT run_id, started_at FROM market_data.ingestion_run
+            ORDER BY started_at DESC LIMIT {_RECENT_RUNS})
+        -- A market may have been asked for long before: by the run that was answered last.
+        UNION SELECT run_id, started_at FROM market_data.ingestion_run
+            WHERE run_id IN (SELECT refreshed_by FROM market_data.market_coverage)
     ), receipt AS (
         SELECT DISTINCT ON (market_id) market_id, run_id, started_at, outcome, reason
         FROM recent JOIN market_data.ingestion_run_market USING (run_id)
@@ -23,14 +27,21 @@ _OVERVIEW = text(f"""
         SELECT market_id, count(*) AS holes FROM market_data.coverage_hole GROUP BY market_id
     )
     SELECT m.market_id, m.provider, m.symbol, m.name, m.quote, m.calendar, m.is_primary,
-        s.price, s.observed_at, s.change_24h_ratio, d.close, d.close_time,
+        s.price, s.observed_at, s.change_24h_ratio, s.volume_24h, s.realised_volatility,
+        roi.sharpe, d.close, d.close_time,
         coalesce(holes, 0) AS holes,
         receipt.run_id, receipt.started_at AS run_started_at, receipt.outcome, receipt.reason
     FROM market_data.market m
     LEFT JOIN LATERAL (
-        SELECT price, observed_at, change_24h_ratio FROM market_data.market_snapshot
+        SELECT price, observed_at, change_24h_ratio, volume_24h, realised_volatility
+        FROM market_data.market_snapshot
         WHERE market_id = m.market_id ORDER BY observed_at DESC LIMIT 1
     ) s ON true
+    LEFT JOIN LATERAL (
+        SELECT sharpe FROM market_data.market_roi_statistic
+        WHERE market_id = m.market_id AND "interval" = '1d' AND horizon = '30d'
+        ORDER BY {NEWEST} LIMIT 1
+    ) roi ON true
     LEFT JOIN LATERAL (
         SELECT close, close_time FROM market_data.market_aggregate
         WHERE market_id = m.market_id AND "interval" = '1d' AND is_final
@@ -56,8 +67,8 @@ _NAMES = text("""
 
 
 def read_overview(connection: Connection) -> list[Row]:
-    """Return each active market with its newest price, close, holes and receipt."""
-    return fetch(connection, _OVERVIEW)
+    """Return each active market: newest price, close, 30d statistics, holes and receipt."""
+    return fetch(connection, _OVERVIEW, method=find_method_in_use())
 
 
 def list_markets(connection: Connection) -> list[Row]:

@@ -13,7 +13,7 @@ from datetime import UTC, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, Row, delete, select, text
+from sqlalchemy import Connection, Engine, Row, select, text
 from sqlalchemy.exc import DBAPIError
 
 from market_pipeline.domain.errors import ClaimTimeoutError, SupersededError
@@ -192,7 +192,7 @@ def hold_claims(connection: Connection, tokens: Tokens) -> dict[int, SupersededE
     """Make sure that the caller's transaction may write markets, and keep it so to its end.
 
     Returns:
-        Why some may not be written: another run took them, and its result stands.
+        Why some may not be written: another run took them.
     """
     query = select(fetch_claim.c.market_id, fetch_claim.c.token)
     query = query.where(fetch_claim.c.market_id.in_(list(tokens)))
@@ -206,7 +206,7 @@ def hold_claim(connection: Connection, market_id: int, token: int) -> None:
     """Make sure that the caller's transaction may write one market, and keep it so to its end.
 
     Raises:
-        SupersededError: Another run took the market; roll back, its result stands.
+        SupersededError: Another run took the market; roll back.
     """
     for loss in hold_claims(connection, {market_id: token}).values():
         raise loss
@@ -218,12 +218,27 @@ def release_claims(connection: Connection, tokens: Tokens) -> None:
 
 
 @allow("cleanup")
-def release_run_claims(engine: Engine, run_id: UUID) -> int:
-    """Give back all claims that a run still holds, and return how many there were."""
+def give_back_claims(engine: Engine, tokens: Tokens) -> None:
+    """Give claims back at once; those of other runs stay, and those of this run's other streams."""
     with engine.begin() as connection:
-        return connection.execute(
-            delete(fetch_claim).where(fetch_claim.c.run_id == run_id)
-        ).rowcount
+        release_claims(connection, tokens)
+
+
+@contextmanager
+def hold_market(
+    engine: Engine, market_id: int, run_id: UUID, ttl: timedelta, patience: timedelta
+) -> Iterator[int]:
+    """Claim a market as soon as nobody else holds it, until the block ends; yield the token.
+
+    Raises:
+        ClaimTimeoutError: Another run held it longer than ``patience``.
+    """
+    with hold_liveness_lock(engine, run_id):
+        token = wait_for_claim(engine, market_id, run_id, ttl, patience)
+        try:
+            yield token
+        finally:
+            give_back_claims(engine, {market_id: token})
 
 
 def _list(tokens: Tokens) -> dict[str, list[int]]:
@@ -248,8 +263,8 @@ def _explain_losses(
 def _explain_loss(market_id: int, held: Row[Any] | None) -> SupersededError:
     taker = "another run, which has finished," if held is None else f"run {held.run_id}"
     return SupersededError(
-        f"market {market_id} was claimed by {taker} after this run's claim ran out: "
-        "nothing was written, its result stands. Run again if something is missing"
+        f"market {market_id} was claimed by {taker} after this run's claim ran out, "
+        "so this run writes no more of it"
     )
 
 

@@ -14,8 +14,8 @@ from market_pipeline.domain.errors import ClaimTimeoutError, SupersededError
 from market_pipeline.storage.runs.claims import (
     hold_claim,
     hold_liveness_lock,
+    hold_market,
     release_claims,
-    release_run_claims,
     renew_claim,
     take_claim,
     wait_for_claim,
@@ -185,15 +185,19 @@ def test_a_claim_that_was_taken_over_can_neither_be_renewed_nor_released(
     write(engine, market_id, new, "B")
 
 
-def test_the_claims_of_a_run_are_released_together(engine: Engine, market_id: int) -> None:
-    """The end of a run frees what it left claimed, and nothing of another run."""
+def test_a_held_market_is_free_after_the_block_and_no_other_of_its_run(
+    engine: Engine, market_id: int
+) -> None:
+    """The end of the block gives back its own token, though the run's id has more."""
     with engine.begin() as connection:
         other = int(connection.execute(MARKET, {"name": "other"}).scalar_one())
-    take_claim(engine, market_id, A, LONG)
-    take_claim(engine, other, B, LONG)
-    assert release_run_claims(engine, A) == 1
-    assert take_claim(engine, market_id, B, LONG) is not None
-    assert take_claim(engine, other, A, LONG) is None
+    with hold_market(engine, other, A, LONG, PATIENCE):
+        pass
+    assert take_claim(engine, other, B, LONG) is not None
+    with hold_market(engine, market_id, A, LONG, PATIENCE) as token:
+        newer = take_claim(engine, market_id, A, LONG) or 0
+        assert newer > token
+    assert take_claim(engine, market_id, B, LONG) is None
 
 
 def test_waiting_ends_with_the_patience_and_names_the_holder(

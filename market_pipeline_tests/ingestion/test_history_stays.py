@@ -1,0 +1,192 @@
+"""Whatever is done to an installation, in any order: what a reader saw of a version stays so.
+
+Runs with faults, cut-off runs, backfills, replays, deactivated markets and lost sessions, drawn by
+chance, while a reader reads all the time. The model is what was read: each version that anybody saw
+reads back the same for ever, no bar is lost, and nobody sees an older version than before.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from threading import Event, Thread
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import Engine, text
+
+from market_pipeline.domain.errors import UnknownMarketError
+from market_pipeline.ingestion.quarantine import replay_rows
+from market_pipeline.providers.mock import MockProvider
+from market_pipeline.readers import read_aggregates
+from market_pipeline.storage.markets.admin import deactivate_market
+from market_pipeline.storage.markets.registration import activate_market
+from market_pipeline_tests.ingestion.installation import MARCH, Installation
+from market_pipeline_tests.ingestion.test_convergence import list_faults
+from market_pipeline_tests.second_opinion import check_numbers
+
+MARKETS = ("BTC-USD", "SPX")
+SPAN = ("2023-10-01", "2024-06-01")
+EXAMPLES = int(os.environ.get("SEEDS", "2"))
+_OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+
+
+class Reader:
+    """Somebody who reads, and remembers what each version said."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.seen: dict[tuple[str, str, int], pd.DataFrame] = {}
+        self.newest: dict[tuple[str, str], int] = {}
+
+    def read(self, symbol: str, interval: str) -> None:
+        """Read a series: its version is no older than before, and said the same if it was seen."""
+        try:
+            bars = read_aggregates(symbol, interval, *SPAN, engine=self._engine)
+        except UnknownMarketError:
+            assert (symbol, interval) not in self.newest
+            return
+        version = bars.attrs["dataset_version"] or 0
+        assert version >= self.newest.get((symbol, interval), 0)
+        before = self.seen.get((symbol, interval, self.newest.get((symbol, interval), 0)))
+        assert before is None or before.index.isin(bars.index).all()
+        self.newest[symbol, interval] = version
+        known = self.seen.setdefault((symbol, interval, version), bars)
+        pd.testing.assert_frame_equal(bars, known)
+
+    def read_back(self) -> None:
+        """Read every version again that was seen."""
+        for (symbol, interval, version), bars in self.seen.items():
+            if version:
+                again = read_aggregates(
+                    symbol, interval, *SPAN, version=version, engine=self._engine
+                )
+                pd.testing.assert_frame_equal(again, bars)
+
+
+class AnyUse(RuleBasedStateMachine):
+    """What people, schedules and accidents do, in any order."""
+
+    engine: Engine
+
+    @initialize()
+    def begin(self) -> None:
+        """Begin with nothing."""
+        self.installation = Installation(self.engine, MARKETS)
+        self.installation.empty()
+        self.reader = Reader(self.engine)
+        self.now = MARCH
+        self.inactive: set[str] = set()
+
+    @rule(
+        hours=st.sampled_from([1, 24, 49]),
+        faults=st.one_of(st.just(""), list_faults()),
+        days=st.sampled_from([5, 20]),
+        commits=st.sampled_from([None, None, 1]),
+    )
+    def ingest(self, hours: int, faults: str, days: int, commits: int | None) -> None:
+        """Run, or begin to."""
+        self.now += timedelta(hours=hours)
+        with self._reading():
+            self.installation.ingest(self.now, faults, days, commits=commits)
+
+    @rule(ages=st.sampled_from([(70, 50), (40, 30)]))
+    def fill_history(self, ages: tuple[int, int]) -> None:
+        """Fill a span of the past."""
+        first, last = (str((MARCH - timedelta(days=age)).date()) for age in ages)
+        with self._reading():
+            self.installation.ingest(self.now, history_from=first, history_to=last)
+
+    @rule()
+    def replay(self) -> None:
+        """Validate what is in quarantine again."""
+        with self._reading():
+            replay_rows(self.engine, None, self.now)
+
+    @rule()
+    def lose_sessions(self) -> None:
+        """Lose every session with the database."""
+        with self.engine.connect() as connection:
+            connection.execute(text(_OTHERS))
+
+    @precondition(lambda self: not self.inactive)
+    @rule(symbol=st.sampled_from(MARKETS))
+    def deactivate(self, symbol: str) -> None:
+        """Ingest a market no longer."""
+        found = self.installation.read(
+            "SELECT market_id FROM market_data.market WHERE symbol = :symbol", symbol=symbol
+        )
+        if found:
+            deactivate_market(self.engine, found[0]["market_id"])
+            self.inactive.add(symbol)
+
+    @precondition(lambda self: bool(self.inactive))
+    @rule()
+    def activate(self) -> None:
+        """Take it back."""
+        market = MockProvider({}).find_market(self.inactive.pop())
+        assert market is not None
+        activate_market(self.engine, market, claim_primary=True)
+
+    @invariant()
+    def nobody_saw_anything_else(self) -> None:
+        """Every version reads back as it was seen, and the numbers are those of the bars."""
+        self._read_all()
+        self.reader.read_back()
+
+    def teardown(self) -> None:
+        """Compare what is published with a second opinion."""
+        check_numbers(self.engine)
+
+    def _read_all(self) -> None:
+        for symbol in MARKETS:
+            for interval in ("1h", "1d", "1w"):
+                self.reader.read(symbol, interval)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Read all the time while the block runs; what went wrong there goes wrong here."""
+        ended, troubles = Event(), list[Any]()
+
+        def read() -> None:
+            try:
+                while not ended.is_set():
+                    self._read_all()
+            except Exception as trouble:  # noqa: BLE001 - told to the test
+                troubles.append(trouble)
+
+        worker = Thread(target=read)
+        worker.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            worker.join()
+        if troubles:
+            raise troubles[0]
+
+
+@pytest.mark.owner
+@pytest.mark.timeout(1800)
+def test_what_was_seen_of_a_version_stays(engine: Engine) -> None:
+    """In any order of what may happen."""
+    AnyUse.engine = engine
+    chosen = settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=8,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+    run_state_machine_as_test(AnyUse, settings=chosen)
