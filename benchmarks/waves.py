@@ -59,17 +59,17 @@ _HISTORY = (
 )
 
 
-class _Runs:
+class Runs:
     """Markets in a database, and the runs over them: each sees three hours more than the last."""
 
     def __init__(self, database: Database, folder: Path, markets: int = MARKETS) -> None:
         self.database, self._folder = database, folder
         self.provider: Provider = PreparedProvider({})
-        self._now = _NOW
+        self.now = _NOW
         self.symbols = [f"M{number:05}-USD" for number in range(markets)]
         shutil.copy(find_project_dir() / "dagster.yaml", folder)
         prepared.install(folder)
-        self._environment = build_environment(
+        self.environment = build_environment(
             {
                 "DATABASE_URL": database.url,
                 "DAGSTER_HOME": str(folder),
@@ -84,28 +84,28 @@ class _Runs:
         found = [self.provider.find_market(symbol) for symbol in self.symbols]
         return [(self.provider, market) for market in found if market is not None]
 
-    def make_history(self) -> None:
-        """Store a year of bars of each market, as runs would have."""
+    def make_history(self, days: int = HISTORY_DAYS) -> None:
+        """Store so many days of bars of each market, as runs would have."""
         with_run = self.open_stream([])
         write_markets(self.database.engine, with_run.run, [market for _, market in self.routes])
-        first = (_NOW - timedelta(days=HISTORY_DAYS)).replace(hour=0, minute=0)
+        first = (_NOW - timedelta(days=days)).replace(hour=0, minute=0)
         span = {"first": first.isoformat(), "last": _NOW.replace(minute=0).isoformat()}
         for statement in _HISTORY:  # by psql, which waits as long as it takes
             self.database.run_psql("-c", statement.format(**span))
 
     def step(self) -> None:
         """Let three hours pass."""
-        self._now += _STEP
+        self.now += _STEP
 
     def open_stream(self, routes: list[Route], days: int = 30) -> BarStream:
         """Return a run of this process, as of now."""
-        request = build_request(self._now, self.symbols[:1], NAME, days, self._now.isoformat())
-        run = Run(uuid4(), "manual", self._now, request)
+        request = build_request(self.now, self.symbols[:1], NAME, days, self.now.isoformat())
+        run = Run(uuid4(), "manual", self.now, request)
         return BarStream(self.database.engine, run, routes)
 
     def run_job(self) -> None:
         """Run the product's job over all markets in a process of its own."""
-        options = {"symbols": self.symbols, "provider": NAME, "window_end": self._now.isoformat()}
+        options = {"symbols": self.symbols, "provider": NAME, "window_end": self.now.isoformat()}
         config = self._folder / "run.yaml"
         config.write_text(json.dumps({"resources": {"request": {"config": options}}}))
         self._execute("-m", "market_pipeline.definitions", "-j", "ingest", "-c", str(config))
@@ -116,7 +116,7 @@ class _Runs:
 
     def _execute(self, *arguments: str) -> None:
         command = [str(_DAGSTER), "job", "execute", *arguments]
-        run_quietly(command, self._environment, self._folder)
+        run_quietly(command, self.environment, self._folder)
 
     def start_part(self, first: int, count: int) -> "subprocess.Popen[bytes]":
         """Start a process that waits for a line, then runs over some of the markets."""
@@ -125,25 +125,26 @@ class _Runs:
             "-m",
             "benchmarks.waves",
             self.database.url,
-            self._now.isoformat(),
+            self.now.isoformat(),
         ]
         return subprocess.Popen(  # noqa: S603 - this module
             [*command, str(first), str(count)],
-            env=self._environment, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=self.environment, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
 
 @contextmanager
-def _open_runs(bench: Bench, name: str, markets: int = MARKETS) -> Iterator[_Runs]:
+def open_runs(bench: Bench, name: str, markets: int = MARKETS) -> Iterator[Runs]:
+    """Yield markets in a database of their own, and a folder for their runs."""
     folder = bench.folder / name
     folder.mkdir()
     with open_database(bench.server_url) as database:
-        yield _Runs(database, folder, markets)
+        yield Runs(database, folder, markets)
 
 
 def measure_ticks(bench: Bench, wanted: frozenset[str]) -> Iterator[Figure]:
     """Yield what a run over a thousand known markets with three new bars each costs."""
-    with _open_runs(bench, "ticks") as runs:
+    with open_runs(bench, "ticks") as runs:
         bench.report(f"making a year of {MARKETS:,} markets")
         runs.make_history()
         runs.run_job()
@@ -156,11 +157,11 @@ def measure_ticks(bench: Bench, wanted: frozenset[str]) -> Iterator[Figure]:
             yield _compare_processes(runs, bench)
 
 
-def _measure_statements(runs: _Runs, rounds: int, wanted: frozenset[str]) -> Iterator[Figure]:
+def _measure_statements(runs: Runs, rounds: int, wanted: frozenset[str]) -> Iterator[Figure]:
     locks, counts = list[float](), list[float]()
     for _ in range(rounds):
         runs.step()
-        with _watch(runs.database.engine) as seen:
+        with watch(runs.database.engine) as seen:
             for _ in runs.open_stream(runs.routes):
                 pass
         locks.append(seen["locked"] * 1e3 / MARKETS)
@@ -171,7 +172,7 @@ def _measure_statements(runs: _Runs, rounds: int, wanted: frozenset[str]) -> Ite
 
 
 @contextmanager
-def _watch(engine: Engine) -> Iterator[dict[str, float]]:
+def watch(engine: Engine) -> Iterator[dict[str, float]]:
     """Count the statements of all connections, and the seconds in which the merge lock is held."""
     seen = {"statements": 0.0, "locked": 0.0, "since": 0.0}
 
@@ -201,7 +202,7 @@ def _watch(engine: Engine) -> Iterator[dict[str, float]]:
             event.remove(engine, name, listener)
 
 
-def _compare_processes(runs: _Runs, bench: Bench) -> Figure:
+def _compare_processes(runs: Runs, bench: Bench) -> Figure:
     """Disjoint halves by two processes over all by one."""
     half = MARKETS // 2
 
@@ -232,7 +233,7 @@ def _compare_processes(runs: _Runs, bench: Bench) -> Figure:
 def measure_fill(bench: Bench, wanted: frozenset[str]) -> Iterator[Figure]:
     """Yield a bare write of a thousand markets by a thousand hours over the run that loads them."""
     del wanted
-    with _open_runs(bench, "fill") as runs:
+    with open_runs(bench, "fill") as runs:
         engine = runs.database.engine
 
         def forget() -> None:

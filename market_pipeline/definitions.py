@@ -19,6 +19,7 @@ from market_pipeline.orchestration.checks import check_market_aggregates
 from market_pipeline.orchestration.executor import choose_executor
 from market_pipeline.orchestration.io_manager import PostgresIOManager
 from market_pipeline.orchestration.latest_cache import latest_market_cache
+from market_pipeline.orchestration.output_checks import check_outputs
 from market_pipeline.orchestration.resources import Database, IngestionRequest, Providers
 from market_pipeline.orchestration.sensors import build_watches
 from market_pipeline.settings import read_cache_ttl_seconds, read_redis_url
@@ -47,7 +48,7 @@ def build_definitions(resources: Mapping[str, object] | None = None) -> dg.Defin
     read_cache_ttl_seconds()
     return dg.Definitions(
         assets=[*assets.PROVIDERS, *_expect_fresh(ASSETS)],
-        asset_checks=[check_market_aggregates],
+        asset_checks=[check_market_aggregates, check_outputs],
         jobs=[ingest_job, backfill_history_job, statistics_job, prune_history],
         schedules=[build_schedule(), build_prune_schedule()],
         sensors=build_watches(),

@@ -25,6 +25,7 @@ MAX_CACHE_TTL_SECONDS = 86_400
 MAX_SHOWN_CHARACTERS = 60
 LEAST_SECRET_CHARACTERS = 16
 MAX_FETCH_WORKERS = 64
+MAX_SHARDS = 256
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SEVERITIES = ("info", "warning", "error", "critical")
 EXECUTORS = ("in_process", "multiprocess")
@@ -52,6 +53,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("INGESTION_SCHEDULE_ENABLED", "false", "Start the schedule with the daemon"),
     Setting("INGESTION_LOOKBACK_DAYS", "30", "Days of history that a run keeps complete"),
     Setting("INGESTION_EXECUTOR", "in_process", "in_process, or multiprocess: one process a step"),
+    Setting("INGESTION_SHARDS", "1", "Runs that share the markets of a tick: see docs/scaling.md"),
     Setting(
         "FETCH_WORKERS", "4", "Requests that a run has under way at once, whatever the provider"
     ),
@@ -252,6 +254,15 @@ def read_fetch_workers(environ: Mapping[str, str] | None = None) -> int:
     return read_whole_number("FETCH_WORKERS", 1, MAX_FETCH_WORKERS, environ)
 
 
+def read_shards(environ: Mapping[str, str] | None = None) -> int:
+    """Return how many runs share the markets of a tick: 1 to 256.
+
+    Raises:
+        SettingError: INGESTION_SHARDS is no such number.
+    """
+    return read_whole_number("INGESTION_SHARDS", 1, MAX_SHARDS, environ)
+
+
 def read_dagster_retention_days(environ: Mapping[str, str] | None = None) -> int:
     """Return how many days Dagster's own runs and events stay; 0: for good."""
     return read_whole_number("DAGSTER_RETENTION_DAYS", 0, MAX_LOOKBACK_DAYS, environ)
@@ -286,6 +297,7 @@ def check_run_settings(environ: Mapping[str, str] | None = None) -> None:
     read_choice("ALERT_MIN_SEVERITY", SEVERITIES, environ)
     read_provider_call_limits(environ)
     read_fetch_workers(environ)
+    read_shards(environ)
     read_redis_url(environ)
     read_cache_ttl_seconds(environ)
     read_dagster_retention_days(environ)

@@ -14,7 +14,8 @@ BARS = "market_data.market_aggregate"
 def create_database(server_url: str) -> Iterator[str]:
     """Create an empty database, give its address, and drop it in the end."""
     name = f"test_{uuid4().hex}"
-    admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    # With pings, as a test may have crashed the server meanwhile.
+    admin = create_engine(server_url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
     with admin.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
     try:

@@ -299,7 +299,7 @@ def execute(address: str, statement: str) -> None:
     engine.dispose()
 
 
-def test_tables_are_lost_and_restored(stack: Stack, database_url: str) -> None:
+def test_i6_tables_are_lost_and_restored(stack: Stack, database_url: str) -> None:
     """Backup, loss, restore; then an upgrade that is taken back, and ledger and bars agree."""
     stack.type("market-pipeline ingest")
     stack.follow("Restore from a backup", "Check")

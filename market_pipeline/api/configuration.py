@@ -9,6 +9,7 @@ from market_pipeline.domain.errors import SettingError
 from market_pipeline.settings import (
     name_errors,
     read_secret,
+    read_shards,
     read_variable,
     read_whole_number,
     shorten,
@@ -50,6 +51,7 @@ def read_configuration(environ: Mapping[str, str] | None = None) -> Configuratio
             f"API_HOST={shorten(host)!r} lets other machines in: set API_TOKEN as well, "
             "or leave API_HOST at 127.0.0.1"
         )
+    read_shards(environ)
     named = {name.lower() for name in split_list(read_variable("API_ALLOWED_HOSTS", environ))}
     return Configuration(
         host=host,

@@ -6,20 +6,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 import httpx
 
 from market_pipeline.api.problems import RETRY_SECONDS, ProblemError
-from market_pipeline.domain.triggers import BACKFILL_TAGS, LAUNCH_TAG, TRIGGER_TAG
+from market_pipeline.domain.ticks import TICK_TAG
+from market_pipeline.domain.triggers import (
+    BACKFILL_TAGS,
+    BEATS_WITHIN_SECONDS,
+    LAUNCH_TAG,
+    TRIGGER_TAG,
+)
 
 TIMEOUT_SECONDS = 6.0
 JOB = "ingest"
 LOCATION = "market_pipeline.definitions"
 REPOSITORY = "__repository__"
 ENDED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
-# It beats every 30 seconds; Dagster itself calls it healthy for half an hour after its death.
-_BEATS_WITHIN_SECONDS = 90.0
 _QUEUE = """query { runsOrError(filter: {statuses: [QUEUED]}) { __typename ... on Runs { count } }
   instance { daemonHealth { allDaemonStatuses { daemonType required lastHeartbeatTime } } } }"""
 _FIND = """query ($launch: String!) { runsOrError(limit: 1, filter: {tags: [{key: "%s",
@@ -65,9 +70,10 @@ class DagsterClient:
         self._base = graphql_url or url
         self._client: httpx.AsyncClient | None = None
 
-    def link_run(self, run_id: UUID | str) -> str:
-        """Return where a run is shown to people."""
-        return f"{self.url}/runs/{run_id}"
+    def link_run(self, run_id: UUID | str, is_tick: bool = False) -> str:
+        """Return where a run, or the runs of a tick, are shown to people."""
+        tag = urlencode({"q[0]": f"tag:{TICK_TAG}={run_id}"})
+        return f"{self.url}/runs{f'?{tag}' if is_tick else f'/{run_id}'}"
 
     async def is_reachable(self, timeout_seconds: float = TIMEOUT_SECONDS) -> bool:
         """Tell whether the webserver answers."""
@@ -177,7 +183,7 @@ class DagsterClient:
 
 def _is_daemon_alive(statuses: Sequence[Mapping[str, Any]], now: float) -> bool:
     beats = [status["lastHeartbeatTime"] or 0 for status in statuses if status["required"]]
-    return bool(beats) and min(beats) > now - _BEATS_WITHIN_SECONDS
+    return bool(beats) and min(beats) > now - BEATS_WITHIN_SECONDS
 
 
 def _describe_missing(

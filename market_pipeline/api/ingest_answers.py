@@ -1,6 +1,6 @@
 """Answers about a run that ingested, from its receipt and never from memory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine
 
 from market_pipeline.readers.encoding import format_time
 from market_pipeline.storage.runs.receipts import read_run, read_run_markets, read_run_tables
+from market_pipeline.storage.runs.ticks import read_parts
 
 STATUSES = {"ok": "success", "partial": "partial", "failed": "failed"}
 _EXAMPLE_ID = "3f6c1d1e-6a51-4f43-9f6e-0c1a2b3c4d5e"
@@ -66,14 +67,27 @@ class Receipt(BaseModel):
     )
 
 
+class ShardOutcome(BaseModel):
+    """A run of a tick."""
+
+    shard: int = Field(description="From 1; 0: it derived what needs all markets", examples=[1])
+    outcome: Literal["ok", "partial", "failed", "running", "interrupted", "missing"] = Field(
+        description="missing: no run has begun"
+    )
+    error: str | None
+    runId: UUID | None  # noqa: N815
+    link: str | None
+
+
 class IngestAnswer(BaseModel):
-    """A run that ended."""
+    """A run that ended, or a tick: the runs that INGESTION_SHARDS let share its markets."""
 
     status: Literal["success", "partial", "failed"]
     result: IngestResult | None = Field(description="null: it failed before it wrote anything")
     markets: list[MarketOutcome] = Field(description="The markets that came short, with reasons")
     runId: UUID = Field(examples=[_EXAMPLE_ID])  # noqa: N815
     link: str = Field(description="The run in Dagster")
+    shards: list[ShardOutcome] = Field(default=[], description="Of a tick; runId is then its own")
     receipt: Receipt
 
 
@@ -96,13 +110,17 @@ class RunResponse:
     body: dict[str, Any]
 
 
-def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) -> RunResponse:
+def read_answer(
+    engine: Engine, run_id: UUID, dagster_status: str, link_run: Callable[..., str]
+) -> RunResponse:
     """Return what is answered about a run that ended as Dagster says: SUCCESS, FAILURE, CANCELED.
 
-    200 for all or some markets; 502 for a run that failed: the body is the same.
+    200 for all or some markets; 502 for a run that failed: the body is the same. A tick's answer
+    names the runs of its shards.
     """
     with engine.connect() as connection:
         run = read_run(connection, run_id)
+        shards = [_describe_part(part, link_run) for part in read_parts(connection, run_id)]
         receipt = _read_receipt(connection, run_id, run)
     result = None if run is None else _build_result(run, receipt["tables"])
     outcome = receipt["outcome"] if dagster_status == "SUCCESS" else "failed"
@@ -112,10 +130,17 @@ def read_answer(engine: Engine, run_id: UUID, dagster_status: str, link: str) ->
         "result": result,
         "markets": short,
         "runId": str(run_id),
-        "link": link,
+        "link": link_run(run_id, bool(shards)),
+        "shards": shards,
         "receipt": receipt,
     }
     return RunResponse(502 if body["status"] == "failed" else 200, body)
+
+
+def _describe_part(part: Mapping[str, Any], link_run: Callable[..., str]) -> dict[str, Any]:
+    run_id = part["run_id"]
+    told = {name: part[name] for name in ("shard", "outcome", "error")}
+    return {**told, "runId": run_id and str(run_id), "link": run_id and link_run(run_id)}
 
 
 def _read_receipt(

@@ -24,6 +24,9 @@ from market_pipeline.api.ingest_answers import RunResponse, read_answer
 from market_pipeline.api.problems import ProblemError
 from market_pipeline.api.run_watcher import RunWatcher
 from market_pipeline.api.services import Services
+from market_pipeline.ingestion.request import build_request
+from market_pipeline.ingestion.ticks import open_tick
+from market_pipeline.settings import read_shards
 from market_pipeline.storage.runs.claims import find_living
 from market_pipeline.storage.runs.idempotency import (
     Claim,
@@ -32,7 +35,8 @@ from market_pipeline.storage.runs.idempotency import (
     release_launch,
     store_answer,
 )
-from market_pipeline.storage.runs.receipts import read_run_end
+from market_pipeline.storage.runs.receipts import read_run
+from market_pipeline.storage.runs.ticks import count_open_ticks
 
 MAX_QUEUED_RUNS = 25
 LAUNCH_SECONDS = 20.0
@@ -85,6 +89,7 @@ class Launcher:
     def __init__(self, services: Services) -> None:
         self._engine = services.engine
         self._dagster, self._children = services.dagster, services.children
+        self._ticks = _Ticks(services)
         self._watcher = RunWatcher(self._read_state, self._store)
 
     async def close(self) -> None:
@@ -129,7 +134,7 @@ class Launcher:
 
     async def read(self, run_id: UUID, state: RunState) -> RunResponse:
         """Return the answer of a run that ended."""
-        link = self._dagster.link_run(run_id)
+        link = self._dagster.link_run
         return await run_in_threadpool(read_answer, self._engine, run_id, state.status, link)
 
     async def _write(self, act: Callable[..., Result], *arguments: object) -> Result:
@@ -151,7 +156,9 @@ class Launcher:
         if own is not None:
             return own
         try:
-            return await self._dagster.read_state(run_id)
+            known = await self._dagster.read_state(run_id)
+            # Dagster does not know a tick.
+            return known or await run_in_threadpool(_read_recorded_state, self._engine, run_id)
         except ProblemError:
             recorded = await run_in_threadpool(_read_recorded_state, self._engine, run_id)
             if recorded is None:
@@ -185,6 +192,9 @@ class Launcher:
 
     async def _find_or_launch(self, command: IngestCommand, claim: Claim) -> UUID:
         launch_id = claim.launch_id
+        # A span of history is filled by one run, at its own pace.
+        if read_shards() > 1 and "history_from" not in command.options:
+            return await _launch_by(self._ticks, command, launch_id)
         if claim.was_tried and (known := await self._find_run(launch_id)):
             return known
         try:
@@ -203,10 +213,33 @@ class Launcher:
             return None if recorded is None else launch_id
 
     def _store(self, run_id: UUID, state: RunState) -> None:
-        link = self._dagster.link_run(run_id)
+        link = self._dagster.link_run
         answer = read_answer(self._engine, run_id, state.status, link)
         with self._engine.begin() as connection:
             store_answer(connection, run_id, answer.status, answer.body)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticks:
+    """Starts a tick instead of a run: its row is all it takes, and the launch's id is its own."""
+
+    services: Services
+
+    async def count_queued(self) -> int:
+        """Return how many ticks have not ended; it is a problem (503) if the daemon is away."""
+        await self.services.dagster.count_queued()
+        return await run_in_threadpool(self._count)
+
+    async def launch_run(self, request: Mapping[str, Any], launch_id: UUID, trigger: str) -> UUID:
+        """Open the tick; done again it stays as it is."""
+        resolved = build_request(datetime.now(UTC), **request)
+        engine = self.services.engine
+        await run_in_threadpool(open_tick, engine, launch_id, resolved, trigger, read_shards())
+        return launch_id
+
+    def _count(self) -> int:
+        with self.services.engine.connect() as connection:
+            return count_open_ticks(connection)
 
 
 async def _launch_by(starter: _Starter, command: IngestCommand, launch_id: UUID) -> UUID:
@@ -222,7 +255,9 @@ async def _launch_by(starter: _Starter, command: IngestCommand, launch_id: UUID)
 def _read_recorded_state(engine: Engine, run_id: UUID) -> RunState | None:
     """Return how a run stands by its receipt and the life it shows; None when it shows neither."""
     with engine.connect() as connection:
-        if ended := read_run_end(connection, run_id):
-            ended_at, outcome = ended
-            return RunState("FAILURE" if outcome == "failed" else "SUCCESS", ended_at)
-        return RunState("STARTED") if find_living(connection, [run_id]) else None
+        receipt = read_run(connection, run_id)
+        if receipt and receipt["ended_at"]:
+            status = "FAILURE" if receipt["outcome"] == "failed" else "SUCCESS"
+            return RunState(status, receipt["ended_at"])
+        is_running = receipt is not None and receipt["outcome"] == "running"
+        return RunState("STARTED") if is_running or find_living(connection, [run_id]) else None

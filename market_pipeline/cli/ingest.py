@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import click
 
 from market_pipeline.cli.options import PROVIDER, SYMBOLS, check_with, keep_given, parse_time
-from market_pipeline.cli.runs import finish_run
+from market_pipeline.cli.runs import finish_run, tell
 from market_pipeline.cli.show import AS_JSON
 from market_pipeline.domain.triggers import TRIGGERS
-from market_pipeline.settings import parse_lookback_days
+from market_pipeline.settings import parse_lookback_days, read_shards
 
 if TYPE_CHECKING:
     from market_pipeline.cli.progress import RunDisplay
@@ -60,6 +60,7 @@ def ingest(
     """Run Dagster's ingest job in this process, recorded like any other run.
 
     Every market's bars are committed as they come; one market's failure does not lose the others.
+    With INGESTION_SHARDS above 1, Dagster's daemon starts several runs, and this command waits.
     """
     from market_pipeline.cli.progress import display_run
 
@@ -78,6 +79,9 @@ def _run(
     if display:
         display.expect(len(request.symbols))
         display.say("Loading the pipeline")
-    from market_pipeline.cli.run import run_job  # A second's worth of imports.
+    from market_pipeline.cli.run import run_job, run_tick  # A second's worth of imports.
 
+    if read_shards() > 1:
+        say = display.say if display else tell
+        return run_tick(given, run_id or uuid4(), trigger, say)
     return run_job("ingest", given, run_id, trigger, display)

@@ -40,6 +40,7 @@ _STEPS = {
     "market_comparisons": "Comparing markets",
     "market_roi_statistics": "Computing statistics",
     "latest_market_cache": "Refreshing the cache",
+    "output_checks": "Checking the statistics",
 }
 
 

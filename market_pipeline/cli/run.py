@@ -1,7 +1,8 @@
 """Running a job in this process, recorded in Dagster like any other run."""
 
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,15 +12,21 @@ from uuid import UUID, uuid4
 import dagster as dg
 
 from market_pipeline.cli.database import open_database
-from market_pipeline.domain.errors import DatabaseUnreachableError
-from market_pipeline.domain.triggers import TRIGGER_TAG
+from market_pipeline.domain.errors import DatabaseUnreachableError, PipelineError
+from market_pipeline.domain.triggers import BEATS_WITHIN_SECONDS, TRIGGER_TAG
+from market_pipeline.ingestion.request import build_request
+from market_pipeline.ingestion.ticks import open_tick
 from market_pipeline.observability.logs import LineHandler, RunHandler
-from market_pipeline.orchestration.causes import describe_error, find_cause
-from market_pipeline.settings import read_log_level, read_variable
+from market_pipeline.orchestration.causes import describe_run_failure, find_cause
+from market_pipeline.settings import read_log_level, read_shards, read_variable
+from market_pipeline.storage.runs.receipts import read_run
+from market_pipeline.storage.runs.ticks import read_parts
 from market_pipeline.storage.server.failures import explain_failure, find_failure
 
 if TYPE_CHECKING:
     from market_pipeline.cli.progress import RunDisplay
+
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,47 @@ def run_job(
     return FinishedRun(asked.run_id, result.success, causes)
 
 
+def run_tick(
+    options: Mapping[str, Any], tick_id: UUID, trigger: str, say: Callable[[str], None]
+) -> FinishedRun:
+    """Open a tick and wait for its end; Dagster's daemon launches its runs.
+
+    Raises:
+        PipelineError: The daemon does not run, or the database cannot be used.
+    """
+    request = build_request(datetime.now(UTC), **options)
+    with open_database() as engine:
+        with dg.DagsterInstance.get() as instance:
+            _check_daemon(instance)
+        open_tick(engine, tick_id, request, trigger, read_shards())
+        say(f"Tick {tick_id} is open. Its runs go on without this command")
+        receipt, told = None, ""
+        while receipt is None or not receipt["ended_at"]:
+            time.sleep(_LOOK_SECONDS)
+            with engine.connect() as connection:
+                receipt, parts = read_run(connection, tick_id), read_parts(connection, tick_id)
+            told, before = _describe_parts(parts), told
+            if told != before:
+                say(told)
+        has_failed = receipt["outcome"] == "failed"
+        return FinishedRun(tick_id, not has_failed, (receipt["error"],) if has_failed else ())
+
+
+def _check_daemon(instance: dg.DagsterInstance) -> None:
+    beats = [beat.timestamp for beat in instance.get_daemon_heartbeats().values()]
+    if max(beats, default=0.0) < time.time() - BEATS_WITHIN_SECONDS:
+        raise PipelineError(
+            f"INGESTION_SHARDS={read_shards()}: Dagster's daemon launches the runs of shards, and "
+            "it does not run. Start it with `make scheduler`, or set INGESTION_SHARDS=1 to ingest "
+            "in this process. Nothing was started"
+        )
+
+
+def _describe_parts(parts: Sequence[Mapping[str, Any]]) -> str:
+    named = [f"{part['shard'] or 'derive'} {part['outcome']}" for part in parts]
+    return f"Shards: {', '.join(named)}"
+
+
 @contextmanager
 def _told_in_a_sentence() -> Iterator[None]:
     """Raise what the database failed of where Dagster could not even record it."""
@@ -124,13 +172,5 @@ def _find_causes(result: dg.ExecuteInProcessResult) -> tuple[str, ...]:
     """Return why each failed step failed; why the run did, when no step came to that."""
     failed = [find_cause(event) for event in result.all_events if event.is_step_failure]
     steps = [f"{cause.step}: {cause.text}" for cause in failed]
-    runs = [
-        _describe(getattr(event.event_specific_data, "error", None)) or str(event.message)
-        for event in result.all_events
-        if event.is_job_failure
-    ]
+    runs = [describe_run_failure(event) for event in result.all_events if event.is_job_failure]
     return tuple(steps or runs)
-
-
-def _describe(error: Any) -> str:
-    return "" if error is None else describe_error(error)[1]

@@ -128,6 +128,8 @@ def show_run(run_id: UUID, as_json: bool, has_failed: bool = False) -> str | Non
             if row["assumed"]:
                 click.echo(f"{row['provider']}:{row['symbol']}: {row['assumed']}")
         print_rows("Rows by table", receipt["tables"])
+        if receipt["shards"]:
+            print_rows("Runs of the tick (shard 0 derives)", receipt["shards"])
         told = f": {receipt['error']}" if receipt["error"] else ""
         click.echo(f"Run {run_id}: {receipt['outcome']}{told}")
     outcome: str | None = receipt["outcome"]
@@ -218,6 +220,7 @@ def _list_ends(
 def _read_receipt(run_id: UUID, has_failed: bool) -> dict[str, Any]:
     from market_pipeline.cli.database import open_database
     from market_pipeline.storage.runs.receipts import read_run, read_run_markets, read_run_tables
+    from market_pipeline.storage.runs.ticks import read_parts
 
     with open_database() as engine, engine.connect() as connection:
         run = read_run(connection, run_id) or {"outcome": None, "error": None}
@@ -227,6 +230,7 @@ def _read_receipt(run_id: UUID, has_failed: bool) -> dict[str, Any]:
             "error": run["error"],
             "markets": read_run_markets(connection, run_id),
             "tables": read_run_tables(connection, run_id),
+            "shards": read_parts(connection, run_id),
         }
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 TRIGGERS = ("manual", "cron", "schedule", "backfill")
 TRIGGER_TAG = "market_pipeline/trigger"
 LAUNCH_TAG = "market_pipeline/launch"
+# The daemon beats every 30 seconds; Dagster calls it healthy for half an hour after its death.
+BEATS_WITHIN_SECONDS = 90.0
 # A long span of many markets takes longer than dagster.yaml lets a run take, and a hundred months
 # that wait must not keep a tick of the schedule waiting.
 BACKFILL_TAGS = {

@@ -66,6 +66,7 @@ def build_request(
     window_end: str = "",
     history_from: str = "",
     history_to: str = "",
+    is_default_routing: bool = False,
 ) -> Request:
     """Fill what was not given from the environment, and check the rest.
 
@@ -90,7 +91,7 @@ def build_request(
         asked_at=wall_clock,
         now=now,
         window=_find_window(now, days, history_from, history_to),
-        is_default_routing=providers == defaults.providers,
+        is_default_routing=is_default_routing or providers == defaults.providers,
         filled_from=None if history_from else _begin_look_back(now, max(days, horizon)),
     )
 

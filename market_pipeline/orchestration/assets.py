@@ -16,6 +16,13 @@ from market_pipeline.ingestion.drive import BarStream, make_limiter
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.snapshots import collect_snapshots
+from market_pipeline.orchestration.causes import told_plainly
+from market_pipeline.orchestration.check_results import (
+    PRICES_COMPLETE,
+    SYMBOLS_SERVED,
+    check_prices,
+    check_served,
+)
 from market_pipeline.orchestration.computing import (
     Computed,
     compute_pairs,
@@ -36,6 +43,7 @@ from market_pipeline.orchestration.resources import (
     Providers,
     describe_run,
     find_routes,
+    find_routing,
 )
 from market_pipeline.providers.rate_limiter import use_limiter
 from market_pipeline.providers.registry import find_offered_name
@@ -57,9 +65,10 @@ def _asset_of(
     kind: str,
     deps: Sequence[Any] = (),
     pool: str | None = None,
+    check: dg.AssetCheckSpec | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """Return the decorator of the asset that a table has."""
-    return dg.asset(
+    decorate = dg.asset(
         group_name=group,
         kinds={kind, "postgres"},
         owners=OWNERS,
@@ -68,24 +77,32 @@ def _asset_of(
         code_version="1",
         deps=deps,
         pool=pool,
+        check_specs=[check] if check else None,
+        # Beside the result of a check, Dagster takes no type of the value from the annotation.
+        dagster_type=dg.Any if check else None,
     )
+    return lambda compute: decorate(told_plainly()(compute))
 
 
-@_asset_of(tables.market, "markets", "reference", "python", deps=PROVIDERS)
+@_asset_of(tables.market, "markets", "reference", "python", deps=PROVIDERS, check=SYMBOLS_SERVED)
 def markets(
     context: dg.AssetExecutionContext,
     request: IngestionRequest,
     providers: Providers,
     database: Database,
-) -> list:  # type: ignore[type-arg]
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """One row per market: each symbol as the first provider in the list that has it.
 
     Shift-click Materialize to change symbols, provider, look-back or window end for one run.
     """
-    routes = find_routes(providers, database, describe_run(context, request))
+    run = describe_run(context, request)
+    routes, unserved = find_routing(providers, database, run)
     for observation in _observe_providers(routes):
         context.log_event(observation)
-    return [market for _, market in routes]
+    return dg.MaterializeResult(
+        value=[market for _, market in routes],
+        check_results=[check_served(run.request.symbols, unserved)],
+    )
 
 
 @_asset_of(tables.market_aggregate, "ingestion", "observed", "python", deps=[markets], pool=POOL)
@@ -102,8 +119,10 @@ def market_aggregates(
     return stream_bars(database, providers, describe_run(context, request))
 
 
-@_asset_of(tables.market_snapshot, "ingestion", "observed", "python")
-def market_snapshots(market_aggregates: MarketReader) -> Snapshots:
+@_asset_of(tables.market_snapshot, "ingestion", "observed", "python", check=PRICES_COMPLETE)
+def market_snapshots(
+    market_aggregates: MarketReader,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """One row per market and observed_at: live prices with volatility and ROI from final bars."""
     reader = market_aggregates
     with use_limiter(make_limiter(reader.engine, reader.routes)):
@@ -120,7 +139,10 @@ def market_snapshots(market_aggregates: MarketReader) -> Snapshots:
     ]
     prices = pd.DataFrame(rows, columns=["market_id", "observed_at", *_PRICES])
     prices = prices.astype(dict.fromkeys(_PRICES, "float64"))
-    return Snapshots(compute_prices(reader.engine, reader.calendars, prices), batch)
+    return dg.MaterializeResult(
+        value=Snapshots(compute_prices(reader.engine, reader.calendars, prices), batch),
+        check_results=[check_prices(reader.routes, batch.failures)],
+    )
 
 
 @_asset_of(tables.market_comparison, "analytics", "derived", "numpy")

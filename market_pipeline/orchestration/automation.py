@@ -3,20 +3,26 @@
 from datetime import UTC, datetime
 from itertools import islice
 from operator import sub
+from uuid import UUID, uuid5
 
 import dagster as dg
 
 from market_pipeline.domain.errors import SettingError
+from market_pipeline.ingestion.request import build_request
+from market_pipeline.ingestion.ticks import open_tick
+from market_pipeline.orchestration.causes import told_plainly
 from market_pipeline.orchestration.dagster_internals import (
     is_valid_cron_string,
     iterate_past_ticks,
     read_schedule_switch,
 )
 from market_pipeline.orchestration.resources import Database
-from market_pipeline.settings import name_errors, read_flag, read_variable, shorten
+from market_pipeline.settings import name_errors, read_flag, read_shards, read_variable, shorten
 from market_pipeline.storage.runs.retention import prune
+from market_pipeline.storage.server.database import open_database
 
 SCHEDULE = "ingest_schedule"
+_TICKS = UUID("f6a1c1c6-7c5e-4b0b-9a53-1f0e6d7f2b4e")
 _PRUNE_CRON = "40 3 * * *"
 # A week of every quarter of an hour.
 _TICKS_OF_A_WEEK = 700
@@ -29,6 +35,7 @@ ingest_job = dg.define_asset_job(
 
 
 @dg.op
+@told_plainly()
 def prune_old_rows(context: dg.OpExecutionContext, database: Database) -> None:
     """Remove receipts of runs without change and thin snapshots, both after 90 days."""
     removed = prune(database.engine, datetime.now(UTC))
@@ -39,6 +46,7 @@ def prune_old_rows(context: dg.OpExecutionContext, database: Database) -> None:
 
 
 @dg.op
+@told_plainly()
 def prune_dagster_runs(context: dg.OpExecutionContext) -> None:
     """Remove Dagster's own runs and events after DAGSTER_RETENTION_DAYS; Dagster keeps them all."""
     # Imported when first needed: Dagster's storage costs 0.15 s.
@@ -75,16 +83,26 @@ def build_schedule() -> dg.ScheduleDefinition:
     """Return the ingestion schedule.
 
     Raises:
-        SettingError: INGESTION_CRON_EXPRESSION is no cron expression.
+        SettingError: INGESTION_CRON_EXPRESSION or INGESTION_SHARDS is wrong.
     """
     return dg.ScheduleDefinition(
         name=SCHEDULE,
         job=ingest_job,
+        execution_fn=open_scheduled_tick if read_shards() > 1 else None,
         cron_schedule=read_cron_expression(),
         execution_timezone="UTC",
         default_status=_choose_status(),
         description="Runs ingest by INGESTION_CRON_EXPRESSION, if INGESTION_SCHEDULE_ENABLED.",
     )
+
+
+def open_scheduled_tick(context: dg.ScheduleEvaluationContext) -> dg.SkipReason:
+    """Open a tick that several runs share; asked again for the same moment, it stays one."""
+    tick_id = uuid5(_TICKS, context.scheduled_execution_time.isoformat())
+    request = build_request(datetime.now(UTC))
+    with open_database() as engine:
+        open_tick(engine, tick_id, request, "schedule", read_shards())
+    return dg.SkipReason(f"tick {tick_id} is open: the sensor tick_watch launches its runs")
 
 
 def build_prune_schedule() -> dg.ScheduleDefinition:

@@ -6,6 +6,7 @@ from market_pipeline.domain.errors import SettingError
 from market_pipeline.domain.triggers import BACKFILL_TAGS
 from market_pipeline.ingestion.drive import BarStream
 from market_pipeline.orchestration.assets import POOL, stream_bars
+from market_pipeline.orchestration.causes import told_plainly
 from market_pipeline.orchestration.checks import BLOCKING, evaluate_checks
 from market_pipeline.orchestration.dagster_internals import DagsterAssetCheckFailedError
 from market_pipeline.orchestration.lineage import describe_table
@@ -25,6 +26,7 @@ AGGREGATES = "market_aggregates"
     pool=POOL,
     out=dg.Out(io_manager_key="io_manager", metadata=describe_table(market_aggregate)),
 )
+@told_plainly()
 def fill_history(
     context: dg.OpExecutionContext,
     request: IngestionRequest,
@@ -42,6 +44,7 @@ def fill_history(
 
 
 @dg.op(ins={"filled": dg.In(dg.Nothing)})
+@told_plainly()
 def check_history(
     context: dg.OpExecutionContext,
     request: IngestionRequest,

@@ -1,15 +1,33 @@
 """The causes of failed steps: the innermost one of each, in one line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
+from market_pipeline.domain.errors import PipelineError
 from market_pipeline.observability.logs import escape_controls
 from market_pipeline.observability.redaction import redact
 
 _INTERRUPTED = "DagsterExecutionInterruptedError"
 _OUR_ERRORS = "market_pipeline."
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Let a step that fails with an error of ours say that first.
+
+    Dagster wraps an error in one of its own, under which the UI shows ours after two stack traces.
+    It leaves a ``Failure`` as it is, and prints its class: here that of our error.
+    """
+    try:
+        yield
+    except PipelineError as error:
+        kind = type(error)
+        same = type(kind.__name__, (dg.Failure,), {"__module__": kind.__module__})
+        raise same(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +58,12 @@ def describe_error(error: Any) -> tuple[str, str]:
     text = escape_controls(redact(" ".join(error.message.split())))
     module_and_class, _, message = text.partition(": ")
     return name, message if module_and_class.startswith(_OUR_ERRORS) else text
+
+
+def describe_run_failure(event: dg.DagsterEvent) -> str:
+    """Return why a run failed that no step explains."""
+    error = getattr(event.event_specific_data, "error", None)
+    return str(event.message) if error is None else describe_error(error)[1]
 
 
 def _find_innermost(error: Any) -> Any:

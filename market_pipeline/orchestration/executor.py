@@ -17,10 +17,12 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from market_pipeline.domain.errors import PipelineError
+from market_pipeline.domain.ticks import VERSION_TAG, parse_part
 from market_pipeline.domain.triggers import find_trigger
 from market_pipeline.ingestion.closing import INTERRUPTED, close_run
 from market_pipeline.ingestion.receipts import describe_request
 from market_pipeline.ingestion.request import build_request
+from market_pipeline.ingestion.ticks import ASSETS, check_code_version, check_tick_known
 from market_pipeline.orchestration.causes import Cause, find_cause
 from market_pipeline.orchestration.months import read_month
 from market_pipeline.orchestration.run_connections import keep_connection
@@ -30,10 +32,6 @@ from market_pipeline.storage.runs.closing import find_dead_runs
 from market_pipeline.storage.runs.recording import RecordedRequest, open_receipt
 from market_pipeline.storage.server.database import open_database
 
-ASSETS = (
-    "markets", "market_aggregates", "market_snapshots", "market_comparisons",
-    "market_roi_statistics", "latest_market_cache",
-)  # fmt: skip
 # What jobs select: Dagster's record of a run does not say.
 _JOBS: Mapping[str, Sequence[str]] = {
     "ingest": ASSETS,
@@ -84,9 +82,13 @@ class ReceiptExecutor(dg.Executor):
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[dg.DagsterEvent]:
         """Run the steps; one that fails, or an interruption, makes the receipt ``failed``."""
         run = plan_context.dagster_run
+        check_code_version(run.tags.get(VERSION_TAG))
         assets = _order(execution_plan.step_keys_to_execute)
         began = _find_beginning(plan_context.instance, run.run_id)
         asked = describe_asked(run.run_id, run.tags, run.run_config, assets, began)
+        if asked.part is not None:
+            with open_database() as engine:
+                check_tick_known(engine, asked.part.tick_id)
         events = self._inner.execute(plan_context, execution_plan)
         with keep_connection(plan_context.instance):
             if not assets:
@@ -166,7 +168,9 @@ def describe_asked(
     """Return what a run was asked; a request that is invalid stands as it was given."""
     given = dict(run_config.get("resources", {}).get("request", {}).get("config") or {})
     provider = str(given.get("provider") or read_variable("INGESTION_PROVIDER"))
+    part = None
     try:
+        part = parse_part(given.pop("tick", ""))
         month = {} if given.get("history_from") else read_month(tags)
         request = build_request(began, **{**given, **month})
         read, provider = describe_request(request), ",".join(request.providers)
@@ -174,7 +178,7 @@ def describe_asked(
         symbols = given.get("symbols") or split_list(read_variable("INGESTION_MARKETS"))
         read = {**given, "symbols": list(symbols)}
     asked = {**read, "assets": list(assets)}
-    return RecordedRequest(UUID(run_id), find_trigger(tags), began, provider, asked)
+    return RecordedRequest(UUID(run_id), find_trigger(tags), began, provider, asked, part)
 
 
 def choose_executor() -> dg.ExecutorDefinition:

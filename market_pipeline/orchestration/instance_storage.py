@@ -6,18 +6,19 @@ paths relative to itself.
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dagster_postgres import DagsterPostgresStorage
 from sqlalchemy import text
 
+from market_pipeline.domain.errors import SettingError
 from market_pipeline.orchestration.dagster_internals import (
     ConfigurableClassData,
     LocalArtifactStorage,
     LocalComputeLogManager,
 )
 from market_pipeline.orchestration.tick_logs import find_logs_dir
-from market_pipeline.settings import find_state_dir
+from market_pipeline.settings import find_state_dir, read_variable
 from market_pipeline.storage.server.engine import check_database, find_database, open_engine
 from market_pipeline.storage.server.urls import name_application, set_search_path
 from market_pipeline.storage.server.watchdog import DAGSTER
@@ -45,7 +46,7 @@ class PipelineStorage(_Unconfigured, DagsterPostgresStorage):
     @classmethod
     def from_config_value(
         cls, inst_data: ConfigurableClassData | None, config_value: object
-    ) -> "PipelineStorage":
+    ) -> Self:
         """Open the storage, creating its schema where it is missing.
 
         Raises:
@@ -64,6 +65,26 @@ class PipelineStorage(_Unconfigured, DagsterPostgresStorage):
         url = name_application(set_search_path(address.url, DAGSTER_SCHEMA), DAGSTER)
         # Where all is there, Dagster need not look: it opens six connections for that.
         return cls(url, should_autocreate_tables=tables < len(_TABLES), inst_data=inst_data)
+
+
+class SharedStorage(PipelineStorage):
+    """The storage of an instance on several machines, none of which has a server of its own."""
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: object
+    ) -> Self:
+        """Open the storage of DATABASE_URL.
+
+        Raises:
+            SettingError: It is not set here.
+        """
+        if not read_variable("DATABASE_URL"):
+            raise SettingError(
+                "DATABASE_URL is not set: the machines of this instance share one PostgreSQL, and "
+                "this one would start its own. Set it to the same address on all of them"
+            )
+        return super().from_config_value(inst_data, config_value)
 
 
 class StateArtifactStorage(_Unconfigured, LocalArtifactStorage):

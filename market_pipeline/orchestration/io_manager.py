@@ -20,6 +20,7 @@ from market_pipeline.ingestion.request import Route
 from market_pipeline.ingestion.run_alerts import report_prices
 from market_pipeline.ingestion.snapshots import SnapshotBatch
 from market_pipeline.observability.tracing import span
+from market_pipeline.orchestration.causes import told_plainly
 from market_pipeline.orchestration.computing import Computed
 from market_pipeline.orchestration.draining import drain
 from market_pipeline.orchestration.market_reader import MarketReader
@@ -64,6 +65,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     providers: dg.ResourceDependency[Providers]
     _readers: dict[UUID, MarketReader] = PrivateAttr(default_factory=dict)
 
+    @told_plainly()
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
         """Write, then report what the database did as metadata."""
         run, key = describe_run(context, self.request), dg.AssetKey(context.step_key)
@@ -81,6 +83,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         else:  # Of an op, named like the asset that it adds to.
             context.log_event(dg.AssetMaterialization(key, metadata=metadata))
 
+    @told_plainly()
     def load_input(self, context: dg.InputContext) -> MarketReader:
         """Return a reader bounded to the run's markets and clock."""
         return self._read_for(describe_run(context, self.request))
@@ -104,7 +107,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
                 counts = write_markets(engine, run, output)
                 handle.set_attributes(**counts.describe())
             return MaterializationSummary(
-                counts, build_market_lines(output), {"markets": len(output)}
+                counts, build_market_lines(output), {"run_markets": len(output)}
             )
         if isinstance(output, Snapshots):
             failures = output.batch.failures
@@ -149,7 +152,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
             rows, dict(zip(markets["market_id"], markets["symbol"], strict=True))
         )
         return MaterializationSummary(
-            counts, lines, {"markets": len(markets), "markets_short": short}, rows
+            counts, lines, {"run_markets": len(markets), "markets_short": short}, rows
         )
 
     def _illustrate(

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from market_pipeline.observability.tracing import span
+from market_pipeline.orchestration.causes import told_plainly
 from market_pipeline.orchestration.lineage import OWNERS, describe_cache
 from market_pipeline.orchestration.resources import (
     Database,
@@ -28,6 +29,7 @@ from market_pipeline.settings import read_redis_url
     metadata=describe_cache(),
     code_version="1",
 )
+@told_plainly()
 def latest_market_cache(
     context: dg.AssetExecutionContext,
     request: IngestionRequest,
@@ -56,7 +58,7 @@ def latest_market_cache(
         "outcome": "cache_degraded" if done.trouble else "ok",
         "entries_written": done.written,
         "entries_dropped": done.dropped,
-        "markets": len(markets),
+        "run_markets": len(markets),
     }
     metadata |= {"trouble": done.trouble} if done.trouble else {}
     metadata |= {"newest_version": done.newest_version} if done.newest_version else {}

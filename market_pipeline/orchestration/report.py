@@ -17,7 +17,8 @@ from market_pipeline.domain.records import Market
 from market_pipeline.ingestion.batches import BarBatch, MarketStopped, Progress
 from market_pipeline.ingestion.outcomes import BatchResult
 from market_pipeline.storage.bulk.upsert import WriteCounts
-from market_pipeline.storage.runs.evidence import count_rows, read_relation_name
+from market_pipeline.storage.runs.evidence import count_rows, read_relation_name, read_totals
+from market_pipeline.storage.tables import market_aggregate
 
 MAX_LINES = 20
 _OUTCOMES = ("failed", "partial", "ok")
@@ -57,11 +58,17 @@ def build_numbers(written: MaterializationSummary) -> dict[str, int]:
 
 
 def describe_relation(engine: Engine, table: Table) -> dict[str, Any]:
-    """Return the table's full name and row count, under the keys that Dagster gives them."""
+    """Return the table's full name and row count, under the keys that Dagster gives them.
+
+    And totals of all markets: a run over two of them must not make a plot fall.
+    """
     with engine.connect() as connection:
         name, count = read_relation_name(connection, table), count_rows(connection, table)
+        totals = read_totals(connection)
     estimated = {} if count.is_exact else {"row_count_is_estimated": True}
-    return {"dagster/table_name": name, "dagster/row_count": count.rows, **estimated}
+    holes = {"holes_left": totals["holes"]} if table is market_aggregate else {}
+    total = {"markets": totals["markets"], **holes}
+    return {"dagster/table_name": name, "dagster/row_count": count.rows, **estimated, **total}
 
 
 def repeat_description(definition_metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +130,7 @@ def _build_line(
 def summarise_receipt(lines: Sequence[ReportRow]) -> dict[str, int]:
     """Return how many markets were asked for, how many came short, and the bars they gave."""
     return {
-        "markets": len(lines),
+        "run_markets": len(lines),
         "markets_short": sum(line["outcome"] != "ok" for line in lines),
         "bars_received": sum(line["received"] for line in lines),
         "bars_quarantined": sum(line["quarantined"] for line in lines),
@@ -131,7 +138,6 @@ def summarise_receipt(lines: Sequence[ReportRow]) -> dict[str, int]:
         "rows_derived": sum(
             line[f"derived {name}"] for line in lines for name in ("inserted", "updated")
         ),
-        "holes_left": sum(line["holes left"] for line in lines),
     }
 
 

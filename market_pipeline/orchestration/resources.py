@@ -52,6 +52,10 @@ class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
     history_to: str = Field(
         default="", description="ISO 8601 time up to which history is filled; empty: now"
     )
+    is_default_routing: bool = Field(
+        default=False, description="Set by tick_watch: the provider is the configured one"
+    )
+    tick: str = Field(default="", description="Set by tick_watch: which part of a tick this is")
 
     _runs: dict[str, Run] = PrivateAttr(default_factory=dict)
 
@@ -79,6 +83,7 @@ class IngestionRequest(dg.ConfigurableResource):  # type: ignore[type-arg]
             self.lookback_days,
             self.window_end,
             **(span if self.history_from else month or span),
+            is_default_routing=self.is_default_routing,
         )
 
 
@@ -145,9 +150,17 @@ class Database(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 def find_routes(providers: Providers, database: Database, run: Run) -> list[Route]:
-    """Return the provider and market of each symbol that is served and not deactivated.
+    """Return the routes of :func:`find_routing`, which raises the same errors."""
+    return find_routing(providers, database, run)[0]
 
-    The run's receipt notes the others. Afterwards the process knows the calendars of the exchanges.
+
+def find_routing(
+    providers: Providers, database: Database, run: Run
+) -> tuple[list[Route], Mapping[str, str]]:
+    """Return provider and market of each symbol that is served and not deactivated.
+
+    And the symbols that no provider serves, with the reason. The run's receipt notes what is left
+    out. Afterwards the process knows the calendars of the exchanges.
 
     Raises:
         MarketNotServedError: No symbol is served; lists who was asked and why not.
@@ -159,7 +172,7 @@ def find_routes(providers: Providers, database: Database, run: Run) -> list[Rout
     if routing.unserved or left:
         with database.engine.begin() as connection:
             note_left_out(connection, run, routing.unserved, sorted(left))
-    return kept
+    return kept, routing.unserved
 
 
 def keep_routes(database: Database, routes: Sequence[Route]) -> list[Route]:

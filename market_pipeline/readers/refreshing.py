@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from market_pipeline.cache.keys import MARKET_PATTERNS
+from market_pipeline.cache.keys import MARKET_PATTERNS, make_latest_key
 from market_pipeline.cache.opening import open_cache
 from market_pipeline.cache.protocol import Cache
 from market_pipeline.readers.latest import make_fill
 from market_pipeline.readers.opening import open_snapshot
+from market_pipeline.storage.latest.market_versions import read_market_versions
 from market_pipeline.storage.latest.values import read_latest_rows
 
 
@@ -66,3 +67,39 @@ def _refresh(engine: Engine, markets: Sequence[tuple[str, str]], cache: Cache) -
         return Refresh("redis", dropped, trouble=trouble)
     newest = max((row.version for row in rows), default=None)
     return Refresh("redis", dropped, written, newest)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheState:
+    """What Redis has of some markets.
+
+    Attributes:
+        entries: How many of them have an entry. oldest_seconds: The age of the oldest.
+        behind: ``provider:symbol`` of those whose entry is missing or of an older version.
+        trouble: Why Redis could not be asked, in one word; None: it could.
+    """
+
+    entries: int = 0
+    oldest_seconds: float = 0.0
+    behind: Sequence[str] = ()
+    trouble: str | None = None
+
+
+def inspect_latest(
+    engine: Engine, markets: Sequence[tuple[str, str]], environ: Mapping[str, str] | None = None
+) -> CacheState:
+    """Compare the entries of markets with the database; an empty state where there is no Redis."""
+    names = {make_latest_key(*market): ":".join(market) for market in markets}
+    cache = open_cache(environ)
+    try:
+        if cache.store_name == "memory":
+            return CacheState()
+        found, trouble = cache.get_many(list(names)), cache.trouble
+    finally:
+        cache.close()
+    with engine.connect() as connection:
+        versions = read_market_versions(connection, list(names.values()))
+    current = {key for key, entry in found.items() if entry.version == versions[names[key]]}
+    behind = [name for key, name in names.items() if key not in current]
+    ages = [entry.age_seconds for entry in found.values()]
+    return CacheState(len(found), max(ages, default=0.0), behind, trouble)

@@ -6,6 +6,7 @@ They grow with runs and exceptions, not with bars; each comment says what keeps 
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     Column,
@@ -189,6 +190,22 @@ ingestion_request = Table(
         name="purpose_is_known",
     ),
     comment="One row per request of a run; goes with its receipt",
+)
+
+ingestion_tick = Table(
+    "ingestion_tick",
+    metadata,
+    key("tick_id", Uuid, "The tick"),
+    needed("trigger", Text, "manual, schedule or cron"),
+    needed("provider", Text, "Providers to ask, in order"),
+    needed("request", JSONB, "Symbols, look-back and window, as resolved once for all its runs"),
+    needed("shards", Integer, "INGESTION_SHARDS of that time"),
+    needed("filled_shards", ARRAY(Integer), "The shards that markets fell to: one run each"),
+    needed("version", Text, "Version of the code that its runs need"),
+    needed("started_at", TIME, "When it was asked for (UTC)"),
+    optional("ended_at", TIME, "When its last run ended; NULL: it runs (UTC)"),
+    Index("ingestion_tick_open", "started_at", postgresql_where=text("ended_at IS NULL")),
+    comment="One row per request that several runs carry out: its receipt is made of theirs",
 )
 
 fetch_claim = Table(

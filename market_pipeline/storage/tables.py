@@ -289,6 +289,9 @@ ingestion_run = Table(
     optional("ended_at", TIME, "When its last step ended; NULL: it runs, or was killed (UTC)"),
     optional("outcome", Text, "ok, partial or failed; NULL while it runs"),
     optional("error", Text, "What ended it, in one line; NULL: no step failed"),
+    optional("tick_id", Uuid, "The tick that it is a part of"),
+    optional("shard", Integer, "Its shard of the tick; 0: it derives"),
+    Index("ingestion_run_tick", "tick_id", postgresql_where=text("tick_id IS NOT NULL")),
     CheckConstraint("outcome IN ('ok', 'partial', 'failed')", name="outcome_is_known"),
     comment="One row per run: its receipt",
 )

@@ -101,7 +101,7 @@ def test_a_message_says_what_where_and_what_to_do(
     assert body["data"]["runbook"] == "RUNBOOK.md#some-markets-came-short-outcome-partial"
 
 
-def test_a_receiver_that_was_down_gets_it_afterwards_under_the_same_id(
+def test_f1_a_receiver_that_was_down_gets_it_afterwards_under_the_same_id(
     engine: Engine, receiver: Receiver, alarm: Raise
 ) -> None:
     """Pauses grow; nothing is lost; nothing is sent after it was taken."""
@@ -124,7 +124,7 @@ def test_a_receiver_that_was_down_gets_it_afterwards_under_the_same_id(
     assert len({post.raw for post in receiver.posts}) == 1
 
 
-def test_the_receivers_retry_after_is_honoured(
+def test_f4_the_receivers_retry_after_is_honoured(
     engine: Engine, receiver: Receiver, alarm: Raise
 ) -> None:
     """429 with 1,000 seconds: not asked before."""
@@ -135,7 +135,7 @@ def test_the_receivers_retry_after_is_honoured(
     assert 900 < pause <= 1_000
 
 
-def test_a_receiver_that_is_gone_is_left_alone_until_a_test_arrives(
+def test_f4_a_receiver_that_is_gone_is_left_alone_until_a_test_arrives(
     engine: Engine, receiver: Receiver, alarm: Raise, caplog: pytest.LogCaptureFixture
 ) -> None:
     """410 ends it, visibly; a test that is taken begins it again."""
@@ -157,7 +157,7 @@ def test_a_receiver_that_is_gone_is_left_alone_until_a_test_arrives(
     assert deliver(engine, SECONDS) == 1
 
 
-def test_a_redirect_is_not_followed(
+def test_f4_a_redirect_is_not_followed(
     engine: Engine, receiver: Receiver, other: Receiver, alarm: Raise
 ) -> None:
     """Whoever answers chooses no other address."""
@@ -184,7 +184,7 @@ def test_one_receivers_trouble_is_not_anothers(
     assert (len(receiver.posts), len(other.posts)) == (1, 3)
 
 
-def test_two_deliverers_share_the_work(engine: Engine, receiver: Receiver, alarm: Raise) -> None:
+def test_f9_two_deliverers_share_the_work(engine: Engine, receiver: Receiver, alarm: Raise) -> None:
     """Two daemons send each message once."""
     receiver.delay = 0.02
     for number in range(20):
@@ -197,7 +197,7 @@ def test_two_deliverers_share_the_work(engine: Engine, receiver: Receiver, alarm
     assert len(receiver.ids) == len(set(receiver.ids)) == 20
 
 
-def test_a_deliverer_killed_after_it_sent_sends_again_under_the_same_id(
+def test_f3_a_deliverer_killed_after_it_sent_sends_again_under_the_same_id(
     engine: Engine, receiver: Receiver, alarm: Raise, database_url: str, tmp_path: Path
 ) -> None:
     """At least once; the receiver tells them apart by the id."""
@@ -294,7 +294,7 @@ def test_a_receiver_that_no_process_has_any_more_gives_its_messages_to_the_other
     assert other.ids == receiver.ids
 
 
-def test_alerting_that_fails_for_an_hour_is_trouble_and_after_three_days_given_up(
+def test_f8_alerting_that_fails_for_an_hour_is_trouble_and_after_three_days_given_up(
     engine: Engine, receiver: Receiver, alarm: Raise
 ) -> None:
     """It cannot tell of itself, so it is seen in state."""

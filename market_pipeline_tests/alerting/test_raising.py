@@ -54,7 +54,7 @@ def test_the_same_finding_is_one_alert_and_one_message(engine: Engine) -> None:
     assert read_column(engine, "SELECT times FROM market_data.alert") == [3]
 
 
-def test_a_transaction_that_is_rolled_back_raises_nothing(engine: Engine) -> None:
+def test_f5_a_transaction_that_is_rolled_back_raises_nothing(engine: Engine) -> None:
     """What was not written was not found."""
     with engine.connect() as connection:
         report(connection, [short("mock:A")], NOW)
@@ -62,7 +62,7 @@ def test_a_transaction_that_is_rolled_back_raises_nothing(engine: Engine) -> Non
     assert read_messages(engine) == []
 
 
-def test_a_thousand_markets_are_one_short_message(engine: Engine) -> None:
+def test_f6_a_thousand_markets_are_one_short_message(engine: Engine) -> None:
     """The list is cut, the count is not, and hostile text does not make it longer than allowed."""
     names = [f"mock:M{number:04d}-USD" for number in range(1_000)]
     find(engine, Finding(MARKETS_SHORT, dict.fromkeys(names, "\U0001f4a5" * 5_000)))
@@ -83,7 +83,7 @@ def test_markets_that_nobody_looked_at_stay(engine: Engine) -> None:
     assert read_column(engine, "SELECT cleared_at FROM market_data.alert") == [NOW]
 
 
-def test_a_market_that_comes_and_goes_is_told_of_once_and_resolved_once(engine: Engine) -> None:
+def test_f7_a_market_that_comes_and_goes_is_told_of_once_and_resolved_once(engine: Engine) -> None:
     """Four times an hour, for three hours, then well: not twelve messages."""
     moment = NOW
     for quarter in range(12):

@@ -18,6 +18,7 @@ from market_pipeline.storage.ledgers import coverage_hole
 from market_pipeline_tests.api.conftest import MakeClient
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.readers.bar_history import Bar, History, build_frame, make_days
+from market_pipeline_tests.system.processes import wait_for
 
 HTML = {"Accept": "text/html"}
 TOKEN = "a-token-of-the-test"  # noqa: S105 - the test's own
@@ -200,14 +201,17 @@ def test_a_hole_says_what_it_means_and_when_it_is_asked_for(
     assert client.get("/hole?market=BTC-USD&interval=1h&start=2020-01-01").status_code == 404
 
 
-def test_a_run_that_cannot_start_is_logged_as_refused(client: TestClient, history: History) -> None:
-    """Each start has its plan first, and an entry in the log whatever came of it."""
+def test_a_run_is_started_once_its_plan_was_shown(client: TestClient, history: History) -> None:
+    """Its page says how it ended; a start that is refused names the reason."""
     history.add_market("BTC-USD")
     plan = client.get("/actions/ingest?market=mock:BTC-USD").text
     assert "requests, about" in plan
     status, where = send(client, "ingest", market="mock:BTC-USD")
     assert (status, where.startswith("/runs/")) == (303, True)
     assert read_log(history.engine) == ["somebody ingest mock:BTC-USD started"]
+    # In this test a run's process ends at once, without a receipt.
+    wait_for(lambda: "before it wrote a receipt" in client.get(where).text, 60, "its end")
+    assert client.get(f"/runs/{uuid4()}").status_code == 404
     status, words = send(client, "ingest", market="mock:BTC-USD", start="tomorrow")
     assert (status, "expected an ISO 8601 time" in words) == (409, True)
     assert send(client, "ingest", market="mock:NO-USD")[0] == 404

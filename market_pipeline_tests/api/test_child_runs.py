@@ -299,7 +299,7 @@ def test_stopping_the_api_stops_its_run(
     assert rows == [(accepted["runId"], "FAILURE")]
 
 
-def test_a_killed_api_leaves_its_run_to_the_next(
+def test_g3_a_killed_api_leaves_its_run_to_the_next(
     engine: Engine, slow_environment: dict[str, str], tmp_path: Path
 ) -> None:
     """The run goes on; whoever asks the next process the same waits for it."""

@@ -150,7 +150,7 @@ def send_endlessly(connection: socket.socket, start: bytes) -> int:
     return sent
 
 
-def test_an_endless_header_is_cut_off_while_others_are_answered(served: httpx.Client) -> None:
+def test_g8_an_endless_header_is_cut_off_while_others_are_answered(served: httpx.Client) -> None:
     """The real command takes no more of it than the limit, and what buffers of the kernel hold."""
     port = served.base_url.port
     assert port is not None
@@ -246,7 +246,7 @@ def test_the_next_header_on_a_connection_has_its_own_limit(server: Server) -> No
 
 
 @pytest.mark.parametrize("path", [b"/", b"/read"])
-def test_a_dripping_body_is_closed(server: Server, path: bytes) -> None:
+def test_g8_a_dripping_body_is_closed(server: Server, path: bytes) -> None:
     """Whether the route reads it or has answered already."""
     with connect(server.port) as connection:
         connection.sendall(

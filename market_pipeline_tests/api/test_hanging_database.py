@@ -41,7 +41,7 @@ def ask(client: httpx.Client, path: str) -> tuple[int, float, str]:
     return answer.status_code, time.monotonic() - begun, answer.text
 
 
-def test_pages_are_answered_while_the_database_hangs(hanging: TcpServer, tmp_path: Path) -> None:
+def test_b9_pages_are_answered_while_the_database_hangs(hanging: TcpServer, tmp_path: Path) -> None:
     """503 with the cause, on pages in progress and new ones; 200 again without a restart."""
     environment = {**make_environment(hanging.make_url(), tmp_path), "DAGSTER_UI_URL": NOWHERE}
     with serve_api(environment, tmp_path) as (client, _):

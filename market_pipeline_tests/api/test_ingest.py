@@ -73,7 +73,9 @@ def test_without_a_daemon_it_says_so_and_starts_nothing(stack: Stack) -> None:
     assert "make dev" in answer.json()["detail"]
 
 
-def test_a_hundred_equal_requests_make_one_run(stack: Stack, crowd: list[httpx.Response]) -> None:
+def test_g1_a_hundred_equal_requests_make_one_run(
+    stack: Stack, crowd: list[httpx.Response]
+) -> None:
     """All get the same answer, of the one run that Dagster has recorded; none fails."""
     assert {answer.status_code for answer in crowd} == {200}
     bodies = [answer.json() for answer in crowd]
@@ -100,7 +102,7 @@ def test_the_answer_counts_what_the_tables_hold(stack: Stack, crowd: list[httpx.
     assert body["link"] == f"{stack.ui.address}/runs/{body['runId']}"
 
 
-def test_cron_runs_once_a_minute_however_often_it_calls(stack: Stack) -> None:
+def test_g5_cron_runs_once_a_minute_however_often_it_calls(stack: Stack) -> None:
     """Two calls get one run's answer, triggered by cron; caches are told to keep nothing."""
     with ThreadPoolExecutor(2) as callers:
         calls = [callers.submit(stack.api.get, "/api/cron", headers=BEARER) for _ in range(2)]
@@ -111,7 +113,7 @@ def test_cron_runs_once_a_minute_however_often_it_calls(stack: Stack) -> None:
     assert first.headers["cache-control"] == "no-store"
 
 
-def test_a_key_gets_its_answer_again_and_serves_no_other_request(
+def test_g2_a_key_gets_its_answer_again_and_serves_no_other_request(
     stack: Stack, crowd: list[httpx.Response]
 ) -> None:
     """Same key and body: the stored answer, without a run; another body: 422."""
@@ -128,7 +130,7 @@ def test_a_key_gets_its_answer_again_and_serves_no_other_request(
     assert stack.count_runs() == count
 
 
-def test_a_killed_process_leaves_its_key_to_the_next(stack: Stack) -> None:
+def test_g3_a_killed_process_leaves_its_key_to_the_next(stack: Stack) -> None:
     """The API dies after it accepted; the same key elsewhere gets the run that it had started."""
     key, command = {"Idempotency-Key": "order-2"}, {"symbols": ["ETH-USD"]}
     with serve_another(stack) as (api, process):

@@ -50,7 +50,7 @@ def test_keys_are_short_and_printable(client: TestClient, key: str) -> None:
         [f"Bearer {SECRET}".replace("o", "\u00f6")],
     ],
 )
-def test_cron_wants_its_secret(make_client: MakeClient, authorization: list[str]) -> None:
+def test_g6_cron_wants_its_secret(make_client: MakeClient, authorization: list[str]) -> None:
     """Everything but the secret, once, is 401; API_TOKEN opens other doors."""
     api = make_client(cron_secret=SECRET, token="t" * 32)
     headers = [(b"Authorization", value.encode("latin-1")) for value in authorization]
@@ -71,7 +71,7 @@ def test_without_a_secret_cron_lets_nobody_in(client: TestClient) -> None:
         assert client.get("/api/cron", headers={"Authorization": value}).status_code == 401
 
 
-def test_head_and_post_start_nothing(make_client: MakeClient) -> None:
+def test_g5_head_and_post_start_nothing(make_client: MakeClient) -> None:
     """Only GET runs; a prefetching HEAD does not."""
     api = make_client(cron_secret=SECRET)
     headers = {"Authorization": f"Bearer {SECRET}"}

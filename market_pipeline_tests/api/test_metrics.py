@@ -139,7 +139,7 @@ def test_requests_are_counted_by_route_not_by_path(client: TestClient) -> None:
     assert [now - then for now, then in zip(after, before, strict=True)] == [20, 1, 20]
 
 
-def test_a_database_that_is_gone_is_a_figure() -> None:
+def test_g7_a_database_that_is_gone_is_a_figure() -> None:
     """The scrape works and says so."""
     nowhere = create_engine("postgresql+psycopg2://me@127.0.0.1:1/nowhere")
     with TestClient(build_app(make_services(nowhere)), "http://127.0.0.1") as client:

@@ -78,7 +78,7 @@ def test_of_many_writers_the_newest_version_stays(cache: Cache) -> None:
     assert (entry.version, entry.value) == (199, 199)
 
 
-def test_a_late_fill_is_dropped(cache: Cache) -> None:
+def test_c7_a_late_fill_is_dropped(cache: Cache) -> None:
     """A reader that read version 1 and was slow does not hide version 2."""
     has_read, has_committed = threading.Event(), threading.Event()
     stored = []
@@ -137,7 +137,7 @@ STEPS = st.lists(
 
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(steps=STEPS)
-def test_both_stores_do_the_same(shared_valkey: Valkey, steps: list[Step]) -> None:
+def test_c13_both_stores_do_the_same(shared_valkey: Valkey, steps: list[Step]) -> None:
     """After any sequence of writes and invalidations both hold the same, and said the same."""
     from market_pipeline.cache.fallback import RedisCache
     from market_pipeline.cache.redis_store import RedisStore

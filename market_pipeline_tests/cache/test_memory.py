@@ -13,7 +13,7 @@ def test_the_least_recently_used_entry_goes_first() -> None:
     assert set(cache.get_many(["a", "b", "c"])) == {"a", "c"}
 
 
-def test_memory_is_bounded_in_bytes() -> None:
+def test_c11_memory_is_bounded_in_bytes() -> None:
     """However many entries fit by number."""
     cache = MemoryCache(60, max_bytes=1_000)
     for number in range(100):

@@ -52,7 +52,7 @@ def test_one_wait_for_the_server_is_short_in_production() -> None:
     assert PRODUCTION_SECONDS <= 0.2
 
 
-def test_a_killed_server_is_replaced_by_memory_and_comes_back(
+def test_c1_a_killed_server_is_replaced_by_memory_and_comes_back(
     frail_valkey: Valkey, open_redis: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory begins empty, keeps what is written meanwhile, and ends when the server is back."""
@@ -86,7 +86,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
     other.close()
 
 
-def test_a_server_that_hangs_costs_one_short_wait(
+def test_c2_a_server_that_hangs_costs_one_short_wait(
     frail_valkey: Valkey, open_redis: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first read waits once; all later ones ask memory alone, until it is as before."""
@@ -155,7 +155,7 @@ def demand_password(server: Valkey) -> None:
         (demand_password, "authentication"),
     ],
 )
-def test_a_server_that_refuses_is_named_and_replaced(
+def test_c3_a_server_that_refuses_is_named_and_replaced(
     frail_valkey: Valkey, open_redis: Open, harm: Callable[[Valkey], None], reason: str
 ) -> None:
     """A refusal is told in one word; writes and reads go to memory."""
@@ -166,7 +166,7 @@ def test_a_server_that_refuses_is_named_and_replaced(
     assert cache.get(KEY).value == "in memory"
 
 
-def test_too_many_clients_are_no_crash(frail_valkey: Valkey, open_redis: Open) -> None:
+def test_c3_too_many_clients_are_no_crash(frail_valkey: Valkey, open_redis: Open) -> None:
     """The server's own limit."""
     with frail_valkey.client.client() as held:
         held.config_set("maxclients", "1")
@@ -228,7 +228,7 @@ POISON = {
 
 
 @pytest.mark.parametrize("name", POISON)
-def test_a_poisoned_value_is_a_miss_and_is_overwritten(
+def test_c12_a_poisoned_value_is_a_miss_and_is_overwritten(
     valkey: Valkey, open_redis: Open, name: str
 ) -> None:
     """Nothing that we did not write is ever served, whatever wrote it."""
@@ -241,7 +241,7 @@ def test_a_poisoned_value_is_a_miss_and_is_overwritten(
     assert cache.get(KEY).value == "ours"
 
 
-def test_a_key_of_another_type_is_a_miss_and_is_overwritten(
+def test_c4_a_key_of_another_type_is_a_miss_and_is_overwritten(
     valkey: Valkey, open_redis: Open
 ) -> None:
     """Among keys that are well, which are served."""
@@ -262,7 +262,7 @@ def test_what_was_written_is_what_poison_imitates(valkey: Valkey, open_redis: Op
     assert MAX_VALUE_BYTES < 50_000_000
 
 
-def test_forgetting_everything_is_only_a_miss(valkey: Valkey, open_redis: Open) -> None:
+def test_c6_forgetting_everything_is_only_a_miss(valkey: Valkey, open_redis: Open) -> None:
     """FLUSHALL and restarts need no other care, scripts included."""
     cache = open_redis(valkey)
     cache.put(KEY, 1, "gone")
@@ -273,7 +273,7 @@ def test_forgetting_everything_is_only_a_miss(valkey: Valkey, open_redis: Open) 
     assert cache.get(KEY).value == "back"
 
 
-def test_eviction_leaves_whole_entries_or_none(frail_valkey: Valkey, open_redis: Open) -> None:
+def test_c5_eviction_leaves_whole_entries_or_none(frail_valkey: Valkey, open_redis: Open) -> None:
     """One key holds a market's whole set, so no reader sees half of it."""
     frail_valkey.client.config_set("maxmemory-policy", "allkeys-lru")
     frail_valkey.client.config_set("maxmemory", str(4 * 2**20))
@@ -325,7 +325,7 @@ def _pump(source: socket.socket, target: socket.socket, delay: float) -> None:
         target.close()
 
 
-def test_a_cancelled_or_late_answer_is_never_anothers(
+def test_c10_a_cancelled_or_late_answer_is_never_anothers(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """200 reads, a third of them cancelled in the middle: key A never gives the value of B."""

@@ -72,7 +72,7 @@ def read_end(run: Background) -> str:
     return said.strip().splitlines()[-1]
 
 
-def test_a_run_on_a_server_that_hangs_ends_with_the_deadline(
+def test_b9_a_run_on_a_server_that_hangs_ends_with_the_deadline(
     server: TcpServer, tmp_path: Path
 ) -> None:
     """Within thirty seconds of it, though Dagster repeats each attempt to record anything."""

@@ -52,7 +52,7 @@ def test_a_run_prints_a_line_for_each_market_and_its_receipt(command: Command) -
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, ran.stdout, "")
 
 
-def test_one_market_that_fails_does_not_lose_the_others(
+def test_a12_one_market_that_fails_does_not_lose_the_others(
     command: Command, providers: ReplayServer, project_environment: dict[str, str]
 ) -> None:
     """Exit 3, stdout pure JSON with the reason; the other market's bars are there."""
@@ -94,7 +94,7 @@ def test_no_live_price_at_all_is_partial(command: Command, providers: ReplayServ
     assert tables["market_roi_statistic"] > 0
 
 
-def test_nothing_usable_fails_with_its_causes_and_a_receipt(
+def test_a13_nothing_usable_fails_with_its_causes_and_a_receipt(
     command: Command, providers: ReplayServer, project_environment: dict[str, str]
 ) -> None:
     """Exit 1, one line with every market's reason, no bars, and the receipts are committed."""

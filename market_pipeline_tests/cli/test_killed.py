@@ -50,7 +50,7 @@ def count(engine: Engine, query: str) -> int:
 
 @pytest.mark.owner
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
-def test_a_backfill_that_is_stopped_goes_on_where_it_was(
+def test_a2_a_backfill_that_is_stopped_goes_on_where_it_was(
     blow: signal.Signals,
     command: Command,
     project_environment: dict[str, str],
@@ -103,7 +103,7 @@ HALTED = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND 
 
 
 @pytest.mark.owner
-def test_a_run_that_is_killed_while_a_wave_is_halved_is_repaired_by_the_next(
+def test_a1_a_run_that_is_killed_while_a_wave_is_halved_is_repaired_by_the_next(
     command: Command, project_environment: dict[str, str], engine: Engine, tmp_path: Path
 ) -> None:
     """Some halves landed and the others did not: no market is torn, none is left out."""

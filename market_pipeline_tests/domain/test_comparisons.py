@@ -262,7 +262,7 @@ tame = st.floats(0.5, 2.0)
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(wild, wild), min_size=1, max_size=12), st.integers(1, 8))
-def test_what_is_missing_has_a_reason_and_nothing_is_infinite(
+def test_e15_what_is_missing_has_a_reason_and_nothing_is_infinite(
     closes: list[tuple[float, float]], days: int
 ) -> None:
     """However degenerate the input, a measure is a number, or NaN in a row with a reason."""

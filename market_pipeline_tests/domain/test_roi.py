@@ -254,7 +254,7 @@ wild = st.one_of(
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(wild, min_size=1, max_size=45), st.sampled_from([1, 7, 30, 40]))
-def test_what_is_missing_has_a_reason_and_nothing_is_infinite(
+def test_e15_what_is_missing_has_a_reason_and_nothing_is_infinite(
     closes: list[float], days: int
 ) -> None:
     """However degenerate the input, each measure is a number, or NaN with its reason."""

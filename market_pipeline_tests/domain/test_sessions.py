@@ -57,7 +57,7 @@ def test_the_opening_bell_moves_with_daylight_saving_time(
     assert show(read("XNYS", friday, tuesday)["open_time"]) == opens
 
 
-def test_an_always_open_market_has_a_session_every_day_also_on_a_leap_day() -> None:
+def test_e11_an_always_open_market_has_a_session_every_day_also_on_a_leap_day() -> None:
     """February 2024 has 29 sessions of 24 hours."""
     sessions = read("24/7", "2024-02-01", "2024-03-01")
     assert len(sessions) == 29

@@ -53,20 +53,32 @@ class Disturbed(Installation):
         self.provider = Watched()
 
     def _route(self, faults: str) -> list[Route]:
-        assert not faults, "the database is at fault here, not the provider"
-        return [(self.provider, market) for _, market in super()._route(faults)]
+        provider = self.provider if not faults else Watched(faults)
+        return [(provider, market) for _, market in super()._route(faults)]
 
     def prepare(self) -> None:
         """Register the markets, so that a run has nothing but their bars to write first."""
         markets = [market for _, market in self._route("")]
         ensure_markets(self.engine, markets, claim_primary=True)
 
-    def recover(self, now: datetime = MARCH) -> None:
+    def recover(self, now: datetime = MARCH, days: int = 30) -> None:
         """Run once more, and make sure that everything is as it must be."""
         assert_invariants(self.engine)
-        self.ingest(now)
+        self.ingest(now, days=days)
         assert_invariants(self.engine, is_repaired=True)
         self.compare_with_served()
+
+    def recover_from_a_kill(self, what: object) -> None:
+        """Run once, and compare with what an undisturbed run would have stored."""
+        assert_invariants(self.engine)
+        self.ingest(MARCH)
+        assert_invariants(self.engine, is_repaired=True)
+        healed = self.read(STORED)
+        self.empty()
+        self.ingest(MARCH)
+        assert sorted(map(_list_values, healed)) == sorted(map(_list_values, self.read(STORED))), (
+            what
+        )
 
     def compare_with_served(self) -> None:
         """Make sure that every final bar that was served is stored, and no other."""
@@ -84,3 +96,7 @@ def go_through(installation: Disturbed, engine: Engine) -> Iterator[None]:
         yield
     finally:
         installation.engine = direct
+
+
+def _list_values(row: dict[str, Any]) -> list[Any]:
+    return list(row.values())

@@ -160,6 +160,32 @@ def test_another_sources_answer_is_not_half_written(
     assert set(stored) < set(read_column(ingestion.engine, BARS))
 
 
+def test_d14_a_key_that_expires_in_the_middle_of_a_run_is_refused_once_and_told(
+    ingestion: Ingestion, server: ReplayServer
+) -> None:
+    """What came before it stays; each page left is asked for once, and the next run has it."""
+    ingestion.provider = CoinbaseProvider(server.environ, clocks=FakeTime().clocks, limits=QUICK)
+    valid = {1}  # By the number of the request.
+
+    def expire(handler: Any, reply: Any) -> None:
+        if len(server.requests) in valid:
+            handler.send(reply)
+        else:
+            answer_with(b'{"message": "key expired"}', 401)(handler, reply)
+
+    server.misbehave(expire, times=100, path="/coinbase/products/BTC-USD/candles")
+    receipt = ingestion.ingest(symbols=("BTC-USD",))
+    asked = [(one.path, *sorted(one.query.items())) for one in server.requests]
+    assert receipt["outcome"] == "partial"
+    assert "HTTP 401" in receipt["reason"]
+    assert len(asked) > 1
+    assert len(set(asked)) == len(asked)
+    stored = read_column(ingestion.engine, BARS)
+    valid.update(range(100))
+    assert ingestion.ingest(symbols=("BTC-USD",))["outcome"] == "ok"
+    assert set(stored) < set(read_column(ingestion.engine, BARS))
+
+
 @pytest.mark.owner
 @pytest.mark.parametrize("fault", HARMLESS.values(), ids=HARMLESS)
 def test_a_harmless_answer_gives_the_same_bars(

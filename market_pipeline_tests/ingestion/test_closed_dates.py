@@ -23,7 +23,7 @@ from market_pipeline.ingestion.run_alerts import MarketOutcomes
 from market_pipeline.providers.file import FileProvider
 from market_pipeline.storage.runs.claims import (
     hold_liveness_lock,
-    release_run_claims,
+    release_claims,
     wait_for_claim,
 )
 
@@ -212,9 +212,10 @@ def test_a_market_that_is_busy_is_validated_again_by_a_later_process(
     files.run()
     other = uuid4()
     with hold_liveness_lock(files.engine, other):
-        wait_for_claim(files.engine, 1, other, timedelta(minutes=2), timedelta(0))
+        token = wait_for_claim(files.engine, 1, other, timedelta(minutes=2), timedelta(0))
         load(source="exchange_calendars 2")
-        release_run_claims(files.engine, other)
+        with files.engine.begin() as connection:
+            release_claims(connection, {1: token})
     assert files.read(STATUSES) == [{"status": "open"}] * 2
     load(source="exchange_calendars 2")
     assert files.read(STATUSES) == [{"status": "replayed"}] * 2

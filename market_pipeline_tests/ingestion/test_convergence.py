@@ -120,7 +120,7 @@ STEPS = st.builds(
 )
 @pytest.mark.owner
 @pytest.mark.timeout(1800)
-def test_every_sequence_ends_in_what_a_good_provider_would_have_given(
+def test_e18_every_sequence_ends_in_what_a_good_provider_would_have_given(
     engine: Engine, steps: list[Step]
 ) -> None:
     """No published number is wrong on the way, and clean runs make everything right."""

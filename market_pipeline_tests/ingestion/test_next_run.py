@@ -128,7 +128,7 @@ def test_a_provisional_bar_becomes_final_once(pipeline: Pipeline) -> None:
     assert pipeline.read("SELECT * FROM market_data.market_aggregate_revision") == []
 
 
-def test_a_corrected_bar_leaves_its_old_values_as_a_revision(pipeline: Pipeline) -> None:
+def test_e5_a_corrected_bar_leaves_its_old_values_as_a_revision(pipeline: Pipeline) -> None:
     """The row is replaced as a whole, the old one is kept with who replaced it."""
     pipeline.run(NOON)
     with pipeline.engine.begin() as connection:
@@ -175,7 +175,7 @@ STEAL = """UPDATE market_data.fetch_claim
     SET token = nextval('market_data.fetch_claim_seq'), run_id = gen_random_uuid()"""
 
 
-def test_a_batch_whose_claim_another_run_took_writes_nothing(
+def test_e6_a_batch_whose_claim_another_run_took_writes_nothing(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a run fetched before it slept past its claim is not stored over newer bars."""

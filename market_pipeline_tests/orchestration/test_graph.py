@@ -90,6 +90,14 @@ def test_every_asset_says_what_it_is_and_whose(graph: Any) -> None:
         assert node.tags.get("layer"), key
 
 
+def test_every_job_schedule_and_sensor_says_what_it_does(definitions: dg.Definitions) -> None:
+    """Their lists in the UI are the first thing that an operator reads."""
+    repository = definitions.get_repository_def()
+    named = [*repository.schedule_defs, *repository.sensor_defs, *(definitions.jobs or ())]
+    assert len(named) >= 11
+    assert [one.name for one in named if not one.description] == []
+
+
 def test_the_button_and_the_job_run_the_same_assets(definitions: dg.Definitions) -> None:
     """Neither tries to materialise an external asset."""
     for job in (

@@ -186,3 +186,16 @@ def test_bad_config_fails_in_the_first_step_and_writes_nothing(
     failures = [event.step_key for event in result.all_events if event.is_step_failure]
     assert failures == ["markets"]
     assert instance.get_run_by_id(result.run_id).status is dg.DagsterRunStatus.FAILURE  # type: ignore[union-attr]
+
+
+def test_a_run_over_fewer_markets_lets_no_total_fall(materialise: Materialise) -> None:
+    """What the UI plots of all markets is the same; what is of the run says so in its name."""
+    asked = {"window_end": MORNING, "lookback_days": 7}
+    whole = read_metadata(materialise(symbols=["BTC-USD", "ETH-USD", "SPX"], **asked))
+    part = read_metadata(materialise(symbols=["BTC-USD", "ETH-USD"], **asked))
+    for asset in TABLES:
+        for total in ("markets", "dagster/row_count", "holes_left"):
+            assert part[asset].get(total) == whole[asset].get(total), (asset, total)
+        assert whole[asset]["markets"] == whole[asset]["run_markets"] == 3
+        assert part[asset]["run_markets"] == 2
+    assert whole["market_aggregates"]["holes_left"] == 0

@@ -26,6 +26,7 @@ SENSORS = (
     "alert_delivery",
     "alert_watch",
     "dead_run_watch",
+    "tick_watch",
 )
 WAIT_SECONDS = 300.0
 Tick = Callable[[str], dg.SensorResult | Any]
@@ -274,7 +275,7 @@ def test_a_good_run_calls_the_heartbeat_and_another_one_does_not(
     assert [post.method for post in receiver.posts] == ["GET"]
 
 
-def test_a_hanging_receiver_does_not_delay_a_run(
+def test_f2_a_hanging_receiver_does_not_delay_a_run(
     receiver: Receiver, materialise: Materialise, tick: Tick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run writes, and asks nobody."""
@@ -359,7 +360,7 @@ def test_a_blocking_check_that_fails_is_critical(
     assert read_open(engine) == {"check_failed:ingest": ["ingest"]}
 
 
-def test_a_killed_run_is_ended_within_two_looks_and_its_slot_is_free(
+def test_a3_a_killed_run_is_ended_within_two_looks_and_its_slot_is_free(
     engine: Engine, instance: dg.DagsterInstance, tick: Tick, database_url: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

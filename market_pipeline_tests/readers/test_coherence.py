@@ -162,7 +162,7 @@ def test_bars_stamp_with_their_dataset_version(engine: Engine) -> None:
         assert read_version(engine) == newest.scalar_one()
 
 
-def test_a_rolled_back_write_is_never_seen(stored: Engine, server: Valkey | None) -> None:
+def test_c9_a_rolled_back_write_is_never_seen(stored: Engine, server: Valkey | None) -> None:
     """The cache is never newer than the database, and what it has stays good."""
     with serve(stored, server) as (cache,):
         read_price(stored, cache)
@@ -179,7 +179,7 @@ def test_a_rolled_back_write_is_never_seen(stored: Engine, server: Valkey | None
         assert (latest.source, latest.value["snapshot"]["price"]) == ("cache", 60_000)
 
 
-def test_a_fill_is_dropped_if_the_version_moved_during_its_read(
+def test_c7_a_fill_is_dropped_if_the_version_moved_during_its_read(
     stored: Engine, server: Valkey | None
 ) -> None:
     """A reader that read before the commit and puts after it stores nothing that is served."""
@@ -193,7 +193,7 @@ def test_a_fill_is_dropped_if_the_version_moved_during_its_read(
         assert read_price(stored, slow) == read_price(stored, quick) == 61_000
 
 
-def test_what_a_crash_leaves_behind_is_never_served(stored: Engine) -> None:
+def test_c8_what_a_crash_leaves_behind_is_never_served(stored: Engine) -> None:
     """A run that dies between commit and invalidation leaves old entries in Redis: misses."""
     with closing(Valkey().start()) as server:
         with serve(stored, server) as (cache,):

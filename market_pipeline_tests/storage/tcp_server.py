@@ -26,18 +26,35 @@ PASSWORD = "p@ss/w:rd#1?% é"  # noqa: S105 - of a server that lives for a minut
 START_SECONDS = 300.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TcpServer:
     """A running server and the addresses it can be asked under."""
 
     port: int
     process: "subprocess.Popen[bytes]"
+    programs: Path
+    place: ServerPlace
 
     def make_url(
         self, database: str = "postgres", *, scheme: str = "postgresql", password: str = PASSWORD
     ) -> str:
         """Return an address as a user would write it in DATABASE_URL."""
         return f"{scheme}://{ROLE}:{quote(password, safe='')}@127.0.0.1:{self.port}/{database}"
+
+    def end(self, how: signal.Signals) -> None:
+        """End it: SIGINT breaks off what clients do, SIGQUIT is a crash, SIGKILL is one too."""
+        backends = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(how)
+        self.process.wait(START_SECONDS)
+        for one in backends if how is signal.SIGKILL else []:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(backends, START_SECONDS)
+
+    def start_again(self) -> None:
+        """Start it on its data, and wait until it answers."""
+        self.process = _start(self.programs, self.place, self.port)
+        _wait_until_ready(self, self.process)
 
     @contextlib.contextmanager
     def suspend(self) -> Iterator[None]:
@@ -59,23 +76,41 @@ class TcpServer:
 @contextlib.contextmanager
 def run_tcp_server() -> Iterator[TcpServer]:
     """Run a server on loopback; its data are gone at the end."""
+    with _make_place() as place:
+        programs = find_reachable_programs(None, place)
+        _make_data(programs, place)
+        with _serve(programs, place) as server:
+            yield server
+
+
+@contextlib.contextmanager
+def run_standby(primary: TcpServer) -> Iterator[TcpServer]:
+    """Run a standby that follows a server, over TCP."""
+    with _make_place() as place:
+        programs = find_reachable_programs(None, place)
+        source = ["-h", "127.0.0.1", "-p", str(primary.port), "-U", ROLE]
+        options = ["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync"]
+        common = _as_account(place)
+        common["env"] = {**embedded_keeper.program_environment(), "PGPASSWORD": PASSWORD}
+        subprocess.run(
+            [programs / "pg_basebackup", "-D", place.home / "data", *source, *options],
+            check=True, capture_output=True, **common,
+        )  # fmt: skip
+        with _serve(programs, place) as server:
+            yield server
+
+
+@contextlib.contextmanager
+def _make_place() -> Iterator[ServerPlace]:
     folder = Path(tempfile.mkdtemp(prefix="mp-tcp-", dir="/tmp"))
     folder.chmod(0o755)
-    place = find_place(folder)
-    programs = find_reachable_programs(None, place)
-    port = _find_free_port()
-    process = _start(programs, place, port)
-    server = TcpServer(port, process)
     try:
-        _wait_until_ready(server, process)
-        yield server
+        yield find_place(folder)
     finally:
-        process.send_signal(signal.SIGINT)  # Fast: SIGTERM would wait for every client.
-        process.wait(30)
         shutil.rmtree(folder)
 
 
-def _start(programs: Path, place: ServerPlace, port: int) -> "subprocess.Popen[bytes]":
+def _make_data(programs: Path, place: ServerPlace) -> None:
     password_file, data = place.home / "password", place.home / "data"
     password_file.write_text(PASSWORD)
     os.chown(password_file, place.account.pw_uid, place.account.pw_gid)
@@ -84,9 +119,24 @@ def _start(programs: Path, place: ServerPlace, port: int) -> "subprocess.Popen[b
         [programs / "initdb", *initdb, "--auth=scram-sha-256", "--encoding=UTF8", "--no-sync"],
         check=True, capture_output=True, **_as_account(place),
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _serve(programs: Path, place: ServerPlace) -> Iterator[TcpServer]:
+    port = _find_free_port()
+    server = TcpServer(port, _start(programs, place, port), programs, place)
+    try:
+        _wait_until_ready(server, server.process)
+        yield server
+    finally:
+        server.process.send_signal(signal.SIGINT)  # Fast: SIGTERM would wait for every client.
+        server.process.wait(30)
+
+
+def _start(programs: Path, place: ServerPlace, port: int) -> "subprocess.Popen[bytes]":
     options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
     return subprocess.Popen(
-        [programs / "postgres", "-D", data, "-p", str(port)]
+        [programs / "postgres", "-D", place.home / "data", "-p", str(port)]
         + [f"--{name}={value}" for name, value in options.items()],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **_as_account(place),
     )  # fmt: skip

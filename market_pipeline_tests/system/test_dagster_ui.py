@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from shutil import copy
 from typing import TYPE_CHECKING, Any
 
+import dagster as dg
 import pytest
 import yaml
 
+from market_pipeline.api.dagster_client import LOCATION
+from market_pipeline.definitions import defs
 from market_pipeline.providers.registry import list_provider_names
 from market_pipeline_tests.system.browser import (
+    HEIGHT,
     LINEAGE_HEIGHT,
     WIDTH,
     count_partitions,
     expand_lineage,
+    find_graph,
     find_materialize_button,
     find_node,
     launch_backfill,
@@ -27,7 +33,7 @@ from market_pipeline_tests.system.browser import (
 )
 from market_pipeline_tests.system.dagster_ui import DagsterUI, choose_port, open_dagster_ui
 from market_pipeline_tests.system.processes import wait_for
-from market_pipeline_tests.system.project import Project, make_project, read_query
+from market_pipeline_tests.system.project import ROOT, SCRIPTS, Project, make_project, read_query
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -37,6 +43,7 @@ pytestmark = pytest.mark.system
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
 RUN_SECONDS = 300.0
 FILL = "backfill_history"
+LOCATION_NAMES = "{ workspaceOrError { ... on Workspace { locationEntries { name } } } }"
 ASSETS = {
     "markets": "market",
     "market_aggregates": "market_aggregate",
@@ -96,6 +103,25 @@ def test_the_rows_of_every_asset_land_in_the_embedded_database(visit: Visit) -> 
 
     assert all(rows.values()), rows
     assert rows["market"] == 3
+
+
+def test_the_lineage_opens_as_the_readme_shows_it(visit: Visit) -> None:
+    """Its groups, from the providers to the cache, on one screen and with nothing to open."""
+    visit.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+    open_lineage(visit.page, visit.ui.address)
+    groups = {find_group(asset) for asset in ASSETS} | {"providers", "serving"}
+    for group in groups:
+        find_node(visit.page, group).wait_for()
+    assert not find_node(visit.page, "market_aggregates").count()
+    graph = find_graph(visit.page)
+    assert graph["width"] > 5 * graph["height"]
+    assert graph["x"] >= 0
+    assert graph["x"] + graph["width"] <= WIDTH
+
+
+def find_group(asset: str) -> str:
+    """Return the group of an asset."""
+    return str(defs.resolve_asset_graph().get(dg.AssetKey(asset)).group_name)
 
 
 def test_lineage_begins_at_the_providers(visit: Visit) -> None:
@@ -176,3 +202,15 @@ def test_a_month_is_filled_by_a_command_that_names_the_module(visit: Visit) -> N
 
     assert run["status"] == "SUCCESS", visit.ui.services.read_last_words()
     assert "2024-07" in list_months(visit)
+
+
+def test_dg_dev_serves_the_same_location() -> None:
+    """What is switched or queued there is known to a daemon that reads workspace.yaml."""
+    with make_project() as project:
+        copy(ROOT / "pyproject.toml", project.folder)
+        (project.folder / "market_pipeline").symlink_to(ROOT / "market_pipeline")
+        port = choose_port()
+        command = [str(SCRIPTS / "dg"), "dev", "--port", str(port)]
+        with open_dagster_ui(command, port, project.environment, project.folder) as ui:
+            workspace = ui.query(LOCATION_NAMES)["workspaceOrError"]
+    assert [entry["name"] for entry in workspace["locationEntries"]] == [LOCATION]

@@ -85,7 +85,7 @@ def test_schemas_keep_to_themselves(debian_server: Server) -> None:
 
 
 @pytest.mark.parametrize("command", [("market-pipeline", "ingest"), JOB])
-def test_wrong_password_is_refused_without_showing_it(
+def test_b16_wrong_password_is_refused_without_showing_it(
     command: tuple[str, ...], debian_server: Server
 ) -> None:
     """The server's refusal names DATABASE_URL and the role; neither password is in any output."""

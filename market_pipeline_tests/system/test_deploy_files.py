@@ -11,7 +11,7 @@ from market_pipeline_tests.system.project import ROOT, SCRIPTS
 pytestmark = pytest.mark.system
 
 DEPLOY = ROOT / "deploy"
-UNITS = sorted((DEPLOY / "systemd").iterdir())
+UNITS = [*sorted((DEPLOY / "systemd").iterdir()), *(DEPLOY / "celery").glob("*.service")]
 
 
 def run(*command: str | Path) -> tuple[int, str]:
@@ -31,6 +31,7 @@ def test_hadolint_has_no_word_against_the_dockerfile() -> None:
     ("schema", "file"),
     [
         ("vendor.compose-spec", "compose.yaml"),
+        ("vendor.compose-spec", "celery/compose.yaml"),
         ("vendor.github-workflows", "cron/github-actions.yml"),
     ],
 )
@@ -40,13 +41,22 @@ def test_yaml_files_follow_the_published_schema(schema: str, file: str) -> None:
     assert code == 0, said
 
 
+@pytest.mark.parametrize("file", ["api.yaml", "migrate.yaml"])
+def test_kubernetes_accepts_every_manifest(file: str) -> None:
+    """By the schemas of its API, with no field that it does not know."""
+    code, said = run(SCRIPTS / "kubernetes-validate", "--strict", DEPLOY / "kubernetes" / file)
+    assert code == 0, said
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_systemd_accepts_every_unit(unit: Path, tmp_path: Path) -> None:
     """Its own verifier prints nothing once the programs are where they are looked for."""
     for one in UNITS:
         text = one.read_text().replace("/opt/market-pipeline/.venv/bin", str(SCRIPTS))
         (tmp_path / one.name).write_text(text)
-    assert run("systemd-analyze", "verify", "--man=no", tmp_path / unit.name) == (0, "")
+    # A template is verified as one of its instances.
+    name = unit.name.replace("@.", "@one.")
+    assert run("systemd-analyze", "verify", "--man=no", tmp_path / name) == (0, "")
 
 
 def test_the_crontab_is_one_that_cron_would_take() -> None:

@@ -174,6 +174,7 @@ def test_help_lists_every_task(project: Project) -> None:
     ("override", "named"),
     [
         ("CHROMIUM=/nowhere", "chromium"),
+        ("FAKETIME=/nowhere", "libfaketime"),
         ("NGINX=/nowhere", "nginx-light"),
         ("PGBOUNCER=/nowhere", "pgbouncer"),
         ("PROMTOOL=/nowhere", "prometheus"),

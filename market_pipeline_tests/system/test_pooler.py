@@ -9,7 +9,7 @@ from market_pipeline_tests.system.project import make_project
 pytestmark = pytest.mark.system
 
 
-def test_a_pooler_in_transaction_mode_is_refused_with_the_reason(debian_server: Server) -> None:
+def test_b17_a_pooler_in_transaction_mode_is_refused_with_the_reason(debian_server: Server) -> None:
     """Locks of a session do not last there; nothing says so but what is compared here."""
     name = debian_server.create_database()
     with run_pooler(debian_server, "transaction") as pooled:
@@ -22,7 +22,7 @@ def test_a_pooler_in_transaction_mode_is_refused_with_the_reason(debian_server: 
             assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_pooler_in_session_mode_is_as_good_as_none(debian_server: Server) -> None:
+def test_b17_a_pooler_in_session_mode_is_as_good_as_none(debian_server: Server) -> None:
     """A connection has a session of its own for as long as it lives."""
     name = debian_server.create_database()
     with (

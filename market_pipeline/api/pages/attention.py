@@ -13,7 +13,6 @@ from sqlalchemy import Connection, Row
 from market_pipeline.alerting.kinds import KINDS
 from market_pipeline.api.pages.formats import (
     describe_reason,
-    format_age,
     format_plural,
     format_span,
     format_time,
@@ -92,7 +91,7 @@ def list_problems(
         *_find_holes(connection, by_id),
         *_find_refused(connection, by_id),
         *_find_events(connection, by_id),
-        *_find_late(markets, now),
+        *_find_late(markets),
         *map(_describe_pair, read_disagreeing(connection, services)),
     ]
     told = {problem.market["market_id"] for problem in found if problem.market}
@@ -161,25 +160,22 @@ def _find_events(connection: Connection, markets: Mapping[int, OverviewRow]) -> 
             yield Concern(severity, event["detail"], event["detected_at"], runbook, page, market)
 
 
-def _find_late(
-    markets: Sequence[tuple[OverviewRow, Freshness]], now: datetime
-) -> Iterable[Concern]:
+def _find_late(markets: Sequence[tuple[OverviewRow, Freshness]]) -> Iterable[Concern]:
     for row, fresh in markets:
         if fresh.state != "current":
             ingest = Link("Ingest…", "/actions/ingest", {"market": name_market(row)})
             look = Link("Look", f"/markets/{name_market(row)}", {})
-            what = _describe_delay(row, fresh, now)
+            what = _describe_delay(row, fresh)
             yield Concern("error", what, fresh.final_to, "No runs are started", look, row, ingest)
 
 
-def _describe_delay(row: OverviewRow, fresh: Freshness, now: datetime) -> str:
+def _describe_delay(row: OverviewRow, fresh: Freshness) -> str:
     reason = say_plainly(row["reason"])
     told = f". Its last run ended {row['outcome']}: {reason}" if reason else ""
     if fresh.final_to is None:
         return f"No {fresh.interval or ''} bars are stored{told}".replace("  ", " ")
-    last = format_age(fresh.final_to, now)
     late = "" if fresh.behind is None else f" by {format_span(fresh.behind)}"
-    return f"{fresh.interval} bars are late{late}: the last ended {last}{told}"
+    return f"{fresh.interval} bars are late{late}{told}"
 
 
 def _describe_pair(pair: PairAgreement) -> Concern:

@@ -25,6 +25,7 @@ from market_pipeline.storage.runs.receipts import (
     read_run_with_totals,
     read_worst_markets,
 )
+from market_pipeline.storage.runs.ticks import read_parts
 
 router = APIRouter(include_in_schema=False)
 MAX_RUNS = 50
@@ -69,10 +70,12 @@ async def show_run(
         state = await launcher.read_state(run_id)
     except ProblemError:
         state = None
-    if state is None or state.has_ended:
+    if state is None:
         detail = f"run {run_id} has no receipt (old ones are removed): /runs lists the receipts"
         raise ProblemError(404, "Not Found", detail)
-    waiting = {"run_id": run_id, "state": state, "refresh_seconds": _FAST_SECONDS}
+    seconds = REFRESH_SECONDS if state.has_ended else _FAST_SECONDS
+    link = services.dagster.link_run(run_id)
+    waiting = {"run_id": run_id, "state": state, "refresh_seconds": seconds, "dagster_url": link}
     return answer_page(request, "run_waiting.html", waiting)
 
 
@@ -82,6 +85,7 @@ def _read_shown(services: Services, run_id: UUID, page: int) -> dict[str, Any] |
         run = read_run_with_totals(connection, run_id)
         if run is None:
             return None
+        shards = read_parts(connection, run_id)
         receipts = read_worst_markets(connection, run_id, MAX_MARKETS)
         short = [row for row in receipts if row["outcome"] != "ok"]
         return {
@@ -92,11 +96,12 @@ def _read_shown(services: Services, run_id: UUID, page: int) -> dict[str, Any] |
             "request_text": json.dumps(run["request"], indent=2, sort_keys=True),
             "listing": cut_page(receipts, page, PAGE_ROWS),
             "tables": read_run_tables(connection, run_id),
-            "holes": read_run_holes(connection, run_id, MAX_EXCEPTIONS),
-            "quarantined": list_quarantine(connection, MAX_EXCEPTIONS, run_id=run_id),
+            "holes": read_run_holes(connection, run["parts"], MAX_EXCEPTIONS),
+            "quarantined": list_quarantine(connection, MAX_EXCEPTIONS, run_ids=run["parts"]),
+            "shards": shards,
             "versions": read_version_batches(connection, run, MAX_ROWS),
             "restated": read_restated_bars(connection, run, MAX_EXCEPTIONS),
-            "dagster_url": services.dagster.link_run(str(run_id)),
+            "dagster_url": services.dagster.link_run(run_id, is_tick=bool(shards)),
             "counts": COUNTS,
             "refresh_seconds": _FAST_SECONDS if run["outcome"] == "running" else REFRESH_SECONDS,
         }

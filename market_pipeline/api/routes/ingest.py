@@ -25,7 +25,7 @@ from market_pipeline.providers.registry import route_served
 from market_pipeline.readers.encoding import format_time
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.resolve import parse_moment
-from market_pipeline.settings import MAX_LOOKBACK_DAYS
+from market_pipeline.settings import MAX_LOOKBACK_DAYS, read_shards
 
 router = APIRouter(prefix="/api", tags=["ingestion"])
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -264,7 +264,7 @@ def _answer_pending(services: Services, run_id: UUID) -> Response:
     body = {
         "status": "pending",
         "runId": str(run_id),
-        "link": services.dagster.link_run(run_id),
+        "link": services.dagster.link_run(run_id, is_tick=read_shards() > 1),
         "statusUrl": where,
     }
     return JSONResponse(body, 202, {**_NO_STORE, "Location": where, "Retry-After": "2"})

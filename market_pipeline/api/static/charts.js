@@ -112,6 +112,8 @@
       const spec = this.spec;
       this.chart.applyOptions({ timeScale: { timeVisible: spec.intraday },
         localization: { timeFormatter: (time) => utc(time, spec.intraday) } });
+      // Room for the lanes of marks below the prices.
+      if (spec.marks.length) this.series[0].priceScale().applyOptions({ scaleMargins: { top: 0.06, bottom: 0.16 } });
       const plain = { priceLineVisible: false, lastValueVisible: false };
       this.series.forEach((series, at) => {
         const one = spec.series[at];

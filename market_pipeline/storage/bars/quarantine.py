@@ -187,13 +187,15 @@ def list_quarantine(
     limit: int,
     *,
     market_id: int | None = None,
-    run_id: UUID | None = None,
+    run_ids: Sequence[UUID] | None = None,
     status: str | None = None,
 ) -> list[Row]:
-    """Return the same row by row: of a market, that a run received first, of a status."""
+    """Return the same row by row: of a market, that runs received first, of a status."""
     rows = quarantined_row.c
-    equal = ((rows.market_id, market_id), (rows.run_id, run_id), (rows.status, status))
-    return fetch(connection, _select(limit, *equal))
+    query = _select(limit, (rows.market_id, market_id), (rows.status, status))
+    if run_ids is not None:
+        query = query.where(rows.run_id.in_(list(run_ids)))
+    return fetch(connection, query)
 
 
 def _select(limit: int | None, *equal: tuple[Any, object]) -> "Select[Any]":

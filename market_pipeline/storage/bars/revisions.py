@@ -42,14 +42,14 @@ _BY_RUN = text(f"""
     JOIN market_data.market_aggregate_revision old ON old.market_id = batch.market_id
         AND old."interval" = batch."interval" AND old.replaced_by_version = batch.version
         AND old.open_time BETWEEN first_open_time AND last_open_time {_FOLLOWING}
-    WHERE batch.version BETWEEN :first AND :last AND batch.run_id = :run_id
+    WHERE batch.version BETWEEN :first AND :last AND batch.run_id = ANY(:parts)
     ORDER BY symbol, provider, old."interval", old.open_time LIMIT :count
 """)
 # The batches of a run: how many bars have its values still, how many final ones it replaced.
 _BATCHES = text("""
     WITH batch AS (
         SELECT * FROM market_data.dataset_version
-        WHERE version BETWEEN :first AND :last AND run_id = :run_id
+        WHERE version BETWEEN :first AND :last AND run_id = ANY(:parts)
         ORDER BY version, "interval" LIMIT :count
     )
     SELECT version, symbol, provider, batch."interval", first_open_time, last_open_time, known_at,
@@ -94,7 +94,7 @@ def read_restated_bars(connection: Connection, run: Row, count: int) -> list[Row
 
     Args:
         connection: Any.
-        run: ``run_id``, ``first_version`` and ``last_version`` of its receipt.
+        run: ``parts``, ``first_version`` and ``last_version`` of its receipt.
         count: The most to return.
     """
     return fetch(connection, _BY_RUN, **_span(run), count=count)
@@ -106,7 +106,8 @@ def read_version(connection: Connection, version: int) -> Row | None:
     What :func:`read_version_batches` and :func:`read_restated_bars` take.
     """
     found = fetch(connection, _VERSION, version=version)
-    return {**found[0], "first_version": version, "last_version": version} if found else None
+    span = {"first_version": version, "last_version": version}
+    return {**found[0], **span, "parts": [found[0]["run_id"]]} if found else None
 
 
 def read_version_batches(connection: Connection, run: Row, count: int) -> list[Row]:
@@ -115,4 +116,4 @@ def read_version_batches(connection: Connection, run: Row, count: int) -> list[R
 
 
 def _span(run: Row) -> Row:
-    return {"first": run["first_version"], "last": run["last_version"], "run_id": run["run_id"]}
+    return {"first": run["first_version"], "last": run["last_version"], "parts": run["parts"]}

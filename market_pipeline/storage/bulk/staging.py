@@ -60,7 +60,7 @@ def stage_frame(connection: Connection, table: Table, frame: pd.DataFrame) -> St
     if len(order) <= INLINE_ROWS:
         return _stage_inline(table, columns, frame.take(order))
     _stage_by_copy(connection, table, columns, iterate_chunks(frame, order, list(columns)))
-    return Staged(table, columns, len(order), _find_span(frame[keys], order))
+    return Staged(table, columns, len(order), find_span(frame[keys], order))
 
 
 def find_key_order(frame: pd.DataFrame, keys: list[str]) -> npt.NDArray[np.intp]:
@@ -73,17 +73,19 @@ def find_key_order(frame: pd.DataFrame, keys: list[str]) -> npt.NDArray[np.intp]
     return order[is_last]
 
 
-def _find_span(keys: pd.DataFrame, order: npt.NDArray[np.intp]) -> dict[str, tuple[Any, Any]]:
+def find_span(keys: pd.DataFrame, order: npt.NDArray[np.intp]) -> dict[str, tuple[Any, Any]]:
     """Return the bounds of rows in the order of their keys; see ``Staged.span``."""
     first, last = keys.iloc[order[[0, -1]], 0].tolist()
     if first != last or len(keys.columns) < 2:
         return {}
-    bounds = {str(name): (keys[name].min(), keys[name].max()) for name in keys.columns}
-    return {name: (_to_python(least), _to_python(most)) for name, (least, most) in bounds.items()}
+    return {str(name): _find_bounds(keys[name]) for name in keys.columns}
 
 
-def _to_python(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def _find_bounds(key: "pd.Series[Any]") -> tuple[Any, Any]:
+    """Return the least and the greatest value; categories are compared as what they stand for."""
+    values = pd.Series(key.unique().tolist()) if key.dtype == "category" else key
+    least, most = values.min(), values.max()
+    return (least.item(), most.item()) if isinstance(least, np.generic) else (least, most)
 
 
 def _rank(key: "pd.Series[Any]") -> npt.NDArray[np.int64]:

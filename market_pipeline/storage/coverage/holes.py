@@ -51,8 +51,8 @@ _UNEXPLAINED = text(f"""
 # What holes_left of a receipt counts, as it stands now.
 _OF_RUN = text(f"""{_NAMED}
     WHERE NOT {EXPLAINED} AND market_id IN (
-            SELECT market_id FROM market_data.ingestion_run_market WHERE run_id = :run_id)
-        AND EXISTS (SELECT FROM market_data.ingestion_run run WHERE run.run_id = :run_id
+            SELECT market_id FROM market_data.ingestion_run_market WHERE run_id = ANY(:run_ids))
+        AND EXISTS (SELECT FROM market_data.ingestion_run run WHERE run.run_id = ANY(:run_ids)
             AND hole.starts_at < (request ->> 'window_end')::timestamptz
             AND hole.ends_at > (request ->> 'window_start')::timestamptz)
     ORDER BY symbol, provider, hole.starts_at LIMIT :count
@@ -93,9 +93,9 @@ def read_unexplained_holes(
     return fetch(connection, _UNEXPLAINED, market_ids=list(market_ids), count=count)
 
 
-def read_run_holes(connection: Connection, run_id: UUID, count: int) -> list[Row]:
-    """Return the unexplained holes that the markets of a run have now in the run's window."""
-    return fetch(connection, _OF_RUN, run_id=run_id, count=count)
+def read_run_holes(connection: Connection, run_ids: Sequence[UUID], count: int) -> list[Row]:
+    """Return the unexplained holes that the markets of runs have now in the runs' window."""
+    return fetch(connection, _OF_RUN, run_ids=list(run_ids), count=count)
 
 
 def sum_open_holes(connection: Connection) -> list[Row]:

@@ -11,9 +11,9 @@ from uuid import UUID
 from sqlalchemy import Connection, Table, func, literal, select, text
 
 from market_pipeline.domain.intervals import Interval
-from market_pipeline.storage.coverage.holes import read_unexplained_holes
+from market_pipeline.storage.coverage.holes import EXPLAINED, read_unexplained_holes
 from market_pipeline.storage.coverage.listings import list_never_asked, read_coverage_rows
-from market_pipeline.storage.rows import Row
+from market_pipeline.storage.rows import Row, fetch
 from market_pipeline.storage.runs.receipts import read_absent_markets, read_fetched_markets
 from market_pipeline.storage.tables import market_aggregate
 
@@ -47,6 +47,14 @@ _BARS = text(f"""
         (array_agg(to_jsonb(written)) FILTER (WHERE copies > 1))[1:{MAX_EXAMPLES}],
         (array_agg(to_jsonb(written)) FILTER (WHERE is_disordered))[1:{MAX_EXAMPLES}]
     FROM written
+""")
+
+# All active markets, and their holes that nothing explains, whatever a run was about.
+_TOTALS = text(f"""
+    SELECT count(*) AS markets, (
+        SELECT count(*) FROM market_data.coverage_hole JOIN market_data.market USING (market_id)
+        WHERE is_active AND NOT {EXPLAINED}) AS holes
+    FROM market_data.market WHERE is_active
 """)
 
 
@@ -135,6 +143,11 @@ def count_rows(connection: Connection, table: Table) -> RowCount:
         return RowCount(estimate, is_exact=False)
     counted = connection.execute(select(func.count()).select_from(table)).scalar_one()
     return RowCount(int(counted), is_exact=True)
+
+
+def read_totals(connection: Connection) -> Row:
+    """Return how many ``markets`` are active, and how many unexplained ``holes`` they have."""
+    return fetch(connection, _TOTALS)[0]
 
 
 def has_new_final_days(connection: Connection, market_ids: Sequence[int], run_id: UUID) -> bool:

@@ -13,13 +13,14 @@ from uuid import UUID
 from sqlalchemy import Connection, cast, func, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
+from market_pipeline.domain.ticks import TickPart
 from market_pipeline.storage.bulk.upsert import WriteCounts
 from market_pipeline.storage.ledgers import ingestion_request
 from market_pipeline.storage.tables import ingestion_run, ingestion_run_market, ingestion_run_table
 
 _RANK = {"ok": 0, "partial": 1, "failed": 2}
 CHANGES = ("inserted", "updated", "unchanged")
-_ADDED = (*CHANGES, *(f"derived_{name}" for name in CHANGES), "revised", "spikes")
+_ADDED = ("received", *CHANGES, *(f"derived_{name}" for name in CHANGES), "revised", "spikes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class RecordedRequest:
         run_id: The run. trigger: What started it. started_at: When it began (UTC).
         provider: Providers, in order, separated by commas.
         request: Symbols, look-back and window; what could not be read stands as it was given.
+        part: Of which tick it is a part; None: of none.
     """
 
     run_id: UUID
@@ -37,12 +39,15 @@ class RecordedRequest:
     started_at: datetime
     provider: str
     request: Mapping[str, Any]
+    part: TickPart | None = None
 
 
 def open_receipt(connection: Connection, asked: RecordedRequest) -> None:
     """Insert the receipt of a run, unless it has one."""
     row = {name: getattr(asked, name) for name in ("run_id", "trigger", "started_at", "provider")}
     row["request"] = json.loads(json.dumps(asked.request, default=str))
+    if asked.part is not None:
+        row |= {"tick_id": asked.part.tick_id, "shard": asked.part.shard}
     connection.execute(insert(ingestion_run).values(row).on_conflict_do_nothing())
 
 
@@ -73,7 +78,6 @@ def _describe_additions(new: Any, names: frozenset[str]) -> dict[str, Any]:
     changes |= {name: receipt[name] + new[name] for name in _ADDED if name in names}
     for name in names & {"first_version", "watermark_before"}:
         changes[name] = func.coalesce(receipt[name], new[name])
-    changes["received"] = func.greatest(receipt["received"], new["received"])
     if "last_version" in names:
         changes["last_version"] = func.coalesce(new["last_version"], receipt["last_version"])
     return changes

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Select, Table, delete, func, select, tuple_
 
-from market_pipeline.storage.ledgers import alert, market_event, quarantined_row
+from market_pipeline.storage.ledgers import alert, ingestion_tick, market_event, quarantined_row
 from market_pipeline.storage.server.watchdog import allow
 from market_pipeline.storage.tables import (
     ingestion_run,
@@ -39,15 +39,17 @@ def prune(engine: Engine, now: datetime) -> PrunedCounts:
     """Remove what is old and tells nothing; a second time at the same clock removes nothing.
 
     Receipts, with their markets, tables and requests, of runs that changed nothing and came to
-    their last write more than 90 days ago. Snapshots of UTC days that ended more than 90 days ago,
-    but for the last of each market and day. Alerts, with their messages, that were resolved more
-    than 90 days ago. Age counts from ``now`` (UTC). Each thousand rows are a transaction of their
-    own, so that it can be stopped at any moment and blocks nobody.
+    their last write more than 90 days ago; ticks of which no receipt is left. Snapshots of UTC days
+    that ended more than 90 days ago, but for the last of each market and day. Alerts, with their
+    messages, that were resolved more than 90 days ago. Age counts from ``now`` (UTC). Each thousand
+    rows are a transaction of their own, so that it can be stopped at any moment and blocks nobody.
     """
     receipts, snapshots = _find_receipts(now), _find_snapshots(now)
     run, price = ingestion_run.c, market_snapshot.c
+    removed = _delete(engine, ingestion_run, [run.run_id], receipts)
+    _delete(engine, ingestion_tick, [ingestion_tick.c.tick_id], _find_ticks(now))
     return PrunedCounts(
-        _delete(engine, ingestion_run, [run.run_id], receipts),
+        removed,
         _delete(engine, market_snapshot, [price.market_id, price.observed_at], snapshots),
         _delete(engine, alert, [alert.c.alert_id], _find_alerts(now)),
     )
@@ -98,6 +100,13 @@ def _find_snapshots(now: datetime) -> "Select[Any]":
         .subquery()
     )
     return select(old.c.market_id, old.c.observed_at).where(old.c.following.is_not(None))
+
+
+def _find_ticks(now: datetime) -> "Select[Any]":
+    """Select the old ticks of which no run's receipt is left."""
+    tick = ingestion_tick.c
+    parts = select(ingestion_run.c.run_id).where(ingestion_run.c.tick_id == tick.tick_id)
+    return select(tick.tick_id).where(tick.ended_at < now - KEPT_FOR, ~parts.exists())
 
 
 def _find_alerts(now: datetime) -> "Select[Any]":

@@ -1,12 +1,13 @@
 """Migrations: bringing the market tables to this code's version, and refusing what does not fit."""
 
+import time
 from argparse import Namespace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from market_pipeline.domain.errors import SchemaOutdatedError, StorageError
 from market_pipeline.storage.server.engine import describe_database_error
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from alembic.operations.ops import MigrationScript
 
 MIGRATION_LOCK = 0x4D50_4D49
+# A step that waits for a table in use holds up all who come after it, and a page waits for 4 s.
+_LOCK_SECONDS, _PAUSE_SECONDS, _TRIES = 2, 1.0, 20
 
 
 def ensure_schema(engine: Engine, is_embedded: bool) -> None:
@@ -45,20 +48,38 @@ def upgrade_schema(engine: Engine) -> None:
         SchemaOutdatedError: The database is newer than this code.
         StorageError: The server refused a statement, such as for lack of a right.
     """
-    from alembic import command
-
     _refuse_unknown(read_revision(engine))
     try:
-        with engine.begin() as connection:
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
-            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-            command.upgrade(make_alembic_config(connection), "head")
+        _apply_unlocked(engine)
     except DBAPIError as error:
         address = engine.url.render_as_string(hide_password=False)
         raise StorageError(
             "the market tables could not be migrated, nothing was changed: "
             f"{describe_database_error(error, address)}"
         ) from error
+
+
+def _apply_unlocked(engine: Engine) -> None:
+    """Apply what is missing, and begin anew where a table is in use, so that no queue forms."""
+    for left in reversed(range(_TRIES)):
+        try:
+            _apply(engine)
+        except OperationalError as error:
+            if not left or getattr(error.orig, "pgcode", None) != "55P03":
+                raise
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
+
+
+def _apply(engine: Engine) -> None:
+    from alembic import command
+
+    with engine.begin() as connection:
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+        connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'"))
+        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+        command.upgrade(make_alembic_config(connection), "head")
 
 
 def write_revision(engine: Engine, message: str) -> Path | None:

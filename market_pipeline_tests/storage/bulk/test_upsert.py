@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from market_pipeline.domain.records import BAR_COLUMNS, build_bar_frame
 from market_pipeline.storage.bulk import staging
-from market_pipeline.storage.bulk.staging import stage_frame
+from market_pipeline.storage.bulk.staging import find_span, stage_frame
 from market_pipeline.storage.bulk.upsert import (
     WriteCounts,
     merge_staged,
@@ -47,6 +47,15 @@ def sampled(engine: Engine) -> Engine:
     """A database that has the sample table as well."""
     metadata.create_all(engine)
     return engine
+
+
+def test_categories_in_the_key_are_bounded_as_words_are() -> None:
+    """Many comparisons with one market: their horizons are categories, which have no order."""
+    horizons = pd.Categorical(["30d", "7d", "30d"], categories=["7d", "365d", "30d"])
+    keys = pd.DataFrame({"base_market_id": [4, 4, 4], "horizon": horizons, "at": [3, 1, 2]})
+    assert find_span(keys, np.array([0, 1, 2])) == {
+        "base_market_id": (4, 4), "horizon": ("30d", "7d"), "at": (1, 3)
+    }  # fmt: skip
 
 
 def write(engine: Engine, batch: list[Row]) -> tuple[int, WriteCounts]:
@@ -97,7 +106,7 @@ def test_batches_one_after_another_leave_what_the_model_says(
 @pytest.mark.parametrize("writers", [2, 8])
 @settings(TABLES_STAY, max_examples=10)
 @given(written=st.lists(st.lists(rows, min_size=1, max_size=30), min_size=8, max_size=24))
-def test_concurrent_writers_are_as_good_as_one(
+def test_a7_concurrent_writers_are_as_good_as_one(
     sampled: Engine, monkeypatch: pytest.MonkeyPatch, writers: int, written: list[list[Row]]
 ) -> None:
     """In the order of their versions the batches explain every row and every count."""

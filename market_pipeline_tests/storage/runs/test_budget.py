@@ -168,7 +168,7 @@ def test_a_used_up_quota_ends_the_call_at_once_and_says_when_it_resets(
     assert (account.calls_today, account.calls_this_month) == (1, 1)
 
 
-def test_a_clock_that_went_back_adds_no_tokens(stage: Stage) -> None:
+def test_h1_a_clock_that_went_back_adds_no_tokens(stage: Stage) -> None:
     """An account from the future, empty, stays empty; it fills from now on."""
     limit = BudgetLimit(calls_per_minute=0.5)
     stage.admit(limit)

@@ -213,7 +213,7 @@ def test_waiting_ends_with_the_patience_and_names_the_holder(
 
 
 @pytest.mark.parametrize("last", ["B holds", "B done", "B, then A done", "B, then A holds"])
-def test_a_process_suspended_past_its_claim_writes_nothing_over_a_newer_one(
+def test_h4_a_process_suspended_past_its_claim_writes_nothing_over_a_newer_one(
     engine: Engine, database_url: str, market_id: int, last: str
 ) -> None:
     """Also in the order A, B, A, where the run that holds the claim now is the sleeper's own."""
@@ -252,7 +252,7 @@ def test_a_process_suspended_inside_its_write_keeps_its_claim(
     write(engine, market_id, token, "B")
 
 
-def test_racing_processes_never_hold_one_claim_together(
+def test_a7_racing_processes_never_hold_one_claim_together(
     engine: Engine, database_url: str, market_id: int
 ) -> None:
     """Every token is given once, and none is taken away before its write (that would raise)."""

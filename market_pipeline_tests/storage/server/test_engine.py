@@ -77,7 +77,7 @@ def test_a_wrong_part_of_the_address_is_told(
     assert_named_without_password(caught.value)
 
 
-def test_a_wrong_password_is_told_and_not_shown(
+def test_b16_a_wrong_password_is_told_and_not_shown(
     tcp_server: TcpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the right nor the wrong one."""
@@ -117,7 +117,7 @@ def test_a_read_only_database_is_refused(
     assert_named_without_password(caught.value)
 
 
-def test_connections_speak_utc(database_url: str) -> None:
+def test_b19_connections_speak_utc(database_url: str) -> None:
     """A server's own time zone never reaches what is read."""
     opened = open_engine(DatabaseAddress(database_url, is_embedded=True))
     assert read_column(opened, "SHOW timezone") == ["UTC"]

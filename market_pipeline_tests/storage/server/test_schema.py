@@ -115,7 +115,7 @@ def test_a_role_without_rights_gets_the_servers_words(
     assert "visit0r-pw" not in str(caught.value)
 
 
-def test_two_migrators_at_once_both_end_well(
+def test_i3_two_migrators_at_once_both_end_well(
     project_environment: Mapping[str, str], tmp_path: Path
 ) -> None:
     """The second waits for the first and finds nothing left to do."""
@@ -144,7 +144,7 @@ def newer(project_environment: Mapping[str, str], tmp_path: Path) -> Command:
 
 
 @pytest.mark.owner
-def test_an_old_schema_is_refused_with_the_command_and_a_newer_one_too(
+def test_i4_an_old_schema_is_refused_with_the_command_and_a_newer_one_too(
     engine: Engine, newer: Command, project_environment: Mapping[str, str], tmp_path: Path
 ) -> None:
     """One's own database is migrated when asked; code never runs on tables it does not know."""

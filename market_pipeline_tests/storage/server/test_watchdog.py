@@ -85,7 +85,7 @@ def roll_back(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("act", [select, copy_in, copy_out, commit, roll_back])
-def test_every_call_to_a_hung_server_ends_with_its_deadline(
+def test_b9_every_call_to_a_hung_server_ends_with_its_deadline(
     act: Callable[[Connection], None], opened: Engine, hanging: TcpServer
 ) -> None:
     """The server says nothing, so the connection is shut; the error says who did not answer."""

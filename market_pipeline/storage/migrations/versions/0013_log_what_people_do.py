@@ -36,7 +36,9 @@ def upgrade() -> None:
             comment="done, started, refused or failed; NULL: it has not ended",
         ),
         sa.Column("result", sa.Text(), nullable=True, comment="What came of it, in a sentence"),
-        sa.Column("run_id", sa.Uuid(), nullable=True, comment="The run that it started or wrote as"),
+        sa.Column(
+            "run_id", sa.Uuid(), nullable=True, comment="The run that it started or wrote as"
+        ),
         sa.CheckConstraint(
             "outcome IN ('done', 'started', 'refused', 'failed')", name="outcome_is_known"
         ),

@@ -1,0 +1,145 @@
+"""Processes and servers that die at any point of a run, drawn by a seed."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import OperationalError
+
+from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
+from market_pipeline.storage.server.schema import upgrade_schema
+from market_pipeline_tests.children import start_child
+from market_pipeline_tests.databases import create_database, read_column
+from market_pipeline_tests.faults.crash_points import (
+    SEEDS,
+    Points,
+    count_points,
+    die_at,
+    draw_point,
+    wait_for_death,
+)
+from market_pipeline_tests.faults.installations import Disturbed, go_through
+from market_pipeline_tests.ingestion.installation import MARCH
+from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
+from market_pipeline_tests.system.processes import wait_for
+
+WAIT_SECONDS = 300.0
+FEWEST_POINTS = 40
+"""So many at least has a run that adds a week to what is stored."""
+STORED = "SELECT count(*)::int FROM market_data.market_aggregate"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[TcpServer]:
+    """A server of this module's own, to crash."""
+    with run_tcp_server() as running:
+        yield running
+
+
+@pytest.fixture
+def crashing(server: TcpServer) -> Iterator[Engine]:
+    """An engine on an empty database of that server, with the market tables."""
+    with create_database(server.make_url(scheme="postgresql+psycopg2")) as url:
+        opened = open_engine(DatabaseAddress(url, is_embedded=False))
+        upgrade_schema(opened)
+        yield opened
+        opened.dispose()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a1_a_run_that_is_killed_at_any_point_is_repaired_by_the_next(
+    seed: int, installation: Disturbed, engine: Engine, database_url: str
+) -> None:
+    """Before a commit nothing of it is visible, after it all is."""
+    at = draw_point(seed, count_points(engine))
+    installation.empty()
+    with start_child(die_at, database_url, at) as child:
+        wait_for_death(child)
+    installation.recover_from_a_kill(at)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGKILL])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_b1_a_server_that_crashes_at_any_point_loses_nothing_that_was_committed(
+    seed: int, how: signal.Signals, crashing: Engine, server: TcpServer
+) -> None:
+    """The run goes on or ends in words; a good run makes everything right."""
+    at = draw_point(seed, FEWEST_POINTS)
+    installation = Disturbed(crashing)
+    installation.ingest(MARCH.replace(day=8))
+    before = read_column(crashing, STORED)
+
+    def crash() -> None:
+        server.end(how)
+        server.start_again()
+
+    run = open_engine(DatabaseAddress(crashing.url.render_as_string(False), is_embedded=False))
+    points = Points(run, at, crash)
+    with go_through(installation, run):
+        said = ingest_or_say(installation)
+    run.dispose()
+    assert points.count >= at
+    assert said is None or "then run again; what was already committed stays" in said
+    assert read_column(crashing, STORED) >= before
+    installation.recover()
+
+
+def test_b2_a_killed_session_ends_every_connection_and_the_pool_replaces_them(
+    crashing: Engine, server: TcpServer
+) -> None:
+    """Kill -9 of one backend: the server restarts, and the same engine works on."""
+    installation = Disturbed(crashing)
+    installation.ingest(MARCH.replace(day=8))
+    with crashing.connect() as connection:
+        pid = connection.scalar(text("SELECT pg_backend_pid()"))
+    assert isinstance(pid, int)
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: answers(crashing), WAIT_SECONDS, "the server")
+    assert server.process.poll() is None
+    installation.recover()
+
+
+def test_b2_a_session_that_is_killed_inside_of_a_wave_takes_the_wave_with_it(
+    crashing: Engine,
+) -> None:
+    """Nothing of it is there, the run ends in words, and the next one is whole."""
+    installation = Disturbed(crashing)
+    run = open_engine(DatabaseAddress(crashing.url.render_as_string(False), is_embedded=False))
+
+    killed: list[int] = []
+
+    def strike(connection: Connection, _: object, statement: str, *__: object) -> None:
+        if "INTO market_data.dataset_version" in statement and not killed:
+            killed.append(connection.connection.dbapi_connection.info.backend_pid)  # type: ignore[union-attr]
+            os.kill(killed[0], signal.SIGKILL)
+
+    event.listen(run, "before_cursor_execute", strike)
+    with go_through(installation, run), pytest.raises(OperationalError) as caught:
+        installation.ingest(MARCH)
+    run.dispose()
+    assert killed
+    assert "what was already committed stays" in str(caught.value)
+    wait_for(lambda: answers(crashing), WAIT_SECONDS, "the server")
+    assert read_column(crashing, STORED) == [0]
+    installation.recover()
+
+
+def ingest_or_say(installation: Disturbed) -> str | None:
+    """Ingest, and return what it failed of; None: it did not."""
+    try:
+        installation.ingest(MARCH)
+    except OperationalError as error:
+        return str(error)
+    return None
+
+
+def answers(engine: Engine) -> bool:
+    """Tell whether the server is up again."""
+    try:
+        return read_column(engine, "SELECT 1") == [1]
+    except OperationalError:
+        return False

@@ -1,0 +1,139 @@
+"""Full disks under PostgreSQL: for its tables, and for its log of changes."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
+from market_pipeline.storage.server.schema import upgrade_schema
+from market_pipeline_tests.databases import BARS, read_column
+from market_pipeline_tests.faults.crash_points import Points
+from market_pipeline_tests.faults.installations import Disturbed, go_through
+from market_pipeline_tests.ingestion.installation import MARCH
+from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
+from market_pipeline_tests.system.processes import wait_for
+
+pytestmark = pytest.mark.system
+WAIT_SECONDS = 300.0
+STORED = f"SELECT count(*)::int FROM {BARS}"
+FILL = "SELECT pg_logical_emit_message(true, 'x', repeat('x', 9000000))"
+EARLIER = MARCH.replace(day=8)
+
+
+@contextmanager
+def mount(folder: Path, size: str) -> Iterator[None]:
+    """Mount a small file system of PostgreSQL's own at a folder."""
+    assert os.geteuid() == 0, "mounting takes root"
+    owner = folder.stat()
+    options = f"size={size},uid={owner.st_uid},gid={owner.st_gid},mode=0700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def server() -> Iterator[TcpServer]:
+    """A server whose disks a test fills."""
+    with run_tcp_server() as running:
+        yield running
+
+
+@pytest.fixture
+def opened(server: TcpServer) -> Iterator[Engine]:
+    """An engine on its database, with the market tables."""
+    url = server.make_url(scheme="postgresql+psycopg2")
+    engine = open_engine(DatabaseAddress(url, is_embedded=False))
+    upgrade_schema(engine)
+    yield engine
+    engine.dispose()
+
+
+def execute(server: TcpServer, *statements: str) -> None:
+    """Execute statements outside of transactions."""
+    url = server.make_url(scheme="postgresql+psycopg2")
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+def test_b10_a_full_disk_for_tables_loses_the_wave_alone_and_is_told(
+    server: TcpServer, opened: Engine
+) -> None:
+    """The server lives; what was stored stays, and with room again the next run is whole."""
+    installation = Disturbed(opened)
+    installation.ingest(EARLIER)
+    before = read_column(opened, STORED)
+    folder = server.place.home / "small"
+    folder.mkdir()
+    data = (server.place.home / "data").stat()
+    os.chown(folder, data.st_uid, data.st_gid)
+    with mount(folder, "3m"):
+        execute(
+            server,
+            f"CREATE TABLESPACE small LOCATION '{folder}'",
+            f"ALTER TABLE {BARS} SET TABLESPACE small",
+        )
+        filler = folder / "filler"
+        with filler.open("wb") as file, suppress(OSError):
+            while True:
+                file.write(b"0" * 8192)
+                file.flush()
+        with pytest.raises(OperationalError, match="the disk of PostgreSQL is full") as caught:
+            installation.ingest(MARCH, days=300)
+        assert "make room on it" in str(caught.value)
+        assert server.process.poll() is None
+        assert read_column(opened, STORED) == before
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=50m", folder], check=True)
+        installation.recover(days=300)
+        execute(server, f"ALTER TABLE {BARS} SET TABLESPACE pg_default", "DROP TABLESPACE small")
+
+
+def test_b11_a_full_disk_for_the_log_stops_the_server_and_loses_nothing_committed(
+    server: TcpServer, opened: Engine
+) -> None:
+    """PostgreSQL panics in the middle of a run; with room again it recovers by its log."""
+    installation = Disturbed(opened)
+    installation.ingest(EARLIER)
+    before = read_column(opened, STORED)
+    opened.dispose()
+    server.end(signal.SIGINT)
+    log = server.place.home / "data" / "pg_wal"
+    kept = shutil.copytree(log, server.place.home / "kept")
+    with mount(log, "80m"):
+        for one in kept.iterdir():
+            moved = log / one.name
+            shutil.copytree(one, moved) if one.is_dir() else shutil.copy(one, moved)
+        for one in log.rglob("*"):
+            os.chown(one, log.stat().st_uid, log.stat().st_gid)
+        server.start_again()
+
+        def fill() -> None:
+            with suppress(OperationalError):
+                execute(server, *[FILL] * 20)
+
+        run = open_engine(DatabaseAddress(opened.url.render_as_string(False), is_embedded=False))
+        Points(run, 25, fill)
+        with go_through(installation, run), pytest.raises(OperationalError) as caught:
+            installation.ingest(MARCH)
+        run.dispose()
+        assert "what was already committed stays" in str(caught.value)
+        wait_for(lambda: server.process.poll() is not None, WAIT_SECONDS, "the server's end")
+        subprocess.run(["mount", "-o", "remount,size=600m", log], check=True)
+        server.start_again()
+        assert read_column(opened, STORED) == before
+        installation.recover()
+        opened.dispose()
+        server.end(signal.SIGINT)
