@@ -103,7 +103,7 @@ def describe_batch(batch: BarBatch, kept: Kept, result: BatchResult) -> dict[str
     spikes = [find_spikes(page.validated.good).sum() for page in batch.pages]
     return {
         "requested": progress.requested,
-        "received": progress.received,
+        "received": batch.rows,
         **describe_counts(written.counts, written.derived),
         "quarantined": result.quarantined,
         "spikes": int(sum(spikes)),

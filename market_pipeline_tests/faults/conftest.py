@@ -12,6 +12,9 @@ from market_pipeline_tests.api.conftest import make_client as make_client  # noq
 from market_pipeline_tests.cli.conftest import command as command  # noqa: PLC0414
 from market_pipeline_tests.faults.installations import Disturbed
 from market_pipeline_tests.faults.proxy import Proxy, run_proxy
+from market_pipeline_tests.orchestration.conftest import instance as instance  # noqa: PLC0414
+from market_pipeline_tests.orchestration.conftest import materialise as materialise  # noqa: PLC0414
+from market_pipeline_tests.orchestration.conftest import migrated_home as migrated_home  # noqa: PLC0414
 
 
 @pytest.fixture

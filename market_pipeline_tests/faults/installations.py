@@ -61,10 +61,10 @@ class Disturbed(Installation):
         markets = [market for _, market in self._route("")]
         ensure_markets(self.engine, markets, claim_primary=True)
 
-    def recover(self, now: datetime = MARCH) -> None:
+    def recover(self, now: datetime = MARCH, days: int = 30) -> None:
         """Run once more, and make sure that everything is as it must be."""
         assert_invariants(self.engine)
-        self.ingest(now)
+        self.ingest(now, days=days)
         assert_invariants(self.engine, is_repaired=True)
         self.compare_with_served()
 
@@ -76,7 +76,9 @@ class Disturbed(Installation):
         healed = self.read(STORED)
         self.empty()
         self.ingest(MARCH)
-        assert sorted(map(_list_values, healed)) == sorted(map(_list_values, self.read(STORED))), what
+        assert sorted(map(_list_values, healed)) == sorted(map(_list_values, self.read(STORED))), (
+            what
+        )
 
     def compare_with_served(self) -> None:
         """Make sure that every final bar that was served is stored, and no other."""

@@ -5,6 +5,7 @@ answer is lost: the client's connection is reset, or it hears nothing more (a bl
 """
 
 import contextlib
+import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ class Proxy:
         Args:
             message: What the client sends.
             how: ``RESET`` or ``BLACK_HOLE``.
-            after: What the client has sent before, in the same transaction.
+            after: A pattern of what the client has sent before, in the same transaction.
         """
         with self._lock:
             self.lost.clear()
@@ -49,7 +50,8 @@ class Proxy:
     def meets(self, sent: bytes, message: bytes) -> bool:
         """Tell whether the answer to a message is the one to lose, once; ``sent`` came before."""
         with self._lock:
-            is_met = self._waits_for and self._waits_for in message and self._after in sent
+            is_met = self._waits_for and self._waits_for in message
+            is_met = is_met and re.search(self._after, sent, re.DOTALL)
             if is_met:
                 self._waits_for = b""
             return bool(is_met)

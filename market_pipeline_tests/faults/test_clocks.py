@@ -42,7 +42,9 @@ def test_h5_any_time_zone_of_a_process_stores_the_same(command: Command, engine:
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("day", ["2024-02-29", "2025-02-28", "2025-03-01", "2024-12-31", "2025-01-01"])
+@pytest.mark.parametrize(
+    "day", ["2024-02-29", "2025-02-28", "2025-03-01", "2024-12-31", "2025-01-01"]
+)
 def test_e11_a_year_that_begins_or_ends_at_a_leap_day_or_new_year_has_its_numbers(
     day: str, engine: Engine
 ) -> None:
@@ -105,7 +107,9 @@ def test_h1_a_clock_that_jumps_in_the_middle_of_a_run_changes_none_of_its_decisi
             wait_for(lambda: read_column(engine, claims), WAIT_SECONDS, "a claim", child)
             file.write_text(jump)
         assert child.process.wait(WAIT_SECONDS) == 0, child.read_last_words()
-    future = f"SELECT count(*) FROM {BARS} WHERE open_time > now() OR is_final AND close_time > now()"
+    future = (
+        f"SELECT count(*) FROM {BARS} WHERE open_time > now() OR is_final AND close_time > now()"
+    )
     assert read_column(engine, future) == [0]
     assert_invariants(engine, is_closed=True)
     assert command(*LIVE).returncode == 0

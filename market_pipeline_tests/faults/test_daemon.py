@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from market_pipeline_tests.children import Child, start_child
 from market_pipeline_tests.faults.crash_points import wait_for_death
 
 pytestmark = pytest.mark.faults
-TICK = "dagster/scheduled_execution_time"
+TICK = ".dagster/scheduled_execution_time"
 SCHEDULE = "ingest_schedule"
 SWITCHED_ON = datetime(2024, 3, 15, 12, 2, tzinfo=UTC)
 FIRST = datetime(2024, 3, 15, 12, 15, 5, tzinfo=UTC)
@@ -52,14 +53,21 @@ def tick(pipe: Any, home: str, variables: dict[str, str], moments: list[str], fl
     pipe.send("done")
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def switched_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an instance whose schedule is on since a while."""
-    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(INSTANCE), encoding="utf-8")
-    with run_daemon(tmp_path, SWITCHED_ON) as daemon:
+    folder = tmp_path_factory.mktemp("instance")
+    (folder / "dagster.yaml").write_text(yaml.safe_dump(INSTANCE), encoding="utf-8")
+    with run_daemon(folder, SWITCHED_ON) as daemon:
         assert let_tick(daemon) == "done"
-    assert list_ticks(tmp_path) == []
-    return tmp_path
+    assert list_ticks(folder) == []
+    return folder
+
+
+@pytest.fixture
+def home(switched_on: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(switched_on, tmp_path / "home"))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Faults of a database that lives: locks, timeouts, slots and killed sessions in the middle of runs.
+"""Faults of a database that lives: locks, timeouts and slots in the middle of runs.
 
 Each ends with the invariants, one good run, and the invariants again.
 """
@@ -36,7 +36,9 @@ WAITING = """SELECT pid FROM pg_stat_activity
 
 
 @contextmanager
-def set_options(database_url: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> Iterator[Engine]:
+def set_options(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, *options: str
+) -> Iterator[Engine]:
     """Open the database as every door does, with other limits of the server."""
     changed = " ".join(f"-c {option}" for option in options)
     monkeypatch.setattr(
@@ -108,10 +110,13 @@ def test_b5_a_lock_that_stays_ends_the_run_in_words_and_readers_of_the_cache_go_
     installation.ingest(MARCH.replace(day=14))
     client, path = make_client(), "/api/markets/BTC-USD/latest"
     before = client.get(path).json()
-    with set_options(database_url, monkeypatch, "lock_timeout=300ms") as engine:
-        with go_through(installation, engine), begin_under_lock(installation, database_url) as run:
-            error = run.exception(WAIT_SECONDS)
-            assert client.get(path).json()["bars"] == before["bars"]
+    with (
+        set_options(database_url, monkeypatch, "lock_timeout=300ms") as engine,
+        go_through(installation, engine),
+        begin_under_lock(installation, database_url) as run,
+    ):
+        error = run.exception(WAIT_SECONDS)
+        assert client.get(path).json()["bars"] == before["bars"]
     assert isinstance(error, OperationalError)
     assert "another session held a lock for too long" in str(error)
     installation.recover()
@@ -134,9 +139,12 @@ def test_b6_a_statement_that_takes_too_long_leaves_nothing_of_its_wave(
     """It is written again as a whole, three times; then the run ends with the cure."""
     with installation.engine.begin() as connection:
         connection.exec_driver_sql(SLOW.format(table=BARS))
-    with set_options(database_url, monkeypatch, "statement_timeout=900ms") as engine:
-        with go_through(installation, engine), pytest.raises(OperationalError) as caught:
-            installation.ingest(MARCH)
+    with (
+        set_options(database_url, monkeypatch, "statement_timeout=900ms") as engine,
+        go_through(installation, engine),
+        pytest.raises(OperationalError) as caught,
+    ):
+        installation.ingest(MARCH)
     assert "raise it for this role" in str(caught.value)
     assert read_column(installation.engine, STORED) == [0]
     with installation.engine.begin() as connection:
@@ -207,9 +215,7 @@ def test_b7_a_slow_provider_costs_no_session_that_may_not_idle_in_a_transaction(
 
 
 @pytest.mark.owner
-def test_b18_versions_follow_the_order_of_commits_not_of_beginnings(
-    installation: Disturbed, engine: Engine
-) -> None:
+def test_b18_versions_follow_the_order_of_commits_not_of_beginnings(engine: Engine) -> None:
     """A run whose transaction began first and ended last is newer to readers than the other."""
     early, late = Disturbed(engine, ["BTC-USD"]), Disturbed(engine, ["ETH-USD"])
     early.prepare()
@@ -258,8 +264,7 @@ def take_all_slots(database_url: str) -> Iterator[int]:
     try:
         while True:
             taken.append(psycopg2.connect(address.render_as_string(hide_password=False)))
-    except psycopg2.OperationalError as error:
-        assert "too many clients" in str(error) or "connection slots" in str(error)
+    except psycopg2.OperationalError:
         yield len(taken)
     finally:
         for connection in taken:
@@ -310,7 +315,7 @@ HEAL = "DROP FUNCTION market_data.hurt() CASCADE; DROP SEQUENCE market_data.trie
 def test_b4_a_wave_that_lost_a_conflict_is_written_again_as_a_whole(
     state: str, installation: Disturbed
 ) -> None:
-    """Serialisation, deadlock, lock and statement: what passes is tried again, and then it is in."""
+    """Serialisation, deadlock, lock and statement: what passes is tried again, and is in."""
     with installation.engine.begin() as connection:
         connection.exec_driver_sql(injure(state))
     installation.ingest(MARCH)

@@ -97,7 +97,7 @@ def test_b10_a_full_disk_for_tables_loses_the_wave_alone_and_is_told(
         assert read_column(opened, STORED) == before
         filler.unlink()
         subprocess.run(["mount", "-o", "remount,size=50m", folder], check=True)
-        installation.recover()
+        installation.recover(days=300)
         execute(server, f"ALTER TABLE {BARS} SET TABLESPACE pg_default", "DROP TABLESPACE small")
 
 

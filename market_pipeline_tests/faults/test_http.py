@@ -44,7 +44,8 @@ def test_g4_a_client_that_goes_away_ends_no_run_and_keeps_no_connection(
         wait_for(lambda: read_column(engine, ENDED), WAIT_SECONDS, "its end", server)
         assert read_column(engine, ENDED) == ["ok"]
         (run_id,) = read_column(engine, runs)
-        assert client.get(f"/api/ingest/{run_id}").json()["status"] == "success"
+        told = f"/api/ingest/{run_id}"
+        wait_for(lambda: client.get(told).json()["status"] == "success", WAIT_SECONDS, "its answer")
         assert _count_connections(server.process.pid, address[1]) <= 1
     assert_invariants(engine, is_repaired=True, is_closed=True)
 
@@ -88,5 +89,3 @@ def _is_open(client: httpx.Client) -> bool:
     except OSError:
         return False
     return True
-
-

@@ -22,8 +22,7 @@ BREACHES = {
         f"INSERT INTO {BARS} SELECT * FROM {BARS} LIMIT 1"
     ),
     "an index is not valid": (
-        "UPDATE pg_index SET indisvalid = false"
-        f" WHERE indexrelid = '{BARS}_pkey'::regclass"
+        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{BARS}_pkey'::regclass"
     ),
     "the ledger and the bars of a series disagree": (
         "UPDATE market_data.market_coverage SET watermark = watermark + interval '1 day'"

@@ -26,7 +26,8 @@ PRICES = b"'market_snapshot'"
 PAIRS = b"'market_comparison'"
 STATISTICS = b"'market_roi_statistic'"
 CLAIMS = b"nextval('market_data.fetch_claim_seq')"
-GIVEN_BACK = b"DELETE FROM market_data.fetch_claim WHERE"
+# Alone in its transaction, unlike the one of a wave.
+GIVEN_BACK = rb"BEGIN\0Q.{4}\s*DELETE FROM market_data.fetch_claim"
 
 
 @pytest.mark.usefixtures("impatient")

@@ -15,8 +15,8 @@ from market_pipeline_tests.faults.invariants import assert_invariants
 from market_pipeline_tests.ingestion.installation import MARCH
 
 SESSIONS = "SELECT count(*)::int FROM pg_stat_activity WHERE datname = current_database()"
-DIGEST = """SELECT md5(string_agg(bar::text, ',' ORDER BY bar)) FROM market_data.market_aggregate bar
-    WHERE is_final AND open_time < '2024-03-10'"""
+DIGEST = """SELECT md5(string_agg(bar::text, ',' ORDER BY bar))
+    FROM market_data.market_aggregate bar WHERE is_final AND open_time < '2024-03-10'"""
 WARM_UP, LEAST_RUNS = 10, 20
 MOST_GROWTH_BYTES = 40 << 20
 

@@ -47,11 +47,13 @@ def test_i2_an_upgrade_that_is_killed_half_way_leaves_the_old_tables_and_goes_on
     """All steps are one transaction: the first are done, a later one waits, and then kill -9."""
     before, columns = read_revision(old), read_column(old, COLUMNS)
     bars = read_column(old, "SELECT count(*) FROM market_data.market_aggregate")
-    with hold_up_writers(database_url, "market_data.market"):
-        with run_in_background(UPGRADE, project_environment, tmp_path) as child:
-            wait_for(lambda: read_column(old, WAITING), WAIT_SECONDS, "a step that waits", child)
-            child.process.kill()
-            child.process.wait(WAIT_SECONDS)
+    with (
+        hold_up_writers(database_url, "market_data.market"),
+        run_in_background(UPGRADE, project_environment, tmp_path) as child,
+    ):
+        wait_for(lambda: read_column(old, WAITING), WAIT_SECONDS, "a step that waits", child)
+        child.process.kill()
+        child.process.wait(WAIT_SECONDS)
     wait_for(lambda: not read_column(old, WAITING), WAIT_SECONDS, "the end of its session")
     assert (read_revision(old), read_column(old, COLUMNS)) == (before, columns)
     assert command("db", "upgrade").returncode == 0
@@ -128,6 +130,6 @@ def test_i1_an_upgrade_that_gets_no_lock_gives_up_in_words_and_changes_nothing(
     before = read_revision(old)
     with old.connect() as export:
         export.execute(text("SELECT count(*) FROM market_data.market"))
-        with pytest.raises(StorageError, match="nothing was changed: .* lock timeout"):
+        with pytest.raises(StorageError, match=r"nothing was changed: .* lock timeout"):
             schema.upgrade_schema(old)
     assert read_revision(old) == before

@@ -81,7 +81,7 @@ class Installation:
 
     def _compute(self, run: Run, request: Request, routes: list[Route]) -> None:
         reader = MarketReader(self.engine, request, routes)
-        prices = _call(assets.market_snapshots, reader)
+        prices = _call(assets.market_snapshots, reader).value
         write_rows(self.engine, run, market_snapshot, prices.rows, "ok")
         self._keep(run, market_comparison, _call(assets.market_comparisons, reader))
         self._keep(run, market_roi_statistic, _call(assets.market_roi_statistics, reader))

@@ -20,7 +20,7 @@ from market_pipeline.storage.tables import ingestion_run, ingestion_run_market, 
 
 _RANK = {"ok": 0, "partial": 1, "failed": 2}
 CHANGES = ("inserted", "updated", "unchanged")
-_ADDED = (*CHANGES, *(f"derived_{name}" for name in CHANGES), "revised", "spikes")
+_ADDED = ("received", *CHANGES, *(f"derived_{name}" for name in CHANGES), "revised", "spikes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,6 @@ def _describe_additions(new: Any, names: frozenset[str]) -> dict[str, Any]:
     changes |= {name: receipt[name] + new[name] for name in _ADDED if name in names}
     for name in names & {"first_version", "watermark_before"}:
         changes[name] = func.coalesce(receipt[name], new[name])
-    changes["received"] = func.greatest(receipt["received"], new["received"])
     if "last_version" in names:
         changes["last_version"] = func.coalesce(new["last_version"], receipt["last_version"])
     return changes

@@ -63,11 +63,13 @@ def _apply_unlocked(engine: Engine) -> None:
     """Apply what is missing, and begin anew where a table is in use, so that no queue forms."""
     for left in reversed(range(_TRIES)):
         try:
-            return _apply(engine)
+            _apply(engine)
         except OperationalError as error:
             if not left or getattr(error.orig, "pgcode", None) != "55P03":
                 raise
             time.sleep(_PAUSE_SECONDS)
+        else:
+            return
 
 
 def _apply(engine: Engine) -> None:
