@@ -40,6 +40,9 @@ LASTING: Mapping[str, str] = {
     "a bar was written by a run that has no receipt of it": """
         SELECT DISTINCT market_id, run_id FROM market_data.market_aggregate
         EXCEPT SELECT market_id, run_id FROM market_data.ingestion_run_market""",
+    "a request was noted without the receipt of its market": """
+        SELECT DISTINCT market_id, run_id FROM market_data.ingestion_request
+        EXCEPT SELECT market_id, run_id FROM market_data.ingestion_run_market""",
     "a version of bars is not noted": """
         SELECT DISTINCT bar.market_id, interval, dataset_version
         FROM market_data.market_aggregate bar WHERE NOT EXISTS (

@@ -33,6 +33,9 @@ BREACHES = {
     "a bar was written by a run that has no receipt of it": (
         f"UPDATE {BARS} SET run_id = gen_random_uuid() WHERE {LAST}"
     ),
+    "a request was noted without the receipt of its market": (
+        "DELETE FROM market_data.ingestion_run_market"
+    ),
     "a version of bars is not noted": "DELETE FROM market_data.dataset_version",
     "readers are not told of a market's newest bars": (
         "UPDATE market_data.market_stamp SET version = 0"

@@ -43,6 +43,11 @@ _UNREACHABLE = "PostgreSQL cannot be reached", "check the address, and that the 
 _REFUSED = "PostgreSQL refuses the connection", "correct DATABASE_URL, or the server's settings"
 _LOST = "the connection to PostgreSQL broke", "start it if it is down"
 _UNKNOWN = "PostgreSQL failed", "see its log"
+# libpq has no words where it gets no socket.
+_SPEECHLESS = (
+    "no connection to PostgreSQL could be made, as if this process had too many open files",
+    "raise its limit (ulimit -n)",
+)
 # A connection that is refused has no SQLSTATE in psycopg2.
 _REFUSALS = {
     "too many clients": "53300",
@@ -70,7 +75,7 @@ def explain_failure(error: DBAPIError | psycopg2.Error) -> str:
     # Without the line of the statement that the driver shows below it.
     diagnosis = getattr(getattr(orig, "diag", None), "message_primary", None)
     said = " ".join((diagnosis or str(orig)).split())
-    found = f"{cause} ({said})" if cause else said
+    found = f"{cause} ({said})" if cause and said else cause or said
     return f"{found}: {cure}, {_AGAIN}"
 
 
@@ -134,6 +139,8 @@ def _explain_words(said: str) -> tuple[str, str]:
     for words, code in _REFUSALS.items():
         if words in said:
             return _EXPLAINED[code]
+    if not said.strip():
+        return _SPEECHLESS
     if "connection to server" in said or "could not translate host" in said:
         return _REFUSED if "FATAL" in said else _UNREACHABLE
     return _LOST if "connection" in said else _UNKNOWN

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psycopg2
 import pytest
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import OperationalError
@@ -11,7 +12,12 @@ from sqlalchemy.exc import OperationalError
 from market_pipeline.domain.errors import DatabaseUnreachableError
 from market_pipeline.storage.server import engine as engine_module
 from market_pipeline.storage.server.engine import DatabaseAddress, check_database, open_engine
-from market_pipeline.storage.server.failures import find_failure, open_cursor, summarise_failure
+from market_pipeline.storage.server.failures import (
+    explain_failure,
+    find_failure,
+    open_cursor,
+    summarise_failure,
+)
 
 
 @contextmanager
@@ -105,6 +111,13 @@ def test_a_server_that_is_not_there_is_told() -> None:
     nowhere = open_engine(DatabaseAddress(url, is_embedded=False))
     with told("cannot be reached", "check the address, and that the server runs"):
         nowhere.connect()
+
+
+def test_j1_a_driver_without_words_is_told_as_what_it_is() -> None:
+    """It says nothing at all where the process may open no socket."""
+    told = explain_failure(psycopg2.OperationalError(""))
+    assert "too many open files: raise its limit (ulimit -n), then run again" in told
+    assert "()" not in told
 
 
 def test_a_summary_leaves_out_what_the_server_said(engine: Engine) -> None:
