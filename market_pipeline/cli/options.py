@@ -92,7 +92,9 @@ TO = click.option(
 def parse_beginning(text: str) -> str:
     """Return the beginning of an id, four characters or more, in lower case."""
     if not _BEGINNING.fullmatch(text.lower()):
-        raise SettingError("expected an id, or 4 or more characters of its beginning")
+        raise click.BadParameter(
+            f"{shorten(text)!r}: expected an id, or 4 or more characters of its beginning"
+        )
     return text.lower()
 
 

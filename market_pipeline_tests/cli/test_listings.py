@@ -110,7 +110,7 @@ def test_the_beginning_of_an_id_is_enough(troubled: Engine, command: Command) ->
     none = command("runs", "show", "0000ffff")
     assert (none.returncode, "`market-pipeline runs` lists them" in none.stderr) == (1, True)
     wrong = command("runs", "show", "no%")
-    assert (wrong.returncode, "4 or more characters" in wrong.stderr) == (1, True)
+    assert (wrong.returncode, "4 or more characters" in wrong.stderr) == (2, True)
 
 
 def test_an_error_names_the_next_command(engine: Engine, command: Command) -> None:
