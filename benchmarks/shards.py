@@ -32,7 +32,7 @@ from market_pipeline.ingestion.drive import BarStream
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
 
-MARKETS, FETCH_WORKERS = 2_000, 4
+MARKETS, FETCH_WORKERS, HISTORY_DAYS = 2_000, 4, 40
 _ROOT = Path(__file__).resolve().parents[1]
 _FIGURES = (
     "two_shards_vs_one", "worker_cpu_ms_per_market", "server_cpu_ms_per_market",
@@ -55,6 +55,10 @@ class Costs:
     lock_ms: float
     run_seconds: float = 2.0
     calls: float = 3.0
+
+
+# Processor times by this benchmark, the lock by merge_lock_ms_per_market on a quieter machine.
+MEASURED = Costs(worker_ms=2.7, server_ms=0.46, lock_ms=0.43)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,22 @@ def forecast(
     return Forecast(seconds, limit, shares["the merge lock"], shares["the database's processor"])
 
 
+def build_table() -> list[str]:
+    """Return the table of docs/scaling.md: what the model says at sizes that were not tried."""
+    lines = [
+        "| markets | shards | a tick | busiest | merge lock | database |",
+        "|---|---|---|---|---|---|",
+    ]
+    for markets in (1_000, 10_000, 100_000):
+        for shards in (1, 2, 4, 8, 16):
+            told = forecast(MEASURED, markets, shards)
+            lines.append(
+                f"| {markets:,} | {shards} | {told.seconds:.0f} s | {told.limit} | "
+                f"{told.lock_share:.0%} | {told.server_share:.0%} |"
+            )
+    return lines
+
+
 def _find_throughput(delay: float, services: list[float], customers: int) -> float:
     """Return markets a second, by exact mean value analysis of a closed network."""
     queues, rate = [0.0] * len(services), 0.0
@@ -118,8 +138,8 @@ def _find_throughput(delay: float, services: list[float], customers: int) -> flo
 def measure(bench: Bench, wanted: frozenset[str]) -> Iterator[Figure]:
     """Yield what two workers gain, and what a market costs worker, server and lock."""
     with open_runs(bench, "shards", MARKETS) as runs:
-        bench.report(f"making a year of {MARKETS:,} markets")
-        runs.make_history()
+        bench.report(f"making {HISTORY_DAYS} days of {MARKETS:,} markets")
+        runs.make_history(HISTORY_DAYS)
         yield from _measure_costs(runs, bench, wanted)
         if "two_shards_vs_one" in wanted:
             ways = [_build_way(runs, "one", 1), _build_way(runs, "two", 2)]
@@ -209,4 +229,7 @@ def _run_shard(url: str, now: str, shard: str, shards: str, markets: str) -> Non
 
 
 if __name__ == "__main__":
-    _run_shard(*sys.argv[1:])
+    if len(sys.argv) > 1:
+        _run_shard(*sys.argv[1:])
+    else:
+        print("\n".join(build_table()))  # noqa: T201 - the table of docs/scaling.md

@@ -84,11 +84,11 @@ class Runs:
         found = [self.provider.find_market(symbol) for symbol in self.symbols]
         return [(self.provider, market) for market in found if market is not None]
 
-    def make_history(self) -> None:
-        """Store a year of bars of each market, as runs would have."""
+    def make_history(self, days: int = HISTORY_DAYS) -> None:
+        """Store so many days of bars of each market, as runs would have."""
         with_run = self.open_stream([])
         write_markets(self.database.engine, with_run.run, [market for _, market in self.routes])
-        first = (_NOW - timedelta(days=HISTORY_DAYS)).replace(hour=0, minute=0)
+        first = (_NOW - timedelta(days=days)).replace(hour=0, minute=0)
         span = {"first": first.isoformat(), "last": _NOW.replace(minute=0).isoformat()}
         for statement in _HISTORY:  # by psql, which waits as long as it takes
             self.database.run_psql("-c", statement.format(**span))

@@ -17,6 +17,7 @@ from benchmarks.database import Database
 from benchmarks.figures import Target
 from benchmarks.rivals import COLUMNS, stamp_bars
 from benchmarks.rounds import Way, compare
+from benchmarks.shards import Costs, build_table, forecast
 from benchmarks.write_path import count_dead_rows
 from market_pipeline_tests.commands import COMMAND_SECONDS
 
@@ -78,6 +79,25 @@ def test_history_is_planned_filled_read_and_restated(tmp_path: Path) -> None:
     figures = json.loads(output.read_text())
     assert {figure["name"] for figure in figures} == names
     assert all(figure["value"] > 0 for figure in figures)
+
+
+def test_the_page_on_scaling_shows_what_the_model_says() -> None:
+    """`python -m benchmarks.shards` prints the table that stands there."""
+    assert "\n".join(build_table()) in (ROOT / "docs/scaling.md").read_text()
+
+
+def test_the_model_of_shards_keeps_to_its_bounds() -> None:
+    """One shard waits for nobody, many are as fast as what they share, no provider is overtaken."""
+    costs = Costs(worker_ms=3.0, server_ms=0.4, lock_ms=0.5, run_seconds=0, calls=2)
+    alone = forecast(costs, 1_000, 1, server_cores=2)
+    assert alone.seconds == pytest.approx(3.5)  # its own work, and the lock without a queue
+    assert alone.limit == "the workers"
+    crowd = forecast(costs, 1_000, 200, server_cores=2)
+    assert crowd.seconds == pytest.approx(0.5, rel=0.01)
+    assert (crowd.limit, round(crowd.lock_share, 2)) == ("the merge lock", 1.0)
+    assert 1.7 < alone.seconds / forecast(costs, 1_000, 2).seconds < 2
+    asked = forecast(costs, 1_000, 8, calls_per_second=10)
+    assert (asked.seconds, asked.limit) == (200.0, "the provider")
 
 
 def test_unknown_figure_is_refused_before_anything_is_measured(tmp_path: Path) -> None:

@@ -61,6 +61,77 @@ def test_compose_gives_the_proxy_every_variable_of_its_template() -> None:
     assert named == set(COMPOSE["services"]["proxy"]["environment"])
 
 
+def test_the_instance_of_several_machines_differs_only_where_it_says_so() -> None:
+    """What is improved in one dagster.yaml must not be forgotten in the other."""
+    one = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    many = yaml.safe_load((DEPLOY / "celery/dagster.yaml").read_text())
+    assert many["storage"]["custom"].pop("class") == "SharedStorage"
+    assert one["storage"]["custom"].pop("class") == "PipelineStorage"
+    del many["run_launcher"], many["compute_logs"], one["compute_logs"]
+    for name in ("start_timeout_seconds", "max_resume_run_attempts"):
+        one["run_monitoring"].pop(name, None)
+        del many["run_monitoring"][name]
+    runs, pools = many["concurrency"]["runs"], many["concurrency"]["pools"]
+    assert pools["default_limit"] == runs["max_concurrent_runs"], "all shards may fetch at once"
+    for part in (one["concurrency"]["pools"], pools):
+        del part["default_limit"]
+    del one["concurrency"]["runs"], many["concurrency"]["runs"]
+    assert many == one
+
+
+def test_workers_are_set_by_settings_that_exist_and_agree_with_the_instance() -> None:
+    """The broker's time-out must be the same for who hands over and who takes."""
+    celery: dict[str, Any] = yaml.safe_load((DEPLOY / "celery/compose.yaml").read_text())
+    own = {"CELERY_BROKER_URL", "CELERY_RESULT_URL", "PYTHONPATH"}
+    assert set(celery["services"]["worker"]["environment"]) <= NAMES | own
+    assert set(celery["services"]["web"]["environment"]) <= NAMES | own
+    assert "noeviction" in celery["services"]["broker"]["command"]
+    instance = yaml.safe_load((DEPLOY / "celery/dagster.yaml").read_text())
+    options = instance["run_launcher"]["config"]["config_source"]["broker_transport_options"]
+    told = (DEPLOY / "celery/dagster_celery_config.py").read_text()
+    assert f"broker_transport_options = {json.dumps(options)}" in told
+    assert options["visibility_timeout"] > instance["run_monitoring"]["max_runtime_seconds"]
+
+
+KUBERNETES = [
+    document
+    for name in ("api", "migrate")
+    for document in yaml.safe_load_all((DEPLOY / f"kubernetes/{name}.yaml").read_text())
+]
+VALUES: dict[str, Any] = yaml.safe_load((DEPLOY / "kubernetes/values.yaml").read_text())
+
+
+def test_no_pod_runs_as_root_or_without_bounds() -> None:
+    """Ours and the chart's: not root, no more rights than at the start, a bound on memory."""
+    pods = [one["spec"]["template"]["spec"] for one in KUBERNETES if one["kind"] != "Service"]
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in (*pod["containers"], *pod.get("initContainers", ())):
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["resources"]["limits"]["memory"]
+    (code,) = VALUES["dagster-user-deployments"]["deployments"]
+    for part in (code, VALUES["dagsterWebserver"], VALUES["dagsterDaemon"]):
+        assert part["podSecurityContext"]["runAsNonRoot"] is True
+        assert part["securityContext"]["allowPrivilegeEscalation"] is False
+        assert part["resources"]["limits"]["memory"]
+    launched = VALUES["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]
+    assert launched["podSpecConfig"]["securityContext"]["runAsNonRoot"] is True
+    assert launched["containerConfig"]["resources"]["limits"]["memory"]
+
+
+def test_the_chart_is_set_by_settings_that_exist_and_one_image() -> None:
+    """All processes have the same code; a variable with a slip in its name would be unset."""
+    (code,) = VALUES["dagster-user-deployments"]["deployments"]
+    assert set(code["env"]) <= NAMES
+    image = f"{code['image']['repository']}:{code['image']['tag']}"
+    assert VALUES["dagsterWebserver"]["image"] == VALUES["dagsterDaemon"]["image"] == code["image"]
+    pods = [one["spec"]["template"]["spec"] for one in KUBERNETES if one["kind"] != "Service"]
+    for pod in pods:
+        for container in (*pod["containers"], *pod.get("initContainers", ())):
+            assert container["image"] == image
+            assert {one["name"] for one in container.get("env", ())} <= NAMES
+
+
 def test_units_and_services_start_the_same_commands() -> None:
     """Under systemd and compose the three parts are run alike, but for the address."""
     for part in ("web", "daemon", "api"):

@@ -2,11 +2,11 @@
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import click
 
 from market_pipeline.cli.database import open_database
+from market_pipeline.cli.options import choose_id, make_id_argument
 from market_pipeline.cli.show import AS_JSON, print_json, print_rows
 from market_pipeline.domain.errors import PipelineError
 
@@ -59,12 +59,18 @@ def list_alerts(with_resolved: bool, limit: int, as_json: bool) -> None:
 
 
 @alerts.command()
-@click.argument("alert_id", type=click.UUID)
-def ack(alert_id: UUID) -> None:
-    """Take ALERT_ID on: no more reminders of it, and one that is no state ends."""
-    from market_pipeline.alerting.raising import acknowledge
+@make_id_argument("ALERT_ID")
+def ack(beginning: str) -> None:
+    """Take ALERT_ID on: no more reminders of it, and one that is no state ends.
 
+    The beginning of an id is enough.
+    """
+    from market_pipeline.alerting.raising import acknowledge
+    from market_pipeline.storage.ledgers import alert
+
+    listing = "market-pipeline alerts list"
     with open_database() as engine, engine.begin() as connection:
+        alert_id = choose_id(connection, alert.c.alert_id, beginning, "alert", listing)
         is_known = acknowledge(connection, alert_id, datetime.now(UTC))
     if not is_known:
         raise PipelineError(

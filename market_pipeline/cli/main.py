@@ -20,9 +20,15 @@ from market_pipeline.cli.plan import backfill, coverage, plan
 from market_pipeline.cli.providers import providers
 from market_pipeline.cli.quarantine import quarantine
 from market_pipeline.cli.runs import runs
+from market_pipeline.cli.shell import completion, open_dashboard
 from market_pipeline.cli.web import dagster_dev, serve, web
 from market_pipeline.cli.why import diff, why
-from market_pipeline.domain.errors import PipelineError
+from market_pipeline.domain.errors import (
+    HistoryRequestError,
+    PipelineError,
+    SettingError,
+    UnknownMarketError,
+)
 from market_pipeline.observability.logs import configure_logs
 from market_pipeline.observability.redaction import redact
 from market_pipeline.settings import find_project_dir, load_dotenv
@@ -38,6 +44,9 @@ Settings are environment variables, also read from .env in this folder; docs/set
 """
 
 
+_COMMAND_NAMED = "`market-pipeline"
+
+
 class _Command(click.Group):
     """A group that lists its commands in the order of use, and ends deliberate errors in a line."""
 
@@ -49,13 +58,21 @@ class _Command(click.Group):
         try:
             return super().invoke(ctx)
         except PipelineError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {_name_next(error, ctx.invoked_subcommand)}", err=True)
             ctx.exit(1)
         except Exception as error:
             if not _is_database_failure(error):
                 raise
             click.echo(f"Error: {redact(str(error))}", err=True)
             ctx.exit(1)
+
+
+def _name_next(error: PipelineError, command: str | None) -> str:
+    """Return what an error says, with the command's help where it names no command to type."""
+    is_asked_wrongly = isinstance(error, SettingError | HistoryRequestError | UnknownMarketError)
+    if not is_asked_wrongly or _COMMAND_NAMED in str(error):
+        return str(error)
+    return f"{error} ({_COMMAND_NAMED} {command} --help`)"
 
 
 def _is_database_failure(error: Exception) -> bool:
@@ -94,6 +111,7 @@ def init() -> None:
 
 for command in (
     ingest, plan, backfill, coverage, runs, diff, why, agreement, quarantine, events, export,
-    markets, providers, alerts, serve, mcp, web, dev, dagster_dev, db,
+    markets, providers, alerts, serve, open_dashboard, mcp, web, dev, dagster_dev, db,
+    completion,
 ):  # fmt: skip
     main.add_command(command)

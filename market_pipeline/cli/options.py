@@ -1,14 +1,21 @@
 """Options that several commands share, checked as they are read."""
 
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from market_pipeline.domain.errors import SettingError
+from market_pipeline.domain.errors import PipelineError, SettingError
 from market_pipeline.domain.symbols import parse_symbols
 from market_pipeline.settings import name_errors, parse_provider_names, shorten, split_list
 
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sqlalchemy import Column, Connection
+
+_BEGINNING = re.compile(r"[0-9a-f-]{4,36}")
 Check = Callable[[click.Context, click.Parameter, str | None], object]
 
 
@@ -54,6 +61,14 @@ def check_span(history_from: str | None, history_to: str | None) -> None:
         raise SettingError(f"--from {history_from} is not before --to {history_to}")
 
 
+def _complete_provider(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    """Return the installed providers that begin so."""
+    del ctx, parameter
+    from market_pipeline.providers.registry import list_provider_names
+
+    return [name for name in list_provider_names() if name.startswith(begun)]
+
+
 SYMBOLS = _make_symbols_option("Symbols separated by commas; default INGESTION_MARKETS.")
 STORED_SYMBOLS = _make_symbols_option(
     "Stored markets separated by commas, BTC-USD or yahoo:BTC-USD; default all."
@@ -62,6 +77,7 @@ PROVIDER = click.option(
     "--provider",
     metavar="LIST",
     callback=check_with(lambda text: ",".join(parse_provider_names(text))),
+    shell_complete=_complete_provider,
     help="Provider, or several in order of preference; default INGESTION_PROVIDER.",
 )
 TO = click.option(
@@ -71,6 +87,52 @@ TO = click.option(
     callback=check_with(parse_time),
     help="ISO 8601 time at which the history ends; default now.",
 )
+
+
+def parse_beginning(text: str) -> str:
+    """Return the beginning of an id, four characters or more, in lower case."""
+    if not _BEGINNING.fullmatch(text.lower()):
+        raise SettingError("expected an id, or 4 or more characters of its beginning")
+    return text.lower()
+
+
+def make_id_argument(
+    metavar: str, is_required: bool = True
+) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    """Return the argument ``beginning``: an id, or what it begins with."""
+    return click.argument(
+        "beginning", metavar=metavar, required=is_required, callback=check_with(parse_beginning)
+    )
+
+
+def choose_id(
+    connection: "Connection", column: "Column[Any]", beginning: str, thing: str, command: str
+) -> "UUID":
+    """Return the one id in a column that begins so.
+
+    Args:
+        connection: Any.
+        column: Of ids.
+        beginning: As of :func:`parse_beginning`.
+        thing: What has the id, in a word.
+        command: What lists them.
+
+    Raises:
+        PipelineError: None does, or several do: names them.
+    """
+    from market_pipeline.storage.rows import find_ids
+
+    found = find_ids(connection, column, beginning)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise PipelineError(
+            f"no {thing} has an id that begins with {beginning}: `{command}` lists them"
+        )
+    names = ", ".join(map(str, found[:3]))
+    raise PipelineError(
+        f"{beginning} is the beginning of several ids, such as {names}: give more of it"
+    )
 
 
 def make_from_option(is_required: bool) -> Callable[[Callable[..., object]], Callable[..., object]]:

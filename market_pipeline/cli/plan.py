@@ -139,7 +139,7 @@ def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_jso
     with open_database() as engine, engine.connect() as connection:
         of = None if symbols is None else find_market_ids(connection, symbols)
         listed = {
-            "coverage": list_coverage(connection, of),
+            "coverage": [_put_first(row) for row in list_coverage(connection, of)],
             "holes": list_holes(connection, of),
             "never_asked": list_never_asked(connection, of),
             "backfills": _price_backfills(connection, of),
@@ -160,6 +160,12 @@ def coverage(ctx: click.Context, symbols: list[str] | None, verify: bool, as_jso
             more = f" {spans:,} spans were never asked for." if spans else ""
             click.echo(f"The ledger and the bars agree.{more}")
     ctx.exit(EXIT_PARTIAL if wrong else 0)
+
+
+def _put_first(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with the columns first that matter most."""
+    names = ("symbol", "provider", "interval", "bars", "n_holes", "n_never_asked", "final_to")
+    return {name: row[name] for name in dict.fromkeys((*names, "first_bar_at", *row))}
 
 
 def show_older(rows: Sequence[Mapping[str, Any]]) -> None:

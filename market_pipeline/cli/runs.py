@@ -8,6 +8,7 @@ from uuid import UUID
 
 import click
 
+from market_pipeline.cli.options import choose_id, make_id_argument
 from market_pipeline.cli.show import AS_JSON, format_cell, print_json, print_rows
 from market_pipeline.domain.errors import PipelineError
 from market_pipeline.observability.logs import get_logger
@@ -30,14 +31,14 @@ _COUNTS = (
     "derived_updated", "quarantined", "holes_left", "calls",
 )  # fmt: skip
 _LISTED = (
-    "run_id", "trigger", "provider", "started_at", "outcome", "ok", "markets", "inserted",
-    "updated", "revised", "quarantined", "holes_left", "rows_written",
+    "run_id", "started_at", "outcome", "ok", "markets", "inserted", "holes_left", "quarantined",
+    "updated", "trigger", "provider", "revised", "rows_written",
 )  # fmt: skip
 _EPILOG = """\b
 Examples:
   market-pipeline runs
   market-pipeline runs show                                       # the last one
-  market-pipeline runs show 61ba452b-da3a-4122-9e19-fd75835cdc11
+  market-pipeline runs show 61ba452b                              # the beginning of its id
 """
 
 
@@ -73,25 +74,29 @@ def runs(ctx: click.Context, limit: int, as_json: bool) -> None:
 
 
 @runs.command(short_help="Show what a run wrote.")
-@click.argument("run_id", required=False, type=click.UUID)
+@make_id_argument("[RUN_ID]", is_required=False)
 @AS_JSON
-def show(run_id: UUID | None, as_json: bool) -> None:
+def show(beginning: str | None, as_json: bool) -> None:
     """Show what a run wrote, by market and by table; without RUN_ID, the last one.
+
+    The beginning of an id is enough.
 
     Bars inserted, updated and unchanged are those that were fetched; derived ones are days and
     weeks built from them. Holes left are those in the run's own window, when it ended.
     """
     from market_pipeline.cli.database import open_database
     from market_pipeline.storage.runs.receipts import read_last_run_id
+    from market_pipeline.storage.tables import ingestion_run
 
     with open_database() as engine, engine.connect() as connection:
-        chosen = run_id or read_last_run_id(connection)
+        chosen = (
+            choose_id(connection, ingestion_run.c.run_id, beginning, "run", "market-pipeline runs")
+            if beginning
+            else read_last_run_id(connection)
+        )
     if chosen is None:
         raise PipelineError(_NONE_YET)
-    if show_run(chosen, as_json) is None:
-        raise PipelineError(
-            f"run {chosen} has no receipt: `market-pipeline runs` lists the receipts"
-        )
+    show_run(chosen, as_json)
 
 
 def finish_run(run_id: UUID, causes: Sequence[str], as_json: bool, *, has_failed: bool) -> int:

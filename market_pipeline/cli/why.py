@@ -51,7 +51,7 @@ def diff(versions: str, symbols: list[str] | None, limit: int | None, as_json: b
         return
     print_rows("Changed bars", changes.rows)
     more = changes.total - len(changes.rows)
-    hint = f"; {more:,} more are not shown: use --limit or --json" if more else ""
+    hint = f"; --limit shows {more:,} more" if more else ""
     click.echo(f"{changes.total:,} bars differ between version {older} and {newer}{hint}")
 
 

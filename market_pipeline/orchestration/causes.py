@@ -13,6 +13,7 @@ from market_pipeline.observability.redaction import redact
 
 _INTERRUPTED = "DagsterExecutionInterruptedError"
 _OUR_ERRORS = "market_pipeline."
+_FROM_OUTSIDE = "This run has been marked as failed from outside"
 
 
 @contextmanager
@@ -64,6 +65,26 @@ def describe_run_failure(event: dg.DagsterEvent) -> str:
     """Return why a run failed that no step explains."""
     error = getattr(event.event_specific_data, "error", None)
     return str(event.message) if error is None else describe_error(error)[1]
+
+
+def explain_run_failure(instance: dg.DagsterInstance, run_id: str, event: dg.DagsterEvent) -> str:
+    """Return why a run failed that no step explains, or what kept it from beginning.
+
+    A run that Dagster's queue could not hand over, as to a broker that is away, is marked as failed
+    without a reason. The reason is in the event before that.
+    """
+    if not str(event.message).startswith(_FROM_OUTSIDE):
+        return describe_run_failure(event)
+    kind = dg.DagsterEventType.ENGINE_EVENT
+    records = instance.get_records_for_run(run_id, of_type=kind, ascending=False).records
+    happened = [record.event_log_entry.dagster_event for record in records]
+    errors = [getattr(one and one.event_specific_data, "error", None) for one in happened]
+    known = next((error for error in errors if error is not None), None)
+    if known is None:
+        return describe_run_failure(event)
+    told = [known, known.cause or known.context]
+    text = "; cause: ".join(" ".join(error.message.split()) for error in told if error is not None)
+    return escape_controls(redact(text))
 
 
 def _find_innermost(error: Any) -> Any:

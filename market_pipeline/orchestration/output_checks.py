@@ -3,8 +3,7 @@
 They read what is stored, as a run computes nothing again whose inputs did not change.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
 import pandas as pd
@@ -47,7 +46,7 @@ def check_statistics(database: Database, _: Names) -> CheckResult:
 def check_comparisons(database: Database, _: Names) -> CheckResult:
     """No newest comparison of active markets is NULL because its bars cannot be trusted."""
     with database.engine.connect() as connection:
-        markets = pd.DataFrame(read_active_markets(connection))
+        markets = pd.DataFrame(read_active_markets(connection), columns=["market_id", "symbol"])
         pairs = choose_pairs(markets, read_statistics_settings().benchmarks).tolist()
         return _describe_masked(count_masked_comparisons(connection, pairs, _list_horizons()))
 
@@ -67,12 +66,11 @@ def check_cache(database: Database, names: Names) -> CheckResult:
 
 
 def _describe_masked(found: MaskedRows) -> CheckResult:
-    lines = [{"of": row["names"], **_pick(row, "horizon", "reason")} for row in found.examples]
+    lines = [
+        {"of": row["names"], "horizon": row["horizon"], "reason": row["reason"]}
+        for row in found.examples
+    ]
     return CheckResult({"rows": found.rows, "masked": found.masked}, lines)
-
-
-def _pick(row: Mapping[str, Any], *names: str) -> ReportRow:
-    return {name: row[name] for name in names}
 
 
 _CHECKS = {

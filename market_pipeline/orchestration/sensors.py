@@ -28,7 +28,7 @@ from market_pipeline.orchestration.automation import (
     ingest_job,
     is_schedule_on,
 )
-from market_pipeline.orchestration.causes import Cause, describe_run_failure, find_cause
+from market_pipeline.orchestration.causes import Cause, explain_run_failure, find_cause
 from market_pipeline.orchestration.dead_runs import DeadRunScan, end_dead_runs
 from market_pipeline.orchestration.executor import close_dead_receipts, close_receipt
 from market_pipeline.orchestration.resources import Providers
@@ -57,7 +57,8 @@ logger = logging.getLogger("market_pipeline.sensors")
 def run_failure_alert(context: dg.RunFailureSensorContext) -> None:
     """Raise an alert of every failed run, unless the run has raised a graver one itself."""
     run, causes = context.dagster_run, _list_causes(context)
-    reason = causes[0].text if causes else describe_run_failure(context.failure_event)
+    event = context.failure_event
+    reason = causes[0].text if causes else explain_run_failure(context.instance, run.run_id, event)
     finding = Finding(
         CHECK_FAILED if _is_check(causes) else RUN_FAILED,
         {run.job_name: reason},

@@ -24,7 +24,7 @@ from market_pipeline.domain.ticks import (
 )
 from market_pipeline.domain.triggers import TRIGGER_TAG
 from market_pipeline.ingestion.ticks import ASSETS, DERIVED
-from market_pipeline.orchestration.causes import describe_run_failure
+from market_pipeline.orchestration.causes import explain_run_failure
 from market_pipeline.orchestration.executor import close_receipt
 from market_pipeline.storage.runs.receipts import read_run
 from market_pipeline.storage.runs.ticks import Tick, end_tick, read_parts
@@ -124,7 +124,9 @@ def _find_error(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str | None:
     kinds = {DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_CANCELED}
     records = instance.get_records_for_run(run.run_id, of_type=kinds, ascending=False).records
     event = records[0].event_log_entry.dagster_event if records else None
-    return run.status.value.lower() if event is None else describe_run_failure(event)
+    if event is None:
+        return str(run.status.value).lower()
+    return explain_run_failure(instance, run.run_id, event)
 
 
 def _describe_failure(tick: Tick, failed: Sequence[Mapping[str, object]]) -> Finding:

@@ -112,11 +112,10 @@ def _refuse_unknown(connection: Connection, unknown: Sequence[str]) -> None:
 
 def build_unknown_error(connection: Connection, unknown: Sequence[str]) -> UnknownMarketError:
     """Return the error for names that no stored market has: what they are now, what there is."""
-    renamed = "; ".join(_list_renamed(connection, unknown))
-    return UnknownMarketError(
-        f"no stored market is called {', '.join(unknown)}: {renamed}{'; ' if renamed else ''}"
-        f"there is {shorten_list(read_primary_symbols(connection))}"
-    )
+    renamed, stored = _list_renamed(connection, unknown), read_primary_symbols(connection)
+    known = shorten_list(stored) if stored else "nothing yet: `market-pipeline ingest` stores some"
+    told = "; ".join([*renamed, f"there is {known}"])
+    return UnknownMarketError(f"no stored market is called {', '.join(unknown)}: {told}")
 
 
 def _list_renamed(connection: Connection, names: Sequence[str]) -> list[str]:

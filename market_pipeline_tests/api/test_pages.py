@@ -231,6 +231,48 @@ def test_a_run_lists_the_holes_that_its_receipt_counts(
     assert "No holes." not in healed
 
 
+def test_a_market_says_that_its_own_last_run_came_short(
+    client: TestClient, history: History
+) -> None:
+    """On its page and in the list, also when sixty runs of other markets came after it."""
+    key = add_market(history)
+    ended = {"outcome": "partial", "ended_at": datetime.now(UTC)}
+    run_id = add_receipt(history, key, started_at=datetime(2024, 1, 1, tzinfo=UTC), **ended)
+    row = {"market_id": key, "interval": "1h", "settled": "{}", "refreshed_by": run_id}
+    with history.engine.begin() as connection:
+        connection.execute(market_coverage.insert().values(row))
+    other = history.add_market("ETH-USD")
+    for _ in range(60):
+        add_receipt(history, other, **ended)
+    lines = client.get("/").text.partition("<tbody>")[2].split("</tr>")
+    (line,) = (line for line in lines if "BTC-USD" in line)
+    assert "! partial" in line
+    told = client.get("/markets/BTC-USD").text.partition("Last run of this market")
+    assert "! partial" in told[0]
+    assert str(run_id) in told[0]
+
+
+def test_a_receipt_of_many_markets_has_pages(client: TestClient, history: History) -> None:
+    """The first fifty markets, those that came short before the others; the rest follow."""
+    ended = {"ended_at": datetime.now(UTC), "outcome": "partial"}
+    run_id = add_receipt(history, history.add_market("ZZZ-USD"), **ended)
+    parts = [
+        {
+            "run_id": run_id, "market_id": history.add_market(f"M{at:03}-USD"), "outcome": "ok",
+            "received": 1, "inserted": 1, "updated": 0, "unchanged": 0,
+        }
+        for at in range(120)
+    ]  # fmt: skip
+    with history.engine.begin() as connection:
+        connection.execute(ingestion_run_market.insert(), parts)
+    page = client.get(f"/runs/{run_id}").text
+    assert "120 of 121 markets gave all their bars. ZZZ-USD:" in page
+    table = page.partition('id="receipt"')[2].partition("</table>")[0]
+    assert (table.count('scope="row"'), "ZZZ-USD" in table) == (50, True)
+    last = client.get(f"/runs/{run_id}?page=3").text.partition('id="receipt"')[2]
+    assert last.partition("</table>")[0].count('scope="row"') == 21
+
+
 def test_a_run_without_an_end_is_shown_by_whether_it_lives(
     client: TestClient, history: History
 ) -> None:

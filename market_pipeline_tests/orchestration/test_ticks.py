@@ -1,5 +1,6 @@
 """Ticks: several runs share a request, and one receipt speaks of them."""
 
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -8,6 +9,8 @@ from uuid import UUID, uuid4
 import dagster as dg
 import pytest
 from dagster import DagsterRunStatus
+from dagster._core.events import EngineEventData
+from dagster._utils.error import SerializableErrorInfo, serializable_error_info_from_exc_info
 from sqlalchemy import Engine
 
 from market_pipeline.definitions import build_definitions
@@ -65,9 +68,11 @@ class Daemon:
             ending.error = None if done.success else "its database was on fire"
         return UUID(run_id)
 
-    def record(self, request: dg.RunRequest, status: DagsterRunStatus, **tags: str) -> None:
+    def record(
+        self, request: dg.RunRequest, status: DagsterRunStatus, **tags: str
+    ) -> dg.DagsterRun:
         """Record a run that never came to a receipt."""
-        self.instance.add_run(
+        return self.instance.add_run(
             dg.DagsterRun(
                 "ingest", str(uuid4()), dict(request.run_config), status=status,
                 tags={**request.tags, **tags},
@@ -226,6 +231,34 @@ def test_a_run_that_never_began_is_told_with_its_reason(daemon: Daemon) -> None:
     later = ask(daemon.engine)
     daemon.carry_out()
     assert read(daemon.engine, read_run, later)["outcome"] == "ok"
+
+
+def call_broker() -> None:
+    """Fail as a client does whose broker is away."""
+    raise ConnectionError("no broker at 127.0.0.1:1") from OSError("refused")
+
+
+def catch_error(act: Callable[[], object]) -> SerializableErrorInfo:
+    """Return Dagster's record of what something fails of."""
+    try:
+        act()
+    except ConnectionError:
+        return serializable_error_info_from_exc_info(sys.exc_info())
+    raise AssertionError("it did not fail")
+
+
+def test_a_run_that_could_not_be_handed_over_says_what_was_away(daemon: Daemon) -> None:
+    """Dagster marks it as failed without a reason; the reason is in the event before that."""
+    tick_id = ask(daemon.engine, shards=2)
+    for request in daemon.look():
+        run = daemon.record(request, DagsterRunStatus.STARTING)
+        told = EngineEventData.engine_error(catch_error(call_broker))
+        daemon.instance.report_engine_event("Caught an error", run, told)
+        daemon.instance.report_run_failed(run)
+    daemon.carry_out()
+    error = read(daemon.engine, read_run, tick_id)["error"]
+    said = "ConnectionError: no broker at 127.0.0.1:1; cause: OSError: refused"
+    assert error == f"shard 1: {said}; shard 2: {said}"
 
 
 def test_a_retry_takes_its_originals_place(daemon: Daemon) -> None:

@@ -209,8 +209,8 @@ def test_a_broker_that_is_away_ends_the_tick_and_no_later_one(cluster: Cluster) 
         "SELECT message FROM market_data.alert WHERE kind = 'run_failed' AND cleared_at IS NULL"
     )
     ((message,),) = cluster.read(raised)
-    assert "4 of" in message or "5 of" in message
-    assert "Connection refused" in message, message
+    assert "5 of 5 runs failed" in message
+    assert f"connecting to 127.0.0.1:{cluster.broker.port}. Connection refused" in message, message
     cluster.broker.start()
     good = wait_for(
         lambda: cluster.project.run("market-pipeline", *INGEST).returncode == 0,
@@ -228,6 +228,4 @@ def test_a_worker_without_its_settings_does_not_start(cluster: Cluster, missing:
     del environment[missing]
     with run_in_background(command, environment, cluster.project.folder) as worker:
         assert worker.process.wait(WAIT_SECONDS) == 1
-        assert (
-            f"Error: {missing} is not set for this worker, which reads no .env" in worker.read_log()
-        )
+        assert f"Error: {missing} is not set for this worker" in worker.read_log()

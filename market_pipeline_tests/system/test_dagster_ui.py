@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from shutil import copy
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
 import yaml
 
+from market_pipeline.api.dagster_client import LOCATION
 from market_pipeline.definitions import defs
 from market_pipeline.providers.registry import list_provider_names
 from market_pipeline_tests.system.browser import (
@@ -31,7 +33,7 @@ from market_pipeline_tests.system.browser import (
 )
 from market_pipeline_tests.system.dagster_ui import DagsterUI, choose_port, open_dagster_ui
 from market_pipeline_tests.system.processes import wait_for
-from market_pipeline_tests.system.project import Project, make_project, read_query
+from market_pipeline_tests.system.project import ROOT, SCRIPTS, Project, make_project, read_query
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -41,6 +43,7 @@ pytestmark = pytest.mark.system
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
 RUN_SECONDS = 300.0
 FILL = "backfill_history"
+LOCATION_NAMES = "{ workspaceOrError { ... on Workspace { locationEntries { name } } } }"
 ASSETS = {
     "markets": "market",
     "market_aggregates": "market_aggregate",
@@ -199,3 +202,15 @@ def test_a_month_is_filled_by_a_command_that_names_the_module(visit: Visit) -> N
 
     assert run["status"] == "SUCCESS", visit.ui.services.read_last_words()
     assert "2024-07" in list_months(visit)
+
+
+def test_dg_dev_serves_the_same_location() -> None:
+    """What is switched or queued there is known to a daemon that reads workspace.yaml."""
+    with make_project() as project:
+        copy(ROOT / "pyproject.toml", project.folder)
+        (project.folder / "market_pipeline").symlink_to(ROOT / "market_pipeline")
+        port = choose_port()
+        command = [str(SCRIPTS / "dg"), "dev", "--port", str(port)]
+        with open_dagster_ui(command, port, project.environment, project.folder) as ui:
+            workspace = ui.query(LOCATION_NAMES)["workspaceOrError"]
+    assert [entry["name"] for entry in workspace["locationEntries"]] == [LOCATION]

@@ -41,6 +41,13 @@ def test_yaml_files_follow_the_published_schema(schema: str, file: str) -> None:
     assert code == 0, said
 
 
+@pytest.mark.parametrize("file", ["api.yaml", "migrate.yaml"])
+def test_kubernetes_accepts_every_manifest(file: str) -> None:
+    """By the schemas of its API, with no field that it does not know."""
+    code, said = run(SCRIPTS / "kubernetes-validate", "--strict", DEPLOY / "kubernetes" / file)
+    assert code == 0, said
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_systemd_accepts_every_unit(unit: Path, tmp_path: Path) -> None:
     """Its own verifier prints nothing once the programs are where they are looked for."""

@@ -70,7 +70,6 @@ def read_marks(
         return []
     start, length = bars[0]["open_time"], interval.duration
     fetched = find_fetched(interval)
-    single = fetched.duration
     gaps = read_never_asked(connection, [market_id]).get((market_id, fetched), [])
     refused = list_quarantine(connection, MOST_REFUSED, market_id=market_id, status="open")
     last = bars[-1]["open_time"]
@@ -84,7 +83,10 @@ def read_marks(
             for row in revised
         ),
         *(
-            Mark("quarantined", row["open_time"], row["open_time"] + single, _describe_refused(row))
+            # Of no length: it marks the bar that it lies in, also where it is off the grid.
+            Mark(
+                "quarantined", row["open_time"], row["open_time"] + _MOMENT, _describe_refused(row)
+            )
             for row in refused
             if row["interval"] == fetched and row["open_time"]
         ),

@@ -53,9 +53,9 @@ _OVERVIEW = text(f"""
 """)
 # Each market with what the coverage ledger counts of it.
 _LIST = text("""
-    SELECT symbol, provider, provider_market_id AS id, is_active AS active,
-        is_primary AS primary, preferred_at, calendar, coalesce(sum(bars), 0)::bigint AS bars,
-        min(first_bar_at) AS first_bar_at, max(watermark) AS final_to
+    SELECT symbol, provider, is_active AS active, is_primary AS primary, calendar,
+        coalesce(sum(bars), 0)::bigint AS bars, max(watermark) AS final_to,
+        min(first_bar_at) AS first_bar_at, preferred_at, provider_market_id AS id
     FROM market_data.market LEFT JOIN market_data.market_coverage USING (market_id)
     GROUP BY market_id ORDER BY symbol, provider, listed_from
 """)
