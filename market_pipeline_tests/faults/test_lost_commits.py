@@ -27,7 +27,7 @@ PAIRS = b"'market_comparison'"
 STATISTICS = b"'market_roi_statistic'"
 CLAIMS = b"nextval('market_data.fetch_claim_seq')"
 # Alone in its transaction, unlike the one of a wave.
-GIVEN_BACK = rb"BEGIN\0Q.{4}\s*DELETE FROM market_data.fetch_claim"
+GIVEN_BACK = rb"BEGIN[^\0]*\0Q.{4}\s*DELETE FROM market_data.fetch_claim"
 
 
 @pytest.mark.usefixtures("impatient")

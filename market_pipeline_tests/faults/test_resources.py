@@ -91,7 +91,7 @@ def fill(disk: Path) -> None:
 def test_j2_a_full_disk_for_logs_and_temporary_files_loses_no_bar(
     command: Command, engine: Engine, project_environment: Mapping[str, str], tmp_path: Path
 ) -> None:
-    """DAGSTER_HOME and /tmp of the run are on a full tmpfs: it fails or succeeds, both said."""
+    """DAGSTER_HOME and /tmp of the run are on a full tmpfs: 0 is said of a good run alone."""
     if os.geteuid() != 0:
         pytest.fail("mounting a tmpfs takes root")
     disk = tmp_path / "disk"
@@ -108,5 +108,5 @@ def test_j2_a_full_disk_for_logs_and_temporary_files_loses_no_bar(
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
     (outcome,) = read_column(engine, OUTCOMES) or ["none"]
-    assert (done.returncode == 0) == (outcome == "ok"), done.stderr
+    assert done.returncode != 0 or outcome == "ok", done.stderr
     repair(command, engine)
