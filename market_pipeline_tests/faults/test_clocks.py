@@ -56,6 +56,8 @@ def test_e11_a_year_that_begins_or_ends_at_a_leap_day_or_new_year_has_its_number
     assert read_column(engine, years) == [True, True]
 
 
+FINALS = f"""SELECT (symbol, interval, open_time, close)::text FROM {BARS}
+    JOIN market_data.market USING (market_id) WHERE is_final"""
 LIVE = ("ingest", "--symbols", "BTC-USD,SPX", "--lookback-days", "20")
 
 
@@ -76,19 +78,24 @@ FakeClock = tuple[Path, dict[str, str]]
 
 @pytest.mark.system
 def test_h3_clocks_that_differ_from_the_servers_by_minutes_change_nothing(
-    command: Command, engine: Engine, fake_clock: FakeClock
+    engine: Engine, fake_clock: FakeClock, project_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Runs before and behind take turns: order and leases are the server's, no bar goes back."""
+    """A run ahead and then one behind: leases and ends are the server's, no bar goes back."""
     file, variables = fake_clock
+    typed = [str(SCRIPTS / "market-pipeline"), *LIVE]
+    finals = []
     for offset in ("+5m", "-5m"):
         file.write_text(offset)
-        done = command(*LIVE, **variables)
-        assert done.returncode == 0, done.stderr
+        # Dagster's log readers outlive a run under a false clock, so nothing waits for a pipe.
+        with run_in_background(typed, {**project_environment, **variables}, tmp_path) as child:
+            assert child.process.wait(WAIT_SECONDS) == 0, child.read_last_words()
         assert_invariants(engine, is_repaired=True, is_closed=True)
-    versions = """SELECT count(*) FROM (SELECT version, lag(version) OVER (ORDER BY started_at) AS
-        before FROM market_data.dataset_version JOIN market_data.ingestion_run USING (run_id)) v
-        WHERE version < before"""
-    assert read_column(engine, versions) == [0]
+        finals.append(set(read_column(engine, FINALS)))
+    assert finals[0]
+    assert finals[0] <= finals[1]
+    starts = "SELECT started_at FROM market_data.ingestion_run ORDER BY ended_at"
+    ahead, behind = read_column(engine, starts)
+    assert ahead > behind  # type: ignore[operator]
 
 
 @pytest.mark.system
@@ -106,7 +113,8 @@ def test_h1_a_clock_that_jumps_in_the_middle_of_a_run_changes_none_of_its_decisi
             claims = "SELECT 1 FROM market_data.fetch_claim"
             wait_for(lambda: read_column(engine, claims), WAIT_SECONDS, "a claim", child)
             file.write_text(jump)
-        assert child.process.wait(WAIT_SECONDS) == 0, child.read_last_words()
+        # Live prices of another time are refused, which makes a run partial.
+        assert child.process.wait(WAIT_SECONDS) in (0, 3), child.read_last_words()
     future = (
         f"SELECT count(*) FROM {BARS} WHERE open_time > now() OR is_final AND close_time > now()"
     )

@@ -113,9 +113,9 @@ def test_a4_a_daemon_that_is_killed_in_the_middle_of_a_tick_asks_for_one_run(
 
 def test_a5_after_hours_without_a_daemon_one_run_fills_the_gap(home: Path) -> None:
     """Not one for each tick that was missed: they would race for the same bars."""
-    with run_daemon(home, FIRST, FIRST.replace(hour=14), FIRST.replace(hour=14, minute=1)) as one:
+    with run_daemon(home, FIRST, FIRST.replace(hour=14), FIRST.replace(hour=14, minute=16)) as one:
         assert let_tick(one) == "done"
-    assert list_ticks(home) == ["12:15", "14:00"]
+    assert list_ticks(home) == ["12:15", "14:15"]
 
 
 def test_a6_two_daemons_at_once_ask_for_a_run_twice_at_most(home: Path) -> None:
