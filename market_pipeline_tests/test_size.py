@@ -4,7 +4,7 @@ from market_pipeline_tests.commands import ROOT
 
 # The next hundred above what there was when this was written. Lower it after every tidying. Raise
 # it only with the reason in the commit's body. The aim is 28,000.
-CEILING = 40_100
+CEILING = 44_200
 
 
 def test_the_product_stays_below_its_ceiling() -> None:
