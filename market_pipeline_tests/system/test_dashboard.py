@@ -144,10 +144,10 @@ def own_site(server_url: str, ingested: str, tmp_path: Path) -> Iterator[Site]:
 
 
 @contextmanager
-def serve_copy(server_url: str, ingested: str, folder: Path) -> Iterator[Site]:
+def serve_copy(server_url: str, ingested: str, folder: Path, **settings: str) -> Iterator[Site]:
     """Serve the API over a copy of the database."""
     with make_database(server_url, ingested) as url:
-        environment = {**make_environment(url, folder), "DAGSTER_UI_URL": NOWHERE}
+        environment = {**make_environment(url, folder), "DAGSTER_UI_URL": NOWHERE, **settings}
         engine = create_engine(url)
         with serve_api(environment, folder) as (client, _):
             yield Site(str(client.base_url), engine)
@@ -168,6 +168,32 @@ def page(errors: list[str]) -> Iterator[Page]:
         page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         yield page
+
+
+def test_authorize_in_the_docs_gives_cron_its_secret(
+    server_url: str, ingested: str, tmp_path: Path, page: Page
+) -> None:
+    """Refused before; with the secret typed in, the same click is let in."""
+    secret = "a-secret-for-cron-of-a-test"  # noqa: S105
+    operation = page.locator("#operations-runs-cron, [id*='cron']").first
+    with serve_copy(server_url, ingested, tmp_path, CRON_SECRET=secret) as site:
+        page.goto(f"{site.address}/docs")
+        operation.click()
+        page.get_by_role("button", name="Try it out").click()
+        assert _execute(page) == 401
+        page.get_by_role("button", name="Authorize", exact=True).first.click()
+        asked = page.locator(".modal-ux")
+        asked.locator(".auth-container", has_text="cronSecret").locator("input").fill(secret)
+        asked.locator("button.authorize").last.click()
+        asked.locator("button.btn-done").last.click()
+        assert _execute(page) not in (401, 403)
+
+
+def _execute(page: Page) -> int:
+    """Click Execute, and return the status of the answer."""
+    with page.expect_response("**/api/cron*") as answered:
+        page.get_by_role("button", name="Execute").click()
+    return answered.value.status
 
 
 def change(engine: Engine, statement: str, **values: object) -> None:
