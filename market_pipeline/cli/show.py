@@ -131,8 +131,8 @@ def _lay_out(rows: Sequence[Mapping[str, Any]], width: int) -> tuple[list[str], 
     sizes = {name: max(len(_name_column(name)), *(len(c[name]) for c in cells)) for name in names}
     while sum(sizes[name] + _GAP for name in names) - _GAP > width and len(names) > 1:
         room = width - sum(sizes[name] + _GAP for name in names[:-1])
-        long = [name for name in names if isinstance(rows[0].get(name), str)]
-        long = [name for name in long if sizes[name] > _LONG_TEXT]
+        texts = [name for name in names if any(isinstance(row.get(name), str) for row in rows)]
+        long = [name for name in texts if sizes[name] > _LONG_TEXT]
         if names[-1] in long and room >= _LEAST_FOLDED:
             sizes[names[-1]] = room
         elif long:

@@ -90,6 +90,17 @@ def test_a_table_gets_shorter_step_by_step() -> None:
     assert max(map(len, narrow)) <= 60
 
 
+def test_a_reason_is_shown_though_the_first_row_has_none() -> None:
+    """Of the last column no row is left without what it says."""
+    rows = [
+        {"market": f"mock:A{at}-USD", **{f"count {n}": 7 for n in range(9)}, "reason": reason}
+        for at, reason in enumerate([None, "the provider did not answer in time"])
+    ]
+    output = io.StringIO()
+    print_rows("Rows", rows, console=Console(file=output, width=80))
+    assert "did not answer in time" in " ".join(output.getvalue().split())
+
+
 def test_the_beginning_of_an_id_is_enough(troubled: Engine, command: Command) -> None:
     """Of one run, or one alert; of several they are named, of none the listing is."""
     with troubled.connect() as connection:
