@@ -60,7 +60,7 @@ class Completeness(BaseModel):
     missing: dict[str, int] = Field(description="Bars by the reason why they are not there")
 
 
-class Answer(BaseModel):
+class AgentAnswer(BaseModel):
     """Data, and what to know before it is used."""
 
     is_sound: bool = Field(description="False: see reasons before you use the data")
@@ -81,7 +81,7 @@ class Tools:
     engine: Engine
     cache: Cache
 
-    def markets(self) -> Answer:
+    def markets(self) -> AgentAnswer:
         """List every stored market, and whether its last 30 days are complete."""
         with open_snapshot(self.engine) as connection:
             names = [name_market(market) for market in read_all_markets(connection).values()]
@@ -89,7 +89,7 @@ class Tools:
                 connection, list_records(read_market_list(connection)), _measure(connection, names)
             )
 
-    def latest(self, symbols: list[str]) -> Answer:
+    def latest(self, symbols: list[str]) -> AgentAnswer:
         """Return price, newest final bars and statistics of markets."""
         values = [one.value for one in fetch_latest(symbols, self.engine, self.cache)]
         reasons = [
@@ -113,7 +113,7 @@ class Tools:
         interval: Literal["1h", "1d", "1w"] = "1d",
         as_of: str | None = None,
         version: int | None = None,
-    ) -> Answer:
+    ) -> AgentAnswer:
         """Return the final bars of a span, as of now, a past time or a dataset version."""
         with open_snapshot(self.engine) as connection:
             frame = read_aggregates(symbol, interval, start, end, as_of, version, engine=connection)
@@ -123,7 +123,7 @@ class Tools:
             rows = frame.iloc[-MOST_ROWS:].drop(columns=["run_id"])
             return _answer(connection, list_records(rows), frame, cut if more > 0 else (), newest)
 
-    def statistics(self, symbol: str, horizon: str | None = None) -> Answer:
+    def statistics(self, symbol: str, horizon: str | None = None) -> AgentAnswer:
         """Return the newest risk and return of each horizon, such as 30d."""
         with open_snapshot(self.engine) as connection:
             frame = read_roi_statistics(symbol, horizon, engine=connection)
@@ -133,7 +133,7 @@ class Tools:
 
     def why(
         self, symbol: str, statistic: str, horizon: str = "30d", version: int | None = None
-    ) -> Answer:
+    ) -> AgentAnswer:
         """Trace a statistic to its bars, revisions and runs; compare it with another version."""
         with open_snapshot(self.engine) as connection:
             found = explain_statistic(symbol, statistic, horizon, version, connection)
@@ -142,7 +142,7 @@ class Tools:
             row["requests"] = row["requests"][:MOST_ROWS]
             return _answer(connection, [row], frame, _list_doubts(frame), found.as_of)
 
-    def coverage(self, symbols: list[str] | None = None) -> Answer:
+    def coverage(self, symbols: list[str] | None = None) -> AgentAnswer:
         """Return what is stored of each series; every hole is one of the reasons."""
         with open_snapshot(self.engine) as connection:
             of = None if symbols is None else find_market_ids(connection, symbols)
@@ -154,7 +154,7 @@ class Tools:
             gaps = map(_describe_gap, holes)
             return _answer(connection, told, _measure(connection, names), gaps, newest)
 
-    def plan(self, symbols: list[str] | None = None, start: str = "", end: str = "") -> Answer:
+    def plan(self, symbols: list[str] | None = None, start: str = "", end: str = "") -> AgentAnswer:
         """Count the requests of a run, or with start of a backfill; no provider is asked."""
         request = build_request(
             datetime.now(UTC), symbols or (), history_from=start, history_to=end
@@ -198,11 +198,11 @@ def name_market(market: Any) -> str:
     return f"{market.provider}:{market.symbol}"
 
 
-def _tell_errors(tool: Callable[..., Answer]) -> Callable[..., Answer]:
+def _tell_errors(tool: Callable[..., AgentAnswer]) -> Callable[..., AgentAnswer]:
     """Return a tool whose deliberate errors reach the agent; the library hides all others."""
 
     @wraps(tool)
-    def call(*arguments: Any, **options: Any) -> Answer:
+    def call(*arguments: Any, **options: Any) -> AgentAnswer:
         try:
             return tool(*arguments, **options)
         except PipelineError as error:
@@ -228,14 +228,14 @@ def _answer(
     frame: pd.DataFrame | None,
     reasons: Iterable[str] = (),
     newest_at: datetime | str | None = None,
-) -> Answer:
+) -> AgentAnswer:
     """Return data with what is known against it; ``frame`` tells how complete it is."""
     told = None if frame is None else Completeness(**frame.attrs["completeness"])
     missing = told.missing if told else {"not_asked_yet": 0}
     every = [*(f"missing bars, {why}: {count:,}" for why, count in missing.items()), *reasons]
     newest = None if newest_at is None else pd.Timestamp(newest_at).to_pydatetime()
     version = None if frame is None else frame.attrs["dataset_version"]
-    return Answer(
+    return AgentAnswer(
         is_sound=not every,
         reasons=every[:MOST_REASONS],
         dataset_version=(version or read_newest_version(connection)) or None,
