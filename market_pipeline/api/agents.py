@@ -52,7 +52,7 @@ outdated or withheld: tell the user so, and do not fill gaps with numbers of you
 has its reason beside it. Times are UTC, ratios are fractions. No tool changes anything."""
 
 
-class Completeness(BaseModel):
+class ToldCompleteness(BaseModel):
     """The bars that the calendar expects by now, and those that are there."""
 
     expected: int
@@ -68,7 +68,7 @@ class AgentAnswer(BaseModel):
     dataset_version: int | None = Field(description="null before the first bar")
     newest_at: datetime | None = Field(description="The newest moment that the data speaks of")
     age_seconds: float | None = Field(description="Since then")
-    completeness: Completeness | None = Field(
+    completeness: ToldCompleteness | None = Field(
         description="Of the bars in question, else of the last 30 days; null: nothing is stored"
     )
     data: list[dict[str, Any]]
@@ -230,7 +230,7 @@ def _answer(
     newest_at: datetime | str | None = None,
 ) -> AgentAnswer:
     """Return data with what is known against it; ``frame`` tells how complete it is."""
-    told = None if frame is None else Completeness(**frame.attrs["completeness"])
+    told = None if frame is None else ToldCompleteness(**frame.attrs["completeness"])
     missing = told.missing if told else {"not_asked_yet": 0}
     every = [*(f"missing bars, {why}: {count:,}" for why, count in missing.items()), *reasons]
     newest = None if newest_at is None else pd.Timestamp(newest_at).to_pydatetime()

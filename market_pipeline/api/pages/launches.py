@@ -31,7 +31,7 @@ Moment = Annotated[str, Query(max_length=40)]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LaunchPlan:
     """What a run would be asked, and what that costs; ``refused`` says why there is no plan."""
 
     command: IngestCommand
@@ -95,7 +95,7 @@ async def ingest(
     return go_to(f"/runs/{started.run_id}")
 
 
-def _make_plan(services: Services, market: str, start: str = "", end: str = "") -> Plan:
+def _make_plan(services: Services, market: str, start: str = "", end: str = "") -> LaunchPlan:
     """Return the plan of a run: of a market alone, or of all that are configured; of a range."""
     with open_snapshot(services.engine) as connection:
         symbol, options = "", dict[str, Any]()
@@ -113,9 +113,9 @@ def _make_plan(services: Services, market: str, start: str = "", end: str = "") 
         try:
             request = build_request(datetime.now(UTC), symbols, **options)
             routing = route_served(request.symbols, request.providers, os.environ)
-            return Plan(command, name, _estimate(connection, routing, request), routing)
+            return LaunchPlan(command, name, _estimate(connection, routing, request), routing)
         except (SettingError, PipelineError) as error:
-            return Plan(command, name, refused=str(error))
+            return LaunchPlan(command, name, refused=str(error))
 
 
 def _estimate(
