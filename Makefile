@@ -69,7 +69,7 @@ test-watch: $(DEV_STAMP) ## Run the tests again whenever a file changes
 	$(BIN)/ptw . -m "not system and not faults"
 
 test-system: system-check $(SYSTEM_STAMP) ## Run the tests that need Debian packages as well
-	$(BIN)/python -m pytest -m system -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m system -n 2 --dist loadfile --no-loadscope-reorder
 
 $(SYSTEM_STAMP): $(DEV_STAMP)
 	@$(BIN)/python install.py dev system
