@@ -29,6 +29,7 @@ from market_pipeline.storage.bulk.upsert import WriteCounts
 from market_pipeline.storage.markets.registration import ensure_markets
 from market_pipeline.storage.runs.budget import DatabaseRateLimiter, read_budget_limits
 from market_pipeline.storage.runs.claims import hold_liveness_lock
+from market_pipeline.storage.server.watchdog import WATCHDOG
 from market_pipeline.storage.tables import market_aggregate
 
 # Shorter than a claim holds: a market whose provider has no budget left is given up for now.
@@ -173,9 +174,11 @@ class _ReadyItems:
 
     def take(self) -> list[Item]:
         """Return the next wave; none when nothing more comes."""
+        WATCHDOG.insist_on_ending()
         with self._changed:
             while not self._items and self._workers:
-                self._changed.wait()
+                self._changed.wait(_WAIT_SECONDS)
+                WATCHDOG.insist_on_ending()
             self._gather()
             return self._pick()
 

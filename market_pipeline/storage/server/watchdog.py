@@ -96,7 +96,7 @@ class Watchdog:
         self._lock = threading.Lock()
         self._calls: set[_Call] = set()
         self._wakes_at = float("inf")
-        self._ends_until = float("-inf")
+        self._ends_until, self._heard = float("-inf"), int(signal.SIGTERM)
         self._thread: threading.Thread | None = None
         self._ear, self._bell = socket.socketpair()
         self._bell.setblocking(False)
@@ -135,6 +135,15 @@ class Watchdog:
         """Whether this process was told to end a moment ago."""
         return time.monotonic() < self._ends_until
 
+    def insist_on_ending(self) -> None:
+        """Send the signal again that told this process to end, if its exception was lost.
+
+        Python raises it wherever the main thread is; in a callback of a weak reference or of a C
+        library it is printed and forgotten. Whoever calls this would go on with its work.
+        """
+        if self.is_ending and threading.current_thread() is threading.main_thread():
+            signal.raise_signal(self._heard)
+
     def hear_signals(self) -> None:
         """Hear of signals while the main thread waits in C; called in it, else it does nothing."""
         if threading.current_thread() is not threading.main_thread():
@@ -168,13 +177,13 @@ class Watchdog:
             pause = self._wakes_at - time.monotonic()
             self._ear.settimeout(None if pause == float("inf") else max(pause, 0.001))
             with contextlib.suppress(TimeoutError):
-                if _END_SIGNALS.intersection(self._ear.recv(4096)):
-                    self._hurry()
+                if heard := _END_SIGNALS.intersection(self._ear.recv(4096)):
+                    self._hurry(max(heard))
             self.shut_late()
 
-    def _hurry(self) -> None:
+    def _hurry(self, heard: int) -> None:
         with self._lock:
-            now = time.monotonic()
+            now, self._heard = time.monotonic(), heard
             self._ends_until = now + _ENDING_FOR_SECONDS
             for call in self._calls:
                 call.until = min(call.until, now + ENDING_SECONDS)
