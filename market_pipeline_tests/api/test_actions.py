@@ -227,3 +227,14 @@ def test_a_dataset_version_shows_all_that_it_changed(client: TestClient, history
     assert "close 100.000 → 110.000" in page
     assert "volume 7" not in page
     assert client.get("/versions/999").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/quarantine", "/events", "/versions"])
+@pytest.mark.parametrize("number", ["0", "-1", "9" * 30])
+def test_a_number_that_nothing_can_have_is_not_found_or_refused(
+    make_client: MakeClient, engine: Engine, path: str, number: str
+) -> None:
+    """However large it is: the database is not asked for what it cannot hold."""
+    del engine
+    answer = make_client().get(f"{path}/{number}", headers=HTML)
+    assert answer.status_code in (400, 404)

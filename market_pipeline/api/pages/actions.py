@@ -40,6 +40,7 @@ def check_form(request: Request, form_token: Annotated[str, Form(max_length=200)
 
 router = APIRouter(prefix="/actions", include_in_schema=False, dependencies=[Depends(check_form)])
 Number = Annotated[int, Form(ge=1, le=2**63 - 1)]
+_UNCHANGED = ". Nothing was changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +150,8 @@ def act(
         done = do(datetime.now(UTC))
     except PipelineError as error:
         note_end(services, action_id, Done(str(error), outcome="refused"))
-        detail = f"{str(error).removesuffix('.')}. Nothing was changed".replace(
-            "Nothing was changed. Nothing was changed", "Nothing was changed"
-        )
-        raise ProblemError(409, "Refused", detail) from None
+        said = str(error).removesuffix(_UNCHANGED)
+        raise ProblemError(409, "Refused", f"{said}{_UNCHANGED}") from None
     except Exception as error:
         note_end(services, action_id, Done(type(error).__name__, outcome="failed"))
         raise

@@ -1,15 +1,14 @@
 """Starting runs from pages: first the plan with its price, then the run's own page."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
-from sqlalchemy import Connection
 
 from market_pipeline.api.launching import IngestCommand
 from market_pipeline.api.pages.actions import Done, check_form, go_to, note_beginning, note_end
@@ -18,10 +17,8 @@ from market_pipeline.api.problems import ProblemError
 from market_pipeline.api.routes.ingest import LauncherNeeded
 from market_pipeline.api.services import Services, ServicesNeeded
 from market_pipeline.domain.errors import PipelineError, SettingError
-from market_pipeline.ingestion.estimate import ProviderEstimate, estimate_request
-from market_pipeline.ingestion.request import Request as RunRequest
-from market_pipeline.ingestion.request import build_request, filter_active
-from market_pipeline.providers.registry import Routing, route_served
+from market_pipeline.ingestion.estimate import ProviderEstimate, estimate_run
+from market_pipeline.ingestion.request import build_request
 from market_pipeline.readers.opening import open_snapshot
 from market_pipeline.readers.resolve import build_unknown_error, find_market_called
 
@@ -37,7 +34,7 @@ class LaunchPlan:
     command: IngestCommand
     name: str
     estimates: Sequence[ProviderEstimate] = ()
-    routing: Routing | None = None
+    unserved: Mapping[str, str] = field(default_factory=dict)
     refused: str = ""
 
     @property
@@ -112,14 +109,6 @@ def _make_plan(services: Services, market: str, start: str = "", end: str = "") 
         command = IngestCommand(symbols, "backfill" if start else "manual", options=options)
         try:
             request = build_request(datetime.now(UTC), symbols, **options)
-            routing = route_served(request.symbols, request.providers, os.environ)
-            return LaunchPlan(command, name, _estimate(connection, routing, request), routing)
+            return LaunchPlan(command, name, *estimate_run(connection, request, os.environ))
         except (SettingError, PipelineError) as error:
             return LaunchPlan(command, name, refused=str(error))
-
-
-def _estimate(
-    connection: Connection, routing: Routing, request: RunRequest
-) -> list[ProviderEstimate]:
-    active = filter_active(connection, routing.routes)
-    return estimate_request(connection, active, request, os.environ)
