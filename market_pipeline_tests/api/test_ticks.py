@@ -63,6 +63,9 @@ def test_an_answer_speaks_of_the_tick_and_names_its_runs(stack: Stack) -> None:
     assert stack.api.get(f"/api/ingest/{tick_id}").json()["shards"] == told["shards"]
     listed = [run["run_id"] for run in stack.api.get("/api/runs").json()["data"]]
     assert listed == [tick_id]
+    link = told["link"]
+    assert stack.api.get(f"/api/runs/{tick_id}").json()["link"] == link
+    assert f'href="{link}"' in stack.api.get("/runs").text
     page = stack.api.get(f"/runs/{tick_id}").text
     assert all(f"/runs/{one['runId']}" in page for one in told["shards"])
     assert stack.api.get(f"/runs/{told['shards'][0]['runId']}").status_code == 200

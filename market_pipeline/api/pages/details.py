@@ -99,7 +99,7 @@ def show_hole(
         actions = [
             action
             for action in list_actions(connection, MAX_ROWS)
-            if found.record.symbol in action["target"]
+            if action["target"].startswith(f"{found.record.provider}:{found.record.symbol} ")
         ]
     shown = {"hole": hole, "fill": fill, "withheld": withheld, "actions": actions}
     return answer_page(request, "hole.html", shown)

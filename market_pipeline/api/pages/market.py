@@ -154,7 +154,6 @@ def show_why(
         "meaning": MEANINGS[statistic],
         "rows": MAX_ROWS,
         "row": {"provider": told.provider, "symbol": told.symbol},
-        "link_run": services.dagster.link_run,
     }
     return answer_page(request, "why.html", shown)
 

@@ -50,6 +50,7 @@ from market_pipeline.storage.runs.receipts import (
     read_run_tables,
     read_runs,
 )
+from market_pipeline.storage.runs.ticks import read_parts
 
 router = APIRouter(prefix="/api", tags=["read"])
 _ROWS = 50
@@ -137,7 +138,7 @@ def list_quarantined(
     request: Request,
     services: ServicesNeeded,
     symbols: Symbols = None,
-    rule: Annotated[str | None, Query(max_length=40, examples=["high_below_low"])] = None,
+    rule: Annotated[str | None, Query(max_length=40, examples=["high_below_body"])] = None,
     status: Annotated[
         Literal["open", "replayed", "discarded", "all"], Query(description="What became of it")
     ] = "open",
@@ -214,8 +215,9 @@ def get_run(services: ServicesNeeded, run_id: UUID) -> Response:
             raise ProblemError(404, "Not Found", detail)
         markets = read_run_markets(connection, run_id)
         tables = read_run_tables(connection, run_id)
+        is_tick = bool(read_parts(connection, run_id))
         origin = Origin(dataset_version=read_newest_version(connection) or None)
-    link = f"{services.configuration.dagster_url}/runs/{run_id}"
+    link = services.dagster.link_run(run_id, is_tick)
     receipt = {**run, "request": _tidy_request(run["request"]), "link": link}
     body = encode_json({**receipt, "markets": markets, "tables": tables})
     return Response(body, headers=origin.headers, media_type="application/json")
