@@ -147,8 +147,10 @@ def test_a_recorded_ticker_is_a_price_and_its_time(name: str, price: float, time
 
 def test_prices_are_asked_for_market_by_market(server: ReplayServer, fake_time: FakeTime) -> None:
     """One that fails has none, and does not stop the others."""
-    server.misbehave(answer_with(read_recording("coinbase/ticker_2015.json")))
-    server.misbehave(answer_with(read_recording("coinbase/error_not_found_404.json"), 404))
+    known, unknown = (f"/coinbase/products/{symbol}" for symbol in ("BTC-USD", "ETH-USD"))
+    server.misbehave(answer_with(read_recording("coinbase/ticker_2015.json")), path=known)
+    body = read_recording("coinbase/error_not_found_404.json")
+    server.misbehave(answer_with(body, 404), path=unknown)
     provider = make_provider(server, fake_time)
     markets = [find(provider, symbol) for symbol in ("BTC-USD", "ETH-USD")]
     assert [one.market.symbol for one in provider.fetch_snapshots(markets, LATER)] == ["BTC-USD"]
