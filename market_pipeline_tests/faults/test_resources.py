@@ -91,7 +91,7 @@ def fill(disk: Path) -> None:
 def test_j2_a_full_disk_for_logs_and_temporary_files_loses_no_bar(
     command: Command, engine: Engine, project_environment: Mapping[str, str], tmp_path: Path
 ) -> None:
-    """DAGSTER_HOME and /tmp of the run are on a full tmpfs: a good run is 0, and says what it did."""
+    """DAGSTER_HOME and /tmp are on a full tmpfs: the run ends well, and says what it did."""
     if os.geteuid() != 0:
         pytest.fail("mounting a tmpfs takes root")
     disk = tmp_path / "disk"
