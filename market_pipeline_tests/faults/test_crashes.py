@@ -22,7 +22,6 @@ from market_pipeline_tests.faults.kills.theatre import (
     Played,
     Theatre,
     compare,
-    open_theatre,
 )
 from market_pipeline_tests.ingestion.installation import MARCH
 from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
@@ -59,13 +58,6 @@ def crashing(server: TcpServer) -> Iterator[Engine]:
         upgrade_schema(opened)
         yield opened
         opened.dispose()
-
-
-@pytest.fixture(scope="module")
-def theatre(server_url: str) -> Iterator[Theatre]:
-    """Databases of which each seed's kills get a copy."""
-    with open_theatre(server_url) as opened:
-        yield opened
 
 
 @pytest.mark.faults

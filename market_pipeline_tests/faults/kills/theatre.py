@@ -34,7 +34,7 @@ from market_pipeline.providers import mock
 from market_pipeline.storage.server.database import open_database
 from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
 from market_pipeline.storage.server.schema import upgrade_schema
-from market_pipeline_tests.children import ANSWER_SECONDS, start_child
+from market_pipeline_tests.children import ANSWER_SECONDS, Child, start_child
 from market_pipeline_tests.conftest import make_database, make_environment
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.faults.crash_points import Points
@@ -188,10 +188,14 @@ class Place:
         with self.engine.begin() as connection:
             connection.exec_driver_sql(statement)
 
+    def begin(self, step: Step, at: int = -1) -> AbstractContextManager[Child]:
+        """Begin a step, which is killed before a statement if one is given."""
+        return start_child(live, self.environment, step, at, method="forkserver")
+
     def do(self, step: Step, *, well: bool = True) -> Measured:
         """Do a step undisturbed, which must end well unless told otherwise."""
         began = time.monotonic()
-        with start_child(live, self.environment, step, -1, method="forkserver") as child:
+        with self.begin(step) as child:
             code, points = child.hear()
             assert code == 0 or not well, f"{step.typed[0]} ended with {code}: {child.read_log()}"
             return Measured(points, time.monotonic() - began)
@@ -200,7 +204,7 @@ class Place:
         """Kill a step; tell whether it had not ended before."""
         at = 1 + int(blow.share * known.points) if blow.is_statement else -1
         patience = ANSWER_SECONDS if blow.is_statement else blow.share * known.seconds
-        with start_child(live, self.environment, step, at, method="forkserver") as child:
+        with self.begin(step, at) as child:
             if not child.pipe.poll(patience):
                 assert not blow.is_statement, f"it neither died nor ended: {child.read_log()}"
                 child.process.kill()
