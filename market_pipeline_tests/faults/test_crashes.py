@@ -23,6 +23,7 @@ from market_pipeline_tests.faults.kills.theatre import (
     Theatre,
     compare,
 )
+from market_pipeline_tests.faults.refused_calls import refuse_fdatasync
 from market_pipeline_tests.ingestion.installation import MARCH
 from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
 from market_pipeline_tests.system.processes import wait_for
@@ -147,6 +148,23 @@ def test_b2_a_session_that_is_killed_inside_of_a_wave_takes_the_wave_with_it(
     assert "what was already committed stays" in str(caught.value)
     wait_for(lambda: answers(crashing), WAIT_SECONDS, "the server")
     assert read_column(crashing, STORED) == [0]
+    installation.recover()
+
+
+@pytest.mark.faults
+def test_b12_a_log_that_the_disk_does_not_take_stops_the_server_and_loses_nothing(
+    crashing: Engine, server: TcpServer
+) -> None:
+    """The server gives up at the first commit; what was committed before is there again."""
+    installation = Disturbed(crashing)
+    installation.ingest(MARCH.replace(day=8))
+    before = read_column(crashing, STORED)
+    server.end(signal.SIGINT)
+    server.start_again(refuse_fdatasync, fsync="on", restart_after_crash="off")
+    assert "then run again; what was already committed stays" in str(ingest_or_say(installation))
+    server.process.wait(WAIT_SECONDS)
+    server.start_again()
+    assert read_column(crashing, STORED) == before
     installation.recover()
 
 

@@ -8,9 +8,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
 import psutil
@@ -51,9 +52,9 @@ class TcpServer:
                 one.kill()
         psutil.wait_procs(backends, START_SECONDS)
 
-    def start_again(self) -> None:
-        """Start it on its data, and wait until it answers."""
-        self.process = _start(self.programs, self.place, self.port)
+    def start_again(self, prepare: Callable[[], None] | None = None, **options: str) -> None:
+        """Start it on its data, and wait until it answers; its process is prepared before."""
+        self.process = _start(self.programs, self.place, self.port, prepare, options)
         _wait_until_ready(self, self.process)
 
     @contextlib.contextmanager
@@ -133,12 +134,19 @@ def _serve(programs: Path, place: ServerPlace) -> Iterator[TcpServer]:
         server.process.wait(30)
 
 
-def _start(programs: Path, place: ServerPlace, port: int) -> "subprocess.Popen[bytes]":
+def _start(
+    programs: Path,
+    place: ServerPlace,
+    port: int,
+    prepare: Callable[[], None] | None = None,
+    changed: Mapping[str, str] = MappingProxyType({}),
+) -> "subprocess.Popen[bytes]":
     options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
     return subprocess.Popen(
         [programs / "postgres", "-D", place.home / "data", "-p", str(port)]
-        + [f"--{name}={value}" for name, value in options.items()],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **_as_account(place),
+        + [f"--{name}={value}" for name, value in {**options, **changed}.items()],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=prepare,  # noqa: PLW1509 - no thread of ours holds a lock
+        **_as_account(place),
     )  # fmt: skip
 
 
