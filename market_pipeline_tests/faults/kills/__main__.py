@@ -7,7 +7,8 @@ repeat those alone. It exits with 1 if anything was lost, doubled, invented or l
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -16,17 +17,16 @@ from market_pipeline_tests.conftest import forget_safety
 from market_pipeline_tests.faults.kills.theatre import WORK, Played, Theatre, open_theatre
 
 
-def play_all(theatre: Theatre, kills: int, seeds: Iterable[int]) -> list[Played]:
+def play_all(theatre: Theatre, kills: int, seeds: Iterable[int]) -> Iterator[Played]:
     """Play seeds until so many kills are done, and say how each went."""
-    played: list[Played] = []
+    done = 0
     for seed in seeds:
-        played.append(one := theatre.play(seed))
-        done = sum(other.kills for other in played)
+        yield (one := theatre.play(seed))
+        done += one.kills
         said = f"recovered in {one.seconds:.1f} s" if one.is_good else f"WRONG: {one}"
         print(f"{done}/{kills} kills, seed {seed}, {one.kind}: {said}", flush=True)  # noqa: T201
         if done >= kills:
-            break
-    return played
+            return
 
 
 def tell(played: Sequence[Played]) -> None:
@@ -47,16 +47,18 @@ def tell(played: Sequence[Played]) -> None:
 
 
 def main(kills: str, *seeds: str) -> int:
-    """Do so many kills, or those of some seeds, on a server of their own."""
+    """Do so many kills, or those of some seeds, on a server of their own; Ctrl-C ends sooner."""
+    played: list[Played] = []
     with tempfile.TemporaryDirectory(prefix="mp-kills-", dir="/tmp") as folder:
         # Open to the account that the server runs as when root starts it.
         Path(folder).chmod(0o755)
         url = embedded.start(Path(folder))
         forget_safety(url)
-        with open_theatre(url) as theatre:
-            played = play_all(theatre, int(kills), map(int, seeds) if seeds else count())
+        with suppress(KeyboardInterrupt), open_theatre(url) as theatre:
+            played.extend(play_all(theatre, int(kills), map(int, seeds) if seeds else count()))
     tell(played)
-    return int(not all(one.is_good for one in played))
+    is_whole = sum(one.kills for one in played) >= int(kills)
+    return int(not is_whole or not all(one.is_good for one in played))
 
 
 if __name__ == "__main__":
