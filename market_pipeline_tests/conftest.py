@@ -48,12 +48,12 @@ def server_url() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="mp-tests-", dir="/tmp"))
     folder.chmod(0o755)
     url = embedded.start(folder)
-    _forget_safety(url)
+    forget_safety(url)
     yield url
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _forget_safety(url: str) -> None:
+def forget_safety(url: str) -> None:
     """Let the server lose everything in a power cut, as nobody needs it afterwards."""
     admin = create_engine(url, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
