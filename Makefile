@@ -26,7 +26,7 @@ help: ## List the tasks
 
 setup: $(STAMP) ## Install what the product needs, and write DAGSTER_HOME into .env
 
-$(STAMP): setup.py constraints.txt
+$(STAMP): setup.py hashes.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11 or newer, or name yours: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "%s is Python %d.%d, and 3.11 or newer is needed: install it, or name yours: make PYTHON=python3.12" % (("$(PYTHON)",) + sys.version_info[:2]))'
 	@$(PYTHON) install.py
