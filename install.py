@@ -22,6 +22,8 @@ UV = VENV / "bin" / "uv"
 HASHES = "hashes.txt"
 WANTED = VENV / "wanted.txt"
 CHECKED = ("--require-hashes", "--no-deps", "-r", str(WANTED))
+# A source archive would run code and fetch what builds it. Two tools of developers are only that.
+WHEELS = ("--only-binary", ":all:")
 # What was checked builds it: an isolated build would fetch what no checksum is known of.
 PRODUCT = ("--no-deps", "--no-build-isolation", "-e", ".")
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -44,7 +46,7 @@ def main(extras: Sequence[str]) -> None:
     if not install_with_uv(what, extras):
         want("product", *extras)
         pip = [str(PYTHON), "-m", "pip", "install"]
-        check(run(f"Installing {what} with pip", [*pip, *CHECKED]))
+        check(run(f"Installing {what} with pip", [*pip, *CHECKED, *(() if extras else WHEELS)]))
         check(run("Installing the product with pip", [*pip, *PRODUCT]))
 
 
@@ -101,10 +103,10 @@ def install_with_uv(what: str, extras: Sequence[str]) -> bool:
     failed = "" if UV.exists() else install_uv()
     uv, index = [str(UV), "pip", "install", "--python", str(PYTHON)], find_index(PYTHON)
     # Tests start hundreds of processes; one run does not pay for the compilation.
-    compiled = ["--compile-bytecode"] if extras else []
+    how = ["--compile-bytecode"] if extras else WHEELS
     if not failed:
         want("product", *extras)
-        failed = run(f"Installing {what} with uv", [*uv, *CHECKED, *compiled], index)
+        failed = run(f"Installing {what} with uv", [*uv, *CHECKED, *how], index)
     if not failed:
         failed = run("Installing the product with uv", [*uv, *PRODUCT], index)
     if failed:
@@ -118,7 +120,7 @@ def install_uv() -> str:
     """Install uv, and return why that failed, else ""."""
     want("uv")
     pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check"]
-    return run("Installing uv", [*pip, *CHECKED])
+    return run("Installing uv", [*pip, *CHECKED, *WHEELS])
 
 
 def find_index(python: Path) -> dict[str, str]:

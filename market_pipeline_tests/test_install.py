@@ -36,6 +36,7 @@ uv==3 \\
     --hash=sha256:33
 """
 CHECKED = "--require-hashes --no-deps -r .venv/wanted.txt"
+WHEELS = "--only-binary :all:"
 PRODUCT = "--no-deps --no-build-isolation -e ."
 STAND_IN = '#!/bin/sh\necho "$(basename $0) $*" >> calls\n'
 PYTHON = f"""\
@@ -190,7 +191,7 @@ def test_uv_itself_is_checked(environment: Path) -> None:
     """Only its own lines are given to pip."""
     install.install_uv()
     assert take_calls(environment)[-1].endswith(
-        f"pip install --disable-pip-version-check {CHECKED}"
+        f"pip install --disable-pip-version-check {CHECKED} {WHEELS}"
     )
     assert (environment / ".venv/wanted.txt").read_text() == "uv==3 \\\n    --hash=sha256:33\n"
 
@@ -327,7 +328,7 @@ def test_without_uv_pip_goes_on_after_one_sentence(
     expected = "uv does not work here (error: no route to the registry): pip goes on"
     assert said.count(expected) == 1
     assert take_calls(environment)[-2:] == [
-        f"python -m pip install {CHECKED}", f"python -m pip install {PRODUCT}"
+        f"python -m pip install {CHECKED} {WHEELS}", f"python -m pip install {PRODUCT}"
     ]  # fmt: skip
 
 
