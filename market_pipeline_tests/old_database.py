@@ -26,7 +26,7 @@ from market_pipeline.ingestion.drive import BarStream
 from market_pipeline.ingestion.receipts import Run
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.providers.registry import route_markets
-from market_pipeline.storage.server import embedded
+from market_pipeline.storage.server import backup, embedded
 from market_pipeline.storage.server.programs import psql_path
 from market_pipeline.storage.server.schema import make_alembic_config
 from market_pipeline.storage.server.urls import build_psql_address
@@ -88,9 +88,11 @@ COLUMNS = """SELECT table_name || '.' || column_name FROM information_schema.col
 def load_dump(url: str, revision: str = "0008") -> None:
     """Put the dump of a version into an empty database."""
     address, secrets = build_psql_address(url)
+    written = gzip.decompress(find_dump(revision).read_bytes())
+    script = written.replace(backup._UNKNOWN_TO_OLD_SERVERS, b"")
     subprocess.run(
         [str(psql_path()), address, "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1"],
-        input=gzip.decompress(find_dump(revision).read_bytes()), env={**os.environ, **secrets},
+        input=script, env={**os.environ, **secrets},
         stdout=subprocess.DEVNULL, check=True,
     )  # fmt: skip
 
