@@ -285,6 +285,7 @@ def lives(engine: Engine, run_id: str) -> bool:
         return bool(find_living(connection, [UUID(run_id)]))
 
 
+@pytest.mark.faults
 def test_stopping_the_api_stops_its_run(
     engine: Engine, slow_environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -297,6 +298,7 @@ def test_stopping_the_api_stops_its_run(
     assert rows == [(accepted["runId"], "FAILURE")]
 
 
+@pytest.mark.faults
 def test_g3_a_killed_api_leaves_its_run_to_the_next(
     engine: Engine, slow_environment: dict[str, str], tmp_path: Path
 ) -> None:
