@@ -17,8 +17,8 @@ PGBOUNCER := /usr/sbin/pgbouncer
 PROMTOOL := /usr/bin/promtool
 POSTGRESQL := /usr/lib/postgresql
 
-.PHONY: help setup ingest dev web scheduler serve test test-storage test-watch test-writer test-faults test-system \
-	system-check system-deps mutants bench check format lint types contracts
+.PHONY: help setup ingest dev web scheduler serve test test-storage test-watch test-writer test-faults \
+	test-system system-check system-deps kills mutants bench check format lint types contracts
 
 help: ## List the tasks
 	@echo 'make TASK, where TASK is one of'
@@ -98,6 +98,9 @@ system-deps: ## Install the Debian packages of make test-system (as root)
 	server=$$(apt-cache policy postgresql-15 | grep -q 'Candidate: [0-9]' && echo postgresql-15 || echo postgresql); \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium libfaketime nginx-light pgbouncer prometheus $$server
 	@$(MAKE) --no-print-directory system-check
+
+kills: $(DEV_STAMP) ## Kill runs anywhere in their work, and count what is lost (KILLS=500, SEEDS=7 for a part)
+	$(BIN)/python -m market_pipeline_tests.faults.kills $(or $(KILLS),100) $(SEEDS)
 
 mutants: $(DEV_STAMP) ## Break each promise on purpose, and see that the tests notice (WORDS=I4 for a part)
 	$(BIN)/python -m market_pipeline_tests.mutants $(WORDS)

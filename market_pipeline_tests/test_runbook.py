@@ -184,6 +184,7 @@ def test_every_link_leads_to_an_entry() -> None:
     assert set(re.findall(r"\(#([a-z0-9-]+)\)", RUNBOOK)) <= anchors
 
 
+@pytest.mark.faults
 def test_a_run_failed(stack: Stack) -> None:
     """Every market times out; then the provider is well again."""
     stack.set(MOCK_FAULTS="BTC-USD:timeout,ETH-USD:timeout")
@@ -193,6 +194,7 @@ def test_a_run_failed(stack: Stack) -> None:
     assert stack.follow("A run failed", "Act").rstrip().endswith(": ok")
 
 
+@pytest.mark.faults
 def test_a_source_is_blocked(stack: Stack) -> None:
     """Its location is refused for good; another source serves the symbols, as other markets."""
     title = "A source is blocked or retired"
@@ -207,6 +209,7 @@ def test_a_source_is_blocked(stack: Stack) -> None:
         assert stack.follow(title, "Verify").rstrip().endswith(": ok")
 
 
+@pytest.mark.faults
 def test_a_provider_is_down(stack: Stack) -> None:
     """One market comes short, and the next run fills what is missing."""
     stack.set(MOCK_FAULTS="ETH-USD:timeout")
@@ -220,6 +223,7 @@ def test_a_provider_is_down(stack: Stack) -> None:
     assert "fetch_failed" not in verified
 
 
+@pytest.mark.faults
 def test_the_calendar_is_suspect(stack: Stack) -> None:
     """A file has rows of four holidays; somebody looks, and finds the provider to be odd."""
     closed = pd.DatetimeIndex(["2023-11-23", "2023-12-25", "2024-01-01", "2024-01-15"])
@@ -239,6 +243,7 @@ def test_the_calendar_is_suspect(stack: Stack) -> None:
     assert healed.rstrip().endswith(": ok")
 
 
+@pytest.mark.faults
 def test_the_database_cannot_be_used(stack: Stack, database_url: str, server_url: str) -> None:
     """A server that stopped, one that accepts no writes as after a fail-over, the new primary."""
     title = "The database cannot be used"
@@ -262,6 +267,7 @@ def administer(server_url: str, database_url: str, setting: str) -> None:
     admin.dispose()
 
 
+@pytest.mark.faults
 def test_the_cache_is_in_trouble(stack: Stack) -> None:
     """Redis stopped: the run is as good as with it, and says so in the words quoted."""
     server = Valkey().start()
@@ -277,6 +283,7 @@ def test_the_cache_is_in_trouble(stack: Stack) -> None:
         server.close()
 
 
+@pytest.mark.faults
 def test_a_run_does_not_end(stack: Stack, database_url: str, tmp_path: Path) -> None:
     """A run is killed while it holds claims; the entry shows them, and the next run goes on."""
     command = [str(SCRIPTS / "market-pipeline"), "ingest"]
@@ -301,6 +308,7 @@ def execute(address: str, statement: str) -> None:
     engine.dispose()
 
 
+@pytest.mark.faults
 def test_i6_tables_are_lost_and_restored(stack: Stack, database_url: str) -> None:
     """Backup, loss, restore; then an upgrade that is taken back, and ledger and bars agree."""
     stack.type("market-pipeline ingest")
@@ -317,6 +325,7 @@ def test_i6_tables_are_lost_and_restored(stack: Stack, database_url: str) -> Non
     assert ": ok" in stack.follow("Upgrade and rollback", "Verify")
 
 
+@pytest.mark.faults
 def test_the_commands_of_every_other_entry_run(stack: Stack, database_url: str) -> None:
     """In one project: healthy, but for a bar in quarantine; what is removed comes last.
 

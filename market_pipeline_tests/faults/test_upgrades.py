@@ -73,6 +73,7 @@ def old(database_url: str) -> Iterator[Engine]:
     opened.dispose()
 
 
+@pytest.mark.faults
 def test_i2_an_upgrade_that_is_killed_half_way_leaves_the_old_tables_and_goes_on_when_repeated(
     old: Engine, database_url: str, template: str, command: Command, server_url: str,
     project_environment: dict[str, str], tmp_path: Path,
@@ -176,6 +177,7 @@ def go_on(address: Engine, fresh: str) -> None:
     expected.dispose()
 
 
+@pytest.mark.faults
 @pytest.mark.owner
 def test_i1_an_upgrade_while_runs_write_stops_neither(
     engine: Engine, project_environment: dict[str, str], tmp_path: Path
@@ -213,6 +215,7 @@ def test_i1_an_upgrade_while_runs_write_stops_neither(
     whole.recover()
 
 
+@pytest.mark.faults
 def test_i1_an_upgrade_that_waits_for_a_lock_holds_up_no_page_and_ends_when_it_is_free(
     old: Engine, database_url: str, project_environment: dict[str, str], tmp_path: Path
 ) -> None:
