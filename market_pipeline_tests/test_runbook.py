@@ -1,5 +1,7 @@
 """RUNBOOK.md is executed: each entry's commands, with its symptom before them where it can be made.
 
+Symptoms that take longer to cause are in ``faults/test_runbook_entries.py``.
+
 An entry's parts are read from the file, and so are the commands: code that begins with one of this
 project's programs. Those that need a service manager or a served port are in ``NEEDS_A_SERVICE``.
 """
