@@ -17,7 +17,7 @@ PROMTOOL := /usr/bin/promtool
 POSTGRESQL := /usr/lib/postgresql
 
 .PHONY: help setup ingest dev web scheduler serve test test-watch test-writer test-faults test-system \
-	system-check system-deps mutants bench check format lint types contracts
+	system-check system-deps load mutants bench check format lint types contracts
 
 help: ## List the tasks
 	@echo 'make TASK, where TASK is one of'
@@ -94,6 +94,9 @@ system-deps: ## Install the Debian packages of make test-system (as root)
 	server=$$(apt-cache policy postgresql-15 | grep -q 'Candidate: [0-9]' && echo postgresql-15 || echo postgresql); \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium libfaketime nginx-light pgbouncer prometheus $$server
 	@$(MAKE) --no-print-directory system-check
+
+load: $(DEV_STAMP) ## Ten minutes of load with faults in the middle (LOAD_SECONDS=60 for a try)
+	$(BIN)/python -m market_pipeline_tests.faults.load
 
 mutants: $(DEV_STAMP) ## Break each promise on purpose, and see that the tests notice (WORDS=I4 for a part)
 	$(BIN)/python -m market_pipeline_tests.mutants $(WORDS)
