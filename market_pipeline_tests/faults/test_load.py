@@ -5,7 +5,12 @@ import json
 import httpx
 import pytest
 
-from market_pipeline_tests.faults.load.answers import Answer, Notes, find_flaw
+from market_pipeline_tests.faults.load.answers import (
+    Answer,
+    Notes,
+    blames_database,
+    find_flaw,
+)
 from market_pipeline_tests.faults.load.parts import compare_thirds
 
 GOOD, PATH = frozenset({200}), "/api/holes"
@@ -67,3 +72,11 @@ def test_growth_is_seen_between_thirds_after_a_warm_up() -> None:
     sizes = [0] * 3 + [10] * 4 + [20] * 4 + [40] * 4
     seen = [(float(second), size) for second, size in enumerate(sizes)]
     assert compare_thirds(seen) == (10, 40, 40)
+
+
+def test_a_refusal_of_dagsters_does_not_blame_the_database() -> None:
+    """Its webserver may be too busy to take a run; a page or an outage of the database may not."""
+    assert not blames_database(refuse(degraded=["dagster webserver"]))
+    assert blames_database(refuse(degraded=["database"]))
+    assert blames_database(httpx.Response(503, text="", headers={"content-type": "text/html"}))
+    assert not blames_database(refuse(429))

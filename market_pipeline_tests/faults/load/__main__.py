@@ -72,7 +72,8 @@ async def load(
             group.create_task(read(Client(*reader), until))
         for number in range(POSTERS):
             group.create_task(post(Client(*poster), number, until))
-        group.create_task(break_things(parts, notes, until - SECONDS, Client(*poster)))
+        group.create_task(crowd(Client(*poster), CROWD, until - 0.9 * SECONDS))
+        group.create_task(break_things(parts, notes, until - SECONDS))
         group.create_task(watch_memory(parts, memory, until))
         group.create_task(_watch_lag(lags, until))
         loading = group.create_task(load_bars(parts, notes, until))
@@ -80,14 +81,13 @@ async def load(
     return loading.result(), memory
 
 
-async def break_things(parts: Parts, notes: Notes, began: float, client: Client) -> None:
+async def break_things(parts: Parts, notes: Notes, began: float) -> None:
     """Cause each fault at its share of the time."""
     steps: tuple[tuple[float, str, Step], ...] = (
         (0.25, "Redis is killed", lambda: asyncio.to_thread(parts.valkey.kill)),
         (0.40, "Redis is started again", lambda: asyncio.to_thread(parts.valkey.start)),
         (0.50, "PostgreSQL is stopped", lambda: _restart(parts, notes, signal.SIGQUIT)),
         (0.70, "PostgreSQL is killed", lambda: _restart(parts, notes, signal.SIGKILL)),
-        (0.85, "a crowd posts", lambda: crowd(client, CROWD)),
     )
     for share, words, act in steps:
         await asyncio.sleep(max(began + share * SECONDS - time.time(), 0))
@@ -124,8 +124,10 @@ async def conduct(parts: Parts) -> list[str]:
     say(f"load: {READERS} read, {POSTERS} post, for {SECONDS:.0f} s; {before}")
     wrong, memory = await load(parts, run_id, notes)
     ended = time.time()
+    silent = sum(one.status == 503 and not one.needs_outage for one in notes.answers)
+    say(f"{silent} refusals because Dagster did not answer; so far wrong: {notes.list_faults()}")
     say("the load is over: waiting for the runs in the queue")
-    await asyncio.to_thread(wait_for_the_queue, parts)
+    await wait_for_the_queue(parts)
     say(f"afterwards: {IDLE_READERS} clients for {QUIET_SECONDS:.0f} s")
     after = await measure_quietly(parts, run_id, QUIET_SECONDS)
     left = Sizes.measure(parts)

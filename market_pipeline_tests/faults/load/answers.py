@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
@@ -21,7 +22,7 @@ class Answer:
     Attributes:
         status: 0: there was no answer.
         flaw: "": as was asked for, or a refusal in the promised form.
-        needs_outage: It is honest only while the database is away.
+        needs_outage: It says that the database is away.
     """
 
     kind: str
@@ -78,9 +79,22 @@ def find_flaw(answer: httpx.Response, expected: frozenset[int], path: str) -> st
         return f"{answer.status_code} without Retry-After at {path}"
     if answer.headers["content-type"].startswith("text/html"):
         return ""
-    told = json.loads(answer.content)
+    told = read_problem(answer)
     is_right = told.keys() >= PROBLEM and told["status"] == answer.status_code
     return "" if is_right else f"{answer.status_code} without its form: {answer.text[:200]}"
+
+
+def read_problem(answer: httpx.Response) -> dict[str, Any]:
+    """Return the problem that an answer describes; nothing where it has another form."""
+    is_problem = answer.headers.get("content-type", "") == "application/problem+json"
+    told: dict[str, Any] = json.loads(answer.content) if is_problem else {}
+    return told
+
+
+def blames_database(answer: httpx.Response) -> bool:
+    """Tell whether an answer says that the database is away; runs also need Dagster's webserver."""
+    parts = read_problem(answer).get("degraded", [])
+    return answer.status_code == 503 and not str(parts).startswith("['dagster")
 
 
 def build_table(idle: Notes, loaded: Notes, after: Notes) -> Iterator[str]:

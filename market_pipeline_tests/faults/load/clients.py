@@ -5,13 +5,12 @@ import random
 import ssl
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from market_pipeline_tests.faults.load.answers import Answer, Notes, find_flaw
+from market_pipeline_tests.faults.load.answers import Answer, Notes, blames_database, find_flaw
 
 CHANCE = random.Random(7)  # noqa: S311 - what is asked next
 SYMBOLS = ("BTC-USD", "ETH-USD", "SOL-USD", "ADA-USD", "SPX", "AAPL")
@@ -74,25 +73,30 @@ class Client:
         expected: frozenset[int], **request: Any,
     ) -> httpx.Response | None:  # fmt: skip
         """Ask, and note the answer; None: there was none."""
-        began, start, answer = time.time(), time.perf_counter(), None
+        began, start, answer, flaw = time.time(), time.perf_counter(), None, ""
         try:
             async with asyncio.timeout(self.seconds):
                 answer = await http.request(method, path, **request)
         except (httpx.TransportError, TimeoutError) as error:
-            status, flaw = 0, f"no answer ({type(error).__name__}) at {path}"
-        else:
-            status = answer.status_code
-            flaw = find_flaw(answer, expected, path) or self._find_step_back(path, answer)
-        if status == 502 and answer is not None:  # A run failed; its receipt tells when.
-            flaw = "" if self._note_failed(answer) else flaw
-        if status == 503 and path in _NEVER_503:
-            flaw = f"503 at {path}"
-        seconds, is_excusable = (
-            time.perf_counter() - start,
-            status == 503 and status not in expected,
-        )
-        self.notes.answers.append(Answer(kind, path, began, seconds, status, flaw, is_excusable))
+            flaw = f"no answer ({type(error).__name__}) at {path}"
+        seconds, status, blames = time.perf_counter() - start, 0, False
+        if answer is not None:
+            status, blames = answer.status_code, blames_database(answer)
+            flaw = self._find_flaw(answer, kind, path, expected)
+        self.notes.answers.append(Answer(kind, path, began, seconds, status, flaw, blames))
         return answer
+
+    def _find_flaw(
+        self, answer: httpx.Response, kind: str, path: str, expected: frozenset[int]
+    ) -> str:
+        if answer.status_code == 502 and self._note_failed(answer):
+            return ""  # A run failed; its receipt tells when.
+        if answer.status_code == 503 and path in _NEVER_503:
+            return f"503 at {path}"
+        told = answer.headers.get("content-type", "")
+        if answer.status_code == 200 and not told.startswith(_TYPES.get(kind, "")):
+            return f"{told} at {path}"
+        return find_flaw(answer, expected, path) or self._find_step_back(path, answer)
 
     def _note_failed(self, answer: httpx.Response) -> bool:
         told = answer.json()
@@ -193,10 +197,10 @@ async def post_run(
     return run_id
 
 
-async def crowd(client: Client, requests: int) -> None:
-    """Post many different requests at once, without waiting for their runs: more than may wait."""
+async def crowd(client: Client, requests: int, begins: float) -> None:
+    """Post many different requests without waiting for their runs: more than may wait."""
+    await asyncio.sleep(max(begins - time.time(), 0))
     async with client.open() as http:
         for number in range(requests):
             body = {"symbols": ["BTC-USD"], "lookback_days": 30 + number}
-            with suppress(ValueError):
-                await post_run(client, http, body, None, "crowd", prefer="respond-async")
+            await post_run(client, http, body, None, "crowd", prefer="respond-async")
