@@ -77,6 +77,7 @@ def test_j3_a_run_that_hardly_gets_a_processor_ends_well_beside_another(theatre:
         assert_invariants(place.engine, is_repaired=True, is_closed=True)
 
 
+@pytest.mark.faults
 def test_a11_a_run_without_memory_ends_and_the_next_one_is_whole(
     command: Command, engine: Engine, project_environment: Mapping[str, str], tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_a11_a_run_without_memory_ends_and_the_next_one_is_whole(
     repair(command, engine)
 
 
+@pytest.mark.faults
 def test_j2_a_home_that_cannot_be_written_ends_the_run_before_it_writes(
     command: Command, engine: Engine, tmp_path: Path
 ) -> None:
@@ -111,6 +113,7 @@ def fill(disk: Path) -> None:
             pass
 
 
+@pytest.mark.faults
 @pytest.mark.system
 def test_j2_a_full_disk_for_logs_and_temporary_files_loses_no_bar(
     command: Command, engine: Engine, project_environment: Mapping[str, str], tmp_path: Path
