@@ -18,7 +18,7 @@ PROMTOOL := /usr/bin/promtool
 POSTGRESQL := /usr/lib/postgresql
 
 .PHONY: help setup ingest dev web scheduler serve test test-storage test-watch test-writer test-faults \
-	test-system system-check system-deps kills mutants bench check format lint types contracts
+	test-system system-check system-deps kills load mutants bench check format lint types contracts
 
 help: ## List the tasks
 	@echo 'make TASK, where TASK is one of'
@@ -101,6 +101,9 @@ system-deps: ## Install the Debian packages of make test-system (as root)
 
 kills: $(DEV_STAMP) ## Kill runs anywhere in their work, and count what is lost (KILLS=500, SEEDS=7 for a part)
 	$(BIN)/python -m market_pipeline_tests.faults.kills $(or $(KILLS),100) $(SEEDS)
+
+load: $(DEV_STAMP) ## Ten minutes of load with faults in the middle (LOAD_SECONDS=60 for a try)
+	$(BIN)/python -m market_pipeline_tests.faults.load
 
 mutants: $(DEV_STAMP) ## Break each promise on purpose, and see that the tests notice (WORDS=I4 for a part)
 	$(BIN)/python -m market_pipeline_tests.mutants $(WORDS)
