@@ -9,6 +9,7 @@ STAMP := $(VENV)/.stamp
 DEV_STAMP := $(VENV)/.stamp-dev
 SYSTEM_STAMP := $(VENV)/.stamp-system
 BENCH_STAMP := $(VENV)/.stamp-bench
+USE_TABLES := $(addprefix market_pipeline_tests/,storage ingestion readers test_earlier_schemas.py test_old_database.py)
 CHROMIUM := /usr/bin/chromium
 FAKETIME := /usr/lib/*/faketime/libfaketimeMT.so.1
 NGINX := /usr/sbin/nginx
@@ -16,8 +17,8 @@ PGBOUNCER := /usr/sbin/pgbouncer
 PROMTOOL := /usr/bin/promtool
 POSTGRESQL := /usr/lib/postgresql
 
-.PHONY: help setup ingest dev web scheduler serve test test-watch test-writer test-faults test-system \
-	system-check system-deps load mutants bench check format lint types contracts
+.PHONY: help setup ingest dev web scheduler serve test test-storage test-watch test-writer test-faults \
+	test-system system-check system-deps kills load mutants bench check format lint types contracts
 
 help: ## List the tasks
 	@echo 'make TASK, where TASK is one of'
@@ -26,7 +27,7 @@ help: ## List the tasks
 
 setup: $(STAMP) ## Install what the product needs, and write DAGSTER_HOME into .env
 
-$(STAMP): setup.py constraints.txt
+$(STAMP): setup.py hashes.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11 or newer, or name yours: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "%s is Python %d.%d, and 3.11 or newer is needed: install it, or name yours: make PYTHON=python3.12" % (("$(PYTHON)",) + sys.version_info[:2]))'
 	@$(PYTHON) install.py
@@ -65,6 +66,9 @@ test-writer: $(DEV_STAMP) ## Run them with no more rights than a writer has (mar
 test-faults: $(DEV_STAMP) ## Cause the faults that take long (SEEDS=20: so many of each that is drawn)
 	$(BIN)/python -m pytest -m faults -n 2 --dist loadfile
 
+test-storage: $(DEV_STAMP) ## Run what uses tables most (PG_BIN=/usr/lib/postgresql/15/bin: on another PostgreSQL)
+	$(BIN)/python -m pytest -m "not system and not faults" -n 2 --dist loadfile $(USE_TABLES)
+
 test-watch: $(DEV_STAMP) ## Run the tests again whenever a file changes
 	$(BIN)/ptw . -m "not system and not faults"
 
@@ -94,6 +98,9 @@ system-deps: ## Install the Debian packages of make test-system (as root)
 	server=$$(apt-cache policy postgresql-15 | grep -q 'Candidate: [0-9]' && echo postgresql-15 || echo postgresql); \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium libfaketime nginx-light pgbouncer prometheus $$server
 	@$(MAKE) --no-print-directory system-check
+
+kills: $(DEV_STAMP) ## Kill runs anywhere in their work, and count what is lost (KILLS=500, SEEDS=7 for a part)
+	$(BIN)/python -m market_pipeline_tests.faults.kills $(or $(KILLS),100) $(SEEDS)
 
 load: $(DEV_STAMP) ## Ten minutes of load with faults in the middle (LOAD_SECONDS=60 for a try)
 	$(BIN)/python -m market_pipeline_tests.faults.load

@@ -1,7 +1,8 @@
 """Fill ``.venv`` for the Makefile: with uv where it works, else with pip.
 
 Runs before anything is installed, so it needs Python alone. Each step says what it does, and on a
-terminal also how long it takes and what its program said last.
+terminal also how long it takes and what its program said last. Every file of a registry must have a
+checksum that ``hashes.txt`` names: nothing else is installed.
 """
 
 import os
@@ -18,11 +19,19 @@ from threading import Thread
 VENV = Path(".venv")
 PYTHON = VENV / "bin" / "python"
 UV = VENV / "bin" / "uv"
-CONSTRAINTS = ("-c", "constraints.txt")
+HASHES = "hashes.txt"
+WANTED = VENV / "wanted.txt"
+CHECKED = ("--require-hashes", "--no-deps", "-r", str(WANTED))
+# A source archive would run code and fetch what builds it. Two tools of developers are only that.
+WHEELS = ("--only-binary", ":all:")
+# What was checked builds it: an isolated build would fetch what no checksum is known of.
+PRODUCT = ("--no-deps", "--no-build-isolation", "-e", ".")
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 NEEDED_GB = 1.0
 KEPT_LINES = 40
 NO_SPACE = "No space left on device"
+# In uv's words and in pip's.
+MISMATCH = ("Hash mismatch for", "DO NOT MATCH THE HASHES")
 
 
 class InstallError(Exception):
@@ -33,11 +42,28 @@ def main(extras: Sequence[str]) -> None:
     """Make the environment where it is missing, and install the product with these extras."""
     check_machine()
     make_environment()
-    wanted = f".[{','.join(extras)}]" if extras else "."
     what = f"the packages of {' and '.join(extras)}" if extras else "the packages"
-    if not install_with_uv(what, wanted):
-        pip = [str(PYTHON), "-m", "pip", "install", *CONSTRAINTS, "-e", wanted]
-        check(run(f"Installing {what} with pip", pip))
+    if not install_with_uv(what, extras):
+        want("product", *extras)
+        pip = [str(PYTHON), "-m", "pip", "install"]
+        check(run(f"Installing {what} with pip", [*pip, *CHECKED, *(() if extras else WHEELS)]))
+        check(run("Installing the product with pip", [*pip, *PRODUCT]))
+
+
+def select(*names: str) -> str:
+    """Return the lines of ``hashes.txt`` that the product, extras or uv need."""
+    parts = re.split(
+        r"^# for: (.*)\n", Path(HASHES).read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    groups = list(zip(parts[1::2], parts[2::2], strict=True))
+    if unknown := set(names) - {""} - {one for needed_by, _ in groups for one in needed_by.split()}:
+        raise InstallError(f"{HASHES} knows nothing that {' and '.join(sorted(unknown))} needs")
+    return "".join(lines for needed_by, lines in groups if set(names) & set(needed_by.split()))
+
+
+def want(*names: str) -> None:
+    """Note what to install for pip and uv, which read files."""
+    WANTED.write_text(select(*names), encoding="utf-8")
 
 
 def check_machine() -> None:
@@ -72,34 +98,59 @@ def make_environment() -> None:
     check(run(f"Creating the environment {VENV} with Python {VERSION}", command))
 
 
-def install_with_uv(what: str, wanted: str) -> bool:
+def install_with_uv(what: str, extras: Sequence[str]) -> bool:
     """Install with uv, which takes a fraction of pip's time; tell whether that worked."""
-    pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check"]
-    uv = [str(UV), "pip", "install", "--python", str(PYTHON), *CONSTRAINTS, "-e", wanted]
-    if wanted != ".":
-        uv.append("--compile-bytecode")  # Tests start hundreds of processes; one run does not pay.
-    failed = "" if UV.exists() else run("Installing uv", [*pip, *CONSTRAINTS, "uv"])
+    failed = "" if UV.exists() else install_uv()
+    uv, index = [str(UV), "pip", "install", "--python", str(PYTHON)], find_index(PYTHON)
+    # Tests start hundreds of processes; one run does not pay for the compilation.
+    how = ["--compile-bytecode"] if extras else WHEELS
     if not failed:
-        failed = run(f"Installing {what} with uv", uv, find_index())
+        want("product", *extras)
+        failed = run(f"Installing {what} with uv", [*uv, *CHECKED, *how], index)
+    if not failed:
+        failed = run("Installing the product with uv", [*uv, *PRODUCT], index)
     if failed:
+        refuse_mismatch(failed)
         reason = failed.strip().splitlines()[-1].strip()
         say(f"uv does not work here ({reason}): pip goes on, which takes longer.\n")
     return not failed
 
 
-def find_index() -> dict[str, str]:
+def install_uv() -> str:
+    """Install uv, and return why that failed, else ""."""
+    want("uv")
+    pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check"]
+    return run("Installing uv", [*pip, *CHECKED, *WHEELS])
+
+
+def find_index(python: Path) -> dict[str, str]:
     """Return the registry of pip's configuration, which uv does not read, as a variable of uv."""
     if any(name in os.environ for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL")):
         return {}
-    command = [str(PYTHON), "-m", "pip", "config", "list"]
+    command = [str(python), "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     found = re.findall(r"^[^=]+\.index-url='(.+)'$", listed.stdout, re.MULTILINE)
     return {"UV_DEFAULT_INDEX": os.environ.get("PIP_INDEX_URL", found[-1])} if found else {}
 
 
+def refuse_mismatch(failed: str) -> None:
+    """Stop where a file is not what it should be: another program would get the same file.
+
+    Raises:
+        InstallError: Says so, with the program's words on which file that is.
+    """
+    if any(words in failed for words in MISMATCH):
+        raise InstallError(
+            f"{failed.rstrip()}\nThis file has another checksum than {HASHES} names: it is not the "
+            "one that this project was tested with, and it was not installed. Find out where it "
+            "came from (`pip config list` names the registry), and run make again"
+        )
+
+
 def check(failed: str) -> None:
     """Raise what a program that failed said."""
     if failed:
+        refuse_mismatch(failed)
         cure = ": make room on the disk and run make again" if NO_SPACE in failed else ""
         raise InstallError(f"{failed.rstrip()}\nThe environment is not complete{cure}")
 

@@ -50,9 +50,15 @@ class Child:
 
 
 @contextmanager
-def start_child(work: Callable[..., None], *arguments: object) -> Iterator[Child]:
-    """Start a fresh interpreter on a function of a module; it is gone when the block ends."""
-    context = multiprocessing.get_context("spawn")
+def start_child(
+    work: Callable[..., None], *arguments: object, method: str = "spawn"
+) -> Iterator[Child]:
+    """Start a process on a function of a module; it is gone when the block ends.
+
+    It is a fresh interpreter, or with ``forkserver`` a fork of one that has imported what was named
+    to it, and done nothing else.
+    """
+    context: Any = multiprocessing.get_context(method)
     ours, theirs = context.Pipe()
     with tempfile.NamedTemporaryFile(prefix="mp-child-") as log:
         told = (log.name, work, theirs, *arguments)

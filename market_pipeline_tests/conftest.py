@@ -17,6 +17,7 @@ from market_pipeline.storage.server import embedded
 from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
 from market_pipeline.storage.server.schema import upgrade_schema
 from market_pipeline_tests.commands import ROOT, run_command
+from market_pipeline_tests.readers.writing import write_markets_with_prices
 
 # A busy machine is no failure of the property.
 # The same examples each time, unless SEEDS asks to look further: chance turns no suite red.
@@ -47,12 +48,12 @@ def server_url() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="mp-tests-", dir="/tmp"))
     folder.chmod(0o755)
     url = embedded.start(folder)
-    _forget_safety(url)
+    forget_safety(url)
     yield url
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _forget_safety(url: str) -> None:
+def forget_safety(url: str) -> None:
     """Let the server lose everything in a power cut, as nobody needs it afterwards."""
     admin = create_engine(url, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
@@ -99,11 +100,22 @@ def _give_to_writer(url: str) -> None:
         assert made.returncode == 0, made.stderr
 
 
+@pytest.fixture(scope="session")
+def template_with_prices(server_url: str, template: str) -> Iterator[str]:
+    """The name of a database with what ``stored`` promises: a copy is quicker than runs."""
+    with make_database(server_url, template) as url:
+        opened = open_engine(DatabaseAddress(url, is_embedded=True))
+        write_markets_with_prices(opened)
+        opened.dispose()
+        yield str(make_url(url).database)
+
+
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest, server_url: str) -> Iterator[str]:
     """The address of a database: with the market tables where ``engine`` is used, else empty."""
     is_migrated = "engine" in request.fixturenames
-    source = request.getfixturevalue("template") if is_migrated else "template0"
+    name = "template_with_prices" if "stored" in request.fixturenames else "template"
+    source = request.getfixturevalue(name) if is_migrated else "template0"
     with make_database(server_url, source) as url:
         is_owners = request.node.get_closest_marker("owner") is not None
         if is_migrated and not is_owners and request.config.getoption("--as-writer"):
@@ -126,6 +138,12 @@ def engine(database_url: str) -> Iterator[Engine]:
     opened = open_engine(DatabaseAddress(database_url, is_embedded=True))
     yield opened
     opened.dispose()
+
+
+@pytest.fixture
+def stored(engine: Engine) -> Engine:
+    """Two markets with ten days of bars and prices; Bitcoin with statistics."""
+    return engine
 
 
 @pytest.fixture

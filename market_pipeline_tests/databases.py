@@ -8,6 +8,25 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
 
 BARS = "market_data.market_aggregate"
+_COLUMNS = """
+    SELECT format('%s.%s %s null=%s default=%s: %s', c.table_name, c.column_name,
+        format_type(a.atttypid, a.atttypmod), c.is_nullable, c.column_default,
+        col_description(a.attrelid, a.attnum))
+    FROM information_schema.columns c
+    JOIN pg_attribute a ON a.attrelid = format('market_data.%I', c.table_name)::regclass
+        AND a.attname = c.column_name
+    WHERE c.table_schema = 'market_data' AND c.table_name <> 'alembic_version' ORDER BY 1"""
+_CONSTRAINTS = """
+    SELECT format('%s %s %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
+    FROM pg_constraint WHERE connamespace = 'market_data'::regnamespace
+        AND conrelid::regclass::text NOT LIKE '%alembic_version' ORDER BY 1"""
+_INDEXES = """
+    SELECT indexdef FROM pg_indexes
+    WHERE schemaname = 'market_data' AND tablename <> 'alembic_version' ORDER BY 1"""
+_SEQUENCES = """
+    SELECT sequencename FROM pg_sequences WHERE schemaname = 'market_data' ORDER BY 1"""
+# What PostgreSQL says of the market tables: equal words, equal tables.
+DESCRIPTIONS = (_COLUMNS, _CONSTRAINTS, _INDEXES, _SEQUENCES)
 
 
 @contextmanager

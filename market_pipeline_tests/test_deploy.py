@@ -54,6 +54,17 @@ def test_only_the_proxy_and_grafana_are_published_and_on_loopback() -> None:
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
 
 
+def test_every_image_can_be_named_by_its_digest() -> None:
+    """Others' images and the base of ours are variables whose default is a tag."""
+    images = {name: one["image"] for name, one in COMPOSE["services"].items() if name not in PARTS}
+    assert len(images) == 5
+    for name, image in images.items():
+        assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[a-z/]+:[^:}]+\}", image), name
+    assert COMPOSE["x-pipeline"]["build"]["args"]["BASE"].startswith("${PYTHON_IMAGE:-python:")
+    stages = re.findall(r"^FROM (\S+)", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert stages == ["$BASE", "$BASE"]
+
+
 def test_compose_gives_the_proxy_every_variable_of_its_template() -> None:
     """Nginx's image leaves a variable that is unset as it is, and nginx then does not start."""
     template = (DEPLOY / "proxy/market-pipeline.conf.template").read_text()

@@ -5,17 +5,39 @@ Python, pip and uv are stand-ins that write down how they were called.
 
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
+import venv
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import install
-from market_pipeline_tests.commands import COMMAND_SECONDS, ROOT
+from market_pipeline_tests import hashes
+from market_pipeline_tests.commands import COMMAND_SECONDS, ROOT, SCRIPTS
 
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
+LOCKED = """\
+# for: dev system
+mypy==2 \\
+    --hash=sha256:11
+# for: product
+numpy==1 \\
+    --hash=sha256:22
+# for: uv
+uv==3 \\
+    --hash=sha256:33
+"""
+CHECKED = "--require-hashes --no-deps -r .venv/wanted.txt"
+WHEELS = "--only-binary :all:"
+PRODUCT = "--no-deps --no-build-isolation -e ."
 STAND_IN = '#!/bin/sh\necho "$(basename $0) $*" >> calls\n'
 PYTHON = f"""\
 case "$1" in
@@ -35,7 +57,7 @@ def write_program(path: Path, body: str = "") -> Path:
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run make in a folder with the real Makefile and a Python that installs nothing."""
-    for name in ("Makefile", "setup.py", "constraints.txt"):
+    for name in ("Makefile", "setup.py", "hashes.txt"):
         if not (folder / name).exists():
             shutil.copy(ROOT / name, folder)
     python = write_program(folder / "python", PYTHON)
@@ -88,7 +110,7 @@ def test_who_runs_the_product_installs_no_test_tools(task: str, tmp_path: Path) 
 
 def say_no(folder: Path, sitecustomize: str) -> str:
     """Return what make says to a Python that was changed at its start; nothing may be made."""
-    for name in ("Makefile", "setup.py", "constraints.txt", "install.py"):
+    for name in ("Makefile", "setup.py", "hashes.txt", "install.py"):
         shutil.copy(ROOT / name, folder)
     (folder / "sitecustomize.py").write_text(sitecustomize)
     run = f'exec env PYTHONPATH={folder} {sys.executable} "$@"\n'
@@ -129,6 +151,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("PIP_INDEX_URL", raising=False)
     write_program(tmp_path / ".venv/bin/python")
     (tmp_path / ".venv/pyvenv.cfg").write_text(f"version = {VERSION}.0\n")
+    (tmp_path / "hashes.txt").write_text(LOCKED)
     return tmp_path
 
 
@@ -152,12 +175,129 @@ def test_a_disk_that_fills_up_meanwhile_is_said(environment: Path) -> None:
         install.main([])
 
 
-def test_uv_installs_within_the_constraints(environment: Path) -> None:
-    """Once it is there nothing else is called but for pip's settings."""
+def test_uv_installs_nothing_but_files_of_known_checksums(environment: Path) -> None:
+    """Then the product itself, built by what was installed."""
     write_program(environment / ".venv/bin/uv")
     install.main(["dev"])
-    uv = "uv pip install --python .venv/bin/python -c constraints.txt -e .[dev] --compile-bytecode"
-    assert take_calls(environment) == ["python -m pip config list", uv]
+    uv = "uv pip install --python .venv/bin/python"
+    assert take_calls(environment) == [
+        "python -m pip config list", f"{uv} {CHECKED} --compile-bytecode", f"{uv} {PRODUCT}"
+    ]  # fmt: skip
+    wanted = (environment / ".venv/wanted.txt").read_text()
+    assert wanted == "mypy==2 \\\n    --hash=sha256:11\nnumpy==1 \\\n    --hash=sha256:22\n"
+
+
+def test_uv_itself_is_checked(environment: Path) -> None:
+    """Only its own lines are given to pip."""
+    install.install_uv()
+    assert take_calls(environment)[-1].endswith(
+        f"pip install --disable-pip-version-check {CHECKED} {WHEELS}"
+    )
+    assert (environment / ".venv/wanted.txt").read_text() == "uv==3 \\\n    --hash=sha256:33\n"
+
+
+@pytest.fixture(scope="module")
+def real_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an environment of its own, and a registry of one package."""
+    folder = tmp_path_factory.mktemp("real")
+    venv.create(folder / ".venv", with_pip=True)
+    pages = folder / "simple" / "tiny"
+    pages.mkdir(parents=True)
+    name = "tiny-1.0-py3-none-any.whl"
+    with ZipFile(pages / name, "w") as wheel:
+        wheel.writestr("tiny.py", "")
+        wheel.writestr(
+            "tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            "tiny-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        wheel.writestr("tiny-1.0.dist-info/RECORD", "")
+    (pages / "index.html").write_text(f'<a href="{name}">{name}</a>')
+    return folder
+
+
+@pytest.mark.parametrize("has_uv", [True, False], ids=["uv", "pip"])
+def test_a_file_of_another_checksum_stops_the_installation_and_is_said(
+    has_uv: bool,
+    real_environment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The real programs and a registry whose file was exchanged: no other program tries it then."""
+    monkeypatch.chdir(real_environment)
+    monkeypatch.setenv("PIP_INDEX_URL", (real_environment / "simple").as_uri())
+    uv = real_environment / install.UV
+    uv.unlink(missing_ok=True)
+    if has_uv:
+        uv.symlink_to(SCRIPTS / "uv")
+    else:
+        write_program(uv, 'echo "error: no uv here"; exit 1\n')
+    lines = f"# for: product\ntiny==1.0 --hash=sha256:{'0' * 64}\n"
+    (real_environment / "hashes.txt").write_text(lines)
+    with pytest.raises(
+        install.InstallError, match=r"tiny(.|\n)*another checksum than hashes.txt names"
+    ):
+        install.main([])
+    assert ("pip goes on" in capsys.readouterr().out) is not has_uv
+    assert list(real_environment.glob(".venv/lib/*/site-packages/tiny*")) == []
+
+
+def test_a_name_that_nothing_is_known_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image without what its EXTRAS name would fail much later."""
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(install.InstallError, match="knows nothing that celary needs"):
+        install.select("product", "celary", "otel")
+
+
+def read_locked(*names: str) -> dict[str, str]:
+    """Return the versions that hashes.txt has for the product, extras or uv."""
+    return dict(re.findall(r"^([^ =]+)==([^ ]+)", install.select(*names), re.MULTILINE))
+
+
+def test_every_version_is_that_of_the_constraints_and_has_a_checksum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No file is installed that was not named, and none from another address."""
+    monkeypatch.chdir(ROOT)
+    names = ("uv", "product", *hashes.EXTRAS)
+    text = install.select(*names)
+    pins = re.findall(r"^([^#=]+)==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    pinned = {canonicalize_name(name): version for name, version in pins}
+    locked = read_locked(*names)
+    assert {name: pinned[name] for name in locked if name in pinned} == {
+        name: version for name, version in locked.items() if name in pinned
+    }
+    assert len(
+        re.findall(r"^[^ ]+==.* \\\n    --hash=sha256:[0-9a-f]{64}( \\)?$", text, re.MULTILINE)
+    ) == len(re.findall(r"^[^ ]+==", text, re.MULTILINE))
+    assert "://" not in text
+
+
+@pytest.mark.parametrize("extra", ["", *hashes.EXTRAS])
+def test_whatever_is_asked_for_and_needed_by_it_is_locked(
+    extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is added behind the checksums' back: what is installed here needs nothing else."""
+    monkeypatch.chdir(ROOT)
+    locked = read_locked("product", *filter(None, [extra]))
+    asked = [Requirement(one) for one in requires("market-pipeline") or []]
+    left = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": extra})]
+    seen = set()
+    while left:
+        needed = left.pop()
+        name = canonicalize_name(needed.name)
+        assert name in locked, f"{needed}: run `python -m market_pipeline_tests.hashes`"
+        assert needed.specifier.contains(locked[name], prereleases=True), needed
+        for wanted in [needed.extras or {""}] if (name, str(needed.extras)) not in seen else []:
+            seen.add((name, str(needed.extras)))
+            with suppress(PackageNotFoundError):  # of bench and celery, which tests do not install
+                inner = [Requirement(one) for one in requires(name) or []]
+                left += [
+                    one for one in inner
+                    if one.marker is None or any(one.marker.evaluate({"extra": x}) for x in wanted)
+                ]  # fmt: skip
 
 
 def test_pips_registry_is_uvs_registry(environment: Path) -> None:
@@ -180,12 +320,16 @@ def test_without_uv_pip_goes_on_after_one_sentence(
     if has_uv:
         write_program(environment / ".venv/bin/uv", failing)
     else:
-        write_program(environment / ".venv/bin/python", f'case "$*" in *uv) {failing};; esac')
+        write_program(
+            environment / ".venv/bin/python", f'case "$*" in *version-check*) {failing};; esac'
+        )
     install.main([])
     said = capsys.readouterr().out
     expected = "uv does not work here (error: no route to the registry): pip goes on"
     assert said.count(expected) == 1
-    assert take_calls(environment)[-1] == "python -m pip install -c constraints.txt -e ."
+    assert take_calls(environment)[-2:] == [
+        f"python -m pip install {CHECKED} {WHEELS}", f"python -m pip install {PRODUCT}"
+    ]  # fmt: skip
 
 
 def test_an_environment_of_another_python_is_made_anew(environment: Path) -> None:

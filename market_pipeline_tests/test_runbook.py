@@ -1,5 +1,7 @@
 """RUNBOOK.md is executed: each entry's commands, with its symptom before them where it can be made.
 
+Symptoms that take longer to cause are in ``faults/test_runbook_entries.py``.
+
 An entry's parts are read from the file, and so are the commands: code that begins with one of this
 project's programs. Those that need a service manager or a served port are in ``NEEDS_A_SERVICE``.
 """
@@ -182,6 +184,7 @@ def test_every_link_leads_to_an_entry() -> None:
     assert set(re.findall(r"\(#([a-z0-9-]+)\)", RUNBOOK)) <= anchors
 
 
+@pytest.mark.faults
 def test_a_run_failed(stack: Stack) -> None:
     """Every market times out; then the provider is well again."""
     stack.set(MOCK_FAULTS="BTC-USD:timeout,ETH-USD:timeout")
@@ -191,6 +194,7 @@ def test_a_run_failed(stack: Stack) -> None:
     assert stack.follow("A run failed", "Act").rstrip().endswith(": ok")
 
 
+@pytest.mark.faults
 def test_a_source_is_blocked(stack: Stack) -> None:
     """Its location is refused for good; another source serves the symbols, as other markets."""
     title = "A source is blocked or retired"
@@ -205,6 +209,7 @@ def test_a_source_is_blocked(stack: Stack) -> None:
         assert stack.follow(title, "Verify").rstrip().endswith(": ok")
 
 
+@pytest.mark.faults
 def test_a_provider_is_down(stack: Stack) -> None:
     """One market comes short, and the next run fills what is missing."""
     stack.set(MOCK_FAULTS="ETH-USD:timeout")
@@ -218,6 +223,7 @@ def test_a_provider_is_down(stack: Stack) -> None:
     assert "fetch_failed" not in verified
 
 
+@pytest.mark.faults
 def test_the_calendar_is_suspect(stack: Stack) -> None:
     """A file has rows of four holidays; somebody looks, and finds the provider to be odd."""
     closed = pd.DatetimeIndex(["2023-11-23", "2023-12-25", "2024-01-01", "2024-01-15"])
@@ -237,6 +243,7 @@ def test_the_calendar_is_suspect(stack: Stack) -> None:
     assert healed.rstrip().endswith(": ok")
 
 
+@pytest.mark.faults
 def test_the_database_cannot_be_used(stack: Stack, database_url: str, server_url: str) -> None:
     """A server that stopped, one that accepts no writes as after a fail-over, the new primary."""
     title = "The database cannot be used"
@@ -260,6 +267,7 @@ def administer(server_url: str, database_url: str, setting: str) -> None:
     admin.dispose()
 
 
+@pytest.mark.faults
 def test_the_cache_is_in_trouble(stack: Stack) -> None:
     """Redis stopped: the run is as good as with it, and says so in the words quoted."""
     server = Valkey().start()
@@ -275,6 +283,7 @@ def test_the_cache_is_in_trouble(stack: Stack) -> None:
         server.close()
 
 
+@pytest.mark.faults
 def test_a_run_does_not_end(stack: Stack, database_url: str, tmp_path: Path) -> None:
     """A run is killed while it holds claims; the entry shows them, and the next run goes on."""
     command = [str(SCRIPTS / "market-pipeline"), "ingest"]
@@ -299,6 +308,7 @@ def execute(address: str, statement: str) -> None:
     engine.dispose()
 
 
+@pytest.mark.faults
 def test_i6_tables_are_lost_and_restored(stack: Stack, database_url: str) -> None:
     """Backup, loss, restore; then an upgrade that is taken back, and ledger and bars agree."""
     stack.type("market-pipeline ingest")
@@ -315,6 +325,7 @@ def test_i6_tables_are_lost_and_restored(stack: Stack, database_url: str) -> Non
     assert ": ok" in stack.follow("Upgrade and rollback", "Verify")
 
 
+@pytest.mark.faults
 def test_the_commands_of_every_other_entry_run(stack: Stack, database_url: str) -> None:
     """In one project: healthy, but for a bar in quarantine; what is removed comes last.
 

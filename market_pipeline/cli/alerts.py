@@ -81,10 +81,13 @@ def ack(beginning: str) -> None:
 
 @alerts.command()
 def deliver() -> None:
-    """Send what waits, as the sensor alert_delivery does; for where no daemon runs."""
+    """End alerts whose cause is gone and send what waits, for where no daemon runs."""
     from market_pipeline.alerting.delivery import deliver as empty
+    from market_pipeline.alerting.raising import resolve_cleared
 
     with open_database() as engine:
+        with engine.begin() as connection:
+            resolve_cleared(connection, datetime.now(UTC))
         click.echo(f"{empty(engine, seconds=60.0)} messages delivered")
 
 

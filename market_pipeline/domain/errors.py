@@ -18,6 +18,7 @@ PipelineError
     ├── DatabaseUnreachableError
     ├── ReadOnlyDatabaseError
     ├── SchemaOutdatedError
+    ├── WrongClockError          this machine and the database do not agree about the time
     └── EmbeddedServerError      the embedded PostgreSQL could not be started
 
 Each message says what was being done, with which value (never a secret), and what to do next.
@@ -137,6 +138,10 @@ class ReadOnlyDatabaseError(StorageError):
 
 class SchemaOutdatedError(StorageError):
     """The market tables are older or newer than this code."""
+
+
+class WrongClockError(StorageError):
+    """This machine's clock and the database's are too far apart to say which bars are final."""
 
 
 class EmbeddedServerError(StorageError):

@@ -8,6 +8,7 @@ from uuid import UUID, uuid5
 import dagster as dg
 
 from market_pipeline.domain.errors import SettingError
+from market_pipeline.domain.triggers import ALIVE_TAGS
 from market_pipeline.ingestion.request import build_request
 from market_pipeline.ingestion.ticks import open_tick
 from market_pipeline.orchestration.causes import told_plainly
@@ -31,6 +32,7 @@ ingest_job = dg.define_asset_job(
     "ingest",
     selection=dg.AssetSelection.all(),
     description="Fetch, store and analyse every configured market, once.",
+    tags=ALIVE_TAGS,
 )
 
 

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from market_pipeline.domain.errors import SettingError
-from market_pipeline.domain.triggers import BACKFILL_TAGS
+from market_pipeline.domain.triggers import ALIVE_TAGS, BACKFILL_TAGS
 from market_pipeline.ingestion.drive import BarStream
 from market_pipeline.orchestration.assets import POOL, stream_bars
 from market_pipeline.orchestration.causes import told_plainly
@@ -90,4 +90,5 @@ statistics_job = dg.define_asset_job(
     "statistics",
     selection=dg.AssetSelection.assets("market_comparisons", "market_roi_statistics"),
     description="Compute comparisons and ROI statistics again from the stored bars.",
+    tags=ALIVE_TAGS,
 )

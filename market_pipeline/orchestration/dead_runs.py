@@ -16,11 +16,11 @@ import dagster as dg
 from dagster import DagsterRunStatus, RunsFilter
 from sqlalchemy import Connection
 
+from market_pipeline.domain.triggers import ALIVE_TAGS
 from market_pipeline.ingestion.closing import INTERRUPTED
 from market_pipeline.orchestration.executor import close_receipt
 from market_pipeline.storage.runs.claims import find_living
 
-ALIVE_TAG = "market_pipeline/shows_life"
 SILENT_SECONDS = 45.0
 _STATUSES = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 _LIMIT = 200
@@ -46,8 +46,8 @@ class DeadRunScan:
 
 
 def mark_as_watched(instance: dg.DagsterInstance, run_id: str) -> None:
-    """Mark a run as one that shows its life by a lock, so that its death is noticed."""
-    instance.add_run_tags(run_id, {ALIVE_TAG: "lock"})
+    """Mark a run as one that shows its life by a lock, also if no job of ours began it."""
+    instance.add_run_tags(run_id, ALIVE_TAGS)
 
 
 def end_dead_runs(
@@ -69,7 +69,7 @@ def _find_silent(
     instance: dg.DagsterInstance, connection: Connection
 ) -> Mapping[str, dg.DagsterRun]:
     """Return the runs whose lock is free and whose last event is old."""
-    filters = RunsFilter(statuses=_STATUSES, tags={ALIVE_TAG: "lock"})
+    filters = RunsFilter(statuses=_STATUSES, tags=ALIVE_TAGS)
     runs = {run.run_id: run for run in instance.get_runs(filters, limit=_LIMIT)}
     living = find_living(connection, [UUID(run_id) for run_id in runs])
     return {

@@ -16,7 +16,7 @@ from dagster import DagsterRunStatus
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from market_pipeline.domain.errors import PipelineError
+from market_pipeline.domain.errors import PipelineError, WrongClockError
 from market_pipeline.domain.ticks import VERSION_TAG, parse_part
 from market_pipeline.domain.triggers import find_trigger
 from market_pipeline.ingestion.closing import INTERRUPTED, close_run
@@ -31,6 +31,7 @@ from market_pipeline.storage.runs.claims import hold_liveness_lock
 from market_pipeline.storage.runs.closing import find_dead_runs
 from market_pipeline.storage.runs.recording import RecordedRequest, open_receipt
 from market_pipeline.storage.server.database import open_database
+from market_pipeline.storage.server.engine import check_clock
 
 # What jobs select: Dagster's record of a run does not say.
 _JOBS: Mapping[str, Sequence[str]] = {
@@ -104,6 +105,9 @@ def keep_receipt(instance: dg.DagsterInstance, asked: RecordedRequest) -> Iterat
 
     Receipts of runs that died are closed as well. A database that is away must not change what
     becomes of the run.
+
+    Raises:
+        WrongClockError: The run could not tell which bars are final; there is no receipt.
     """
     ending = StepsEnding()
     with ExitStack() as stack:
@@ -220,10 +224,13 @@ def _begin_receipt(
 ) -> Engine | None:
     try:
         engine = stack.enter_context(open_database())
+        check_clock(engine)
         stack.enter_context(hold_liveness_lock(engine, asked.run_id))
         with engine.begin() as connection:
             open_receipt(connection, asked)
         close_dead_receipts(engine, instance)
+    except WrongClockError:
+        raise
     except (SQLAlchemyError, PipelineError) as error:
         logger.warning("run %s: its receipt could not be opened: %s", asked.run_id, error)
         return None

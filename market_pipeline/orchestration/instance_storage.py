@@ -4,7 +4,10 @@
 paths relative to itself.
 """
 
-from contextlib import suppress
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +26,7 @@ from market_pipeline.storage.server.engine import check_database, find_database,
 from market_pipeline.storage.server.urls import name_application, set_search_path
 from market_pipeline.storage.server.watchdog import DAGSTER
 
+logger = logging.getLogger("market_pipeline.logs")
 DAGSTER_SCHEMA = "dagster"
 _TABLES = ("runs", "instance_info", "event_logs", "jobs")
 """Dagster's three storages are set up where these are."""
@@ -109,6 +113,31 @@ class StateComputeLogs(_Unconfigured, LocalComputeLogManager):
         """Return the log manager of the state folder."""
         del config_value
         return cls(str(_make_private(find_logs_dir())), inst_data=inst_data)
+
+    @contextmanager
+    def capture_logs(self, log_key: Sequence[str]) -> Iterator[Any]:
+        """Write what is printed to the log as well, until the block ends."""
+        try:
+            with _restore_output(), super().capture_logs(log_key) as captured:
+                yield captured
+        except OSError as error:
+            logger.warning("the log in %s lacks what the run printed: %s", find_logs_dir(), error)
+            raise
+
+
+@contextmanager
+def _restore_output() -> Iterator[None]:
+    """Let stdout and stderr be at the end what they were.
+
+    Dagster leaves them in the log where that lies on a full disk. What a command says afterwards
+    would be lost, and its exit code would be 120, which Python gives for output that is lost.
+    """
+    with ExitStack() as stack:
+        for number in (1, 2):
+            with suppress(OSError):  # It is closed.
+                copy = stack.enter_context(os.fdopen(os.dup(number), "wb"))
+                stack.callback(os.dup2, copy.fileno(), number)
+        yield
 
 
 def _make_private(folder: Path) -> Path:

@@ -1,13 +1,17 @@
 """Where alerts may go: nowhere private, however the address is spelt or resolved."""
 
 import socket
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import certifi
 import pytest
 
 from market_pipeline.alerting.delivery import check_alert_settings
 from market_pipeline.alerting.receivers import RefusedAddressError, read_receivers, resolve
 from market_pipeline.domain.errors import SettingError
+from market_pipeline_tests.cache.tls import TlsFront
 from market_pipeline_tests.receiver import Receiver, serve_receiver
 
 PRIVATE = [
@@ -120,10 +124,24 @@ def test_good_addresses_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert schemes == ["https", "slack", "discord", "mailto"]
 
 
+@pytest.mark.parametrize("name", ["hooks.example", "others.example"])
 def test_a_tls_receiver_must_have_the_names_certificate(
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A plain server behind https:// is no receiver."""
+    """The name's own, although the address was looked up before; another one's hears nothing."""
+    with serve_receiver() as plain:
+        front = TlsFront(urlsplit(plain.address).port or 0, tmp_path, name)
+        monkeypatch.setattr(certifi, "where", lambda: str(front.authority))
+        monkeypatch.setattr("market_pipeline.alerting.receivers.resolve", lambda *_: ["127.0.0.1"])
+        monkeypatch.setenv("ALERT_WEBHOOK_URL", f"https://hooks.example:{front.port}/x")
+        (receiver,) = read_receivers()
+        is_own = name == "hooks.example"
+        assert (receiver.send("id", {}).is_ok, len(plain.posts)) == (is_own, int(is_own))
+        front.close()
+
+
+def test_a_plain_server_is_no_tls_receiver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind https:// nothing is sent to it."""
     with serve_receiver() as plain:
         monkeypatch.setenv("ALERT_ALLOW_PRIVATE", "true")
         monkeypatch.setenv("ALERT_WEBHOOK_URL", plain.address.replace("http://", "https://"))

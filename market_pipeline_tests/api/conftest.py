@@ -68,11 +68,11 @@ def client(make_client: MakeClient) -> TestClient:
 
 @contextmanager
 def serve_api(
-    environment: Mapping[str, str], folder: Path
+    environment: Mapping[str, str], folder: Path, scripts: Path = SCRIPTS
 ) -> Iterator[tuple[httpx.Client, Background]]:
     """Run ``market-pipeline serve`` on a free port, and yield a client of it and its process."""
     port = choose_port()
-    command = [str(SCRIPTS / "market-pipeline"), "serve"]
+    command = [str(scripts / "market-pipeline"), "serve"]
     variables = {**environment, "API_PORT": str(port)}
     with (
         run_in_background(command, variables, folder) as server,

@@ -20,7 +20,6 @@ from market_pipeline.cache.memory import MemoryCache
 from market_pipeline.readers import read_aggregates
 from market_pipeline_tests.api.conftest import choose_port
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
-from market_pipeline_tests.readers.writing import write_markets_with_prices
 from market_pipeline_tests.system.processes import run_in_background, wait_for
 from market_pipeline_tests.system.project import SCRIPTS
 
@@ -59,13 +58,6 @@ def ask(engine: Engine, tool: str, **given: object) -> dict[str, Any]:
     result = call(build_server(engine, MemoryCache(60)), **{tool: given})[tool]
     assert not result.is_error, result.content
     return dict(result.structured_content)
-
-
-@pytest.fixture
-def stored(engine: Engine) -> Engine:
-    """Two markets with ten days of bars and prices."""
-    write_markets_with_prices(engine)
-    return engine
 
 
 def test_every_answer_says_what_it_is_worth(stored: Engine) -> None:

@@ -17,6 +17,8 @@ from market_pipeline_tests.conftest import make_database
 from market_pipeline_tests.receiver import Receiver, serve_receiver
 from market_pipeline_tests.system.processes import wait_for
 
+pytestmark = pytest.mark.faults
+
 CANARY = "canary7f3a"
 KEY = f"CG-{CANARY}-coingecko"
 RUN_SECONDS = 300.0

@@ -25,7 +25,6 @@ from market_pipeline.storage.tables import market
 from market_pipeline_tests.api.conftest import NOWHERE, make_services, serve_api
 from market_pipeline_tests.conftest import make_database, make_environment
 from market_pipeline_tests.databases import read_column
-from market_pipeline_tests.readers.writing import write_markets_with_prices
 from market_pipeline_tests.system.processes import Background, wait_for
 from market_pipeline_tests.system.project import read_query
 
@@ -247,16 +246,15 @@ def find_url(environment: dict[str, str]) -> str:
 
 @pytest.fixture
 def slow_environment(
-    engine: Engine, project_environment: dict[str, str], tmp_path: Path
+    stored: Engine, project_environment: dict[str, str], tmp_path: Path
 ) -> Iterator[dict[str, str]]:
     """An environment in which a run waits for its market, which another run holds."""
-    write_markets_with_prices(engine)
     other = uuid4()
-    with engine.connect() as connection:
+    with stored.connect() as connection:
         held = connection.execute(select(market.c.market_id)).scalars().all()
-    with hold_liveness_lock(engine, other):
+    with hold_liveness_lock(stored, other):
         for market_id in held:
-            take_claim(engine, market_id, other, timedelta(hours=1))
+            take_claim(stored, market_id, other, timedelta(hours=1))
         yield {
             **project_environment, "DAGSTER_UI_URL": NOWHERE,
             "STATE_DIR": str(tmp_path / "state"), "INGESTION_MARKETS": "BTC-USD",
@@ -287,6 +285,7 @@ def lives(engine: Engine, run_id: str) -> bool:
         return bool(find_living(connection, [UUID(run_id)]))
 
 
+@pytest.mark.faults
 def test_stopping_the_api_stops_its_run(
     engine: Engine, slow_environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -299,6 +298,7 @@ def test_stopping_the_api_stops_its_run(
     assert rows == [(accepted["runId"], "FAILURE")]
 
 
+@pytest.mark.faults
 def test_g3_a_killed_api_leaves_its_run_to_the_next(
     engine: Engine, slow_environment: dict[str, str], tmp_path: Path
 ) -> None:

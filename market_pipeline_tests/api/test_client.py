@@ -18,7 +18,6 @@ from fastapi import FastAPI
 from sqlalchemy import Engine
 
 from market_pipeline_tests.api.conftest import NOWHERE, MakeClient, serve_api
-from market_pipeline_tests.readers.writing import write_markets_with_prices
 from market_pipeline_tests.system.project import SCRIPTS
 
 TOKEN, CRON_SECRET = "t" * 32, "c" * 32
@@ -82,10 +81,10 @@ def ask(operation: ModuleType, client: object, made: ModuleType) -> Any:
 
 
 def test_a_generated_client_drives_every_route(
-    engine: Engine, made: ModuleType, project_environment: Mapping[str, str], tmp_path: Path
+    stored: Engine, made: ModuleType, project_environment: Mapping[str, str], tmp_path: Path
 ) -> None:
     """Every answer is parsed into the type that is described; the secrets go where they belong."""
-    write_markets_with_prices(engine)
+    del stored
     secrets = {"API_TOKEN": TOKEN, "CRON_SECRET": CRON_SECRET, "INGEST_WAIT_SECONDS": "600"}
     environment = {**project_environment, "DAGSTER_UI_URL": NOWHERE, **secrets}
     folder = tmp_path / "project"

@@ -15,6 +15,8 @@ from market_pipeline_tests.conftest import make_environment
 from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
 from market_pipeline_tests.system.processes import wait_for
 
+pytestmark = pytest.mark.faults
+
 PATHS = (
     "/", "/api/markets", "/api/markets/BTC-USD/latest", "/api/markets/BTC-USD/aggregates",
     "/api/runs", "/readyz",

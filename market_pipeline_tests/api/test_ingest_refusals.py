@@ -1,10 +1,14 @@
 """What is refused before Dagster is asked, and what is said when Dagster is not there."""
 
+import re
+
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine, text
 
 from market_pipeline.api.routes.ingest import choose_wait
 from market_pipeline_tests.api.conftest import MakeClient
+from market_pipeline_tests.databases import read_column
 
 SECRET = "only-cron-knows-this-one"  # noqa: S105 - the test's own
 
@@ -33,6 +37,27 @@ def test_malformed_requests_are_problems(client: TestClient, body: str, status: 
 def test_keys_are_short_and_printable(client: TestClient, key: str) -> None:
     """A key that could not be stored or compared is refused."""
     assert client.post("/api/ingest", headers={"Idempotency-Key": key}).status_code == 400
+
+
+def test_s6_a_key_is_a_value_in_every_statement(client: TestClient, engine: Engine) -> None:
+    """Whatever it would mean to SQL, it stands for its request alone."""
+    key = "it's"
+    asked = client.post("/api/ingest", headers={"Idempotency-Key": key})
+    assert asked.status_code == 502
+    query = "SELECT key FROM market_data.idempotency_key WHERE key LIKE 'key:%'"
+    assert read_column(engine, query) == [f"key:{key}"]
+
+
+@pytest.mark.owner
+def test_s18_a_fault_tells_nothing_of_the_inside(client: TestClient, engine: Engine) -> None:
+    """Of an error that nobody foresaw, an id is told; the words stand in the log."""
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE market_data.market RENAME COLUMN venue TO s3cret"))
+    broken = client.get("/api/markets")
+    assert broken.status_code == 500
+    told = broken.json()
+    assert told["detail"] == f"an error in the API: its log has details under {told['fault_id']}"
+    assert not re.search(r"Traceback|psycopg|SELECT|venue|s3cret", broken.text)
 
 
 @pytest.mark.parametrize(

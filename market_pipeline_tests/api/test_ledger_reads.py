@@ -14,17 +14,10 @@ from market_pipeline.api.launching import IngestCommand
 from market_pipeline.readers import read_aggregates, read_changes
 from market_pipeline_tests.alerting.test_raising import find, short
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
-from market_pipeline_tests.readers.writing import write_markets_with_prices, write_price
+from market_pipeline_tests.readers.writing import write_price
 
 BARS = "/api/markets/BTC-USD/aggregates"
 SPAN = {"start": "2024-03-01T00:00Z", "end": "2024-03-20T00:00Z"}
-
-
-@pytest.fixture
-def stored(engine: Engine) -> Engine:
-    """Two markets with ten days of bars and prices."""
-    write_markets_with_prices(engine)
-    return engine
 
 
 def get(client: TestClient, path: str, **query: object) -> dict[str, Any]:

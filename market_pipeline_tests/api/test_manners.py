@@ -15,7 +15,6 @@ from sqlalchemy import Engine, text
 from market_pipeline.api.configuration import read_configuration
 from market_pipeline.domain.errors import SettingError
 from market_pipeline_tests.api.conftest import MakeClient
-from market_pipeline_tests.readers.writing import write_markets_with_prices
 
 HOURS = "/api/markets/BTC-USD/aggregates?interval=1h&start=2024-02-01&end=2024-04-01"
 DAYS = "/api/markets/BTC-USD/aggregates?start=2024-02-01&end=2024-04-01"
@@ -33,13 +32,6 @@ READS = (
     "/api/runs",
     "/api/metrics",
 )
-
-
-@pytest.fixture
-def stored(engine: Engine) -> Engine:
-    """Two markets with ten days of bars."""
-    write_markets_with_prices(engine)
-    return engine
 
 
 def test_an_unknown_parameter_is_refused_by_name(stored: Engine, client: TestClient) -> None:

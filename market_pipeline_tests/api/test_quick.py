@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from market_pipeline.api import quick
 from market_pipeline.readers.latest import fetch_latest
 from market_pipeline_tests.api.conftest import MakeClient
-from market_pipeline_tests.readers.writing import write_markets_with_prices, write_price
+from market_pipeline_tests.readers.writing import write_price
 from market_pipeline_tests.system.processes import wait_for
 
 PATH = "/api/markets/BTC-USD/latest"
@@ -31,9 +31,9 @@ def passed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 @pytest.fixture
-def warm(engine: Engine, client: TestClient) -> TestClient:
+def warm(stored: Engine, client: TestClient) -> TestClient:
     """A client whose market is in memory."""
-    write_markets_with_prices(engine)
+    del stored
     client.get(PATH)
     return client
 
@@ -83,9 +83,9 @@ def test_names_that_mean_nothing_or_are_malformed_are_the_routes(
     assert True not in passed
 
 
-def test_the_gate_stands_before_it(make_client: MakeClient, engine: Engine) -> None:
+def test_the_gate_stands_before_it(make_client: MakeClient, stored: Engine) -> None:
     """A token is asked for, and the gate's headers are on the answer."""
-    write_markets_with_prices(engine)
+    del stored
     client = make_client(token="t" * 32)
     assert client.get(PATH).status_code == 401
     bearer = {"Authorization": f"Bearer {'t' * 32}"}

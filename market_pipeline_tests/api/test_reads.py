@@ -17,7 +17,7 @@ from market_pipeline.readers import read_aggregates, read_comparisons, read_roi_
 from market_pipeline_tests.ingestion.test_known_missing import fill_a_month_of_old
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
 from market_pipeline_tests.readers.bar_history import History, make_days
-from market_pipeline_tests.readers.writing import write_markets_with_prices, write_price
+from market_pipeline_tests.readers.writing import write_price
 from market_pipeline_tests.system.processes import wait_for
 
 BARS = "/api/markets/BTC-USD/aggregates"
@@ -31,13 +31,6 @@ ROUTES = (
     "/api/coverage",
     "/api/runs",
 )
-
-
-@pytest.fixture
-def stored(engine: Engine) -> Engine:
-    """Two markets with ten days of bars and prices; Bitcoin with statistics."""
-    write_markets_with_prices(engine)
-    return engine
 
 
 def get(client: TestClient, path: str, **query: object) -> Mapping[str, object]:

@@ -23,21 +23,31 @@ class TlsFront:
     def __init__(self, port: int, folder: Path, name: str = "127.0.0.1") -> None:
         authority = trustme.CA()
         self._folder, self._port = folder, port
-        authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+        authority.cert_pem.write_to_path(str(self.authority))
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert(name).configure_cert(self._context)
         self._listening = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
+    def authority(self) -> Path:
+        """The certificate of whoever vouches for it."""
+        return self._folder / "authority.pem"
+
+    @property
+    def port(self) -> int:
+        """Its port on 127.0.0.1."""
+        return int(self._listening.getsockname()[1])
+
+    @property
     def url(self) -> str:
         """Its address, with the authority to trust."""
-        return f"{self.url_of_strangers}?ssl_ca_certs={self._folder / 'authority.pem'}"
+        return f"{self.url_of_strangers}?ssl_ca_certs={self.authority}"
 
     @property
     def url_of_strangers(self) -> str:
         """Its address, for who trusts the system's authorities alone."""
-        return f"rediss://127.0.0.1:{self._listening.getsockname()[1]}/0"
+        return f"rediss://127.0.0.1:{self.port}/0"
 
     def close(self) -> None:
         """Take no more connections."""

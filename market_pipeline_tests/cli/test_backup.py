@@ -29,6 +29,7 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made, ignore_errors=True)
 
 
+@pytest.mark.faults
 def test_a_backup_of_the_embedded_database_moves_to_a_server_and_back(
     command: Command, database_url: str, server_url: str, folder: Path
 ) -> None:

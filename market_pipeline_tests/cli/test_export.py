@@ -11,18 +11,10 @@ from sqlalchemy import Engine
 
 from market_pipeline.readers import read_aggregates
 from market_pipeline_tests.commands import ROOT
-from market_pipeline_tests.readers.writing import write_markets_with_prices
 from market_pipeline_tests.system.project import SCRIPTS
 
 Export = Callable[..., "subprocess.CompletedProcess[str]"]
 SPAN = ("2024-01-01", "2024-04-01")
-
-
-@pytest.fixture
-def stored(engine: Engine) -> Engine:
-    """Ten days of two markets."""
-    write_markets_with_prices(engine)
-    return engine
 
 
 @pytest.fixture

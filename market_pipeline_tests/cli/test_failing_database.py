@@ -72,6 +72,7 @@ def read_end(run: Background) -> str:
     return said.strip().splitlines()[-1]
 
 
+@pytest.mark.faults
 def test_b9_a_run_on_a_server_that_hangs_ends_with_the_deadline(
     server: TcpServer, tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ def test_b9_a_run_on_a_server_that_hangs_ends_with_the_deadline(
     engine.dispose()
 
 
+@pytest.mark.faults
 def test_a_run_on_a_server_that_hangs_ends_when_it_is_told_to(
     server: TcpServer, tmp_path: Path
 ) -> None:
@@ -102,6 +104,7 @@ def test_a_run_on_a_server_that_hangs_ends_when_it_is_told_to(
     engine.dispose()
 
 
+@pytest.mark.faults
 def test_a_run_whose_server_dies_says_so(server: TcpServer, tmp_path: Path) -> None:
     """The cause and the cure, and no frames of the libraries."""
     engine = create_engine(address_of(server))

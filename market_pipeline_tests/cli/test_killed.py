@@ -19,6 +19,8 @@ from market_pipeline_tests.commands import SCRIPTS
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.system.processes import run_in_background, wait_for
 
+pytestmark = pytest.mark.faults
+
 BACKFILL = (
     "backfill",
     "--from",

@@ -18,7 +18,6 @@ from market_pipeline_tests.alerting.test_raising import find, short
 from market_pipeline_tests.api.conftest import NOWHERE, choose_port, serve_api
 from market_pipeline_tests.commands import SCRIPTS
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
-from market_pipeline_tests.readers.writing import write_markets_with_prices
 from market_pipeline_tests.terminal import run_in_terminal
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -31,14 +30,13 @@ LISTINGS = (
 
 
 @pytest.fixture
-def troubled(engine: Engine) -> Engine:
+def troubled(stored: Engine) -> Engine:
     """Markets with bars, a hole, impossible rows, a suspected split and an alert."""
-    write_markets_with_prices(engine)
     faults = "LTC-USD:duplicate=1.5@2024-03-10,LTC-USD:skipped_page@2024-03-05..2024-03-06"
-    Pipeline(engine).run(NOON, faults, "LTC-USD")
-    Pipeline(engine).run(NOON, "SPX:split@2024-03-11", "SPX")
-    find(engine, short("mock:LTC-USD"))
-    return engine
+    Pipeline(stored).run(NOON, faults, "LTC-USD")
+    Pipeline(stored).run(NOON, "SPX:split@2024-03-11", "SPX")
+    find(stored, short("mock:LTC-USD"))
+    return stored
 
 
 @pytest.mark.parametrize("listing", LISTINGS)

@@ -11,6 +11,7 @@ from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
 from market_pipeline_tests.api.conftest import make_client as make_client  # noqa: PLC0414
 from market_pipeline_tests.cli.conftest import command as command  # noqa: PLC0414
 from market_pipeline_tests.faults.installations import Disturbed
+from market_pipeline_tests.faults.kills.theatre import Theatre, open_theatre
 from market_pipeline_tests.faults.proxy import Proxy, run_proxy
 from market_pipeline_tests.orchestration.conftest import instance as instance  # noqa: PLC0414
 from market_pipeline_tests.orchestration.conftest import materialise as materialise  # noqa: PLC0414
@@ -21,6 +22,13 @@ from market_pipeline_tests.orchestration.conftest import migrated_home as migrat
 def installation(engine: Engine) -> Disturbed:
     """Markets of three calendars and an empty database."""
     return Disturbed(engine)
+
+
+@pytest.fixture(scope="module")
+def theatre(server_url: str) -> Iterator[Theatre]:
+    """Databases of which each seed's kills get a copy."""
+    with open_theatre(server_url) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -10,22 +10,20 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
-from market_pipeline_tests.faults.installations import Disturbed
-from market_pipeline_tests.ingestion.installation import MARCH
-
 SEEDS = range(int(os.environ.get("SEEDS", "3")))
 """Each draws one point; a failing one is run again by its name."""
 
 
 class Points:
-    """Counts the points of an engine's work, and acts at one of them.
+    """Counts the points of an engine's work, or of every engine's, and acts at one of them.
 
     Attributes:
         count: How many there were so far.
     """
 
-    def __init__(self, engine: Engine, at: int = -1, act: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, engine: Engine | type[Engine], at: int = -1, act: Callable[[], None] | None = None
+    ) -> None:
         self.count, self._at, self._act = 0, at, act
         event.listen(engine, "before_cursor_execute", self._pass)
         event.listen(engine, "commit", self._pass)
@@ -39,21 +37,6 @@ class Points:
 def draw_point(seed: int, count: int) -> int:
     """Return one of so many points, the first being 1."""
     return random.Random(seed).randint(1, count)  # noqa: S311 - not a secret
-
-
-def count_points(engine: Engine) -> int:
-    """Return how many points a run on an empty database has."""
-    points = Points(engine)
-    Disturbed(engine).ingest(MARCH)
-    return points.count
-
-
-def die_at(pipe: Any, url: str, at: int) -> None:
-    """Ingest, and be killed with -9 at a point; the work of a child process."""
-    engine = open_engine(DatabaseAddress(url, is_embedded=True))
-    Points(engine, at, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    Disturbed(engine).ingest(MARCH)
-    pipe.send("it ended")
 
 
 def wait_for_death(child: Any) -> None:

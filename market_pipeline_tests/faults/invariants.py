@@ -98,7 +98,7 @@ PASSING: Mapping[str, str] = {
         SELECT oid::regclass FROM pg_class WHERE relpersistence = 't' AND relkind = 'r'""",
 }
 _CLAIM = "SELECT market_id, run_id FROM market_data.fetch_claim"
-_OPEN = "SELECT run_id FROM market_data.ingestion_run WHERE ended_at IS NULL"
+OPEN = "SELECT run_id FROM market_data.ingestion_run WHERE ended_at IS NULL"
 _NUMBERS = text("""
     SELECT format('SELECT %L, count(*) FROM %I.%I WHERE %I IN (''NaN'', ''Infinity'', ''-Infinity'')
             HAVING count(*) > 0', table_name || '.' || column_name, table_schema, table_name,
@@ -135,7 +135,7 @@ def find_broken(connection: Connection, *, is_closed: bool) -> dict[str, list[ob
     connection.execute(text("SET LOCAL enable_indexonlyscan = off"))
     queries = {**LASTING, "a value is no number": _list_numbers(connection)}
     if is_closed:
-        queries["a receipt has no end"] = _OPEN
+        queries["a receipt has no end"] = OPEN
     return _find(connection, queries)
 
 

@@ -58,6 +58,7 @@ def test_e11_a_year_that_begins_or_ends_at_a_leap_day_or_new_year_has_its_number
 
 FINALS = f"""SELECT (symbol, interval, open_time, close)::text FROM {BARS}
     JOIN market_data.market USING (market_id) WHERE is_final"""
+FUTURE = f"SELECT count(*) FROM {BARS} WHERE open_time > now() OR is_final AND close_time > now()"
 LIVE = ("ingest", "--symbols", "BTC-USD,SPX", "--lookback-days", "20")
 
 
@@ -115,10 +116,26 @@ def test_h1_a_clock_that_jumps_in_the_middle_of_a_run_changes_none_of_its_decisi
             file.write_text(jump)
         # Live prices of another time are refused, which makes a run partial.
         assert child.process.wait(WAIT_SECONDS) in (0, 3), child.read_last_words()
-    future = (
-        f"SELECT count(*) FROM {BARS} WHERE open_time > now() OR is_final AND close_time > now()"
-    )
-    assert read_column(engine, future) == [0]
+    assert read_column(engine, FUTURE) == [0]
     assert_invariants(engine, is_closed=True)
+    assert command(*LIVE).returncode == 0
+    assert_invariants(engine, is_repaired=True, is_closed=True)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("offset", ["-400d", "+400d"])
+def test_h2_a_clock_that_is_a_year_wrong_refuses_the_run_and_leaves_nothing(
+    offset: str, engine: Engine, command: Command, fake_clock: FakeClock,
+    project_environment: dict[str, str], tmp_path: Path,
+) -> None:  # fmt: skip
+    """It would take bars for final before their time; once the clock is right a run is good."""
+    file, variables = fake_clock
+    file.write_text(offset)
+    typed = [str(SCRIPTS / "market-pipeline"), *LIVE]
+    with run_in_background(typed, {**project_environment, **variables}, tmp_path) as child:
+        assert child.process.wait(WAIT_SECONDS) == 1, child.read_last_words()
+        assert "Error: this machine's clock says" in child.read_last_words()
+    for table in (BARS, "market_data.ingestion_run"):
+        assert read_column(engine, f"SELECT count(*) FROM {table}") == [0]
     assert command(*LIVE).returncode == 0
     assert_invariants(engine, is_repaired=True, is_closed=True)

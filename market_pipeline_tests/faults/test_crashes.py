@@ -10,17 +10,19 @@ from sqlalchemy.exc import OperationalError
 
 from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
 from market_pipeline.storage.server.schema import upgrade_schema
-from market_pipeline_tests.children import start_child
-from market_pipeline_tests.databases import create_database, read_column
+from market_pipeline_tests.databases import BARS, create_database, read_column
 from market_pipeline_tests.faults.crash_points import (
     SEEDS,
     Points,
-    count_points,
-    die_at,
     draw_point,
-    wait_for_death,
 )
 from market_pipeline_tests.faults.installations import Disturbed, go_through
+from market_pipeline_tests.faults.kills.theatre import (
+    WORK,
+    Played,
+    Theatre,
+    compare,
+)
 from market_pipeline_tests.ingestion.installation import MARCH
 from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
 from market_pipeline_tests.system.processes import wait_for
@@ -28,7 +30,17 @@ from market_pipeline_tests.system.processes import wait_for
 WAIT_SECONDS = 300.0
 FEWEST_POINTS = 40
 """So many at least has a run that adds a week to what is stored."""
-STORED = "SELECT count(*)::int FROM market_data.market_aggregate"
+LAST = f"{BARS} WHERE is_final AND interval = '1h' ORDER BY open_time DESC LIMIT 1"
+SPOILING = (
+    f"ALTER TABLE {BARS} DROP CONSTRAINT market_aggregate_pkey",
+    f"DELETE FROM {BARS} WHERE ctid = (SELECT ctid FROM {LAST})",
+    f"INSERT INTO {BARS} SELECT * FROM {LAST}",
+    # What is in another place is lost there and invented here.
+    f"""UPDATE {BARS} SET open_time = open_time - interval '1 year'
+    WHERE ctid = (SELECT ctid FROM {BARS} WHERE is_final AND interval = '1d' LIMIT 1)""",
+    "UPDATE market_data.ingestion_run SET ended_at = NULL",
+)
+STORED = f"SELECT count(*)::int FROM {BARS}"
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +63,24 @@ def crashing(server: TcpServer) -> Iterator[Engine]:
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a1_a_run_that_is_killed_at_any_point_is_repaired_by_the_next(
-    seed: int, installation: Disturbed, engine: Engine, database_url: str
+    seed: int, theatre: Theatre
 ) -> None:
-    """Before a commit nothing of it is visible, after it all is."""
-    at = draw_point(seed, count_points(engine))
-    installation.empty()
-    with start_child(die_at, database_url, at) as child:
-        wait_for_death(child)
-    installation.recover_from_a_kill(at)
+    """Whatever it did: every bar that was served is there once, and every receipt has its end."""
+    played = theatre.play(seed)
+    assert played.is_good, played
+    assert played.kills
+
+
+@pytest.mark.faults
+def test_a1_what_a_kill_loses_doubles_invents_or_leaves_open_is_counted(theatre: Theatre) -> None:
+    """Rows that are changed by hand show that the counting sees them."""
+    with theatre.copy() as place:
+        place.do(WORK["ingest"].killed)
+        bars = place.read_bars()
+        assert compare(place, bars).is_good
+        for statement in SPOILING:
+            place.execute(statement)
+        assert compare(place, bars) == Played(lost=2, doubled=1, invented=1, left_open=1)
 
 
 @pytest.mark.faults

@@ -102,6 +102,7 @@ def begin_under_lock(installation: Disturbed, database_url: str) -> Iterator["Fu
         run.exception(WAIT_SECONDS)
 
 
+@pytest.mark.faults
 def test_b5_a_lock_that_stays_ends_the_run_in_words_and_readers_of_the_cache_go_on(
     installation: Disturbed, database_url: str, monkeypatch: pytest.MonkeyPatch,
     make_client: MakeClient,
@@ -271,6 +272,7 @@ def take_all_slots(database_url: str) -> Iterator[int]:
             connection.close()
 
 
+@pytest.mark.faults
 def test_b8_without_a_free_slot_the_api_says_503_and_a_run_ends_in_words(
     installation: Disturbed, database_url: str, engine: Engine, make_client: MakeClient
 ) -> None:

@@ -29,6 +29,7 @@ def alone(project_environment: Mapping[str, str], tmp_path: Path) -> dict[str, s
     return {**project_environment, "DAGSTER_UI_URL": NOWHERE, "STATE_DIR": str(tmp_path / "state")}
 
 
+@pytest.mark.faults
 def test_g4_a_client_that_goes_away_ends_no_run_and_keeps_no_connection(
     engine: Engine, alone: dict[str, str], tmp_path: Path
 ) -> None:
@@ -58,6 +59,7 @@ def _count_connections(pid: int, port: int) -> int:
     return sum(one.laddr.port == port and one.status == "ESTABLISHED" for one in found)
 
 
+@pytest.mark.faults
 def test_g10_a_stop_under_load_answers_what_it_has_accepted(
     engine: Engine, database_url: str, alone: dict[str, str], tmp_path: Path
 ) -> None:

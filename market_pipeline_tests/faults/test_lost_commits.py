@@ -77,6 +77,7 @@ WHOLE = ("ingest", "--symbols", "BTC-USD,SPX", "--window-end", "2024-03-15", "--
 OUTCOMES = "SELECT outcome FROM market_data.ingestion_run ORDER BY started_at"
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("message", "after", "code"),
     [(COMMIT, BARS, 1), (b"INSERT INTO event_logs", b"", 1), (COMMIT, b"SET ended_at", 0)],

@@ -62,6 +62,7 @@ def test_a8_a_step_that_is_tried_again_after_it_wrote_writes_nothing_twice(
     assert_invariants(engine, is_repaired=True)
 
 
+@pytest.mark.faults
 @pytest.mark.owner
 def test_a9_a_run_that_is_executed_again_from_its_failure_does_what_was_left(
     engine: Engine, database_url: str, instance: dg.DagsterInstance,
@@ -97,6 +98,7 @@ def refuse_statistics(engine: Engine) -> Iterator[None]:
         connection.exec_driver_sql("DROP FUNCTION market_data.refuse() CASCADE")
 
 
+@pytest.mark.faults
 def test_a14_with_dagsters_storage_up_and_the_data_gone_the_run_is_recorded_as_failed(
     engine: Engine, instance: dg.DagsterInstance, proxy: Proxy, proxied_url: str,
     materialise: Materialise, monkeypatch: pytest.MonkeyPatch,
@@ -115,6 +117,7 @@ def test_a14_with_dagsters_storage_up_and_the_data_gone_the_run_is_recorded_as_f
     assert_invariants(engine, is_repaired=True)
 
 
+@pytest.mark.faults
 def test_a14_with_the_data_up_and_dagsters_storage_gone_nothing_that_was_committed_is_lost(
     engine: Engine, instance: dg.DagsterInstance, materialise: Materialise,
     monkeypatch: pytest.MonkeyPatch,

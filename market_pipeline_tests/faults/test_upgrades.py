@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from threading import Event
 
@@ -15,11 +17,11 @@ from market_pipeline.storage.server.schema import read_newest_revision, read_rev
 from market_pipeline_tests.cli.conftest import Command
 from market_pipeline_tests.code_copies import add_migration, copy_package
 from market_pipeline_tests.commands import SCRIPTS
-from market_pipeline_tests.databases import hold_up_writers, read_column
+from market_pipeline_tests.databases import DESCRIPTIONS, hold_up_writers, read_column
 from market_pipeline_tests.faults.installations import Disturbed
 from market_pipeline_tests.faults.invariants import find_broken
 from market_pipeline_tests.ingestion.installation import MARCH
-from market_pipeline_tests.old_database import load_dump
+from market_pipeline_tests.old_database import list_revisions, load_dump
 from market_pipeline_tests.second_opinion import check_numbers
 from market_pipeline_tests.system.processes import run_in_background, wait_for
 
@@ -31,6 +33,37 @@ COLUMNS = """SELECT format('%s.%s %s', table_name, column_name, data_type)
     FROM information_schema.columns WHERE table_schema = 'market_data' ORDER BY 1"""
 
 
+# After a database's setting ``halt.at`` an upgrade waits: behind the first statement of the step
+# that follows this version, or with ``noted VERSION`` behind the last one of the step to it.
+HALT = """
+    CREATE FUNCTION public.halt_inside() RETURNS event_trigger LANGUAGE plpgsql AS $$
+    DECLARE version text := 'none';
+    BEGIN
+        IF to_regclass('market_data.alembic_version') IS NOT NULL THEN
+            SELECT coalesce(max(version_num), 'none') INTO version FROM market_data.alembic_version;
+        END IF;
+        IF version = current_setting('halt.at', true) AND tg_tag <> 'CREATE SCHEMA' THEN
+            PERFORM pg_sleep(600);
+        END IF;
+    END $$;
+    CREATE FUNCTION public.halt_noted() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF 'noted ' || NEW.version_num = current_setting('halt.at', true) THEN
+            PERFORM pg_sleep(600);
+        END IF;
+        RETURN NEW;
+    END $$;
+    CREATE EVENT TRIGGER halt ON ddl_command_end EXECUTE FUNCTION public.halt_inside()"""
+HALT_NOTED = """CREATE TRIGGER halt AFTER UPDATE ON market_data.alembic_version
+    FOR EACH ROW EXECUTE FUNCTION public.halt_noted()"""
+HALTED = """SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+    AND wait_event = 'PgSleep'"""
+REVISIONS = list_revisions()
+# Forked from one that has imported everything: a fresh interpreter for each kill takes a minute.
+PROCESSES = get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__, "alembic.command"])
+
+
 @pytest.fixture
 def old(database_url: str) -> Iterator[Engine]:
     """A database that version 0008 left behind."""
@@ -40,6 +73,7 @@ def old(database_url: str) -> Iterator[Engine]:
     opened.dispose()
 
 
+@pytest.mark.faults
 def test_i2_an_upgrade_that_is_killed_half_way_leaves_the_old_tables_and_goes_on_when_repeated(
     old: Engine, database_url: str, template: str, command: Command, server_url: str,
     project_environment: dict[str, str], tmp_path: Path,
@@ -68,6 +102,82 @@ def test_i2_an_upgrade_that_is_killed_half_way_leaves_the_old_tables_and_goes_on
     assert check_numbers(old) > 0
 
 
+def upgrade(url: str) -> None:
+    """Apply what is missing, in a process of its own."""
+    schema.upgrade_schema(open_engine(DatabaseAddress(url, is_embedded=True)))
+
+
+def kill_at(address: Engine, point: str) -> None:
+    """Kill an upgrade with -9 while it is at a point, and wait for the end of its session."""
+    url = address.url.render_as_string(hide_password=False)
+    with address.begin() as connection:
+        connection.execute(text(f"ALTER DATABASE {address.url.database} SET halt.at = '{point}'"))
+    child = PROCESSES.Process(target=upgrade, args=(url,), daemon=True)
+    child.start()
+    try:
+        wait_for(lambda: read_column(address, HALTED), WAIT_SECONDS, f"an upgrade at {point}")
+    finally:
+        child.kill()
+        child.join()
+    wait_for(lambda: not read_column(address, HALTED), WAIT_SECONDS, "the end of its session")
+
+
+def read_state(address: Engine) -> tuple[object, ...]:
+    """Return the version of the tables, and what PostgreSQL says of them."""
+    return (read_revision(address), *(read_column(address, one) for one in DESCRIPTIONS))
+
+
+@pytest.mark.faults
+def test_i2_an_upgrade_that_is_killed_within_any_step_leaves_the_old_tables(
+    database_url: str, server_url: str, template: str
+) -> None:
+    """From the first version's rows: at the first and the last statement of each step, -9."""
+    load_dump(database_url, REVISIONS[0])
+    address = create_engine(database_url)
+    with address.begin() as connection:
+        connection.execute(text(HALT))
+        connection.execute(text(HALT_NOTED))
+    rows = "SELECT bar::text FROM market_data.market_aggregate AS bar ORDER BY 1"
+    bars, before = read_column(address, rows), read_state(address)
+    for earlier, later in pairwise(REVISIONS):
+        for point in (earlier, f"noted {later}"):
+            kill_at(address, point)
+            assert read_state(address) == before, point
+            assert read_column(address, rows) == bars, point
+    go_on(address, server_url.replace("/market_pipeline?", f"/{template}?"))
+    counted = "SELECT count(*) FROM market_data.market_aggregate"
+    assert read_column(address, counted) == [len(bars)]
+    address.dispose()
+
+
+def test_i2_a_first_upgrade_that_is_killed_leaves_nothing(
+    database_url: str, server_url: str, template: str
+) -> None:
+    """No table stands in the way of the next one."""
+    address = create_engine(database_url)
+    with address.begin() as connection:
+        connection.execute(text(HALT))
+    for point in ("none", REVISIONS[0]):
+        kill_at(address, point)
+        tables = "SELECT 1 FROM pg_tables WHERE schemaname = 'market_data'"
+        assert read_column(address, tables) == []
+    go_on(address, server_url.replace("/market_pipeline?", f"/{template}?"))
+    address.dispose()
+
+
+def go_on(address: Engine, fresh: str) -> None:
+    """Upgrade undisturbed; the tables are then those of a new installation."""
+    with address.begin() as connection:
+        connection.execute(text(f"ALTER DATABASE {address.url.database} RESET halt.at"))
+        connection.execute(text("DROP EVENT TRIGGER halt"))
+    url = address.url.render_as_string(hide_password=False)
+    schema.upgrade_schema(open_engine(DatabaseAddress(url, is_embedded=True)))
+    expected = create_engine(fresh)
+    assert read_state(address) == read_state(expected)
+    expected.dispose()
+
+
+@pytest.mark.faults
 @pytest.mark.owner
 def test_i1_an_upgrade_while_runs_write_stops_neither(
     engine: Engine, project_environment: dict[str, str], tmp_path: Path
@@ -105,6 +215,7 @@ def test_i1_an_upgrade_while_runs_write_stops_neither(
     whole.recover()
 
 
+@pytest.mark.faults
 def test_i1_an_upgrade_that_waits_for_a_lock_holds_up_no_page_and_ends_when_it_is_free(
     old: Engine, database_url: str, project_environment: dict[str, str], tmp_path: Path
 ) -> None:

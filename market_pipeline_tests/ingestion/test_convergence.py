@@ -20,6 +20,8 @@ from sqlalchemy import Engine
 from market_pipeline_tests.ingestion.installation import MARCH, Installation
 from market_pipeline_tests.second_opinion import check_numbers
 
+pytestmark = pytest.mark.faults
+
 MARKETS = ("BTC-USD", "SPX", "VOD@XLON")
 CLEAN_RUNS = 5
 Span = tuple[str, str]

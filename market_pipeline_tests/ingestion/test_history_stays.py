@@ -1,19 +1,23 @@
 """Whatever is done to an installation, in any order: what a reader saw of a version stays so.
 
-Runs with faults, cut-off runs, backfills, replays, deactivated markets and lost sessions, drawn by
-chance, while a reader reads all the time. The model is what was read: each version that anybody saw
-reads back the same for ever, no bar is lost, and nobody sees an older version than before.
+Runs with faults, cut-off runs, backfills, replays, deactivated markets, lost sessions and a killed
+cache, drawn by chance, while a reader reads all the time, of the tables and over HTTP. The model is
+what was read: each version that anybody saw reads back the same for ever, no bar is lost, and
+nobody sees an older version than before.
 """
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from threading import Event, Thread
 from typing import Any
 
 import pandas as pd
 import pytest
+from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -26,18 +30,24 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Engine, text
 
+from market_pipeline.api.app import build_app
 from market_pipeline.domain.errors import UnknownMarketError
 from market_pipeline.ingestion.quarantine import replay_rows
 from market_pipeline.providers.mock import MockProvider
-from market_pipeline.readers import read_aggregates
+from market_pipeline.readers import fetch_latest, open_serving_cache, read_aggregates
 from market_pipeline.storage.markets.admin import deactivate_market
 from market_pipeline.storage.markets.registration import activate_market
+from market_pipeline_tests.api.conftest import make_services
+from market_pipeline_tests.cache.valkey import Valkey
 from market_pipeline_tests.ingestion.installation import MARCH, Installation
 from market_pipeline_tests.ingestion.test_convergence import list_faults
 from market_pipeline_tests.second_opinion import check_numbers
+from market_pipeline_tests.system.processes import wait_for
 
 MARKETS = ("BTC-USD", "SPX")
 SPAN = ("2023-10-01", "2024-06-01")
+# What is in memory hears of a commit within a second; a busy machine takes longer.
+NEWS_SECONDS = 120.0
 EXAMPLES = int(os.environ.get("SEEDS", "2"))
 _OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()"""
@@ -46,8 +56,9 @@ _OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 class Reader:
     """Somebody who reads, and remembers what each version said."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, client: TestClient) -> None:
+        self._engine, self._client = engine, client
+        self.latest: dict[str, int] = {}
         self.seen: dict[tuple[str, str, int], pd.DataFrame] = {}
         self.newest: dict[tuple[str, str], int] = {}
 
@@ -66,6 +77,26 @@ class Reader:
         known = self.seen.setdefault((symbol, interval, version), bars)
         pd.testing.assert_frame_equal(bars, known)
 
+    def read_latest(self, symbol: str) -> object:
+        """Ask over HTTP and return the answer: its version is no older than before."""
+        answer = self._client.get(f"/api/markets/{symbol}/latest")
+        if answer.status_code == 404:
+            assert symbol not in self.latest
+            return None
+        assert answer.status_code == 200, answer.text
+        version = answer.json()["dataset_version"] or 0
+        assert version >= self.latest.get(symbol, 0)
+        self.latest[symbol] = version
+        return answer.json()
+
+    def hears_news(self, symbol: str) -> bool:
+        """Tell whether HTTP answers what the tables say."""
+        answered = self.read_latest(symbol)
+        try:
+            return answered == fetch_latest(symbol, self._engine)[0].value
+        except UnknownMarketError:
+            return answered is None
+
     def read_back(self) -> None:
         """Read every version again that was seen."""
         for (symbol, interval, version), bars in self.seen.items():
@@ -80,13 +111,20 @@ class AnyUse(RuleBasedStateMachine):
     """What people, schedules and accidents do, in any order."""
 
     engine: Engine
+    valkey: Valkey
 
     @initialize()
     def begin(self) -> None:
         """Begin with nothing."""
         self.installation = Installation(self.engine, MARKETS)
         self.installation.empty()
-        self.reader = Reader(self.engine)
+        self.valkey.client.flushall()
+        self.open = ExitStack()
+        environ = {"REDIS_URL": self.valkey.url}
+        cache = self.open.enter_context(closing(open_serving_cache(self.engine, environ)))
+        app = build_app(replace(make_services(self.engine), cache=cache))
+        client = self.open.enter_context(TestClient(app, "http://127.0.0.1"))
+        self.reader = Reader(self.engine, client)
         self.now = MARCH
         self.inactive: set[str] = set()
 
@@ -121,6 +159,12 @@ class AnyUse(RuleBasedStateMachine):
         with self.engine.connect() as connection:
             connection.execute(text(_OTHERS))
 
+    @rule()
+    def lose_the_cache(self) -> None:
+        """Kill Redis, and start it again with nothing in it."""
+        self.valkey.kill()
+        self.valkey.start()
+
     @precondition(lambda self: not self.inactive)
     @rule(symbol=st.sampled_from(MARKETS))
     def deactivate(self, symbol: str) -> None:
@@ -145,13 +189,17 @@ class AnyUse(RuleBasedStateMachine):
         """Every version reads back as it was seen, and the numbers are those of the bars."""
         self._read_all()
         self.reader.read_back()
+        for symbol in MARKETS:
+            wait_for(partial(self.reader.hears_news, symbol), NEWS_SECONDS, f"news of {symbol}")
 
     def teardown(self) -> None:
         """Compare what is published with a second opinion."""
+        self.open.close()
         check_numbers(self.engine)
 
     def _read_all(self) -> None:
         for symbol in MARKETS:
+            self.reader.read_latest(symbol)
             for interval in ("1h", "1d", "1w"):
                 self.reader.read(symbol, interval)
 
@@ -183,6 +231,11 @@ class AnyUse(RuleBasedStateMachine):
 def test_what_was_seen_of_a_version_stays(engine: Engine) -> None:
     """In any order of what may happen."""
     AnyUse.engine = engine
+    with closing(Valkey().start()) as AnyUse.valkey:
+        _run_sequences()
+
+
+def _run_sequences() -> None:
     chosen = settings(
         max_examples=EXAMPLES,
         stateful_step_count=8,

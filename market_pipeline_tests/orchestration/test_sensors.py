@@ -394,6 +394,23 @@ def test_a3_a_killed_run_is_ended_within_two_looks_and_its_slot_is_free(
     assert run(instance, lookback_days=2).success
 
 
+@pytest.mark.parametrize("name", ["ingest", "backfill_history", "statistics"])
+def test_a3_a_run_that_is_killed_before_its_first_step_is_ended_as_well(
+    name: str, instance: dg.DagsterInstance, tick: Tick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had no time to hold a lock; a tick would wait for it for an hour."""
+    monkeypatch.setattr(dead_runs, "SILENT_SECONDS", 0.0)
+    job = build_definitions().resolve_job_def(name)
+    began = instance.create_run_for_job(
+        job, status=dg.DagsterRunStatus.STARTED, tags=dict(job.run_tags)
+    )
+    run_id = began.run_id
+    tick("dead_run_watch")
+    assert _find_status(instance, run_id) == "STARTED"
+    tick("dead_run_watch")
+    assert _find_status(instance, run_id) == "FAILURE"
+
+
 def test_runs_of_others_are_left_alone(instance: dg.DagsterInstance, tick: Tick) -> None:
     """A run that never showed its life by a lock cannot be checked by it."""
     other = instance.create_run_for_job(_other_job, status=dg.DagsterRunStatus.STARTED)

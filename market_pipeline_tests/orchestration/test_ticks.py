@@ -274,6 +274,7 @@ def test_a_retry_takes_its_originals_place(daemon: Daemon) -> None:
     assert read(daemon.engine, read_run, tick_id)["outcome"] == "ok"
 
 
+@pytest.mark.faults
 def test_a_daemon_that_dies_between_launches_goes_on_where_it_was(daemon: Daemon) -> None:
     """A run that was only created is asked for again under its key, and submitted then."""
     tick_id = ask(daemon.engine)

@@ -5,7 +5,10 @@ import resource
 import socket
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -15,6 +18,7 @@ from market_pipeline.domain.errors import (
     TransientProviderError,
 )
 from market_pipeline.providers.http import HttpClient, parse_base_url
+from market_pipeline_tests.cache.tls import TlsFront
 from market_pipeline_tests.providers.clocks import QUICK, FakeTime
 from market_pipeline_tests.replay import (
     Fault,
@@ -52,6 +56,26 @@ def test_a_request_says_who_asks_and_what_it_takes(
     assert seen.headers["user-agent"] == "Mozilla/5.0 (compatible; market-pipeline)"
     assert (seen.headers["accept-encoding"], seen.headers["key"]) == ("gzip", "secret")
     assert seen.query == {"page": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_known", "expected"),
+    [("127.0.0.1", True, PING), ("127.0.0.1", False, None), ("api.example", True, None)],
+)
+def test_s16_a_providers_certificate_is_checked(
+    server: ReplayServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    name: str, is_known: bool, expected: object,
+) -> None:  # fmt: skip
+    """Neither an unknown authority nor another one's certificate is believed, nor tried again."""
+    front = TlsFront(urlsplit(server.address).port or 0, tmp_path, name)
+    if is_known:
+        monkeypatch.setenv("SSL_CERT_FILE", str(front.authority))
+    client = HttpClient("coingecko", f"https://127.0.0.1:{front.port}/coingecko", {}, QUICK)
+    with nullcontext() if expected else pytest.raises(PermanentProviderError, match="CERTIFICATE"):
+        assert client.fetch_json("/ping") == expected
+    assert len(server.requests) == (1 if expected else 0)
+    client.close()
+    front.close()
 
 
 @pytest.mark.parametrize(

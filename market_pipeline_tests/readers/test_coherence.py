@@ -25,7 +25,6 @@ from market_pipeline_tests.ingestion.test_next_run import LATER, NOON, Pipeline
 from market_pipeline_tests.readers.writing import (
     find_market_id,
     make_run,
-    write_markets_with_prices,
     write_price,
     write_statistics,
 )
@@ -33,13 +32,6 @@ from market_pipeline_tests.readers.writing import (
 KEY = make_latest_key("mock", "BTC-USD")
 SCOPE = "mock:BTC-USD"
 Stores = list[ServingCache]
-
-
-@pytest.fixture
-def stored(engine: Engine) -> Engine:
-    """Two markets with prices."""
-    write_markets_with_prices(engine)
-    return engine
 
 
 @pytest.fixture(params=["memory", "redis"])

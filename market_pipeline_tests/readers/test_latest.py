@@ -16,15 +16,7 @@ from market_pipeline.readers.serving import ServingCache
 from market_pipeline.storage.latest.values import build_latest_query
 from market_pipeline_tests.readers.writing import (
     find_market_id,
-    write_markets_with_prices,
 )
-
-
-@pytest.fixture
-def stored(engine: Engine) -> Engine:
-    """Two markets with prices."""
-    write_markets_with_prices(engine)
-    return engine
 
 
 @pytest.fixture

@@ -12,16 +12,15 @@ from market_pipeline.domain.errors import HistoryRequestError, UnknownMarketErro
 from market_pipeline.storage.bulk.upsert import upsert_frame
 from market_pipeline.storage.tables import market_comparison
 from market_pipeline_tests.ingestion.test_next_run import NOON
-from market_pipeline_tests.readers.writing import find_market_id, write_markets_with_prices
+from market_pipeline_tests.readers.writing import find_market_id
 
 DAYS = [datetime(2024, 3, day, tzinfo=UTC) for day in (12, 13, 14)]
 
 
 @pytest.fixture
-def stored(engine: Engine) -> Engine:
+def stored(stored: Engine) -> Engine:
     """Two markets, Bitcoin with statistics of one day, and three days of comparisons."""
-    write_markets_with_prices(engine)
-    base, quote = (find_market_id(engine, symbol) for symbol in ("BTC-USD", "ETH-USD"))
+    base, quote = (find_market_id(stored, symbol) for symbol in ("BTC-USD", "ETH-USD"))
     rows = pd.DataFrame(
         {
             "base_market_id": base, "quote_market_id": quote, "interval": "1d", "horizon": "30d",
@@ -32,11 +31,11 @@ def stored(engine: Engine) -> Engine:
         }
     )  # fmt: skip
     missing = ("volume_ratio", "roi_spread", "close_skew_seconds")
-    with engine.begin() as connection:
+    with stored.begin() as connection:
         upsert_frame(
             connection, market_comparison, rows.assign(**dict.fromkeys(missing, np.nan)), {}
         )
-    return engine
+    return stored
 
 
 def test_the_newest_statistic_of_each_horizon_is_read(stored: Engine) -> None:

@@ -1,5 +1,6 @@
 """The wheel of the tree in an empty folder elsewhere: installed, set up, run, served."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,20 +14,27 @@ from pathlib import Path
 
 import pytest
 
-from market_pipeline_tests.commands import COMMAND_SECONDS
+import install
+from market_pipeline_tests.api.conftest import serve_api
+from market_pipeline_tests.commands import COMMAND_SECONDS, SCRIPTS
 from market_pipeline_tests.system.dagster_ui import choose_port, open_dagster_ui
 from market_pipeline_tests.system.project import ROOT, Project
 
 pytestmark = pytest.mark.system
 
 SOURCES = ("setup.py", "pyproject.toml", "dagster.yaml", "workspace.yaml", "README.md")
+PAGES = (
+    "/", "/markets/BTC-USD", "/docs/openapi.json", "/api/markets/SPX/latest",
+    "/api/markets/SPX/aggregates?interval=1d&format=arrow",
+)  # fmt: skip
 
 
-def run(*command: str | Path, folder: Path) -> str:
+def run(*command: str | Path, folder: Path, **variables: str) -> str:
     """Run a command to its end and return its stdout."""
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
-    )
+        command, env={**os.environ, **variables}, cwd=folder, capture_output=True, text=True,
+        timeout=COMMAND_SECONDS, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -116,6 +124,36 @@ def test_a_folder_becomes_a_project_that_runs_and_is_served(home: Path) -> None:
     environment = {"PATH": project.environment["PATH"]}
     with open_dagster_ui(command, port, environment, project.folder) as ui:
         assert [run["status"] for run in ui.list_runs()] == ["SUCCESS"]
+
+
+@pytest.fixture
+def oldest(wheel: Path) -> Iterator[Path]:
+    """An environment with the lowest version of each library that setup.py takes."""
+    with tempfile.TemporaryDirectory(prefix="mp-floors-", dir="/tmp") as name:
+        folder, uv = Path(name), [str(SCRIPTS / "uv"), "-q"]
+        folder.chmod(0o755)
+        pinned, index = folder / "floors.txt", install.find_index()
+        lowest = ["--resolution", "lowest-direct", str(ROOT / "setup.py"), "-o", str(pinned)]
+        run(*uv, "pip", "compile", *lowest, folder=folder, **index)
+        run(*uv, "venv", "--python", sys.executable, "env", folder=folder)
+        here = [*uv, "pip", "install", "--python", "env/bin/python"]
+        run(*here, "-r", pinned, folder=folder, **index)
+        run(*here, "--no-deps", str(wheel), folder=folder)
+        (folder / "project").mkdir()
+        yield folder
+
+
+def test_i7_the_oldest_libraries_that_are_declared_run_the_job_and_serve_it(oldest: Path) -> None:
+    """Each floor of setup.py holds, all of them together."""
+    project = enter(oldest)
+    for command in ("init", "ingest"):
+        done = call(project, "market-pipeline", command)
+        assert done.returncode == 0, done.stderr
+    path = {"PATH": project.environment["PATH"]}
+    with serve_api(path, project.folder, oldest / "env/bin") as (client, server):
+        for page in PAGES:
+            answer = client.get(page)
+            assert answer.is_success, f"{page}: {answer.text}\n{server.read_last_words()}"
 
 
 def test_the_command_names_the_version_that_the_changelog_describes(home: Path) -> None:

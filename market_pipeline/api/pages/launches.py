@@ -53,11 +53,7 @@ def plan_ingest(request: Request, services: ServicesNeeded, market: Name = "") -
 
 @router.get("/fill")
 def plan_fill(
-    request: Request,
-    services: ServicesNeeded,
-    market: Name,
-    start: Moment = "",
-    end: Moment = "",
+    request: Request, services: ServicesNeeded, market: Name, start: Moment = "", end: Moment = ""
 ) -> Response:
     """Show what filling a range of a market would ask for."""
     plan = _make_plan(services, market, start, end) if start else None

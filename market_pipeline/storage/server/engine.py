@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from market_pipeline.domain.errors import (
     DatabaseUnreachableError,
     ReadOnlyDatabaseError,
     StorageError,
+    WrongClockError,
 )
 from market_pipeline.settings import find_state_dir, read_variable
 from market_pipeline.storage.server import embedded
@@ -34,6 +36,7 @@ _QUESTION = text(
     "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), "
     "current_setting('transaction_read_only') = 'on', pg_backend_pid()"
 )
+MOST_CLOCK_DIFFERENCE = timedelta(minutes=10)
 _SESSION = text("SELECT pg_backend_pid()")
 _CURE_POOLER = (
     "goes through a pooler in transaction mode. Sessions do not last there, so the locks of "
@@ -121,6 +124,23 @@ def check_database(engine: Engine) -> None:
     if is_standby or is_read_only:
         cure = "point it at the primary server" if is_standby else _CURE_READ_ONLY
         raise ReadOnlyDatabaseError(f"DATABASE_URL ({shown}) accepts no writes: {cure}")
+
+
+def check_clock(engine: Engine) -> None:
+    """Make sure that this machine and the server agree about the time, but for some minutes.
+
+    Raises:
+        WrongClockError: They do not, so a run would take bars for final that are not.
+    """
+    with engine.connect() as connection:
+        theirs = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    ours = datetime.now(UTC)
+    if abs(ours - theirs) > MOST_CLOCK_DIFFERENCE:
+        raise WrongClockError(
+            f"this machine's clock says {ours:%Y-%m-%d %H:%M} UTC, and the database's says "
+            f"{theirs:%Y-%m-%d %H:%M}: a run could not tell which bars are final. Set the clock "
+            "that is wrong, and run again. Nothing was fetched"
+        )
 
 
 def _changes_sessions(connection: Connection, pid: int) -> bool:

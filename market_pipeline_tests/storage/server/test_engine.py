@@ -4,19 +4,23 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from threading import Timer
 from urllib.parse import quote
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from market_pipeline.domain.errors import (
     DatabaseUnreachableError,
     PipelineError,
     ReadOnlyDatabaseError,
+    WrongClockError,
 )
+from market_pipeline.storage.server import engine as server
 from market_pipeline.storage.server.engine import (
     DatabaseAddress,
+    check_clock,
     check_database,
     find_database,
     open_engine,
@@ -143,3 +147,13 @@ def test_of_several_hosts_the_one_that_accepts_writes_is_used(
         env={**os.environ, **secrets}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "42\n"
+
+
+@pytest.mark.parametrize(("minutes", "is_refused"), [(9, False), (11, True), (-9, False)])
+def test_h2_a_clock_far_from_the_servers_is_refused_and_a_near_one_is_not(
+    minutes: int, is_refused: bool, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both times are told, with what to do."""
+    monkeypatch.setattr(server, "_CLOCK", text(f"SELECT now() + interval '{minutes} minutes'"))
+    with pytest.raises(WrongClockError, match="Set the clock") if is_refused else nullcontext():
+        check_clock(engine)

@@ -20,28 +20,10 @@ from market_pipeline.storage.server.schema import (
 )
 from market_pipeline_tests.code_copies import VERSIONS, add_migration, copy_package
 from market_pipeline_tests.commands import COMMAND_SECONDS, SCRIPTS, run_command
-from market_pipeline_tests.databases import create_database, read_column
+from market_pipeline_tests.databases import DESCRIPTIONS, create_database, read_column
 from market_pipeline_tests.storage.tcp_server import ROLE, TcpServer
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
-
-_COLUMNS = """
-    SELECT format('%s.%s %s null=%s default=%s: %s', c.table_name, c.column_name,
-        format_type(a.atttypid, a.atttypmod), c.is_nullable, c.column_default,
-        col_description(a.attrelid, a.attnum))
-    FROM information_schema.columns c
-    JOIN pg_attribute a ON a.attrelid = format('market_data.%I', c.table_name)::regclass
-        AND a.attname = c.column_name
-    WHERE c.table_schema = 'market_data' AND c.table_name <> 'alembic_version' ORDER BY 1"""
-_CONSTRAINTS = """
-    SELECT format('%s %s %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
-    FROM pg_constraint WHERE connamespace = 'market_data'::regnamespace
-        AND conrelid::regclass::text NOT LIKE '%alembic_version' ORDER BY 1"""
-_INDEXES = """
-    SELECT indexdef FROM pg_indexes
-    WHERE schemaname = 'market_data' AND tablename <> 'alembic_version' ORDER BY 1"""
-_SEQUENCES = """
-    SELECT sequencename FROM pg_sequences WHERE schemaname = 'market_data' ORDER BY 1"""
 
 
 def test_alembic_sees_no_difference_to_the_tables(engine: Engine) -> None:
@@ -57,7 +39,7 @@ def test_alembic_sees_no_difference_to_the_tables(engine: Engine) -> None:
         assert compare_metadata(context, metadata) == []
 
 
-@pytest.mark.parametrize("query", [_COLUMNS, _CONSTRAINTS, _INDEXES, _SEQUENCES])
+@pytest.mark.parametrize("query", DESCRIPTIONS)
 def test_migrations_make_what_the_tables_declare(
     engine: Engine, server_url: str, query: str
 ) -> None:
