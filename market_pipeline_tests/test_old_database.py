@@ -50,7 +50,7 @@ def read_rows(engine: Engine, query: str, **values: object) -> list[dict[str, An
         return [dict(row) for row in connection.execute(text(query), values).mappings()]
 
 
-def test_the_old_tables_are_migrated_to_todays(upgraded: Engine) -> None:
+def test_i5_the_old_tables_are_migrated_to_todays(upgraded: Engine) -> None:
     """Each migration since takes the rows along."""
     assert read_revision(upgraded) == read_newest_revision()
     counts = "SELECT count(*) FROM market_data.market_aggregate"

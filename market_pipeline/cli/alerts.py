@@ -71,11 +71,8 @@ def ack(beginning: str) -> None:
     listing = "market-pipeline alerts list"
     with open_database() as engine, engine.begin() as connection:
         alert_id = choose_id(connection, alert.c.alert_id, beginning, "alert", listing)
-        is_known = acknowledge(connection, alert_id, datetime.now(UTC))
-    if not is_known:
-        raise PipelineError(
-            f"no alert {alert_id} is open: `market-pipeline alerts list` shows them"
-        )
+        if not acknowledge(connection, alert_id, datetime.now(UTC)):
+            raise PipelineError(f"no alert {alert_id} is open: `{listing}` shows them")
     click.echo(f"Alert {alert_id} is acknowledged")
 
 
