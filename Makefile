@@ -58,7 +58,7 @@ serve: setup ## Serve the HTTP API and the dashboard on http://127.0.0.1:8000 (A
 	$(BIN)/market-pipeline serve
 
 test: $(DEV_STAMP) ## Run the tests that need Python wheels only
-	$(BIN)/python -m pytest -m "not system and not faults" -n 3 --dist loadfile --durations 10
+	$(BIN)/python -m pytest -m "not system and not faults" -n 4 --dist loadfile --durations 10
 
 test-writer: $(DEV_STAMP) ## Run them with no more rights than a writer has (market-pipeline db roles)
 	$(BIN)/python -m pytest -m "not system and not faults" -n 2 --dist loadfile --as-writer

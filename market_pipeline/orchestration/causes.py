@@ -57,6 +57,8 @@ def describe_error(error: Any) -> tuple[str, str]:
     if name == _INTERRUPTED:
         return name, "interrupted; what was already committed stays"
     text = escape_controls(redact(" ".join(error.message.split())))
+    if "Too many open files" in text:
+        text += ": raise this process's limit (ulimit -n), then run again"
     module_and_class, _, message = text.partition(": ")
     return name, message if module_and_class.startswith(_OUR_ERRORS) else text
 

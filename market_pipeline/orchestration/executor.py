@@ -224,9 +224,9 @@ def _begin_receipt(
 ) -> Engine | None:
     try:
         engine = stack.enter_context(open_database())
-        check_clock(engine)
         stack.enter_context(hold_liveness_lock(engine, asked.run_id))
         with engine.begin() as connection:
+            check_clock(connection)
             open_receipt(connection, asked)
         close_dead_receipts(engine, instance)
     except WrongClockError:

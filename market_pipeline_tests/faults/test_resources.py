@@ -52,7 +52,8 @@ def test_j1_too_few_descriptors_end_in_words_or_suffice(
     done = run_limited(f"--nofile={descriptors}:{descriptors}", project_environment, tmp_path)
     if descriptors < 64:
         assert done.returncode == 1, done.stderr
-        assert "too many open files" in done.stderr
+        assert "too many open files" in done.stderr.lower()
+        assert "(ulimit -n), then run again" in done.stderr
     else:
         assert done.returncode == 0, done.stderr
     repair(command, engine)

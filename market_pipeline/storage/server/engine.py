@@ -37,6 +37,7 @@ _QUESTION = text(
     "current_setting('transaction_read_only') = 'on', pg_backend_pid()"
 )
 MOST_CLOCK_DIFFERENCE = timedelta(minutes=10)
+_CLOCK = text("SELECT clock_timestamp()")
 _SESSION = text("SELECT pg_backend_pid()")
 _CURE_POOLER = (
     "goes through a pooler in transaction mode. Sessions do not last there, so the locks of "
@@ -126,14 +127,13 @@ def check_database(engine: Engine) -> None:
         raise ReadOnlyDatabaseError(f"DATABASE_URL ({shown}) accepts no writes: {cure}")
 
 
-def check_clock(engine: Engine) -> None:
+def check_clock(connection: Connection) -> None:
     """Make sure that this machine and the server agree about the time, but for some minutes.
 
     Raises:
         WrongClockError: They do not, so a run would take bars for final that are not.
     """
-    with engine.connect() as connection:
-        theirs = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    theirs = connection.execute(_CLOCK).scalar_one()
     ours = datetime.now(UTC)
     if abs(ours - theirs) > MOST_CLOCK_DIFFERENCE:
         raise WrongClockError(
