@@ -121,7 +121,7 @@ class StateComputeLogs(_Unconfigured, LocalComputeLogManager):
             with _restore_output(), super().capture_logs(log_key) as captured:
                 yield captured
         except OSError as error:
-            logger.warning("the log in %s lacks what the run printed: %s", find_logs_dir(), error)
+            logger.warning("what was printed is not in the log in %s: %s", find_logs_dir(), error)
             raise
 
 

@@ -114,7 +114,6 @@ def fill(disk: Path) -> None:
             pass
 
 
-@pytest.mark.faults
 @pytest.mark.system
 def test_j2_a_full_disk_for_logs_and_temporary_files_loses_no_bar(
     command: Command, engine: Engine, project_environment: Mapping[str, str], tmp_path: Path
