@@ -132,7 +132,7 @@ def oldest(wheel: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mp-floors-", dir="/tmp") as name:
         folder, uv = Path(name), [str(SCRIPTS / "uv"), "-q"]
         folder.chmod(0o755)
-        pinned, index = folder / "floors.txt", install.find_index()
+        pinned, index = folder / "floors.txt", install.find_index(Path(sys.executable))
         lowest = ["--resolution", "lowest-direct", str(ROOT / "setup.py"), "-o", str(pinned)]
         run(*uv, "pip", "compile", *lowest, folder=folder, **index)
         run(*uv, "venv", "--python", sys.executable, "env", folder=folder)
