@@ -21,7 +21,7 @@ from market_pipeline.api.credentials import (
     holds_session,
     is_token,
 )
-from market_pipeline.api.security import OPEN_PATHS, RequestGuard
+from market_pipeline.api.security import MAX_BODY_BYTES, OPEN_PATHS, RequestGuard
 from market_pipeline.domain.errors import SettingError
 from market_pipeline_tests.api.conftest import MakeClient
 
@@ -120,6 +120,13 @@ def test_a_body_that_never_came_reaches_no_route() -> None:
     scope = {"type": "http", "method": "POST", "path": "/api/ingest", "headers": headers}
     asyncio.run(RequestGuard(app, Configuration())(scope, receive, send))
     assert reached == []
+
+
+def test_a_body_of_untold_length_is_refused_once_it_is_too_large(client: TestClient) -> None:
+    """What is sent in parts has no Content-Length, and is counted as it comes."""
+    headers = {"Content-Type": "application/json"}
+    parts = iter([b" " * (MAX_BODY_BYTES - 1), b"{", b"}"])
+    assert client.post("/api/ingest", content=parts, headers=headers).status_code == 413
 
 
 def test_answers_carry_the_headers_of_caution(client: TestClient) -> None:

@@ -220,6 +220,8 @@ POISON = {
     "another key": write_ours("market:mock:ETH-USD:latest"),
     "NaN": write_ours(KEY, value=float("nan")),
     "cut off": write_ours(KEY)[:-3] + b"}",
+    "another end": write_ours(KEY)[:-1] + b"x",
+    "50 MB of spaces": write_ours(KEY)[:-1] + b" " * 50_000_000 + b"}",
     "50 MB": write_ours(KEY, value="x" * 50_000_000),
     "an unending version": write_ours(KEY, version=10**17),
     "of long ago": write_ours(KEY, stored_at=1.000001),
