@@ -34,6 +34,7 @@ from market_pipeline_tests.replay import ReplayServer, answer_with
 from market_pipeline_tests.storage.tcp_server import run_tcp_server
 from market_pipeline_tests.system.processes import run_in_background, wait_for
 
+CLAIMS = "SELECT count(*) FROM market_data.fetch_claim"
 RUNBOOK = (ROOT / "RUNBOOK.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "RUNBOOK.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TOLD = ("Check", "Act", "Verify")
@@ -286,18 +287,19 @@ def test_the_cache_is_in_trouble(stack: Stack) -> None:
 @pytest.mark.faults
 def test_a_run_does_not_end(stack: Stack, database_url: str, tmp_path: Path) -> None:
     """A run is killed while it holds claims; the entry shows them, and the next run goes on."""
-    command = [str(SCRIPTS / "market-pipeline"), "ingest"]
-    held = "SELECT count(*) FROM market_data.fetch_claim"
-    with (
-        hold_up_writers(database_url),
-        run_in_background(command, os.environ, tmp_path) as run,
-    ):
-        wait_for(lambda: read_column(database_url, held) != [0], START_SECONDS, "a claim", run)
-        run.process.kill()
+    kill_at_work(database_url, tmp_path, "ingest")
     stack.follow("A run does not end", "Check", (0, 1))  # 1: it had committed nothing
-    assert read_column(database_url, held) != [0]
+    assert read_column(database_url, CLAIMS) != [0]
     assert ": ok" in stack.follow("A run does not end", "Verify")
-    assert read_column(database_url, held) == [0]
+    assert read_column(database_url, CLAIMS) == [0]
+
+
+def kill_at_work(database_url: str, folder: Path, *arguments: str) -> None:
+    """Begin a run of the command, and kill it while it holds claims."""
+    command = [str(SCRIPTS / "market-pipeline"), *arguments]
+    with hold_up_writers(database_url), run_in_background(command, os.environ, folder) as run:
+        wait_for(lambda: read_column(database_url, CLAIMS) != [0], START_SECONDS, "a claim", run)
+        run.process.kill()
 
 
 def execute(address: str, statement: str) -> None:

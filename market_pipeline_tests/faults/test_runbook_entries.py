@@ -3,19 +3,16 @@
 ``test_runbook.py`` causes the faults that are quick, and types the commands of all entries.
 """
 
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from market_pipeline_tests.commands import SCRIPTS
-from market_pipeline_tests.databases import hold_up_writers, read_column
+from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.receiver import serve_receiver
 from market_pipeline_tests.storage.tcp_server import ROLE, run_tcp_server
-from market_pipeline_tests.system.processes import run_in_background, wait_for
-from market_pipeline_tests.test_runbook import ENTRIES, START_SECONDS, WORDS, Stack
+from market_pipeline_tests.test_runbook import ENTRIES, WORDS, Stack, kill_at_work
 from market_pipeline_tests.test_runbook import stack as stack  # noqa: PLC0414
 
 pytestmark = pytest.mark.faults
@@ -122,14 +119,7 @@ def test_a_backfill_that_was_killed(stack: Stack, database_url: str, tmp_path: P
     """The plan shows what is left; started again, the same command ends with nothing left."""
     title = "A backfill that does not end"
     span = ["--from", "2024-03-01", "--to", "2024-03-10"]
-    command = [str(SCRIPTS / "market-pipeline"), "backfill", *span]
-    held = "SELECT count(*) FROM market_data.fetch_claim"
-    with (
-        hold_up_writers(database_url),
-        run_in_background(command, os.environ, tmp_path) as run,
-    ):
-        wait_for(lambda: read_column(database_url, held) != [0], START_SECONDS, "a claim", run)
-        run.process.kill()
+    kill_at_work(database_url, tmp_path, "backfill", *span)
     left = stack.follow(title, "Check")
     assert "BTC-USD" in left
     stack.type(f"market-pipeline backfill {' '.join(span)}")
