@@ -1,6 +1,5 @@
 """Processes and servers that die at any point of a run, drawn by a seed."""
 
-import os
 import signal
 from collections.abc import Iterator
 
@@ -120,14 +119,14 @@ def test_b2_a_killed_session_ends_every_connection_and_the_pool_replaces_them(
     with crashing.connect() as connection:
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
     assert isinstance(pid, int)
-    os.kill(pid, signal.SIGKILL)
+    server.kill_backend(pid)
     wait_for(lambda: answers(crashing), WAIT_SECONDS, "the server")
     assert server.process.poll() is None
     installation.recover()
 
 
 def test_b2_a_session_that_is_killed_inside_of_a_wave_takes_the_wave_with_it(
-    crashing: Engine,
+    crashing: Engine, server: TcpServer
 ) -> None:
     """Nothing of it is there, the run ends in words, and the next one is whole."""
     installation = Disturbed(crashing)
@@ -138,7 +137,7 @@ def test_b2_a_session_that_is_killed_inside_of_a_wave_takes_the_wave_with_it(
     def strike(connection: Connection, _: object, statement: str, *__: object) -> None:
         if "INTO market_data.dataset_version" in statement and not killed:
             killed.append(connection.connection.dbapi_connection.info.backend_pid)  # type: ignore[union-attr]
-            os.kill(killed[0], signal.SIGKILL)
+            server.kill_backend(killed[0])
 
     event.listen(run, "before_cursor_execute", strike)
     with go_through(installation, run), pytest.raises(OperationalError) as caught:

@@ -28,6 +28,7 @@ from sqlalchemy.exc import OperationalError
 import market_pipeline
 from market_pipeline.domain.errors import EmbeddedServerError
 from market_pipeline.storage.server import embedded_keeper, places, programs
+from market_pipeline_tests.storage.tcp_server import wait_until_broken
 
 IS_ROOT = os.geteuid() == 0
 NOBODY = pwd.getpwnam("nobody")
@@ -494,20 +495,16 @@ def test_b2_killed_backend_leaves_a_server_that_answers_again(stage: Stage) -> N
     """B2: one backend's kill -9 restarts the others; ``start`` returns once they answer."""
     client = stage.client()
     url = client.read()
-    with contextlib.closing(psycopg2.connect(url.replace("+psycopg2", ""))) as connection:
-        os.kill(connection.info.backend_pid, signal.SIGKILL)
-        wait_until(lambda: _is_broken(connection))
+    address = url.replace("+psycopg2", "")
+    with (
+        contextlib.closing(psycopg2.connect(address)) as killed,
+        contextlib.closing(psycopg2.connect(address)) as other,
+    ):
+        os.kill(killed.info.backend_pid, signal.SIGKILL)
+        wait_until_broken(other)
 
     assert stage.client().read() == url
     assert query(client.start_again(), "select 1") == [(1,)]
-
-
-def _is_broken(connection: "psycopg2.extensions.connection") -> bool:
-    try:
-        connection.cursor().execute("select 1")
-    except psycopg2.Error:
-        return True
-    return False
 
 
 @pytest.mark.faults
