@@ -10,7 +10,7 @@ class AlertKind:
     Attributes:
         summary: The words before the list of members. Empty: the alert has its own message.
         runbook: The heading of RUNBOOK.md that says what to do.
-        lists_markets: Members are markets; deactivated markets leave the alert.
+        lists_markets: Members are markets or providers; they leave when nobody ingests them.
         is_event: The cause is a moment and not a state. The alert ends when it is acknowledged, or
             after a week in which it was not raised again.
     """
@@ -52,6 +52,7 @@ PROVIDER_DOWN = AlertKind(
     "A provider gave nothing for any of its markets.",
     "provider down",
     "A provider is down",
+    lists_markets=True,
 )
 CREDENTIALS_REFUSED = AlertKind(
     "credentials_refused",
@@ -59,6 +60,7 @@ CREDENTIALS_REFUSED = AlertKind(
     "A provider refused the credentials (401, 403).",
     "credentials refused",
     "A provider is down",
+    lists_markets=True,
 )
 MARKETS_SHORT = AlertKind(
     "markets_short",

@@ -138,28 +138,26 @@ def clear_member(
 def forget_inactive(
     connection: Connection, now: datetime, wanted: Collection[str] | None = None
 ) -> None:
-    """Take markets that were deactivated out of open alerts.
+    """Take markets and providers that are not ingested any more out of open alerts.
 
     A symbol that no provider serves stands there without a provider's name; it goes when it is not
     among the symbols that runs are asked for. None: these cannot be told.
     """
-    inactive = outbox.read_inactive_names(connection)
+    active = outbox.read_active_names(connection)
     kinds = [kind.name for kind in KINDS.values() if kind.lists_markets]
     for row in outbox.find_open_kinds(connection, kinds):
         members = {
-            name: why
-            for name, why in row.members.items()
-            if name not in inactive and not _is_unwanted(name, wanted)
+            name: why for name, why in row.members.items() if not _is_unwanted(name, active, wanted)
         }
         if len(members) < len(row.members):
             found = Finding(KINDS[row.kind], members, severity=row.severity, run_id=row.run_id)
             _apply(connection, found, row, now)
 
 
-def _is_unwanted(name: str, wanted: Collection[str] | None) -> bool:
+def _is_unwanted(name: str, active: Collection[str], wanted: Collection[str] | None) -> bool:
     # Symbols are upper case, names of providers lower case.
-    is_symbol = name == name.upper()
-    return is_symbol and wanted is not None and name not in wanted
+    known = wanted if name == name.upper() else active
+    return known is not None and name not in known
 
 
 def read_cooldown() -> timedelta:

@@ -80,10 +80,11 @@ def ack(beginning: str) -> None:
 def deliver() -> None:
     """End alerts whose cause is gone and send what waits, for where no daemon runs."""
     from market_pipeline.alerting.delivery import deliver as empty
-    from market_pipeline.alerting.raising import resolve_cleared
+    from market_pipeline.alerting.raising import forget_inactive, resolve_cleared
 
     with open_database() as engine:
         with engine.begin() as connection:
+            forget_inactive(connection, datetime.now(UTC))
             resolve_cleared(connection, datetime.now(UTC))
         click.echo(f"{empty(engine, seconds=60.0)} messages delivered")
 

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from market_pipeline.alerting.kinds import CUSTOM, DATA_STALE, MARKETS_SHORT, RUN_FAILED
+from market_pipeline.alerting.kinds import (
+    CUSTOM,
+    DATA_STALE,
+    MARKETS_SHORT,
+    PROVIDER_DOWN,
+    RUN_FAILED,
+)
 from market_pipeline.alerting.messages import MAX_BODY_BYTES, encode
 from market_pipeline.alerting.raising import (
     Finding,
@@ -25,7 +31,7 @@ MINUTE = timedelta(minutes=1)
 _MARKET = """
     INSERT INTO market_data.market (provider, provider_market_id, symbol, name, base, quote, venue,
         calendar, intervals, price_basis, is_active)
-    VALUES ('mock', 'x', 'X-USD', 'X', 'X', 'USD', 'mock', '24/7', '{1d}', 'unadjusted', false)"""
+    VALUES (:name, 'x', 'X-USD', 'X', 'X', 'USD', 'mock', '24/7', '{1d}', 'unadjusted', :active)"""
 
 
 def find(engine: Engine, *findings: Finding, at: datetime = NOW) -> None:
@@ -168,13 +174,16 @@ def test_two_transactions_at_once_open_one_alert(engine: Engine) -> None:
     assert len(read_messages(engine)) == 1
 
 
-def test_a_market_that_is_deactivated_leaves_its_alerts(engine: Engine) -> None:
-    """Inactive markets raise none."""
+def test_what_nobody_ingests_any_more_leaves_its_alerts(engine: Engine) -> None:
+    """Markets that were deactivated or purged, and providers without another market."""
+    down = Finding(PROVIDER_DOWN, dict.fromkeys(("mock", "gone"), "timeout"))
     with engine.begin() as connection:
-        connection.execute(text(_MARKET))
-        report(connection, [short("mock:X-USD", "mock:A")], NOW)
+        for provider, is_active in (("mock", True), ("gone", False)):
+            connection.execute(text(_MARKET), {"name": provider, "active": is_active})
+        report(connection, [short("mock:X-USD", "gone:X-USD", "mock:PURGED-USD"), down], NOW)
         forget_inactive(connection, NOW)
-    assert read_column(engine, "SELECT members FROM market_data.alert") == [{"mock:A": "timeout"}]
+    members = read_column(engine, "SELECT members FROM market_data.alert ORDER BY kind")
+    assert members == [{"mock:X-USD": "timeout"}, {"mock": "timeout"}]
 
 
 def test_an_alert_of_ones_own(

@@ -120,10 +120,11 @@ def has_alert_of_run(connection: Connection, run_id: UUID, severities: Collectio
     return connection.execute(query.limit(1)).first() is not None
 
 
-def read_inactive_names(connection: Connection) -> set[str]:
-    """Return ``provider:symbol`` of every market that is deactivated."""
-    name = market.c.provider + ":" + market.c.symbol
-    return set(connection.execute(select(name).where(~market.c.is_active)).scalars())
+def read_active_names(connection: Connection) -> set[str]:
+    """Return ``provider:symbol`` of every market that is ingested, and the providers' names."""
+    query = select(market.c.provider, market.c.symbol).where(market.c.is_active)
+    found = connection.execute(query).all()
+    return {f"{provider}:{symbol}" for provider, symbol in found} | {row.provider for row in found}
 
 
 def post(connection: Connection, alert_id: UUID, body: Mapping[str, Any], now: datetime) -> UUID:
