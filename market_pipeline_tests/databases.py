@@ -56,13 +56,16 @@ def read_column(address: str | Engine, query: str) -> list[object]:
 
 
 @contextmanager
-def hold_up_writers(address: str, table: str = BARS) -> Iterator[None]:
+def hold_up_writers(
+    address: str, table: str = BARS, mode: str = "ACCESS EXCLUSIVE"
+) -> Iterator[None]:
     """Let whoever writes or reads a table wait until the block ends: a run stays at work.
 
     What a run holds before its first commit is then there for as long as a test looks for it.
+    In the mode SHARE readers go on.
     """
     engine = create_engine(address)
     with engine.begin() as connection:
-        connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+        connection.execute(text(f"LOCK TABLE {table} IN {mode} MODE"))
         yield
     engine.dispose()

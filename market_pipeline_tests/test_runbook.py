@@ -1,6 +1,7 @@
-"""RUNBOOK.md is executed: each entry's commands, with its symptom before them where it can be made.
+"""RUNBOOK.md is executed: each entry's symptom is caused, and then its commands are typed.
 
-Symptoms that take longer to cause are in ``faults/test_runbook_entries.py``.
+Symptoms that take longer to cause are in ``faults/test_runbook_entries.py``, those of processes in
+``faults/test_runbook_services.py``, that of a full disk in ``faults/test_disks.py``.
 
 An entry's parts are read from the file, and so are the commands: code that begins with one of this
 project's programs. Those that need a service manager or a served port are in ``NEEDS_A_SERVICE``.
@@ -9,7 +10,6 @@ project's programs. Those that need a service manager or a served port are in ``
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ TOLD = ("Check", "Act", "Verify")
 PARTS = ("Symptom", *TOLD)
 # Not entries: an index.
 INDEX = "What an error means"
-PROGRAMS = ("market-pipeline", "dagster-daemon", "df")
+PROGRAMS = ("market-pipeline", "dagster-daemon", "df", "env")
 NEEDS_A_SERVICE = (
     "curl", "docker", "git", "journalctl", "make", "systemctl", "market-pipeline serve",
 )  # fmt: skip
@@ -54,18 +54,6 @@ WORDS = {
     "why ...": "why BTC-USD sharpe",
     "--from ...": "--from 2024-03-01 --to 2024-03-10",
 }
-# Entries that have a test of their own here, which causes the symptom first.
-WITH_SYMPTOM = (
-    "A run failed", "A provider is down", "A source is blocked or retired",
-    "The cache is in trouble",
-    "The database cannot be used", "A run does not end", "Upgrade and rollback",
-    "Restore from a backup", "The calendar is suspect",
-)  # fmt: skip
-# A row that is still bad, a daemon that does not run, an event that is none: an answer too.
-MAY_REFUSE = (
-    "Rows in quarantine", "No runs are started", "An alert came, or none did",
-    "The provider restated its history", "A split is suspected",
-)  # fmt: skip
 START_SECONDS = 300.0
 QUICK = {"INGESTION_MARKETS": "BTC-USD,ETH-USD", "INGESTION_LOOKBACK_DAYS": "3"}
 
@@ -121,8 +109,7 @@ class Stack:
             code, said = done.exit_code, done.output
             assert done.exception is None or isinstance(done.exception, SystemExit), command
         else:
-            path = words[0] if shutil.which(words[0]) else str(SCRIPTS / words[0])
-            run = subprocess.run([path, *words[1:]], capture_output=True, text=True, check=False)
+            run = subprocess.run(words, capture_output=True, text=True, check=False)
             code, said = run.returncode, run.stdout + run.stderr
         assert code in expected, f"{command}: exit code {code}\n{said}"
         return said
@@ -151,6 +138,7 @@ def stack(
     for name in {setting.name for setting in SETTINGS} & set(os.environ):
         monkeypatch.delenv(name)
     made = Stack(monkeypatch, tmp_path)
+    made.set(PATH=f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}")
     made.set(DATABASE_URL=database_url, DAGSTER_HOME=str(ROOT), STATE_DIR=str(tmp_path), **QUICK)
     return made
 
@@ -176,6 +164,13 @@ def parse(command: click.Command, words: list[str]) -> None:
         _, found, rest = command.resolve_command(context, rest)
         assert found is not None
         parse(found, rest)
+
+
+def test_every_entry_has_a_test_that_causes_its_symptom() -> None:
+    """The test names the entry."""
+    files = (ROOT / "market_pipeline_tests").rglob("test_*.py")
+    told = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    assert [title for title in ENTRIES if f'"{title}"' not in told] == []
 
 
 def test_every_link_leads_to_an_entry() -> None:
@@ -275,9 +270,10 @@ def test_the_cache_is_in_trouble(stack: Stack) -> None:
     try:
         stack.set(REDIS_URL=server.url)
         server.kill()
-        said = stack.type("market-pipeline ingest")
+        said, told = stack.type("market-pipeline ingest"), "the cache server is in trouble ("
         assert ": ok" in said
-        assert "in trouble" in said
+        assert told in said
+        assert told in ENTRIES["The cache is in trouble"].parts["Symptom"]
         server.start()
         assert "in trouble" not in stack.type("market-pipeline ingest")
     finally:
@@ -325,24 +321,6 @@ def test_i6_tables_are_lost_and_restored(stack: Stack, database_url: str) -> Non
     stack.follow("Upgrade and rollback", "Check")
     stack.follow("Upgrade and rollback", "Act")
     assert ": ok" in stack.follow("Upgrade and rollback", "Verify")
-
-
-@pytest.mark.faults
-def test_the_commands_of_every_other_entry_run(stack: Stack, database_url: str) -> None:
-    """In one project: healthy, but for a bar in quarantine; what is removed comes last.
-
-    Exit code 3 is an answer: `partial`.
-    """
-    stack.set(MOCK_FAULTS="BTC-USD:off_grid 1d")
-    stack.type("market-pipeline ingest", (0, 3))
-    stack.set(MOCK_FAULTS="")
-    assert read_column(database_url, "SELECT count(*) FROM market_data.quarantined_row") != [0]
-    others = [entry for title, entry in ENTRIES.items() if title not in WITH_SYMPTOM]
-    for entry in sorted(others, key=lambda one: one.title == "A market is to go"):
-        for part in TOLD:
-            stack.follow(entry.title, part, (0, 1, 3) if entry.title in MAY_REFUSE else (0, 3))
-    markets = "SELECT symbol FROM market_data.market"
-    assert read_column(database_url, markets) == ["BTC-USD"]
 
 
 def list_error_classes(base: type[PipelineError]) -> Iterator[str]:

@@ -1,10 +1,11 @@
 """Full disks under PostgreSQL: for its tables, and for its log of changes."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,9 +21,12 @@ from market_pipeline_tests.faults.installations import Disturbed, go_through
 from market_pipeline_tests.ingestion.installation import MARCH
 from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
 from market_pipeline_tests.system.processes import wait_for
+from market_pipeline_tests.test_runbook import Stack
+from market_pipeline_tests.test_runbook import stack as stack  # noqa: PLC0414
 
 pytestmark = pytest.mark.system
 WAIT_SECONDS = 300.0
+INGEST = "market-pipeline ingest"
 STORED = f"SELECT count(*)::int FROM {BARS}"
 FILL = "SELECT pg_logical_emit_message(true, 'x', repeat('x', 9000000))"
 EARLIER = MARCH.replace(day=8)
@@ -68,6 +72,33 @@ def execute(server: TcpServer, *statements: str) -> None:
     engine.dispose()
 
 
+@contextmanager
+def keep_bars_on_a_full_disk(server: TcpServer) -> Iterator[Callable[[], None]]:
+    """Move the bars to a small disk and fill it, until the block ends; yield what makes room."""
+    folder = server.place.home / "small"
+    folder.mkdir()
+    data = (server.place.home / "data").stat()
+    os.chown(folder, data.st_uid, data.st_gid)
+    filler = folder / "filler"
+
+    def make_room() -> None:
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=50m", folder], check=True)
+
+    with mount(folder, "3m"):
+        execute(
+            server,
+            f"CREATE TABLESPACE small LOCATION '{folder}'",
+            f"ALTER TABLE {BARS} SET TABLESPACE small",
+        )
+        with filler.open("wb") as file, suppress(OSError):
+            while True:
+                file.write(b"0" * 8192)
+                file.flush()
+        yield make_room
+        execute(server, f"ALTER TABLE {BARS} SET TABLESPACE pg_default", "DROP TABLESPACE small")
+
+
 def test_b10_a_full_disk_for_tables_loses_the_wave_alone_and_is_told(
     server: TcpServer, opened: Engine
 ) -> None:
@@ -75,30 +106,36 @@ def test_b10_a_full_disk_for_tables_loses_the_wave_alone_and_is_told(
     installation = Disturbed(opened)
     installation.ingest(EARLIER)
     before = read_column(opened, STORED)
-    folder = server.place.home / "small"
-    folder.mkdir()
-    data = (server.place.home / "data").stat()
-    os.chown(folder, data.st_uid, data.st_gid)
-    with mount(folder, "3m"):
-        execute(
-            server,
-            f"CREATE TABLESPACE small LOCATION '{folder}'",
-            f"ALTER TABLE {BARS} SET TABLESPACE small",
-        )
-        filler = folder / "filler"
-        with filler.open("wb") as file, suppress(OSError):
-            while True:
-                file.write(b"0" * 8192)
-                file.flush()
+    with keep_bars_on_a_full_disk(server) as make_room:
         with pytest.raises(OperationalError, match="the disk of PostgreSQL is full") as caught:
             installation.ingest(MARCH, days=300)
         assert "make room on it" in str(caught.value)
         assert server.process.poll() is None
         assert read_column(opened, STORED) == before
-        filler.unlink()
-        subprocess.run(["mount", "-o", "remount,size=50m", folder], check=True)
+        make_room()
         installation.recover(days=300)
-        execute(server, f"ALTER TABLE {BARS} SET TABLESPACE pg_default", "DROP TABLESPACE small")
+
+
+def test_the_runbooks_entry_of_a_full_disk_is_followed(
+    stack: Stack, server: TcpServer, opened: Engine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The run says what is full, the check finds what grows, and the run with room is whole."""
+    title = "The disk is full"
+    stack.set(DATABASE_URL=server.make_url())
+    stack.type(INGEST)
+    with keep_bars_on_a_full_disk(server) as make_room:
+        stack.set(INGESTION_LOOKBACK_DAYS="300")
+        told = " ".join(stack.type(INGEST, (1,)).split())
+        assert "the disk of PostgreSQL is full" in told
+        shown = stack.follow(title, "Check")
+        assert re.search(rf"100% {server.place.home / 'small'}$", shown, re.MULTILINE)
+        assert "market_aggregate" in capfd.readouterr().out
+        assert "would be removed" in stack.follow(title, "Act")
+        make_room()
+        verified = stack.follow(title, "Verify")
+        assert ": ok" in verified
+        assert "The ledger and the bars agree." in verified
+        opened.dispose()
 
 
 def test_b11_a_full_disk_for_the_log_stops_the_server_and_loses_nothing_committed(
