@@ -1,9 +1,9 @@
 """Whatever is done to an installation, in any order: what a reader saw of a version stays so.
 
-Runs with faults, cut-off runs, backfills, replays, deactivated markets, lost sessions and a killed
-cache, drawn by chance, while a reader reads all the time, of the tables and over HTTP. The model is
-what was read: each version that anybody saw reads back the same for ever, no bar is lost, and
-nobody sees an older version than before.
+Runs with faults, cut-off runs, backfills, replays, runs that cron asks for, deactivated markets,
+lost sessions and a killed cache, drawn by chance, while a reader reads all the time, of the tables
+and over HTTP. The model is what was read: each version that anybody saw reads back the same for
+ever, no bar is lost, and nobody sees an older version than before.
 """
 
 import os
@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -31,6 +32,7 @@ from hypothesis.stateful import (
 from sqlalchemy import Engine, text
 
 from market_pipeline.api.app import build_app
+from market_pipeline.api.child_runs import ChildRuns
 from market_pipeline.domain.errors import UnknownMarketError
 from market_pipeline.ingestion.quarantine import replay_rows
 from market_pipeline.providers.mock import MockProvider
@@ -39,6 +41,7 @@ from market_pipeline.storage.markets.admin import deactivate_market
 from market_pipeline.storage.markets.registration import activate_market
 from market_pipeline_tests.api.conftest import make_services
 from market_pipeline_tests.cache.valkey import Valkey
+from market_pipeline_tests.commands import SCRIPTS
 from market_pipeline_tests.ingestion.installation import MARCH, Installation
 from market_pipeline_tests.ingestion.test_convergence import list_faults
 from market_pipeline_tests.second_opinion import check_numbers
@@ -48,7 +51,18 @@ MARKETS = ("BTC-USD", "SPX")
 SPAN = ("2023-10-01", "2024-06-01")
 # What is in memory hears of a commit within a second; a busy machine takes longer.
 NEWS_SECONDS = 120.0
-EXAMPLES = int(os.environ.get("SEEDS", "2"))
+# The first two are the smallest that there are.
+EXAMPLES = int(os.environ.get("SEEDS", "4"))
+SECRET = "only-cron-knows-this-one"  # noqa: S105 - the test's own
+# The product's own command, by the clock of the sequence.
+RUN = (
+    "sh",
+    "-c",
+    'exec "$0" ingest --window-end "$(cat clock)" "$@"',
+    str(SCRIPTS / "market-pipeline"),
+)
+CRON_RUN = """SELECT trigger, outcome FROM market_data.ingestion_run
+    WHERE run_id::text = :run_id AND ended_at IS NOT NULL"""
 _OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
@@ -76,6 +90,10 @@ class Reader:
         self.newest[symbol, interval] = version
         known = self.seen.setdefault((symbol, interval, version), bars)
         pd.testing.assert_frame_equal(bars, known)
+
+    def read_last(self, symbol: str, interval: str) -> pd.DataFrame:
+        """Return what was read of a series the last time."""
+        return self.seen[symbol, interval, self.newest[symbol, interval]]
 
     def read_latest(self, symbol: str) -> object:
         """Ask over HTTP and return the answer: its version is no older than before."""
@@ -122,10 +140,12 @@ class AnyUse(RuleBasedStateMachine):
         self.open = ExitStack()
         environ = {"REDIS_URL": self.valkey.url}
         cache = self.open.enter_context(closing(open_serving_cache(self.engine, environ)))
-        app = build_app(replace(make_services(self.engine), cache=cache))
-        client = self.open.enter_context(TestClient(app, "http://127.0.0.1"))
-        self.reader = Reader(self.engine, client)
-        self.now = MARCH
+        options = {"cron_secret": SECRET, "ingest_wait_seconds": NEWS_SECONDS}
+        services = make_services(self.engine, **options)
+        app = build_app(replace(services, cache=cache, children=ChildRuns(RUN)))
+        self.client = self.open.enter_context(TestClient(app, "http://127.0.0.1"))
+        self.reader = Reader(self.engine, self.client)
+        self.now, self.has_called = MARCH, False
         self.inactive: set[str] = set()
 
     @rule(
@@ -226,20 +246,74 @@ class AnyUse(RuleBasedStateMachine):
             raise troubles[0]
 
 
-@pytest.mark.owner
-@pytest.mark.timeout(1800)
-def test_what_was_seen_of_a_version_stays(engine: Engine) -> None:
-    """In any order of what may happen."""
+class AnyUseWithCron(AnyUse):
+    """The same, and cron: its request begins a run as a process of its own."""
+
+    calls = 0
+
+    # Once in a sequence: the process takes longer than all other rules together.
+    @precondition(lambda self: not self.has_called)
+    @rule()
+    def call_cron(self) -> None:
+        """Ask as cron does, and wait for the run: its bars are there, unless it came short."""
+        self.has_called = True
+        self.now += timedelta(hours=1)
+        Path("clock").write_text(self.now.isoformat())
+        with self._reading():
+            bearer = {"Authorization": f"Bearer {SECRET}"}
+            answer = self.client.get("/api/cron", headers=bearer)
+        assert answer.status_code == 200, answer.text
+        type(self).calls += 1
+        told = answer.json()
+        (run,) = self.installation.read(CRON_RUN, run_id=told["runId"])
+        assert (run["trigger"], run["outcome"]) == ("cron", told["status"].replace("success", "ok"))
+        if run["outcome"] == "ok" and "BTC-USD" not in self.inactive:
+            self.reader.read("BTC-USD", "1h")
+            last = self.reader.read_last("BTC-USD", "1h").index[-1]
+            assert last >= self.now - timedelta(hours=1)
+
+
+@pytest.fixture
+def uses(
+    engine: Engine, project_environment: dict[str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[None]:  # fmt: skip
+    """What sequences use: a database, a cache, and the environment of runs."""
+    monkeypatch.chdir(tmp_path)
     AnyUse.engine = engine
     with closing(Valkey().start()) as AnyUse.valkey:
-        _run_sequences()
+        variables = {
+            **project_environment, "REDIS_URL": AnyUse.valkey.url, "STATE_DIR": str(tmp_path),
+            "INGESTION_MARKETS": ",".join(MARKETS), "INGESTION_LOOKBACK_DAYS": "5",
+        }  # fmt: skip
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield
 
 
-def _run_sequences() -> None:
+@pytest.mark.owner
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("uses")
+def test_e19_what_was_seen_of_a_version_stays() -> None:
+    """In any order of what may happen."""
+    _run_sequences(AnyUse, EXAMPLES)
+
+
+@pytest.mark.owner
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("uses")
+def test_e19_what_was_seen_stays_while_cron_asks_for_runs() -> None:
+    """Before, between and after all else."""
+    _run_sequences(AnyUseWithCron, 2 * EXAMPLES)
+    assert AnyUseWithCron.calls
+
+
+def _run_sequences(machine: type[AnyUse], examples: int) -> None:
     chosen = settings(
-        max_examples=EXAMPLES,
+        max_examples=examples,
         stateful_step_count=8,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )
-    run_state_machine_as_test(AnyUse, settings=chosen)
+    run_state_machine_as_test(machine, settings=chosen)
