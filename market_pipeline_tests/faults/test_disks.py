@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
@@ -21,6 +22,7 @@ from market_pipeline_tests.faults.installations import Disturbed, go_through
 from market_pipeline_tests.ingestion.installation import MARCH
 from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
 from market_pipeline_tests.system.processes import wait_for
+from market_pipeline_tests.system.project import make_project
 from market_pipeline_tests.test_runbook import Stack
 from market_pipeline_tests.test_runbook import stack as stack  # noqa: PLC0414
 
@@ -33,11 +35,11 @@ EARLIER = MARCH.replace(day=8)
 
 
 @contextmanager
-def mount(folder: Path, size: str) -> Iterator[None]:
-    """Mount a small file system of PostgreSQL's own at a folder."""
+def mount(folder: Path, size: str, mode: str = "0700") -> Iterator[None]:
+    """Mount a small file system of the folder's owner at a folder."""
     assert os.geteuid() == 0, "mounting takes root"
     owner = folder.stat()
-    options = f"size={size},uid={owner.st_uid},gid={owner.st_gid},mode=0700"
+    options = f"size={size},uid={owner.st_uid},gid={owner.st_gid},mode={mode}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
     try:
         yield
@@ -72,6 +74,13 @@ def execute(server: TcpServer, *statements: str) -> None:
     engine.dispose()
 
 
+def fill(filler: Path) -> None:
+    """Fill a disk with a file."""
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"0" * 8192)
+
+
 @contextmanager
 def keep_bars_on_a_full_disk(server: TcpServer) -> Iterator[Callable[[], None]]:
     """Move the bars to a small disk and fill it, until the block ends; yield what makes room."""
@@ -91,10 +100,7 @@ def keep_bars_on_a_full_disk(server: TcpServer) -> Iterator[Callable[[], None]]:
             f"CREATE TABLESPACE small LOCATION '{folder}'",
             f"ALTER TABLE {BARS} SET TABLESPACE small",
         )
-        with filler.open("wb") as file, suppress(OSError):
-            while True:
-                file.write(b"0" * 8192)
-                file.flush()
+        fill(filler)
         yield make_room
         execute(server, f"ALTER TABLE {BARS} SET TABLESPACE pg_default", "DROP TABLESPACE small")
 
@@ -136,6 +142,35 @@ def test_the_runbooks_entry_of_a_full_disk_is_followed(
         assert ": ok" in verified
         assert "The ledger and the bars agree." in verified
         opened.dispose()
+
+
+def test_an_embedded_server_that_found_no_room_starts_when_there_is_some(stack: Stack) -> None:
+    """Everything is on one disk: commands of the entry work when there is room, and not before."""
+    title = "The disk is full"
+    with make_project() as project:
+        state = project.folder / "state"
+        state.mkdir()
+        stack.set(DATABASE_URL="", DAGSTER_HOME=str(project.folder), STATE_DIR=str(state))
+        with mount(state, "220m", mode="0755"):
+            stack.type(INGEST)
+            fill(state / "filler")
+            stack.set(INGESTION_LOOKBACK_DAYS="300")
+            assert "the disk of PostgreSQL is full" in stack.type(INGEST, (1,))
+            end_embedded(state)
+            fill(state / "filler")
+            assert "(0 MB free there)" in stack.type("market-pipeline db status", (1,))
+            assert "100%" in stack.follow(title, "Check", (0, 1))
+            (state / "filler").unlink()
+            assert "removed" in stack.follow(title, "Act")
+            assert "The ledger and the bars agree." in stack.follow(title, "Verify")
+            end_embedded(state)
+
+
+def end_embedded(state: Path) -> None:
+    """End an embedded server, as a machine does that is switched off."""
+    server = psutil.Process(int((state / "postgres/data/postmaster.pid").read_text().split()[0]))
+    server.send_signal(signal.SIGINT)
+    server.wait(WAIT_SECONDS)
 
 
 def test_b11_a_full_disk_for_the_log_stops_the_server_and_loses_nothing_committed(
