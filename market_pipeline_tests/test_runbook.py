@@ -35,6 +35,8 @@ from market_pipeline_tests.storage.tcp_server import run_tcp_server
 from market_pipeline_tests.system.processes import run_in_background, wait_for
 
 CLAIMS = "SELECT count(*) FROM market_data.fetch_claim"
+ABOUT_COINBASE = """SELECT kind FROM market_data.alert
+    WHERE members::text LIKE '%coinbase%' AND cleared_at IS NULL"""
 RUNBOOK = (ROOT / "RUNBOOK.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "RUNBOOK.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TOLD = ("Check", "Act", "Verify")
@@ -191,7 +193,7 @@ def test_a_run_failed(stack: Stack) -> None:
 
 
 @pytest.mark.faults
-def test_a_source_is_blocked(stack: Stack) -> None:
+def test_a_source_is_blocked(stack: Stack, database_url: str) -> None:
     """Its location is refused for good; another source serves the symbols, as other markets."""
     title = "A source is blocked or retired"
     with ReplayServer() as server:
@@ -203,6 +205,11 @@ def test_a_source_is_blocked(stack: Stack) -> None:
         stack.set(INGESTION_PROVIDER="mock,coinbase")
         stack.follow(title, "Act")
         assert stack.follow(title, "Verify").rstrip().endswith(": ok")
+        assert read_column(database_url, ABOUT_COINBASE) != []
+        for symbol in QUICK["INGESTION_MARKETS"].split(","):
+            stack.type(f"market-pipeline markets deactivate coinbase:{symbol}")
+        stack.type("market-pipeline alerts deliver")
+        assert read_column(database_url, ABOUT_COINBASE) == []
 
 
 @pytest.mark.faults

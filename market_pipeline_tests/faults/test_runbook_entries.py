@@ -217,7 +217,8 @@ def test_two_sources_disagree(
     title = "Two sources disagree"
     monkeypatch.setitem(WORDS, "MARKET", "coinbase:BTC-USD")
     stack.set(INGESTION_PROVIDER="yahoo,coinbase", INGESTION_MARKETS="BTC-USD")
-    wrong = {int(datetime.fromisoformat(f"{days_ago(9)}T00:00Z").timestamp())}
+    day = days_ago(9)
+    wrong = {int(datetime.fromisoformat(f"{day}T00:00Z").timestamp())}
 
     def spoil(candles: Any) -> Any:
         return [
@@ -233,7 +234,7 @@ def test_two_sources_disagree(
     assert not has_passed("sources_agree")
     told = stack.follow(title, "Check")
     assert "single closes of one may be wrong" in told
-    assert days_ago(9) in told
+    assert day in told
     wrong.clear()
     assert "would change" in stack.follow(title, "Act")
     assert "differ" in stack.follow(title, "Verify")
