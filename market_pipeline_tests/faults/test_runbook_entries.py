@@ -57,7 +57,8 @@ class LiveServer(ReplayServer):
 def live(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveServer]:
     """Coinbase and Yahoo, which a project asks."""
     rows = replay.load_series("BTC-USD")[-800:]
-    later = int(time.time()) // DAY_SECONDS * DAY_SECONDS - rows[-1].start
+    # To tomorrow, as midnight may come meanwhile; the server hides what has not happened.
+    later = (int(time.time()) // DAY_SECONDS + 1) * DAY_SECONDS - rows[-1].start
     moved = tuple(replace(row, start=row.start + later) for row in rows)
     monkeypatch.setattr(replay, "load_series", lambda _: moved)
     replay._load_sessions.cache_clear()
