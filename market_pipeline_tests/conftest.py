@@ -31,6 +31,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any_speed")
 
+PLENTY_BYTES = 6 * 1024**3
+
 # A script's background job ignores SIGINT, and so would every process that a test starts and ends.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,12 +47,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def server_url() -> Iterator[str]:
     """The address of a server that lives as long as the test session."""
     # Not tmp_path: its parents are closed to the account the server runs as when root starts it.
-    folder = Path(tempfile.mkdtemp(prefix="mp-tests-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="mp-tests-", dir=find_quick_folder()))
     folder.chmod(0o755)
     url = embedded.start(folder)
     forget_safety(url)
     yield url
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_quick_folder() -> Path:
+    """Return a folder in memory if there is plenty: databases are made in half the time there."""
+    memory = Path("/dev/shm")
+    is_plenty = memory.is_dir() and shutil.disk_usage(memory).free > PLENTY_BYTES
+    return memory if is_plenty else Path("/tmp")
 
 
 def forget_safety(url: str) -> None:
@@ -59,6 +68,7 @@ def forget_safety(url: str) -> None:
     with admin.connect() as connection:
         for setting in ("fsync", "full_page_writes", "synchronous_commit"):
             connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
+        connection.execute(text("ALTER SYSTEM SET max_wal_size = '256MB'"))
         connection.execute(text("SELECT pg_reload_conf()"))
     admin.dispose()
 
