@@ -16,6 +16,8 @@ NGINX := /usr/sbin/nginx
 PGBOUNCER := /usr/sbin/pgbouncer
 PROMTOOL := /usr/bin/promtool
 POSTGRESQL := /usr/lib/postgresql
+# Tests and commands are many processes: what is compiled once lets each start sooner.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup ingest dev web scheduler serve test test-storage test-watch test-writer test-faults \
 	test-system system-check system-deps kills load mutants bench check format lint types contracts
@@ -63,11 +65,11 @@ test: $(DEV_STAMP) ## Run the tests that need Python wheels only
 test-writer: $(DEV_STAMP) ## Run them with no more rights than a writer has (market-pipeline db roles)
 	$(BIN)/python -m pytest -m "not system and not faults" -n 2 --dist loadfile --as-writer
 
-test-faults: $(DEV_STAMP) ## Cause the faults that take long (SEEDS=20: so many of each that is drawn)
+test-faults: $(DEV_STAMP) ## Run what takes long, above all faults (SEEDS=20: so many of each that is drawn)
 	$(BIN)/python -m pytest -m faults -n 3 --dist loadfile --durations 10
 
 test-storage: $(DEV_STAMP) ## Run what uses tables most (PG_BIN=/usr/lib/postgresql/15/bin: on another PostgreSQL)
-	$(BIN)/python -m pytest -m "not system and not faults" -n 2 --dist loadfile $(USE_TABLES)
+	$(BIN)/python -m pytest -m "not system" -n 2 --dist loadfile $(USE_TABLES)
 
 test-watch: $(DEV_STAMP) ## Run the tests again whenever a file changes
 	$(BIN)/ptw . -m "not system and not faults"

@@ -80,6 +80,7 @@ def ask(operation: ModuleType, client: object, made: ModuleType) -> Any:
     return operation.sync_detailed(client=client, **given)
 
 
+@pytest.mark.faults
 def test_a_generated_client_drives_every_route(
     stored: Engine, made: ModuleType, project_environment: Mapping[str, str], tmp_path: Path
 ) -> None:

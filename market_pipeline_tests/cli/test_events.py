@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
+
 from market_pipeline_tests.cli.conftest import Command
 
 FAULT = {"MOCK_FAULTS": "SPX:rescaled=0.25@2024-03-08", "INGESTION_PROVIDER": "mock"}
 INGEST = ("ingest", "--symbols", "SPX", "--lookback-days", "30", "--window-end", "2024-03-15T12:00")
 
 
+@pytest.mark.faults
 def test_a_suspected_split_is_listed_shown_and_confirmed(command: Command) -> None:
     """Without --yes nothing changes; the statistics of the next run have values again."""
     assert "No open events" in command("events", "list").stdout

@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+
 from market_pipeline.domain.planning import OVERLAP_BARS
 from market_pipeline_tests.cli.conftest import Command
 
 
+@pytest.mark.faults
 def test_history_is_planned_filled_and_explained(command: Command) -> None:
     """Nothing is asked by a plan; after the backfill nothing is missing, and a number has a why."""
     span = ("--from", "2024-01-01", "--to", "2024-03-01", "--symbols", "SPX", "--json")
@@ -36,6 +39,7 @@ def test_a_span_that_ends_before_it_begins_is_refused(command: Command) -> None:
     assert "2024-01-01" in refused.stderr
 
 
+@pytest.mark.faults
 def test_time_that_was_never_asked_for_is_listed_with_what_fills_it(command: Command) -> None:
     """Beside the holes: the command, and its price; typed, it fills the gap."""
     history = ("backfill", "--symbols", "BTC-USD", "--provider", "mock")

@@ -33,6 +33,7 @@ def providers(database_url: str) -> Iterator[ReplayServer]:
         yield replay
 
 
+@pytest.mark.faults
 def test_what_waits_is_told_previewed_and_done(
     command: Command, providers: ReplayServer, database_url: str, tmp_path: Path
 ) -> None:

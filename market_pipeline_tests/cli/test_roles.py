@@ -63,6 +63,7 @@ def administer(server_url: str, statement: str) -> None:
     admin.dispose()
 
 
+@pytest.mark.faults
 def test_roles_may_what_they_need_and_no_more(
     command: Command, database: str, server_url: str, prefix: str
 ) -> None:

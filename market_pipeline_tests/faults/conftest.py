@@ -15,7 +15,6 @@ from market_pipeline_tests.faults.kills.theatre import Theatre, open_theatre
 from market_pipeline_tests.faults.proxy import Proxy, run_proxy
 from market_pipeline_tests.orchestration.conftest import instance as instance  # noqa: PLC0414
 from market_pipeline_tests.orchestration.conftest import materialise as materialise  # noqa: PLC0414
-from market_pipeline_tests.orchestration.conftest import migrated_home as migrated_home  # noqa: PLC0414
 
 
 @pytest.fixture

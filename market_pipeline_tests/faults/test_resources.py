@@ -43,6 +43,7 @@ def repair(command: Command, engine: Engine) -> None:
     assert_invariants(engine, is_repaired=True, is_closed=True)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("descriptors", [24, 64])
 def test_j1_too_few_descriptors_end_in_words_or_suffice(
     descriptors: int, command: Command, engine: Engine,

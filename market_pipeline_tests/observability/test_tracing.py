@@ -146,6 +146,7 @@ def test_a_run_is_one_trace_with_the_runs_id(ingest: Ingest, collector: Collecto
     assert sum(int(one["inserted"]) for one in written if one["table"] == "market_aggregate") > 0
 
 
+@pytest.mark.faults
 def test_a_collector_that_hangs_or_is_not_there_ends_no_run(
     ingest: Ingest, collector: Collector
 ) -> None:

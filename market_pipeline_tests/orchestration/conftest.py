@@ -1,6 +1,5 @@
 """Fixtures of the orchestration's tests: the real graph on a real database and a real instance."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,26 +7,33 @@ import dagster as dg
 import pytest
 
 from market_pipeline.definitions import build_definitions
+from market_pipeline.orchestration import io_manager
 
 GLOBAL_JOB = "__ASSET_JOB"
 Materialise = Callable[..., dg.ExecuteInProcessResult]
 
 
-@pytest.fixture(scope="session")
-def migrated_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an instance whose storage is set up: a copy is quicker than that."""
-    folder = tmp_path_factory.mktemp("instance")
-    with dg.instance_for_test(temp_dir=str(folder)) as running:
-        running.get_runs()
-    return folder
+@pytest.fixture
+def instance(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """An instance with storage of its own: in memory, as SQLite's files cost more than a run.
+
+    With the marker ``files`` it is one that other processes find, or that keeps what the UI's
+    switches say.
+    """
+    if request.node.get_closest_marker("files"):
+        folder = tmp_path / "instance"
+        folder.mkdir()
+        opened = dg.instance_for_test(temp_dir=str(folder))
+    else:
+        opened = dg.DagsterInstance.ephemeral()
+    with opened as running:
+        yield running
 
 
 @pytest.fixture
-def instance(migrated_home: Path, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    """A real instance with storage of its own."""
-    folder = shutil.copytree(migrated_home, tmp_path / "instance")
-    with dg.instance_for_test(temp_dir=str(folder)) as running:
-        yield running
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs draw none: a third of their time, where pictures are not the subject."""
+    monkeypatch.setattr(io_manager, "draw_picture", lambda *_: None)
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from market_pipeline.orchestration.output_checks import check_outputs
 from market_pipeline.orchestration.resources import Database
 from market_pipeline_tests.orchestration.conftest import Materialise
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 MORNING = "2024-03-15T10:00Z"
 
 

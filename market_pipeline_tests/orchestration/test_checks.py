@@ -19,6 +19,8 @@ from market_pipeline.storage.runs.evidence import read_run_evidence
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.orchestration.conftest import Materialise
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 MORNING = "2024-03-15T10:00Z"
 SYMBOLS = ["BTC-USD", "SPX"]
 REASONS = (

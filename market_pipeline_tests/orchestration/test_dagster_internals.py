@@ -175,6 +175,7 @@ def test_every_name_is_tried() -> None:
     assert [name for name in dagster_internals.__all__ if name not in text] == []
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("flag", ["true", "false"])
 def test_the_switch_in_the_ui_goes_before_the_setting(
     flag: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch

@@ -21,11 +21,12 @@ TOTALS = """SELECT jsonb_build_array(name, value, labels ->> 'trigger')
 REFUSE_STATISTICS = (
     "ALTER TABLE market_data.market_roi_statistic ADD CONSTRAINT refused CHECK (n_returns < 0)"
 )
+EXECUTORS = ["in_process", pytest.param("multiprocess", marks=pytest.mark.faults)]
 BARS = "SELECT count(*) FROM market_data.market_aggregate"
 
 
 @pytest.mark.owner
-@pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
+@pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_step_that_fails_after_the_bars_makes_the_receipt_failed(
     executor: str, project_environment: dict[str, str], engine: Engine, tmp_path: Any
 ) -> None:
@@ -40,7 +41,7 @@ def test_a_step_that_fails_after_the_bars_makes_the_receipt_failed(
     assert read_column(engine, BARS)[0]
 
 
-@pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
+@pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_good_run_is_counted_once(
     executor: str, project_environment: dict[str, str], engine: Engine, tmp_path: Any
 ) -> None:
@@ -76,7 +77,7 @@ FAILED = """SELECT jsonb_build_object('outcome', outcome, 'error', error, 'provi
         'request', request, 'ended', ended_at IS NOT NULL) FROM market_data.ingestion_run"""
 
 
-@pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
+@pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_run_that_fails_before_its_markets_leaves_a_receipt_with_the_error(
     executor: str, project_environment: dict[str, str], engine: Engine, tmp_path: Any
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_run_of_other_assets_alone_has_a_true_receipt(
     assert (listed["markets"], listed["rows_written"], shown) == (0, 1, [])
 
 
+@pytest.mark.faults
 def test_a_run_is_running_until_it_ends_also_between_its_processes(
     project_environment: dict[str, str], engine: Engine, tmp_path: Any
 ) -> None:

@@ -18,6 +18,8 @@ from market_pipeline_tests.orchestration.test_materialisation import (
     read_metadata,
 )
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 @pytest.fixture
 def valkey() -> Iterator[Valkey]:

@@ -17,6 +17,8 @@ from market_pipeline_tests.orchestration.test_checks import (
     read_numbers,
 )
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 MORNING = "2024-03-15T10:00Z"
 SYMBOLS = ["BTC-USD", "ETH-USD", "SPX"]
 RUN = {"symbols": SYMBOLS, "window_end": MORNING, "lookback_days": 30}

@@ -164,7 +164,10 @@ def test_an_instance_without_postgresql_stays_as_it_is(instance: dg.DagsterInsta
 
 
 @pytest.mark.usefixtures("stored")  # Sets Dagster's tables up.
-@pytest.mark.parametrize(("executor", "most"), [("in_process", 100), ("multiprocess", 150)])
+@pytest.mark.parametrize(
+    ("executor", "most"),
+    [("in_process", 100), pytest.param("multiprocess", 150, marks=pytest.mark.faults)],
+)
 def test_a_run_opens_few_connections(
     executor: str, most: int, project_environment: dict[str, str], engine: Engine, tmp_path: Path
 ) -> None:

@@ -20,6 +20,8 @@ from market_pipeline_tests.orchestration.conftest import Materialise
 from market_pipeline_tests.receiver import Receiver, serve_receiver
 from market_pipeline_tests.system.processes import run_in_background, wait_for
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 SENSORS = (
     "run_failure_alert",
     "run_success_watch",
@@ -84,6 +86,7 @@ def execute(engine: Engine, statement: str, **values: object) -> None:
         connection.execute(text(statement), values)
 
 
+@pytest.mark.files
 def test_a_failed_run_arrives_once_with_reason_link_and_runbook(
     receiver: Receiver,
     instance: dg.DagsterInstance,
@@ -160,6 +163,7 @@ def test_markets_that_all_failed_are_an_error_not_a_warning(
     assert read_column(engine, severity) == ["error"]
 
 
+@pytest.mark.files
 def test_a_symbol_that_no_provider_serves_is_told_until_nobody_wants_it(
     engine: Engine, materialise: Materialise, tick: Tick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +290,7 @@ def test_f2_a_hanging_receiver_does_not_delay_a_run(
     assert receiver.posts == []
 
 
+@pytest.mark.files
 def test_no_run_at_all_is_told_while_the_schedule_is_on(
     engine: Engine,
     instance: dg.DagsterInstance,
@@ -312,6 +317,7 @@ def test_no_run_at_all_is_told_while_the_schedule_is_on(
     assert "no_run" not in read_open(engine)
 
 
+@pytest.mark.files
 def test_stale_data_is_told_of_markets_that_are_ingested(
     engine: Engine, instance: dg.DagsterInstance, tick: Tick
 ) -> None:
@@ -328,6 +334,7 @@ def test_stale_data_is_told_of_markets_that_are_ingested(
     assert read_open(engine)["data_stale"] == ["mock:BTC-USD", "mock:SPX"]
 
 
+@pytest.mark.files
 def test_holes_that_do_not_heal_are_told(
     engine: Engine, instance: dg.DagsterInstance, tick: Tick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +367,7 @@ def test_a_blocking_check_that_fails_is_critical(
     assert read_open(engine) == {"check_failed:ingest": ["ingest"]}
 
 
+@pytest.mark.files
 def test_a3_a_killed_run_is_ended_within_two_looks_and_its_slot_is_free(
     engine: Engine, instance: dg.DagsterInstance, tick: Tick, database_url: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -35,6 +35,8 @@ from market_pipeline.storage.runs.receipts import (
 from market_pipeline.storage.runs.ticks import read_open_ticks, read_parts
 from market_pipeline_tests.databases import read_column
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 SYMBOLS = tuple(f"M{number:03}-USD" for number in range(8))
 ALERTS = "SELECT message FROM market_data.alert WHERE cleared_at IS NULL AND kind = 'run_failed'"
 

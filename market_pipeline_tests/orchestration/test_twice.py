@@ -10,6 +10,8 @@ from market_pipeline.storage.tables import metadata
 from market_pipeline_tests.commands import ROOT
 from market_pipeline_tests.orchestration.conftest import Materialise
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 SERIES = ROOT / "market_pipeline_tests" / "recordings" / "series"
 NEW_YEAR, LATER, MUCH_LATER = "2019-01-01T00:00Z", "2019-01-15T00:00Z", "2019-06-01T00:00Z"
 # What tells that a run was there, and nothing of markets.

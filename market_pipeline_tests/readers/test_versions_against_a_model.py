@@ -71,6 +71,7 @@ def read_all(history: History, market_ids: Mapping[str, int], **when: object) ->
     return found
 
 
+@pytest.mark.faults
 @pytest.mark.owner
 @ANY_HISTORY
 @given(written=st.lists(batches, min_size=1, max_size=6))
@@ -90,6 +91,7 @@ def test_every_version_and_time_reads_as_it_was(
     assert read_all(history, market_ids, version=0) == {}
 
 
+@pytest.mark.faults
 @pytest.mark.owner
 @ANY_HISTORY
 @given(

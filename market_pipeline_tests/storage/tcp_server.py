@@ -86,7 +86,7 @@ class TcpServer:
 def wait_until_broken(connection: "psycopg2.extensions.connection") -> None:
     """Wait until the server has ended a session."""
     limit = time.monotonic() + START_SECONDS
-    with contextlib.suppress(psycopg2.OperationalError):
+    with contextlib.suppress(psycopg2.Error):
         while time.monotonic() < limit:
             connection.cursor().execute("SELECT pg_sleep(0.02)")
         raise AssertionError("the server did not end the session")

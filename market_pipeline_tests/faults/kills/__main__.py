@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from market_pipeline.storage.server import embedded
-from market_pipeline_tests.conftest import forget_safety
+from market_pipeline_tests.conftest import find_quick_folder, forget_safety
 from market_pipeline_tests.faults.kills.theatre import WORK, Played, Theatre, open_theatre
 
 
@@ -49,7 +49,7 @@ def tell(played: Sequence[Played]) -> None:
 def main(kills: str, *seeds: str) -> int:
     """Do so many kills, or those of some seeds, on a server of their own; Ctrl-C ends sooner."""
     played: list[Played] = []
-    with tempfile.TemporaryDirectory(prefix="mp-kills-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="mp-kills-", dir=find_quick_folder()) as folder:
         # Open to the account that the server runs as when root starts it.
         Path(folder).chmod(0o755)
         url = embedded.start(Path(folder))
