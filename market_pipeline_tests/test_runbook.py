@@ -1,7 +1,7 @@
 """RUNBOOK.md is executed: each entry's symptom is caused, and then its commands are typed.
 
-Symptoms that take longer to cause are in ``faults/test_runbook_entries.py``, those of processes in
-``faults/test_runbook_services.py``, that of a full disk in ``faults/test_disks.py``.
+Symptoms that take longer to cause are in ``faults/test_runbook_*.py``, that of a full disk is in
+``faults/test_disks.py``.
 
 An entry's parts are read from the file, and so are the commands: code that begins with one of this
 project's programs. Those that need a service manager or a served port are in ``NEEDS_A_SERVICE``.
