@@ -66,7 +66,7 @@ test-writer: $(DEV_STAMP) ## Run them with no more rights than a writer has (mar
 	$(BIN)/python -m pytest -m "not system and not faults" -n 2 --dist loadfile --as-writer
 
 test-faults: $(DEV_STAMP) ## Run what takes long, above all faults (SEEDS=20: so many of each that is drawn)
-	$(BIN)/python -m pytest -m faults -n 3 --dist loadfile --durations 10
+	$(BIN)/python -m pytest -m faults -n 4 --dist loadfile --no-loadscope-reorder --durations 10
 
 test-storage: $(DEV_STAMP) ## Run what uses tables most (PG_BIN=/usr/lib/postgresql/15/bin: on another PostgreSQL)
 	$(BIN)/python -m pytest -m "not system" -n 2 --dist loadfile $(USE_TABLES)
