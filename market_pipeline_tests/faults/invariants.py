@@ -78,8 +78,11 @@ LASTING: Mapping[str, str] = {
             WHERE (asked.run_id, asked.market_id) = (told.run_id, told.market_id)) asked ON true
         WHERE received <> asked.served
             OR received < inserted + updated + unchanged + quarantined
+            OR received > inserted + updated + unchanged + quarantined
+            -- What was restated waits until both ends of its span are known, as the receipt says.
+            AND coalesce(reason, '') NOT LIKE '%restated its history%not finished%'
             -- Only what was asked for twice may have come twice.
-            OR received > inserted + updated + unchanged + quarantined AND NOT EXISTS (
+            AND NOT EXISTS (
                 SELECT FROM market_data.ingestion_request one
                 JOIN market_data.ingestion_request other USING (run_id, market_id, interval)
                 WHERE (one.run_id, one.market_id) = (told.run_id, told.market_id)

@@ -8,13 +8,16 @@ from sqlalchemy import Engine
 
 from market_pipeline.storage.markets.registration import ensure_markets
 from market_pipeline.storage.runs.claims import take_claim
-from market_pipeline_tests.faults.installations import Disturbed
+from market_pipeline_tests.faults.installations import MARKETS, Disturbed
 from market_pipeline_tests.faults.invariants import LASTING, assert_invariants, find_broken
 from market_pipeline_tests.ingestion.installation import MARCH
 from market_pipeline_tests.ingestion.test_waves import list_routes
 
 BARS = "market_data.market_aggregate"
 LAST = f"open_time = (SELECT max(open_time) FROM {BARS} WHERE interval = '1h' AND is_final)"
+RESTATED = "*:rescaled=1.03"
+WAITING = """SELECT market_id FROM market_data.ingestion_run_market
+    WHERE received > inserted + updated + unchanged + quarantined AND calls = 1"""
 # By the invariant's name: what breaks it.
 BREACHES = {
     "a bar is stored twice": (
@@ -75,6 +78,18 @@ def test_a_good_run_keeps_every_invariant(ingested: Disturbed) -> None:
     assert assert_invariants(ingested.engine, is_repaired=True) > 100
     assert ingested.provider.served
     ingested.recover()
+
+
+def test_a1_a_run_that_ends_before_it_knows_what_was_restated_tells_what_waits(
+    installation: Disturbed,
+) -> None:
+    """Bars that came back at other prices are written once both ends of their span are known."""
+    installation.ingest(MARCH.replace(day=8))
+    installation.ingest(MARCH, RESTATED, commits=len(MARKETS))
+    assert installation.read(WAITING)
+    assert_invariants(installation.engine)
+    installation.ingest(MARCH, RESTATED)
+    assert_invariants(installation.engine, is_repaired=True)
 
 
 @pytest.mark.owner
