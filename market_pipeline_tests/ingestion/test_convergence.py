@@ -25,7 +25,8 @@ pytestmark = pytest.mark.faults
 MARKETS = ("BTC-USD", "SPX", "VOD@XLON")
 CLEAN_RUNS = 5
 Span = tuple[str, str]
-EXAMPLES = int(os.environ.get("SEEDS", "1"))
+# Each is several runs.
+EXAMPLES = max(1, int(os.environ.get("SEEDS", "1")) // 4)
 BARS = """
     SELECT symbol, interval, open_time, close_time, open, high, low, close, volume, is_final
     FROM market_data.market_aggregate JOIN market_data.market USING (market_id) ORDER BY 1, 2, 3"""
