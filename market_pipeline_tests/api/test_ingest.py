@@ -1,6 +1,5 @@
 """POST /api/ingest and GET /api/cron on a real Dagster: one run for all who ask the same."""
 
-import os
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 from market_pipeline.api.launching import MAX_QUEUED_RUNS
 from market_pipeline_tests.api.stack import CRON_SECRET, Stack, run_stack, serve_another
 from market_pipeline_tests.conftest import make_database
-from market_pipeline_tests.system.processes import find_marked, wait_for
+from market_pipeline_tests.system.processes import wait_for
 
 CALLERS = 100
 RUN_SECONDS = 300.0
@@ -184,9 +183,7 @@ def test_a_full_queue_is_429_and_says_when_to_ask_again(stack: Stack) -> None:
     """The last test: the daemon sleeps, so that what is asked for stays in the queue."""
     symbols = ("BTC-USD", "ETH-USD", "SPX", "SOL-USD", "ADA-USD")
     wishes = [list(some) for size in (2, 3, 4) for some in combinations(symbols, size)]
-    pids = find_marked(stack.daemon.mark)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    stack.daemon.signal_all(signal.SIGSTOP)
     try:
         answers = [
             stack.api.post(
@@ -195,8 +192,7 @@ def test_a_full_queue_is_429_and_says_when_to_ask_again(stack: Stack) -> None:
             for command in [*wishes, *([one, "XRP-USD"] for one in symbols)]
         ]
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        stack.daemon.signal_all(signal.SIGCONT)
     codes = [answer.status_code for answer in answers]
     assert codes == [202] * MAX_QUEUED_RUNS + [429] * (len(codes) - MAX_QUEUED_RUNS)
     assert len(codes) > MAX_QUEUED_RUNS

@@ -19,6 +19,7 @@ from market_pipeline.storage.server.schema import upgrade_schema
 from market_pipeline_tests.databases import BARS, read_column
 from market_pipeline_tests.faults.crash_points import Points
 from market_pipeline_tests.faults.installations import Disturbed, go_through
+from market_pipeline_tests.faults.test_resources import fill
 from market_pipeline_tests.ingestion.installation import MARCH
 from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
 from market_pipeline_tests.system.processes import wait_for
@@ -74,13 +75,6 @@ def execute(server: TcpServer, *statements: str) -> None:
     engine.dispose()
 
 
-def fill(filler: Path) -> None:
-    """Fill a disk with a file."""
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(b"0" * 8192)
-
-
 @contextmanager
 def keep_bars_on_a_full_disk(server: TcpServer) -> Iterator[Callable[[], None]]:
     """Move the bars to a small disk and fill it, until the block ends; yield what makes room."""
@@ -88,10 +82,9 @@ def keep_bars_on_a_full_disk(server: TcpServer) -> Iterator[Callable[[], None]]:
     folder.mkdir()
     data = (server.place.home / "data").stat()
     os.chown(folder, data.st_uid, data.st_gid)
-    filler = folder / "filler"
 
     def make_room() -> None:
-        filler.unlink()
+        (folder / "filler").unlink()
         subprocess.run(["mount", "-o", "remount,size=50m", folder], check=True)
 
     with mount(folder, "3m"):
@@ -100,7 +93,7 @@ def keep_bars_on_a_full_disk(server: TcpServer) -> Iterator[Callable[[], None]]:
             f"CREATE TABLESPACE small LOCATION '{folder}'",
             f"ALTER TABLE {BARS} SET TABLESPACE small",
         )
-        fill(filler)
+        fill(folder)
         yield make_room
         execute(server, f"ALTER TABLE {BARS} SET TABLESPACE pg_default", "DROP TABLESPACE small")
 
@@ -153,11 +146,11 @@ def test_an_embedded_server_that_found_no_room_starts_when_there_is_some(stack: 
         stack.set(DATABASE_URL="", DAGSTER_HOME=str(project.folder), STATE_DIR=str(state))
         with mount(state, "220m", mode="0755"):
             stack.type(INGEST)
-            fill(state / "filler")
+            fill(state)
             stack.set(INGESTION_LOOKBACK_DAYS="300")
             assert "the disk of PostgreSQL is full" in stack.type(INGEST, (1,))
             end_embedded(state)
-            fill(state / "filler")
+            fill(state)
             assert "(0 MB free there)" in stack.type("market-pipeline db status", (1,))
             assert "100%" in stack.follow(title, "Check", (0, 1))
             (state / "filler").unlink()
@@ -192,12 +185,12 @@ def test_b11_a_full_disk_for_the_log_stops_the_server_and_loses_nothing_committe
             os.chown(one, log.stat().st_uid, log.stat().st_gid)
         server.start_again()
 
-        def fill() -> None:
+        def fill_log() -> None:
             with suppress(OperationalError):
                 execute(server, *[FILL] * 20)
 
         run = open_engine(DatabaseAddress(opened.url.render_as_string(False), is_embedded=False))
-        Points(run, 25, fill)
+        Points(run, 25, fill_log)
         with go_through(installation, run), pytest.raises(OperationalError) as caught:
             installation.ingest(MARCH)
         run.dispose()

@@ -16,6 +16,7 @@ from market_pipeline_tests.ingestion.test_waves import list_routes
 BARS = "market_data.market_aggregate"
 LAST = f"open_time = (SELECT max(open_time) FROM {BARS} WHERE interval = '1h' AND is_final)"
 RESTATED = "*:rescaled=1.03"
+# After one call nothing was asked for twice.
 WAITING = """SELECT market_id FROM market_data.ingestion_run_market
     WHERE received > inserted + updated + unchanged + quarantined AND calls = 1"""
 # By the invariant's name: what breaks it.

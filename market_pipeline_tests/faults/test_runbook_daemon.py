@@ -1,6 +1,7 @@
 """Entries of RUNBOOK.md about Dagster's daemon: it dies, with its runs or alone."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,7 +10,8 @@ import pytest
 
 from market_pipeline_tests.commands import SCRIPTS
 from market_pipeline_tests.databases import hold_up_writers, read_column
-from market_pipeline_tests.faults.test_runbook_services import INGEST, WAIT_SECONDS, kill_all
+from market_pipeline_tests.faults.kills.theatre import switch_off_retries
+from market_pipeline_tests.faults.test_runbook_services import INGEST, WAIT_SECONDS
 from market_pipeline_tests.faults.test_runbook_services import installed as installed  # noqa: PLC0414
 from market_pipeline_tests.system.processes import Background, run_in_background, wait_for
 from market_pipeline_tests.test_runbook import ENTRIES, Stack
@@ -43,8 +45,7 @@ def test_a_tick_came_short_or_does_not_end(installed: Stack, database_url: str) 
     """The daemon and its runs die: the tick is open until the daemon is back, and comes short."""
     title = "A tick came short or does not end"
     # A run that is tried again would hide that it died.
-    file, tried = installed.folder / "dagster.yaml", "run_retries:\n  enabled: "
-    file.write_text(file.read_text().replace(f"{tried}true", f"{tried}false"))
+    switch_off_retries(installed.folder)
     installed.set(INGESTION_SHARDS="2")
     ask = [str(SCRIPTS / "market-pipeline"), "ingest"]
     with (
@@ -54,7 +55,7 @@ def test_a_tick_came_short_or_does_not_end(installed: Stack, database_url: str) 
     ):
         at_work = partial(read_column, database_url, RUNS_AT_WORK)
         wait_for(lambda: len(at_work()) == 2, WAIT_SECONDS, "both shards", asking)
-        kill_all(daemon)
+        daemon.signal_all(signal.SIGKILL)
     listed = installed.type("market-pipeline runs")
     assert "running" in listed
     shown = installed.follow(title, "Check")
@@ -76,7 +77,7 @@ def test_no_runs_are_started(
     installed.set(INGESTION_CRON_EXPRESSION="* * * * *", INGESTION_SCHEDULE_ENABLED="true")
     installed.type(INGEST)
     with run_daemon(installed) as daemon:
-        kill_all(daemon)
+        daemon.signal_all(signal.SIGKILL)
     wait_for(lambda: read_column(database_url, IS_LATE) == [True], WAIT_SECONDS, "a late run")
     wait_for(lambda: not is_live(installed), WAIT_SECONDS, "the check to notice")
     assert "not running" in installed.follow(title, "Check", (0, 1))

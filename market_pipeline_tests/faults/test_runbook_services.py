@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import socket
-from contextlib import suppress
 
 import httpx
 import pytest
@@ -13,8 +12,6 @@ from market_pipeline_tests.api.conftest import NOWHERE, choose_port, serve_api
 from market_pipeline_tests.commands import ROOT, SCRIPTS
 from market_pipeline_tests.storage.tcp_server import run_tcp_server
 from market_pipeline_tests.system.processes import (
-    Background,
-    find_marked,
     run_in_background,
     wait_for,
 )
@@ -34,13 +31,6 @@ def installed(stack: Stack) -> Stack:
         shutil.copy(ROOT / name, stack.folder)
     stack.set(DAGSTER_HOME=str(stack.folder))
     return stack
-
-
-def kill_all(background: Background) -> None:
-    """Kill a command with all that it has begun, as a machine that stops."""
-    for pid in find_marked(background.mark):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def curl(stack: Stack, part: str, port: object, expected: tuple[int, ...] = (0,)) -> str:
@@ -77,7 +67,7 @@ def test_the_api_does_not_answer(installed: Stack) -> None:
             serving.process.send_signal(signal.SIGSTOP)
             curl(installed, "Check", port, (NO_ANSWER,))
             assert "database" in installed.follow(title, "Check")
-            kill_all(serving)
+            serving.signal_all(signal.SIGKILL)
         with serve_api(os.environ, installed.folder) as (client, _):
             assert '"ok"' in curl(installed, "Verify", client.base_url.port)
 

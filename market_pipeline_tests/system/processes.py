@@ -44,6 +44,12 @@ class Background:
         """Return the command lines of the command and its descendants that still run."""
         return [read_command_line(pid) for pid in find_marked(self.mark)]
 
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to the command and its descendants; SIGKILL: as a machine that stops."""
+        for pid in find_marked(self.mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def stop(self) -> int:
         """Ask the command to end, as a service manager does, and return its exit code."""
         self.process.terminate()
@@ -67,20 +73,14 @@ def run_in_background(
             env={**environment, MARK: mark}, cwd=folder, stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+    running = Background(process, log, mark)
     try:
-        yield Background(process, log, mark)
+        yield running
     finally:
-        _end(process, mark)
-
-
-def _end(process: subprocess.Popen[bytes], mark: str) -> None:
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.stop()
+        running.signal_all(signal.SIGKILL)
         process.wait(STOP_SECONDS)
-    for pid in find_marked(mark):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait(STOP_SECONDS)
 
 
 def find_marked(mark: str) -> list[int]:

@@ -1,6 +1,5 @@
 """Several machines, as far as one can be them: Celery workers, a broker, PostgreSQL over TCP."""
 
-import os
 import shutil
 import signal
 import tempfile
@@ -20,7 +19,6 @@ from market_pipeline_tests.system.dagster_ui import DagsterUI, choose_port
 from market_pipeline_tests.system.exchange import NOW, Exchange, serve_exchange
 from market_pipeline_tests.system.processes import (
     Background,
-    find_marked,
     run_in_background,
     wait_for,
 )
@@ -72,8 +70,7 @@ class Cluster:
 
     def kill_worker(self, name: str) -> None:
         """End a worker and its child at once, as a machine that stops."""
-        for pid in find_marked(self.workers[name].mark):
-            os.kill(pid, signal.SIGKILL)
+        self.workers[name].signal_all(signal.SIGKILL)
 
     def read(self, query: str) -> list[tuple[Any, ...]]:
         """Return a query's rows."""

@@ -180,8 +180,7 @@ class Place:
         self.engine = open_engine(DatabaseAddress(url, is_embedded=True))
         self.environment = make_environment(url, folder)
         # No daemon is there to launch what Dagster would try again.
-        file, tried = folder / "home" / "dagster.yaml", "run_retries:\n  enabled: "
-        file.write_text(file.read_text().replace(f"{tried}true", f"{tried}false"))
+        switch_off_retries(folder / "home")
 
     def execute(self, statement: str) -> None:
         """Execute a statement."""
@@ -228,6 +227,12 @@ class Place:
         *lines, _ = (self.folder / Logged.log).read_text().split("\n")
         bars = (bar for line in lines for bar in json.loads(line))
         return {(*bar[:2], datetime.fromisoformat(bar[2])): tuple(bar[3:]) for bar in bars}
+
+
+def switch_off_retries(home: Path) -> None:
+    """Let Dagster not try runs again whose process died."""
+    file, tried = home / "dagster.yaml", "run_retries:\n  enabled: "
+    file.write_text(file.read_text().replace(f"{tried}true", f"{tried}false"))
 
 
 class Theatre:
