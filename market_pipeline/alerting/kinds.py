@@ -10,7 +10,7 @@ class AlertKind:
     Attributes:
         summary: The words before the list of members. Empty: the alert has its own message.
         runbook: The heading of RUNBOOK.md that says what to do.
-        lists_markets: Members are markets or providers; they leave when nobody ingests them.
+        lists_ingested: Members are markets or providers; they leave when nobody ingests them.
         is_event: The cause is a moment and not a state. The alert ends when it is acknowledged, or
             after a week in which it was not raised again.
     """
@@ -20,7 +20,7 @@ class AlertKind:
     meaning: str
     summary: str
     runbook: str
-    lists_markets: bool = False
+    lists_ingested: bool = False
     is_event: bool = False
 
     @property
@@ -52,7 +52,7 @@ PROVIDER_DOWN = AlertKind(
     "A provider gave nothing for any of its markets.",
     "provider down",
     "A provider is down",
-    lists_markets=True,
+    lists_ingested=True,
 )
 CREDENTIALS_REFUSED = AlertKind(
     "credentials_refused",
@@ -60,7 +60,7 @@ CREDENTIALS_REFUSED = AlertKind(
     "A provider refused the credentials (401, 403).",
     "credentials refused",
     "A provider is down",
-    lists_markets=True,
+    lists_ingested=True,
 )
 MARKETS_SHORT = AlertKind(
     "markets_short",
@@ -68,7 +68,7 @@ MARKETS_SHORT = AlertKind(
     "Some markets gave no bars, or not all. It is an error if all markets that were due failed.",
     "markets short",
     "Some markets came short (outcome partial)",
-    lists_markets=True,
+    lists_ingested=True,
 )
 PRICES_MISSING = AlertKind(
     "prices_missing",
@@ -76,7 +76,7 @@ PRICES_MISSING = AlertKind(
     "A run ended with outcome partial because some markets gave no live price.",
     "markets without a price",
     "Some markets came short (outcome partial)",
-    lists_markets=True,
+    lists_ingested=True,
 )
 QUARANTINE_RATE = AlertKind(
     "quarantine_rate",
@@ -84,7 +84,7 @@ QUARANTINE_RATE = AlertKind(
     "More than 1 % of the bars that a market sent were impossible.",
     "markets with impossible bars",
     "Rows in quarantine",
-    lists_markets=True,
+    lists_ingested=True,
 )
 HOLES_STAY = AlertKind(
     "holes_stay",
@@ -92,7 +92,7 @@ HOLES_STAY = AlertKind(
     "Holes without an explanation were asked for four times, or are a day old.",
     "markets with holes that stay",
     "Holes",
-    lists_markets=True,
+    lists_ingested=True,
 )
 SPLIT_SUSPECTED = AlertKind(
     "split_suspected",
@@ -101,7 +101,7 @@ SPLIT_SUSPECTED = AlertKind(
     "Statistics over the jump are NULL.",
     "markets with a suspected split",
     "A split is suspected",
-    lists_markets=True,
+    lists_ingested=True,
 )
 DATA_STALE = AlertKind(
     "data_stale",
@@ -109,7 +109,7 @@ DATA_STALE = AlertKind(
     "A market's calendar expects newer final bars than are stored.",
     "markets with stale data",
     "No runs are started",
-    lists_markets=True,
+    lists_ingested=True,
 )
 NO_RUN = AlertKind(
     "no_run",

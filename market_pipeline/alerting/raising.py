@@ -144,7 +144,7 @@ def forget_inactive(
     among the symbols that runs are asked for. None: these cannot be told.
     """
     active = outbox.read_active_names(connection)
-    kinds = [kind.name for kind in KINDS.values() if kind.lists_markets]
+    kinds = [kind.name for kind in KINDS.values() if kind.lists_ingested]
     for row in outbox.find_open_kinds(connection, kinds):
         members = {
             name: why for name, why in row.members.items() if not _is_unwanted(name, active, wanted)
