@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import hypothesis
+import psutil
 import psycopg2
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
@@ -48,7 +49,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def server_url() -> Iterator[str]:
     """The address of a server that lives as long as the test session."""
     # Not tmp_path: its parents are closed to the account the server runs as when root starts it.
-    folder = Path(tempfile.mkdtemp(prefix="mp-tests-", dir=find_quick_folder()))
+    parent = find_quick_folder()
+    _remove_left(parent)
+    folder = Path(tempfile.mkdtemp(prefix=f"mp-tests-{os.getpid()}-", dir=parent))
     folder.chmod(0o755)
     url = embedded.start(folder)
     forget_safety(url)
@@ -61,6 +64,13 @@ def find_quick_folder() -> Path:
     memory = Path("/dev/shm")  # noqa: S108 - the folder in it is made by mkdtemp
     is_plenty = memory.is_dir() and shutil.disk_usage(memory).free > PLENTY_BYTES
     return memory if is_plenty else Path("/tmp")  # noqa: S108 - so is that
+
+
+def _remove_left(parent: Path) -> None:
+    """Remove what killed sessions have left: nothing else would free the memory."""
+    for left in parent.glob("mp-tests-[0-9]*-*"):
+        if not psutil.pid_exists(int(left.name.split("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def forget_safety(url: str) -> None:
