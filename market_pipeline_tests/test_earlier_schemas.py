@@ -56,10 +56,10 @@ def test_i5_what_a_version_left_is_upgraded_read_on_and_brought_back(
     old: Engine, server_url: str, template: str, tmp_path: Path
 ) -> None:
     """No row is lost or changed; readers, pages and runs go on; a dump of before brings it back."""
-    url, file = old.url.render_as_string(hide_password=False), tmp_path / "BEFORE.dump"
+    file = tmp_path / "BEFORE.dump"
     queries, revision = read_column(old, COLUMNS), read_revision(old)
     rows = read_rows(old, queries)
-    dump_database(url, file)
+    dump_database(old, file)
     upgrade_schema(old)
     fresh = server_url.replace("/market_pipeline?", f"/{template}?")
     assert [read_column(old, one) for one in DESCRIPTIONS] == [
@@ -69,7 +69,7 @@ def test_i5_what_a_version_left_is_upgraded_read_on_and_brought_back(
     check_reading(old)
     check_ingesting(old, "" if revision == BEFORE_FAULTS else f"{SMALL_HOLE}, {CORRECTION}")
     old.dispose()
-    restore_database(url, file)
+    restore_database(old, file)
     assert (read_revision(old), read_column(old, COLUMNS)) == (revision, queries)
     assert read_rows(old, queries) == rows
 

@@ -121,10 +121,9 @@ def _prune_dagster(now: datetime, dry_run: bool) -> int:
 def dump(file: Path) -> None:
     """Write a backup of the market tables and Dagster's storage to FILE, while runs go on."""
     from market_pipeline.storage.server.backup import dump_database
-    from market_pipeline.storage.server.engine import find_database
 
-    with open_database(with_schema=False):
-        size = dump_database(find_database().url, file)
+    with open_database(with_schema=False) as engine:
+        size = dump_database(engine, file)
     click.echo(f"Wrote {file} ({size / 1e6:,.1f} MB)")
 
 
@@ -139,7 +138,6 @@ def restore(file: Path, replace: bool) -> None:
     """
     from market_pipeline.domain.errors import StorageError
     from market_pipeline.storage.server.backup import has_tables, restore_database
-    from market_pipeline.storage.server.engine import find_database
 
     with open_database(with_schema=False) as engine:
         if has_tables(engine) and not replace:
@@ -147,7 +145,7 @@ def restore(file: Path, replace: bool) -> None:
                 f"restoring {file}: the database holds tables already; --replace puts the backup "
                 "in their place"
             )
-        restore_database(find_database().url, file)
+        restore_database(engine, file)
     click.echo(f"Restored {file}")
 
 

@@ -125,14 +125,6 @@ def read_times_around(opens: Micros, calendar: str) -> SessionTimes:
     return read_session_times(calendar, first, last)
 
 
-def read_sessions_around(times: "pd.Series[pd.Timestamp]", calendar: str) -> pd.DataFrame:
-    """Return every session that a received bar can belong to, those beyond the window included."""
-    times = times[times.between(EPOCH, LAST_DAY)]  # Others cannot be true: they need no session.
-    if times.empty:
-        return read_sessions(calendar, EPOCH, EPOCH)
-    return read_sessions(calendar, times.min() - CLOSED_AT_MOST, times.max() + CLOSED_AT_MOST)
-
-
 def build_hourly_grid(sessions: pd.DataFrame) -> pd.DatetimeIndex:
     """Return where hourly bars start: each session's open and every hour after it before the close.
 

@@ -41,7 +41,6 @@ SNAPSHOT_DTYPES: Mapping[str, str] = {
     "reason": "str",
 }
 SNAPSHOT_MEASURES = ("realised_volatility", "roi")
-SNAPSHOT_COLUMNS = tuple(SNAPSHOT_DTYPES)
 PRICE_NOT_POSITIVE = "price_not_positive"
 
 
@@ -76,12 +75,12 @@ def compute_snapshot_statistics(
             out. None: all bars count.
 
     Returns:
-        ``SNAPSHOT_COLUMNS``, one row per price in the order given. ``roi`` is the price over the
-        base close, less one; ``bars_as_of`` the close of the last bar used, ``first_bar_at`` of the
-        first. With versions also ``dataset_version`` (Int64), the newest among them. A reason
-        speaks of all that is missing in its row: ``zero_variance`` leaves only the volatility out,
-        ``price_not_positive`` only the ROI, ``insufficient_data`` and ``out_of_range`` (more than a
-        double holds) both.
+        The columns of ``SNAPSHOT_DTYPES``, one row per price in the order given. ``roi`` is the
+        price over the base close, less one; ``bars_as_of`` the close of the last bar used,
+        ``first_bar_at`` of the first. With versions also ``dataset_version`` (Int64), the newest
+        among them. A reason speaks of all that is missing in its row: ``zero_variance`` leaves only
+        the volatility out, ``price_not_positive`` only the ROI, ``insufficient_data`` and
+        ``out_of_range`` (more than a double holds) both.
     """
     if observed_at is not None:
         limits = observed_at.reindex(bars["market_id"])

@@ -42,7 +42,7 @@ def set_options(
     """Open the database as every door does, with other limits of the server."""
     changed = " ".join(f"-c {option}" for option in options)
     monkeypatch.setattr(
-        engine_module, "_SERVER_OPTIONS", f"{engine_module._SERVER_OPTIONS} {changed}"
+        engine_module, "SERVER_OPTIONS", f"{engine_module.SERVER_OPTIONS} {changed}"
     )
     opened = open_engine(DatabaseAddress(database_url, is_embedded=True))
     yield opened

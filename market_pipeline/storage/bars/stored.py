@@ -86,19 +86,6 @@ def has_bars(connection: Connection, market_id: int) -> bool:
     return bool(connection.execute(query).scalar_one())
 
 
-def count_bars(
-    connection: Connection, market_id: int, interval: Interval, start: datetime, end: datetime
-) -> int:
-    """Return how many bars :func:`read_bars` would return."""
-    query = select(func.count()).where(
-        market_aggregate.c.market_id == market_id,
-        market_aggregate.c.interval == interval.value,
-        market_aggregate.c.open_time >= start,
-        market_aggregate.c.open_time < end,
-    )
-    return int(connection.execute(query).scalar_one())
-
-
 def count_provisional_bars(
     connection: Connection, market_id: int, interval: str, first: datetime
 ) -> int:

@@ -5,39 +5,50 @@ that it can be restored on another server, as another role, and on a newer or an
 """
 
 import os
+import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from market_pipeline.domain.errors import StorageError
+from market_pipeline.storage.server.engine import SERVER_OPTIONS
 from market_pipeline.storage.server.programs import psql_path
 from market_pipeline.storage.server.urls import build_psql_address, redact_password
 from market_pipeline.storage.tables import SCHEMAS
 
 _MAX_WORDS = 600
+_LOOK_SECONDS = 30.0
+"""How often the server is asked whether it still answers, which the programs never ask."""
+_LOCK_TIMEOUT = "60s"
+_CLOCK = text("SELECT clock_timestamp()")
 # What newer programs write into every script, and servers before 17 do not know.
 _UNKNOWN_TO_OLD_SERVERS = b"SET transaction_timeout = 0;\n"
 
 
-def dump_database(url: str, file: Path) -> int:
+def dump_database(engine: Engine, file: Path) -> int:
     """Write a dump, readable by its owner alone, and return its size in bytes.
 
-    The file appears when it is whole; one of that name is replaced. Where pg_dump refuses, a
-    ``StorageError`` has its words.
+    The file appears when it is whole; one of that name is replaced.
+
+    Raises:
+        StorageError: pg_dump refused, or waited too long for a lock; its words.
+        DatabaseFailedError: The server does not answer any more.
     """
-    address, secrets = build_psql_address(url)
+    address, secrets = build_psql_address(engine.url.render_as_string(hide_password=False))
     schemas = [f"--schema={schema}" for schema in SCHEMAS]
     options = ["--format=custom", "--no-owner", "--no-privileges", *schemas]
-    with replace_file(file) as draft:
-        command = [_find("pg_dump"), *options, f"--file={draft}", f"--dbname={address}"]
+    wait = f"--lock-wait-timeout={_LOCK_TIMEOUT}"
+    with replace_file(file) as draft, engine.connect() as connection:
+        command = [_find("pg_dump"), *options, wait, f"--file={draft}", f"--dbname={address}"]
         with _start(command, secrets) as program:
-            program.finish(url)
+            program.finish(connection)
     return file.stat().st_size
 
 
@@ -62,15 +73,16 @@ def has_tables(engine: Engine) -> bool:
         return bool(connection.execute(query, {"schemas": list(SCHEMAS)}).scalar())
 
 
-def restore_database(url: str, file: Path) -> None:
+def restore_database(engine: Engine, file: Path) -> None:
     """Put a dump in the place of what the database holds, in one transaction: all or nothing.
 
     Raises:
         StorageError: The file is no whole dump, or the server refused something; their words.
+        DatabaseFailedError: The server does not answer any more.
     """
     if not file.is_file():
         raise StorageError(f"restoring {file}: the file does not exist")
-    address, secrets = build_psql_address(url)
+    address, secrets = build_psql_address(engine.url.render_as_string(hide_password=False))
     drop = "; ".join(f"DROP SCHEMA IF EXISTS {schema} CASCADE" for schema in SCHEMAS)
     load = [
         str(psql_path()), address, "--quiet", "--no-psqlrc", "--single-transaction",
@@ -78,33 +90,34 @@ def restore_database(url: str, file: Path) -> None:
     ]  # fmt: skip
     read = [_find("pg_restore"), "--no-owner", "--no-privileges", "--file=-", str(file)]
     with (
+        engine.connect() as connection,
         _start(read, {}, stdout=subprocess.PIPE) as reader,
         _start(load, secrets, stdin=subprocess.PIPE) as loader,
     ):
-        _pass_on(reader, loader, url)
+        # In a thread of its own: it waits as long as psql does not read.
+        pipe = reader.process, loader.process
+        threading.Thread(target=_pass_on, args=pipe, daemon=True).start()
+        if loader.wait(connection) == -signal.SIGKILL:
+            reader.finish(connection)
+        loader.finish(connection)
 
 
-def _pass_on(reader: "_Program", loader: "_Program", url: str) -> None:
+def _pass_on(reader: "subprocess.Popen[bytes]", loader: "subprocess.Popen[bytes]") -> None:
     """Hand the script over; its end, at which psql commits, only after pg_restore said it is whole.
 
-    Where one of them fails, the database stays as it was.
+    Where pg_restore fails, psql is killed, and the database stays as it was.
     """
-    script, target = reader.process.stdout, loader.process.stdin
-    if script is None or target is None:
-        raise TypeError("both programs need their pipe")
+    script, target = cast(IO[bytes], reader.stdout), cast(IO[bytes], loader.stdin)
+    may_end = False
     try:
-        # psql may stop at an error; it says which.
-        with suppress(BrokenPipeError):
-            target.writelines(line for line in script if line != _UNKNOWN_TO_OLD_SERVERS)
-        script.close()
-        if loader.process.poll() is None:
-            reader.finish(url)
-        with suppress(BrokenPipeError):
+        target.writelines(line for line in script if line != _UNKNOWN_TO_OLD_SERVERS)
+        if may_end := reader.wait() == 0:
             target.close()
-        loader.finish(url)
-    except BaseException:
-        loader.process.kill()
-        raise
+    except BrokenPipeError:
+        may_end = True  # psql stopped at an error; it says which.
+    finally:
+        if not may_end:
+            loader.kill()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +127,24 @@ class _Program:
     process: "subprocess.Popen[bytes]"
     complaints: IO[bytes]
 
-    def finish(self, url: str) -> None:
+    def wait(self, connection: Connection) -> int:
+        """Wait for its end as long as the server answers, and return its exit code."""
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return self.process.wait(_LOOK_SECONDS)
+            connection.execute(_CLOCK)
+            connection.rollback()  # No transaction stays open beside the program's.
+
+    def finish(self, connection: Connection) -> None:
         """Wait for its end; of a failure raise its first words, without the password."""
-        if self.process.wait() == 0:
+        if self.wait(connection) == 0:
             return
         self.complaints.seek(0)
-        said = redact_password(self.complaints.read(_MAX_WORDS).decode(errors="replace"), url)
+        said = self.complaints.read(_MAX_WORDS).decode(errors="replace")
+        url = connection.engine.url.render_as_string(hide_password=False)
+        words = " ".join(redact_password(said, url).split())
         name = Path(str(self.process.args[0])).name  # type: ignore[index]
-        raise StorageError(f"{name} failed: {' '.join(said.split()) or 'it was ended'}")
+        raise StorageError(f"{name} failed: {words or 'it was ended'}")
 
 
 @contextmanager
@@ -130,8 +153,9 @@ def _start(
 ) -> Iterator[_Program]:
     with tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own programs
-            command, env={**os.environ, **secrets}, stdin=stdin, stdout=stdout, stderr=complaints
-        )
+            command, env={**os.environ, "PGOPTIONS": SERVER_OPTIONS, **secrets},
+            stdin=stdin, stdout=stdout, stderr=complaints,
+        )  # fmt: skip
         try:
             yield _Program(process, complaints)
         finally:

@@ -27,7 +27,7 @@ from market_pipeline.storage.server.watchdog import OURS
 
 _OLDEST_SERVER = 150_000
 # The last one: a statement whose client was killed ends, and with it its locks.
-_SERVER_OPTIONS = (
+SERVER_OPTIONS = (
     "-c timezone=UTC -c lock_timeout=60s -c idle_in_transaction_session_timeout=300s "
     "-c client_connection_check_interval=1s"
 )
@@ -89,7 +89,7 @@ def open_engine(address: DatabaseAddress, patience: str = "command") -> Engine:
             "patience": patience,
             "application_name": OURS,
             "keepalives_idle": 30,
-            "options": _SERVER_OPTIONS,
+            "options": SERVER_OPTIONS,
         },
     )
     event.listen(engine, "handle_error", raise_in_a_sentence)
