@@ -74,15 +74,15 @@ class Step:
     history: tuple[int, int] | None = None
 
 
-_SYMBOLS = st.sampled_from(["*", "BTC-USD", "SPX", "VOD"])
 _AGES = st.integers(1, 40)
 _RATIOS = st.sampled_from([0.25, 0.5, 0.97, 0.995, 1.005, 1.03, 2.0, 4.0])
 
 
 @st.composite
-def list_faults(draw: st.DrawFn) -> str:
-    """Draw what a provider does wrong in one run."""
-    symbol, age = draw(_SYMBOLS), draw(_AGES)
+def list_faults(draw: st.DrawFn, markets: Sequence[str] = MARKETS) -> str:
+    """Draw what a provider does wrong in one run, with one market or with all."""
+    symbols = [market.partition("@")[0] for market in markets]
+    symbol, age = draw(st.sampled_from(["*", *symbols])), draw(_AGES)
     day = (MARCH - timedelta(days=age)).date()
     until = (MARCH - timedelta(days=age - draw(st.integers(1, 5)))).date()
     kinds = [

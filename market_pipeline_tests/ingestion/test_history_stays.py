@@ -150,7 +150,7 @@ class AnyUse(RuleBasedStateMachine):
 
     @rule(
         hours=st.sampled_from([1, 24, 49]),
-        faults=st.one_of(st.just(""), list_faults()),
+        faults=st.one_of(st.just(""), list_faults(MARKETS)),
         days=st.sampled_from([5, 20]),
         commits=st.sampled_from([None, None, 1]),
     )
