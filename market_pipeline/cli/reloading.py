@@ -79,7 +79,7 @@ def run_reload(engine: Engine, market_id: int, name: str, asked_at: datetime, as
         click.echo(_OUT_OF_REACH, err=True)
         return EXIT_FAILED
     safe = quote(name, safe="").replace("%3A", "_")
-    file = find_state_dir() / "reloads" / f"{safe}_{asked_at:%Y%m%dT%H%M%S}.sql.gz"
+    file = find_state_dir() / "reloads" / f"{safe}_{asked_at:%Y%m%dT%H%M%S_%f}.sql.gz"
     size = dump_market(engine, market_id, file)
     tell(f"Dumped the market to {file} ({size / 1e6:,.1f} MB)")
     run = Run(uuid4(), TRIGGER, asked_at, _cover(request, plan))

@@ -1,6 +1,7 @@
 """``market-pipeline markets reload``: what it shows, what it does, and what waits for it."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,6 +65,8 @@ def test_what_waits_is_told_previewed_and_done(
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "reloads").iterdir()
     assert str(file) in done.stderr
+    # To the microsecond: two reloads of a second kept one dump, the later.
+    assert re.fullmatch(r"coingecko_BTC-USD_\d{8}T\d{6}_\d{6}\.sql\.gz", file.name)
     receipt = json.loads(done.stdout)
     assert receipt["outcome"] == "ok"
     assert receipt["markets"][0]["revised"] > 500
