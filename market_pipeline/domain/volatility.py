@@ -60,7 +60,6 @@ def compute_snapshot_statistics(
     bars: pd.DataFrame,
     calendars: Mapping[int, str],
     prices: "pd.Series[float]",
-    horizon_days: int = SNAPSHOT_HORIZON_DAYS,
     observed_at: "pd.Series[pd.Timestamp] | None" = None,
 ) -> pd.DataFrame:
     """Compute volatility up to the last final daily bar, and ROI from the base close to a price.
@@ -70,7 +69,6 @@ def compute_snapshot_statistics(
             ``dataset_version`` where known.
         calendars: The calendar of every market, also of those that have only a price.
         prices: Live prices by market_id, each once.
-        horizon_days: How far back the base close lies from the last final bar.
         observed_at: When each price was true (UTC), by market_id: bars that close later are left
             out. None: all bars count.
 
@@ -88,7 +86,7 @@ def compute_snapshot_statistics(
     closed_at = read_microseconds(bars["close_time"])
     frames = []
     for matrix in build_session_matrices(bars, calendars, Interval.DAY):
-        window = cut_windows(matrix, [horizon_days])[0]
+        window = cut_windows(matrix, [SNAPSHOT_HORIZON_DAYS])[0]
         live = np.asarray(prices.reindex(matrix.market_ids), dtype=np.float64)
         columns = {
             "market_id": matrix.market_ids,

@@ -138,15 +138,14 @@ def histogram(
     name: str,
     meaning: str,
     labels: Sequence[str] = (),
-    unit: str = "seconds",
     bounds: Sequence[float] = SECONDS,
 ) -> Metric:
-    """Declare what is distributed; ``bounds`` are the upper ends of its buckets, in its unit.
+    """Declare a distribution of seconds; ``bounds`` are the upper ends of its buckets.
 
     Raises:
         ValueError: The name is declared already.
     """
-    return _declare(Metric(name, "histogram", meaning, tuple(labels), unit, tuple(bounds)))
+    return _declare(Metric(name, "histogram", meaning, tuple(labels), "seconds", tuple(bounds)))
 
 
 def collect() -> list[Sample]:

@@ -3,7 +3,8 @@
 Only Redis needs this. Memory belongs to the processes that serve, which listen to the database.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
@@ -35,26 +36,20 @@ class Refresh:
     trouble: str | None = None
 
 
-def refresh_latest(
-    engine: Engine, markets: Sequence[tuple[str, str]], environ: Mapping[str, str] | None = None
-) -> Refresh:
+def refresh_latest(engine: Engine, markets: Sequence[tuple[str, str]]) -> Refresh:
     """Invalidate by pattern, and set the latest values of markets; report trouble with Redis.
 
     Args:
         engine: Of the database; what a run wrote is committed.
         markets: (provider, symbol) of the run's markets.
-        environ: Where settings are; None: the environment.
 
     Raises:
         SettingError: REDIS_URL or CACHE_TTL_SECONDS is wrong.
     """
-    cache = open_cache(environ)
-    try:
-        return (
-            Refresh("memory") if cache.store_name == "memory" else _refresh(engine, markets, cache)
-        )
-    finally:
-        cache.close()
+    with closing(open_cache()) as cache:
+        if cache.store_name == "memory":
+            return Refresh("memory")
+        return _refresh(engine, markets, cache)
 
 
 def _refresh(engine: Engine, markets: Sequence[tuple[str, str]], cache: Cache) -> Refresh:
@@ -85,18 +80,13 @@ class CacheState:
     trouble: str | None = None
 
 
-def inspect_latest(
-    engine: Engine, markets: Sequence[tuple[str, str]], environ: Mapping[str, str] | None = None
-) -> CacheState:
+def inspect_latest(engine: Engine, markets: Sequence[tuple[str, str]]) -> CacheState:
     """Compare the entries of markets with the database; an empty state where there is no Redis."""
     names = {make_latest_key(*market): ":".join(market) for market in markets}
-    cache = open_cache(environ)
-    try:
+    with closing(open_cache()) as cache:
         if cache.store_name == "memory":
             return CacheState()
         found, trouble = cache.get_many(list(names)), cache.trouble
-    finally:
-        cache.close()
     with engine.connect() as connection:
         versions = read_market_versions(connection, list(names.values()))
     current = {key for key, entry in found.items() if entry.version == versions[names[key]]}

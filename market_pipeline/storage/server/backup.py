@@ -54,16 +54,29 @@ def dump_database(engine: Engine, file: Path) -> int:
 
 @contextmanager
 def replace_file(file: Path) -> Iterator[Path]:
-    """Give a draft that its owner alone can read, and put it in a file's place when it is whole."""
+    """Give a draft that its owner alone can read, and put it in a file's place when it is whole.
+
+    Both outlive a power cut: of rows that are removed afterwards, the file is the only copy.
+    """
     draft = file.with_name(f".{file.name}.partial")
     # Made by us first, so that nobody else could open it in between.
     draft.unlink(missing_ok=True)
     draft.touch(mode=0o600)
     try:
         yield draft
+        _sync(draft)
         draft.replace(file)
+        _sync(file.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def has_tables(engine: Engine) -> bool:

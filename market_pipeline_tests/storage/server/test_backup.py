@@ -1,5 +1,6 @@
 """A backup whose server hangs, or whose tables stay locked, ends in words and loses nothing."""
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from market_pipeline.domain.errors import StorageError
 from market_pipeline.storage.server import backup
-from market_pipeline.storage.server.backup import dump_database, restore_database
+from market_pipeline.storage.server.backup import dump_database, replace_file, restore_database
 from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
 from market_pipeline.storage.server.watchdog import SECONDS
 from market_pipeline_tests.databases import read_column
@@ -92,3 +93,20 @@ def check_nothing_changed(engine: Engine, file: Path, before: bytes) -> None:
     assert read_column(engine, "SELECT one FROM market_data.kept") == [1]
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_backup_is_on_the_disk_before_it_is_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut, the rows of which it is the only copy are in it."""
+    file, synced = tmp_path / "backup.dump", []
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, file.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with replace_file(file) as draft:
+        draft.write_text("rows")
+    assert synced == [(file.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
