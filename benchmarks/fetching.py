@@ -33,6 +33,7 @@ class _SlowExchange(BaseHTTPRequestHandler):
     """Answers each question about candles after a while; the prices never change."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         time.sleep(ANSWER_SECONDS)

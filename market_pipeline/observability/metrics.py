@@ -135,10 +135,7 @@ def gauge(name: str, meaning: str, labels: Sequence[str] = (), unit: str = "") -
 
 
 def histogram(
-    name: str,
-    meaning: str,
-    labels: Sequence[str] = (),
-    bounds: Sequence[float] = SECONDS,
+    name: str, meaning: str, labels: Sequence[str] = (), bounds: Sequence[float] = SECONDS
 ) -> Metric:
     """Declare a distribution of seconds; ``bounds`` are the upper ends of its buckets.
 
