@@ -123,7 +123,8 @@ def _pass_on(reader: "subprocess.Popen[bytes]", loader: "subprocess.Popen[bytes]
     script, target = cast(IO[bytes], reader.stdout), cast(IO[bytes], loader.stdin)
     may_end = False
     try:
-        target.writelines(line for line in script if line != _UNKNOWN_TO_OLD_SERVERS)
+        with script:  # Closed, it ends pg_restore too where psql was killed.
+            target.writelines(line for line in script if line != _UNKNOWN_TO_OLD_SERVERS)
         if may_end := reader.wait() == 0:
             target.close()
     except BrokenPipeError:

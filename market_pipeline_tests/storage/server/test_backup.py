@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
@@ -21,6 +22,9 @@ from market_pipeline_tests.system.processes import wait_for
 
 WAIT_SECONDS = 300.0
 WAITING = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+# More than the pipes between the programs hold.
+WIDE = """CREATE TABLE IF NOT EXISTS market_data.wide AS
+    SELECT repeat('x', 100000) FROM generate_series(1, 20)"""
 Act = Callable[[Engine, Path], object]
 
 
@@ -39,6 +43,7 @@ def opened(server: TcpServer) -> Iterator[Engine]:
     with engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS market_data"))
         connection.execute(text("CREATE TABLE IF NOT EXISTS market_data.kept AS SELECT 1 AS one"))
+        connection.execute(text(WIDE))
     yield engine
     engine.dispose()
 
@@ -85,6 +90,19 @@ def test_b5_a_backup_does_not_wait_for_ever_for_a_lock(
     before = file.read_bytes()
     with begin(act, opened, file) as running, pytest.raises(StorageError, match="timeout"):
         running.result(WAIT_SECONDS)
+    check_nothing_changed(opened, file, before)
+
+
+def test_a_restore_ends_when_psql_is_killed(opened: Engine, folder: Path) -> None:
+    """What hands the script over would wait for it for ever; the table is as before."""
+    file = folder / "backup.dump"
+    before = file.read_bytes()
+    with begin(restore_database, opened, file) as running:
+        wait_for(lambda: read_column(opened, WAITING), WAIT_SECONDS, "the lock")
+        (psql,) = [one for one in psutil.Process().children() if one.name() == "psql"]
+        psql.kill()
+        with pytest.raises(StorageError, match="pg_restore failed"):
+            running.result(WAIT_SECONDS)
     check_nothing_changed(opened, file, before)
 
 
