@@ -70,9 +70,8 @@ def serve_exchange() -> Iterator[Exchange]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = (
-            True  # Else a body waits 40 ms for its headers to be acknowledged.
-        )
+        # Else a body waits 40 ms for its headers to be acknowledged.
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             url = urlsplit(self.path)

@@ -56,7 +56,7 @@ def dump_database(engine: Engine, file: Path) -> int:
 def replace_file(file: Path) -> Iterator[Path]:
     """Give a draft that its owner alone can read, and put it in a file's place when it is whole.
 
-    Both outlive a power cut: of rows that are removed afterwards, the file is the only copy.
+    It outlives a power cut, as it may be the only copy of rows that are removed afterwards.
     """
     draft = file.with_name(f".{file.name}.partial")
     # Made by us first, so that nobody else could open it in between.
