@@ -17,32 +17,25 @@ from market_pipeline.storage.server.backup import dump_database, replace_file, r
 from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
 from market_pipeline.storage.server.watchdog import SECONDS
 from market_pipeline_tests.databases import read_column
-from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
+from market_pipeline_tests.storage.tcp_server import TcpServer
 from market_pipeline_tests.system.processes import wait_for
 
 WAIT_SECONDS = 300.0
 WAITING = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 # More than the pipes between the programs hold.
-WIDE = """CREATE TABLE IF NOT EXISTS market_data.wide AS
+WIDE = """CREATE TABLE market_data.wide AS
     SELECT repeat('x', 100000) FROM generate_series(1, 20)"""
 Act = Callable[[Engine, Path], object]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[TcpServer]:
-    """A server of this module's own: whoever is suspended with it is nobody else's."""
-    with run_tcp_server() as running:
-        yield running
-
-
 @pytest.fixture
-def opened(server: TcpServer) -> Iterator[Engine]:
-    """It, with a table."""
-    url = server.make_url(scheme="postgresql+psycopg2")
+def opened(tcp_server: TcpServer, tcp_database: str) -> Iterator[Engine]:
+    """A database with two tables."""
+    url = tcp_server.make_url(tcp_database, scheme="postgresql+psycopg2")
     engine = open_engine(DatabaseAddress(url, is_embedded=False))
     with engine.begin() as connection:
-        connection.execute(text("CREATE SCHEMA IF NOT EXISTS market_data"))
-        connection.execute(text("CREATE TABLE IF NOT EXISTS market_data.kept AS SELECT 1 AS one"))
+        connection.execute(text("CREATE SCHEMA market_data"))
+        connection.execute(text("CREATE TABLE market_data.kept AS SELECT 1 AS one"))
         connection.execute(text(WIDE))
     yield engine
     engine.dispose()
@@ -65,7 +58,7 @@ def begin(act: Act, engine: Engine, file: Path) -> Iterator["Future[object]"]:
 
 @pytest.mark.parametrize("act", [dump_database, restore_database])
 def test_b9_a_backup_ends_when_its_server_hangs(
-    act: Act, opened: Engine, server: TcpServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+    act: Act, opened: Engine, tcp_server: TcpServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PostgreSQL's programs would wait for ever; the file and the table are as before."""
     monkeypatch.setattr(backup, "_LOOK_SECONDS", 0.1)
@@ -74,21 +67,24 @@ def test_b9_a_backup_ends_when_its_server_hangs(
     before = file.read_bytes()
     with begin(act, opened, file) as running:
         wait_for(lambda: read_column(opened, WAITING), WAIT_SECONDS, "the lock")
-        with server.suspend(), pytest.raises(OperationalError, match="did not answer for 1 s"):
+        with tcp_server.suspend(), pytest.raises(OperationalError, match="did not answer for 1 s"):
             running.result(WAIT_SECONDS)
     check_nothing_changed(opened, file, before)
 
 
-@pytest.mark.parametrize("act", [dump_database, restore_database])
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [(dump_database, "statement timeout"), (restore_database, "lock timeout")],
+)
 def test_b5_a_backup_does_not_wait_for_ever_for_a_lock(
-    act: Act, opened: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch
+    act: Act, words: str, opened: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends with the server's words; the file and the table are as before."""
+    """It ends with the words that RUNBOOK explains; the file and the table are as before."""
     monkeypatch.setattr(backup, "_LOCK_TIMEOUT", "100ms")
     monkeypatch.setattr(backup, "SERVER_OPTIONS", "-c lock_timeout=100ms")
     file = folder / "backup.dump"
     before = file.read_bytes()
-    with begin(act, opened, file) as running, pytest.raises(StorageError, match="timeout"):
+    with begin(act, opened, file) as running, pytest.raises(StorageError, match=words):
         running.result(WAIT_SECONDS)
     check_nothing_changed(opened, file, before)
 
