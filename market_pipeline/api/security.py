@@ -103,11 +103,11 @@ def refuse_host(scope: Scope, allowed: frozenset[str], advice: str) -> Response 
 
     ``advice`` ends the sentence on a host that the server does not serve.
     """
-    headers: Headers = scope["headers"]
-    if sum(name == b"host" for name, _ in headers) > 1:
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    if len(hosts) > 1:
         detail = "the request has two Host headers: send one"
         return build_problem(400, "Bad Request", detail, scope["path"])
-    host = find_header(headers, b"host")
+    host = hosts[0].decode("latin-1") if hosts else ""
     before, _, port = host.rpartition(":")
     name = before if before and port.isdecimal() else host
     if not allowed or name.lower() in allowed:
@@ -143,6 +143,8 @@ def _refuse_origin(scope: Scope, let_in: frozenset[str]) -> Response | None:
 
 def _refuse_content_type(scope: Scope) -> Response | None:
     """Refuse bodies that a form of another site could send; no body is no type."""
+    if scope["method"] in SAFE_METHODS:
+        return None
     headers: Headers = scope["headers"]
     given = find_header(headers, b"content-type").partition(";")[0].strip().lower()
     wanted = "application/json"
@@ -150,7 +152,7 @@ def _refuse_content_type(scope: Scope) -> Response | None:
         wanted = "application/x-www-form-urlencoded"
     has_body = find_header(headers, b"content-length") not in {"", "0"}
     has_body = has_body or bool(find_header(headers, b"transfer-encoding"))
-    if scope["method"] in SAFE_METHODS or given == wanted or not (has_body or given):
+    if given == wanted or not (has_body or given):
         return None
     detail = f"the body's Content-Type must be {wanted}"
     return build_problem(415, "Unsupported Media Type", detail, scope["path"])

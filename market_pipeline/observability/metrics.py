@@ -16,7 +16,8 @@ memory with names.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate
 from threading import Lock
 from typing import ClassVar, Literal
 
@@ -25,22 +26,8 @@ Labels = tuple[tuple[str, str], ...]
 MAX_SERIES = 1_000
 OTHER = "other"
 SECONDS = (
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-    300.0,
-    1_800.0,
-)
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0,
+)  # fmt: skip
 _MAX_VALUE = 100
 
 
@@ -86,7 +73,7 @@ class Metric:
         Raises:
             ValueError: They are not the declared ones.
         """
-        if labels.keys() != set(self.labels):
+        if tuple(labels) != self.labels and labels.keys() != set(self.labels):
             raise ValueError(f"{self.name}: expected the labels {self.labels}, got {tuple(labels)}")
         # A list within: a generator takes twice as long, and every request comes by here.
         return tuple([(name, str(labels[name])[:_MAX_VALUE]) for name in self.labels])
@@ -163,9 +150,10 @@ def _declare(metric: Metric) -> Metric:
 
 @dataclass(slots=True)
 class _Series:
+    """What is counted; each bucket's own observations, with the last, endless bucket."""
+
+    buckets: list[int]
     value: float = 0.0
-    count: int = 0
-    buckets: list[int] = field(default_factory=list)
 
 
 class _Store:
@@ -187,16 +175,15 @@ class _Store:
         with self._lock:
             series = self._find_series(metric, labels)
             series.value += value
-            series.count += 1
-            for position in range(bisect_left(metric.bounds, value), len(metric.bounds)):
-                series.buckets[position] += 1
+            series.buckets[bisect_left(metric.bounds, value)] += 1
 
     def read(self) -> list[Sample]:
         with self._lock:
             return [
-                Sample(name, labels, series.value, series.count, tuple(series.buckets))
+                Sample(name, labels, series.value, sum(counts), tuple(accumulate(counts[:-1])))
                 for name, found in self._series.items()
                 for labels, series in found.items()
+                for counts in [series.buckets]
             ]
 
     def _find_series(self, metric: Metric, labels: Labels) -> _Series:
@@ -205,7 +192,7 @@ class _Store:
         if known is not None:
             return known
         key = bound_labels(labels, len(found))
-        return found.setdefault(key, _Series(buckets=[0] * len(metric.bounds)))
+        return found.setdefault(key, _Series([0] * (len(metric.bounds) + 1)))
 
 
 _STORE = _Store()

@@ -245,6 +245,21 @@ def test_the_next_header_on_a_connection_has_its_own_limit(server: Server) -> No
         assert server.count_connections() == 1
 
 
+def test_each_header_of_a_busy_connection_has_its_own_time(server: Server) -> None:
+    """Also where the end of one comes with the start of the next, as in a steady pipeline."""
+    start, rest = REQUEST[:20], REQUEST[20:]
+    began = opened = time.monotonic()
+    with connect(server.port) as connection:
+        connection.sendall(start)
+        while time.monotonic() < began + 2 * SHORT.header_seconds:
+            time.sleep(0.05)
+            last, opened = opened, time.monotonic()
+            if not is_open_after(connection, rest + start):
+                # Then only because a busy machine really took that long over one header.
+                assert time.monotonic() - last > SHORT.header_seconds
+                break
+
+
 @pytest.mark.parametrize("path", [b"/", b"/read"])
 def test_g8_a_dripping_body_is_closed(server: Server, path: bytes) -> None:
     """Whether the route reads it or has answered already."""
