@@ -61,7 +61,7 @@ class _BoundProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **keywords)
         self.pipeline = _BoundPipeline()
         self._timer: asyncio.TimerHandle | None = None
-        self._taken_bytes = 0
+        self.taken_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -79,7 +79,7 @@ class _BoundProtocol(HttpToolsProtocol):
             self._take_apart(data)
             return
         before = self.cycle
-        self._taken_bytes += len(data)
+        self.taken_bytes += len(data)
         super().data_received(data)
         cycle = self.cycle
         has_header = cycle is not None and cycle.scope is self.scope
@@ -91,7 +91,7 @@ class _BoundProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._taken_bytes = 0
+        self.taken_bytes = 0
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -117,7 +117,7 @@ class _BoundProtocol(HttpToolsProtocol):
     def _expect_rest(self, is_body: bool) -> None:
         """Wait for the rest of a body, or of a header, unless there was too much of it."""
         limits = self.limits
-        if self._taken_bytes > (limits.message_bytes if is_body else limits.header_bytes):
+        if self.taken_bytes > (limits.message_bytes if is_body else limits.header_bytes):
             self.give_way(413 if is_body else 431)
         elif self._timer is None and not self.transport.is_closing():
             self._wait(limits.body_seconds if is_body else limits.header_seconds)

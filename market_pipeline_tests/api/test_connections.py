@@ -66,6 +66,15 @@ class Server:
         """Return how many connections are open."""
         return len(self._server.server_state.connections)
 
+    def wait_until_taken(self, count: int) -> None:
+        """Wait until the server has so many bytes of some unfinished request."""
+        connections = self._server.server_state.connections
+        wait_for(
+            lambda: any(getattr(one, "taken_bytes", 0) == count for one in [*connections]),
+            DEADLINE_SECONDS,
+            "the first piece to arrive",
+        )
+
     async def _answer(self, request: Request) -> PlainTextResponse:
         del request
         return PlainTextResponse("ok")
@@ -260,7 +269,7 @@ def test_headers_in_pieces_add_up_to_nothing_either() -> None:
     with run_server(ConnectionLimits()) as server, connect(server.port) as connection:
         for _ in range(5):
             connection.sendall(OPEN_HEADER + b"x" * 10_000)
-            time.sleep(0.02)
+            server.wait_until_taken(len(OPEN_HEADER) + 10_000)
             connection.sendall(b"\r\n\r\n")
             assert read_answer(connection).startswith(b"HTTP/1.1 200 ")
 
@@ -355,8 +364,9 @@ def test_an_answer_may_take_longer_than_its_request(server: Server, method: byte
     with connect(server.port) as connection, connect(server.port) as other:
         began = time.monotonic()
         if method == b"POST":
-            connection.sendall(start + b"Content-Length: 4\r\n\r\nbo")
-            time.sleep(0.05)
+            start += b"Content-Length: 4\r\n\r\nbo"
+            connection.sendall(start)
+            server.wait_until_taken(len(start))
             connection.sendall(b"dy")
         else:
             connection.sendall(start + b"\r\n")
