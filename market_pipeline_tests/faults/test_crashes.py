@@ -24,7 +24,7 @@ from market_pipeline_tests.faults.kills.theatre import (
 )
 from market_pipeline_tests.faults.refused_calls import refuse_fdatasync
 from market_pipeline_tests.ingestion.installation import MARCH
-from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
+from market_pipeline_tests.storage.tcp_server import TcpServer, kill_backend, run_tcp_server
 from market_pipeline_tests.system.processes import wait_for
 
 WAIT_SECONDS = 300.0
@@ -119,14 +119,14 @@ def test_b2_a_killed_session_ends_every_connection_and_the_pool_replaces_them(
     with crashing.connect() as connection:
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
     assert isinstance(pid, int)
-    server.kill_backend(pid)
+    kill_backend(pid)
     wait_for(lambda: answers(crashing), WAIT_SECONDS, "the server")
     assert server.process.poll() is None
     installation.recover()
 
 
 def test_b2_a_session_that_is_killed_inside_of_a_wave_takes_the_wave_with_it(
-    crashing: Engine, server: TcpServer
+    crashing: Engine,
 ) -> None:
     """Nothing of it is there, the run ends in words, and the next one is whole."""
     installation = Disturbed(crashing)
@@ -137,7 +137,7 @@ def test_b2_a_session_that_is_killed_inside_of_a_wave_takes_the_wave_with_it(
     def strike(connection: Connection, _: object, statement: str, *__: object) -> None:
         if "INTO market_data.dataset_version" in statement and not killed:
             killed.append(connection.connection.dbapi_connection.info.backend_pid)  # type: ignore[union-attr]
-            server.kill_backend(killed[0])
+            kill_backend(killed[0])
 
     event.listen(run, "before_cursor_execute", strike)
     with go_through(installation, run), pytest.raises(OperationalError) as caught:

@@ -57,15 +57,6 @@ class TcpServer:
         self.process = _start(self.programs, self.place, self.port, prepare, options)
         _wait_until_ready(self, self.process)
 
-    def kill_backend(self, pid: int) -> None:
-        """Kill one session's process, and wait until the server noticed: it ends all others.
-
-        Until then it takes new ones, which it ends in a moment.
-        """
-        with contextlib.closing(psycopg2.connect(self.make_url())) as other:
-            os.kill(pid, signal.SIGKILL)
-            wait_until_broken(other)
-
     @contextlib.contextmanager
     def suspend(self) -> Iterator[None]:
         """Let the server and all its backends hang until the block ends."""
@@ -83,13 +74,17 @@ class TcpServer:
                 process.send_signal(number)
 
 
-def wait_until_broken(connection: "psycopg2.extensions.connection") -> None:
-    """Wait until the server has ended a session."""
-    limit = time.monotonic() + START_SECONDS
-    with contextlib.suppress(psycopg2.Error):
-        while time.monotonic() < limit:
-            connection.cursor().execute("SELECT pg_sleep(0.02)")
-        raise AssertionError("the server did not end the session")
+def kill_backend(pid: int) -> None:
+    """Kill one session's process, and wait until its server has ended all others.
+
+    It ends them one after the other, and until its turn comes each still answers.
+    """
+    server = psutil.Process(pid).parent()
+    assert server is not None
+    others = server.children()
+    os.kill(pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(others, START_SECONDS)
+    assert not alive, f"the server did not end {alive}"
 
 
 @contextlib.contextmanager

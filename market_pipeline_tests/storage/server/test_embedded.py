@@ -28,7 +28,7 @@ from sqlalchemy.exc import OperationalError
 import market_pipeline
 from market_pipeline.domain.errors import EmbeddedServerError
 from market_pipeline.storage.server import embedded_keeper, places, programs
-from market_pipeline_tests.storage.tcp_server import wait_until_broken
+from market_pipeline_tests.storage.tcp_server import kill_backend
 
 IS_ROOT = os.geteuid() == 0
 NOBODY = pwd.getpwnam("nobody")
@@ -496,12 +496,8 @@ def test_b2_killed_backend_leaves_a_server_that_answers_again(stage: Stage) -> N
     client = stage.client()
     url = client.read()
     address = url.replace("+psycopg2", "")
-    with (
-        contextlib.closing(psycopg2.connect(address)) as killed,
-        contextlib.closing(psycopg2.connect(address)) as other,
-    ):
-        os.kill(killed.info.backend_pid, signal.SIGKILL)
-        wait_until_broken(other)
+    with contextlib.closing(psycopg2.connect(address)) as killed:
+        kill_backend(killed.info.backend_pid)
 
     assert stage.client().read() == url
     assert query(client.start_again(), "select 1") == [(1,)]
