@@ -122,9 +122,9 @@ def test_a7_concurrent_writers_are_as_good_as_one(
     assert_holds(sampled, model)
 
 
-def add_market(connection: Connection) -> int:
+def add_market(connection: Connection, symbol: str = "X-USD") -> int:
     """Add a market and return its key."""
-    row = {"provider": "mock", "provider_market_id": "x", "symbol": "X-USD", "name": "X"}
+    row = {"provider": "mock", "provider_market_id": symbol, "symbol": symbol, "name": "X"}
     row |= {"base": "X", "quote": "USD", "venue": "mock", "calendar": "24/7"}
     inserted = connection.execute(
         market.insert().values(**row, intervals=["1h"], price_basis="unadjusted")
@@ -170,6 +170,25 @@ def test_the_same_data_again_rewrites_nothing(engine: Engine, count: int) -> Non
     assert write_bars(engine, bars.sample(frac=1, random_state=1)) == WriteCounts(unchanged=count)
     with engine.connect() as connection:
         assert connection.execute(physical).all() == before
+
+
+@pytest.mark.parametrize(("count", "is_whole"), [(5, False), (300, False), (3_000, True)])
+def test_a_table_is_read_as_a_whole_only_if_as_many_rows_come(
+    engine: Engine, count: int, is_whole: bool
+) -> None:
+    """A few rows of many markets find theirs by the key, however many others there are."""
+    with engine.begin() as connection:
+        markets = [add_market(connection, symbol) for symbol in ("X-USD", "Y-USD")]
+    write_bars(engine, pd.concat([build_bars(one, 3_000) for one in markets]))
+    scans = (
+        f"SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = '{market_aggregate.name}'"
+    )
+    stamps = {"known_at": datetime.now(UTC), "run_id": uuid4(), "dataset_version": 2}
+    with engine.begin() as connection:
+        before = connection.scalar(text(scans))
+        bars = pd.concat([build_bars(one, count) for one in markets])
+        upsert_frame(connection, market_aggregate, bars, stamps)
+        assert (connection.scalar(text(scans)) > before) == is_whole
 
 
 @pytest.mark.parametrize("count", [3, 3_000], ids=["in the statement", "by COPY"])
