@@ -15,6 +15,8 @@ import psycopg2
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
+from market_pipeline.cache import redis_store
+from market_pipeline.storage.latest import listener
 from market_pipeline.storage.server import embedded
 from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
 from market_pipeline.storage.server.schema import upgrade_schema
@@ -43,6 +45,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the suite run with the rights that `market-pipeline db roles` leaves a writer."""
     parser.addoption("--as-writer", action="store_true", help="use databases as their writer")
+
+
+@pytest.fixture(autouse=True)
+def wait_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give healthy servers on a busy machine longer than production waits for them."""
+    monkeypatch.setattr(redis_store, "TIMEOUT_SECONDS", 10.0)
+    monkeypatch.setattr(listener, "LEASE_SECONDS", 60.0)
 
 
 @pytest.fixture(scope="session")

@@ -356,6 +356,6 @@ def test_a_terminal_sees_that_it_goes_on(environment: Path) -> None:
         pass
     os.close(theirs)
     shown = os.read(ours, 65_536).decode()
-    assert "Installing the packages: 1 s  Downloading pyarrow" in shown
-    assert shown.endswith("\x1b[KInstalling the packages: 1 s\r\n")
+    assert re.search(r"Installing the packages: \d+ s  Downloading pyarrow", shown)
+    assert re.search(r"\x1b\[KInstalling the packages: \d+ s\r\n$", shown)
     assert max(map(len, shown.replace("\x1b[K", "").split("\r"))) < 60

@@ -1,6 +1,5 @@
 """The API on a database of the test's own: in this process, or served by the real command."""
 
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from market_pipeline.api.configuration import Configuration
 from market_pipeline.api.dagster_client import DagsterClient
 from market_pipeline.api.services import Services
 from market_pipeline.readers.serving import open_serving_cache
+from market_pipeline_tests.ports import choose_port
 from market_pipeline_tests.system.processes import Background, run_in_background, wait_for
 from market_pipeline_tests.system.project import SCRIPTS
 
@@ -98,10 +98,3 @@ def served(
     del engine  # Its tables are needed, not its connections.
     with serve_api({**project_environment, "DAGSTER_UI_URL": NOWHERE}, tmp_path) as (client, _):
         yield client
-
-
-def choose_port() -> int:
-    """Return a port of loopback that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -9,8 +9,9 @@ from typing import Any
 
 import httpx
 
-from market_pipeline_tests.api.conftest import choose_port, serve_api
+from market_pipeline_tests.api.conftest import serve_api
 from market_pipeline_tests.commands import ROOT
+from market_pipeline_tests.ports import choose_port
 from market_pipeline_tests.system.dagster_ui import DagsterUI
 from market_pipeline_tests.system.processes import Background, run_in_background, wait_for
 from market_pipeline_tests.system.project import SCRIPTS, read_query
@@ -87,7 +88,7 @@ def _build_environment(
         "STATE_DIR": str(folder / "state"),
         "DAGSTER_UI_URL": f"http://127.0.0.1:{port}",
         "CRON_SECRET": CRON_SECRET,
-        "INGEST_WAIT_SECONDS": "150",
+        "INGEST_WAIT_SECONDS": "290",
         **variables,
     }
 

@@ -18,8 +18,8 @@ from market_pipeline.api import agents
 from market_pipeline.api.agents import MOST_ROWS, build_server
 from market_pipeline.cache.memory import MemoryCache
 from market_pipeline.readers import read_aggregates
-from market_pipeline_tests.api.conftest import choose_port
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
+from market_pipeline_tests.ports import choose_port
 from market_pipeline_tests.system.processes import run_in_background, wait_for
 from market_pipeline_tests.system.project import SCRIPTS
 
@@ -176,9 +176,12 @@ def test_over_http_the_token_is_needed(
         [COMMAND, "mcp", "--http", "--port", str(port)], environment, tmp_path
     ) as server:
         wait_for(lambda: answers(address), 300.0, "the server", server)
-        assert httpx.post(address, json={}, trust_env=False).status_code == 401
+        assert httpx.post(address, json={}, timeout=60, trust_env=False).status_code == 401
         evil = {"Authorization": f"Bearer {token}", "Host": "evil.example"}
-        assert httpx.post(address, json={}, headers=evil, trust_env=False).status_code == 421
+        assert (
+            httpx.post(address, json={}, headers=evil, timeout=60, trust_env=False).status_code
+            == 421
+        )
         told = asyncio.run(ask_over_http(address, token))
     assert {row["symbol"] for row in told["data"]} == {"BTC-USD", "ETH-USD"}
 

@@ -190,7 +190,7 @@ def alone(
     with make_database(server_url, template) as url:
         environment = {
             **make_environment(url, folder), "DAGSTER_UI_URL": NOWHERE, "CRON_SECRET": SECRET,
-            "STATE_DIR": str(folder / "state"), "INGEST_WAIT_SECONDS": "150",
+            "STATE_DIR": str(folder / "state"), "INGEST_WAIT_SECONDS": "290",
             "MOCK_FAULTS": "DOGE-USD:wrong_symbol",
         }  # fmt: skip
         with serve_api(environment, folder) as (client, _):

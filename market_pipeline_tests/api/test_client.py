@@ -62,6 +62,8 @@ def import_operations(made: ModuleType) -> dict[str, ModuleType]:
     """Return the module of each operation by its name."""
     folder = Path(str(made.__file__)).parent / "api"
     files = [file for file in folder.glob("*/*.py") if file.name != "__init__.py"]
+    # What starts runs comes last: it changes what the others read.
+    files.sort(key=lambda file: (file.stem in {"cron", *BODIES}, file.stem))
     return {
         file.stem: importlib.import_module(f"{PACKAGE}.api.{file.parent.name}.{file.stem}")
         for file in files

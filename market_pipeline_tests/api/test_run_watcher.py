@@ -54,7 +54,7 @@ def write_receipt(engine: Engine, run_id: UUID) -> None:
 
 def test_a_slow_webserver_is_asked_by_one_for_all(engine: Engine) -> None:
     """A hundred equal requests: one run, one question at a time, and nobody hears of trouble."""
-    with serve_slowly(delay=0.3) as slow:
+    with serve_slowly(delay=0.3, looks_until_end=20) as slow:
         answers = asyncio.run(post_together(engine, slow, CALLERS))
     assert {answer.status_code for answer in answers} == {200}
     assert len(slow.launched) == 1

@@ -14,7 +14,7 @@ from market_pipeline_tests.cache.valkey import Valkey
 
 DEADLINE_SECONDS = 300.0
 PRODUCTION_SECONDS = redis_store.TIMEOUT_SECONDS
-# A healthy server on a busy machine may need longer than production waits for it.
+# Less than in other rooms: these tests harm servers, and wait for each that hangs.
 WAIT_SECONDS = 1.0
 Open = Callable[[Valkey | TlsFront], RedisCache]
 

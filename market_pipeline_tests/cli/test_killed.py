@@ -32,7 +32,7 @@ BACKFILL = (
 )
 # Half of the calls are refused for a second, one market after the other: so there is a middle.
 SLOW = {"MOCK_FAULTS": "*:429=1 50%", "FETCH_WORKERS": "1"}
-SECONDS = 90.0
+SECONDS = 300.0
 BARS = "SELECT count(*) FROM market_data.market_aggregate"
 DIGEST = """SELECT md5(string_agg(format('%s %s %s %s %s %s %s', symbol, interval, open_time, open,
         close, volume, is_final), ',' ORDER BY symbol, interval, open_time))

@@ -15,9 +15,10 @@ from sqlalchemy import Engine, text
 
 from market_pipeline.cli.show import print_rows
 from market_pipeline_tests.alerting.test_raising import find, short
-from market_pipeline_tests.api.conftest import NOWHERE, choose_port, serve_api
+from market_pipeline_tests.api.conftest import NOWHERE, serve_api
 from market_pipeline_tests.commands import SCRIPTS
 from market_pipeline_tests.ingestion.test_next_run import NOON, Pipeline
+from market_pipeline_tests.ports import choose_port
 from market_pipeline_tests.terminal import run_in_terminal
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -13,7 +13,8 @@ import pytest
 from market_pipeline.api.configuration import read_webserver_hosts
 from market_pipeline_tests.commands import ROOT, SCRIPTS
 from market_pipeline_tests.conftest import make_database, make_environment
-from market_pipeline_tests.system.dagster_ui import DagsterUI, choose_port
+from market_pipeline_tests.ports import choose_port
+from market_pipeline_tests.system.dagster_ui import DagsterUI
 from market_pipeline_tests.system.processes import run_in_background, wait_for
 
 START_SECONDS = 300.0

@@ -58,5 +58,5 @@ def proxied(proxied_url: str) -> Iterator[Engine]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls give up after seconds, as far as a test waits for that."""
     for patience in watchdog.SECONDS:
-        monkeypatch.setitem(watchdog.SECONDS, patience, 2.0)
+        monkeypatch.setitem(watchdog.SECONDS, patience, 5.0)
     monkeypatch.setitem(watchdog.SILENCE_SECONDS, "command", 0.0)

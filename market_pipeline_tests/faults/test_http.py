@@ -70,7 +70,7 @@ def test_g10_a_stop_under_load_answers_what_it_has_accepted(
         with ThreadPoolExecutor(4) as pool:
             with hold_up_writers(database_url):
                 asked = [pool.submit(_ask, str(client.base_url), path) for _ in range(4)]
-                wait_for(lambda: len(read_column(engine, WAITING)) >= 2, WAIT_SECONDS, "requests")
+                wait_for(lambda: len(read_column(engine, WAITING)) == 4, WAIT_SECONDS, "requests")
                 server.process.send_signal(signal.SIGTERM)
                 wait_for(lambda: not _is_open(client), WAIT_SECONDS, "the end of accepting")
             answers = [one.result(WAIT_SECONDS) for one in asked]

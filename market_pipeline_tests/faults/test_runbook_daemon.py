@@ -74,10 +74,11 @@ def test_no_runs_are_started(
 ) -> None:
     """The daemon is dead: its check says so, and the daemon that is started catches up."""
     title = "No runs are started"
-    installed.set(INGESTION_CRON_EXPRESSION="* * * * *", INGESTION_SCHEDULE_ENABLED="true")
+    installed.set(INGESTION_CRON_EXPRESSION="* * * * *", INGESTION_SCHEDULE_ENABLED="false")
     installed.type(INGEST)
     with run_daemon(installed) as daemon:
         daemon.signal_all(signal.SIGKILL)
+    installed.set(INGESTION_SCHEDULE_ENABLED="true")
     wait_for(lambda: read_column(database_url, IS_LATE) == [True], WAIT_SECONDS, "a late run")
     wait_for(lambda: not is_live(installed), WAIT_SECONDS, "the check to notice")
     assert "not running" in installed.follow(title, "Check", (0, 1))

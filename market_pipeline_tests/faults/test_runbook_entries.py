@@ -117,17 +117,17 @@ def test_rows_in_quarantine(stack: Stack, database_url: str) -> None:
 
 def test_a_number_changed(stack: Stack, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bar is corrected: `diff` lists it, and the old value is kept."""
-    title = "A number changed"
+    title, yesterday = "A number changed", days_ago(1)
     stack.type(INGEST)
     (first,) = read_column(database_url, "SELECT max(version) FROM market_data.dataset_version")
-    stack.set(MOCK_FAULTS=f"BTC-USD:restated_bar=1.05@{days_ago(1)} 1d")
+    stack.set(MOCK_FAULTS=f"BTC-USD:restated_bar=1.05@{yesterday} 1d")
     stack.type(INGEST, (0, 3))
     revised = "SELECT count(*) FROM market_data.market_aggregate_revision"
     assert read_column(database_url, revised) != [0]
     (last,) = read_column(database_url, "SELECT max(version) FROM market_data.dataset_version")
     monkeypatch.setitem(WORDS, "V1..V2", f"{first}..{last}")
     monkeypatch.setitem(WORDS, "V1", str(first))
-    assert days_ago(1) in stack.follow(title, "Check")
+    assert yesterday in stack.follow(title, "Check")
     stack.follow(title, "Verify")
 
 

@@ -8,8 +8,9 @@ import socket
 import httpx
 import pytest
 
-from market_pipeline_tests.api.conftest import NOWHERE, choose_port, serve_api
+from market_pipeline_tests.api.conftest import NOWHERE, serve_api
 from market_pipeline_tests.commands import ROOT, SCRIPTS
+from market_pipeline_tests.ports import choose_port
 from market_pipeline_tests.storage.tcp_server import run_tcp_server
 from market_pipeline_tests.system.processes import (
     run_in_background,
@@ -75,7 +76,7 @@ def test_the_api_does_not_answer(installed: Stack) -> None:
 def test_a_webserver_that_hangs_is_named(installed: Stack) -> None:
     """Dagster's webserver takes calls and answers none; without it the API runs the job itself."""
     with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+        listening.bind(("127.0.0.1", choose_port()))
         listening.listen()
         installed.set(DAGSTER_UI_URL=f"http://127.0.0.1:{listening.getsockname()[1]}")
         with serve_api(os.environ, installed.folder) as (client, _):

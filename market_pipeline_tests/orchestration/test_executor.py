@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from market_pipeline.storage.runs.receipts import read_run_markets, read_run_totals
-from market_pipeline_tests.commands import SCRIPTS, run_command
+from market_pipeline_tests.commands import COMMAND_SECONDS, SCRIPTS, run_command
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.system.processes import wait_for
 
@@ -142,6 +142,6 @@ def test_a_run_is_running_until_it_ends_also_between_its_processes(
             seen.extend(row["outcome"] for row in read_run_totals(connection, 1))
         return child.poll() is not None
 
-    wait_for(look, 180, "the run to end")
+    wait_for(look, COMMAND_SECONDS, "the run to end")
     assert child.returncode == 0
     assert (seen[0], seen[-1], set(seen)) == ("running", "ok", {"running", "ok"})

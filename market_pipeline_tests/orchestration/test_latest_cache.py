@@ -5,11 +5,13 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
+from market_pipeline.cache import redis_store
 from market_pipeline.definitions import build_definitions
 from market_pipeline.domain.errors import SettingError
 from market_pipeline.readers import fetch_latest, open_serving_cache
 from market_pipeline.readers.serving import ServingCache
-from market_pipeline_tests.cache.valkey import Valkey, find_free_port
+from market_pipeline_tests.cache.conftest import WAIT_SECONDS
+from market_pipeline_tests.cache.valkey import Valkey
 from market_pipeline_tests.orchestration.conftest import Materialise
 from market_pipeline_tests.orchestration.test_materialisation import (
     AN_HOUR_LATER,
@@ -17,6 +19,7 @@ from market_pipeline_tests.orchestration.test_materialisation import (
     MORNING,
     read_metadata,
 )
+from market_pipeline_tests.ports import choose_port
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -66,11 +69,12 @@ def test_trouble_with_redis_fails_no_run_and_is_told(
     monkeypatch.setenv("REDIS_URL", valkey.url)
     materialise(window_end=MORNING)
     if trouble == "connection":
-        monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{find_free_port()}")
+        monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{choose_port()}")
     elif trouble == "out_of_memory":
         valkey.client.config_set("maxmemory-policy", "noeviction")
         valkey.client.config_set("maxmemory", "1")
     else:
+        monkeypatch.setattr(redis_store, "TIMEOUT_SECONDS", WAIT_SECONDS)
         valkey.freeze()
     result = materialise(CACHE, window_end=MORNING)
     assert result.success

@@ -9,13 +9,14 @@ from sqlalchemy import Engine, TextClause, text
 from market_pipeline.definitions import build_definitions
 from market_pipeline.orchestration.output_checks import check_outputs
 from market_pipeline.storage.statistics import masked
-from market_pipeline_tests.cache.valkey import Valkey, find_free_port
+from market_pipeline_tests.cache.valkey import Valkey
 from market_pipeline_tests.orchestration.conftest import Materialise
 from market_pipeline_tests.orchestration.test_checks import (
     add_hole,
     list_violations,
     read_numbers,
 )
+from market_pipeline_tests.ports import choose_port
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -161,6 +162,6 @@ def test_trouble_with_redis_warns(
 ) -> None:
     """Today's readers go to the database, and somebody should know."""
     assert valkey
-    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{find_free_port()}")
+    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{choose_port()}")
     found = evaluate(materialise("latest_market_cache", **RUN))["cache_current"]
     assert list_violations(found) == [{"market": "all", "trouble": "connection"}]

@@ -15,6 +15,7 @@ from market_pipeline.orchestration.run_connections import keep_connection
 from market_pipeline.storage.server.watchdog import DAGSTER, OURS
 from market_pipeline_tests.commands import ROOT, run_command
 from market_pipeline_tests.databases import read_column
+from market_pipeline_tests.system.processes import wait_for
 
 EXECUTE = ("dagster", "job", "execute", "-m", "market_pipeline.definitions", "-j", "ingest")
 SESSIONS = "SELECT sessions FROM pg_stat_database WHERE datname = current_database()"
@@ -38,6 +39,11 @@ def list_open(database_url: str) -> list[object]:
     return read_column(database_url, OPEN_HERE)
 
 
+def wait_until_open(database_url: str, expected: list[object]) -> None:
+    """Wait until these processes are left: one ends a moment after its connection was closed."""
+    wait_for(lambda: list_open(database_url) == expected, 300, f"the processes {expected} alone")
+
+
 def end_connections(database_url: str) -> None:
     """End Dagster's connections, as a server does that is started anew."""
     engine = create_engine(database_url)
@@ -51,7 +57,7 @@ def test_one_connection_answers_while_a_run_lasts(
     stored: dg.DagsterInstance, database_url: str
 ) -> None:
     """Every storage of the instance uses it, and the end closes it."""
-    assert list_open(database_url) == []
+    wait_until_open(database_url, [])
     with keep_connection(stored):
         stored.get_runs()
         (first,) = list_open(database_url)
@@ -59,9 +65,9 @@ def test_one_connection_answers_while_a_run_lasts(
         stored.all_instigator_state()
         stored.get_runs()
         assert list_open(database_url) == [first]
-    assert list_open(database_url) == []
+    wait_until_open(database_url, [])
     stored.get_runs()
-    assert list_open(database_url) == []
+    wait_until_open(database_url, [])
 
 
 def test_what_dagster_asks_about_its_tables_is_asked_once(stored: dg.DagsterInstance) -> None:
@@ -85,24 +91,27 @@ def test_a_run_within_a_run_leaves_the_connection_to_the_outer_one(
     stored: dg.DagsterInstance, database_url: str
 ) -> None:
     """Its end is not the end of the other."""
+    wait_until_open(database_url, [])
     with keep_connection(stored):
         with keep_connection(stored):
             stored.get_runs()
+            (kept,) = list_open(database_url)
         stored.get_runs()
-        assert len(list_open(database_url)) == 1
+        assert list_open(database_url) == [kept]
 
 
 def test_a_connection_that_was_lost_is_opened_anew(
     stored: dg.DagsterInstance, database_url: str
 ) -> None:
     """A server that was started anew in the middle of a run does not end the run."""
+    wait_until_open(database_url, [])
     with keep_connection(stored):
         stored.get_runs()
-        before = list_open(database_url)
+        (lost,) = list_open(database_url)
         end_connections(database_url)
         assert stored.get_runs() == []
-        assert len(list_open(database_url)) == 1
-        assert list_open(database_url) != before
+        (opened,) = list_open(database_url)
+        assert opened != lost
 
 
 def test_threads_do_not_share_a_connection(stored: dg.DagsterInstance, database_url: str) -> None:
@@ -111,19 +120,25 @@ def test_threads_do_not_share_a_connection(stored: dg.DagsterInstance, database_
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda _: stored.get_runs(), range(64)))
         assert answers == [[]] * 64
-        assert len(list_open(database_url)) == 1
+        wait_for(lambda: len(list_open(database_url)) == 1, 300, "all but one to be closed")
+        (kept,) = list_open(database_url)
+        # And it was not merely the last to end: it is used again.
+        assert stored.get_runs() == []
+        wait_until_open(database_url, [kept])
 
 
 def test_a_forked_child_leaves_its_parents_connection_alone(
     stored: dg.DagsterInstance, database_url: str
 ) -> None:
     """Two processes on one connection would read each other's answers."""
+    wait_until_open(database_url, [])
     with keep_connection(stored):
         stored.get_runs()
         before = list_open(database_url)
+        assert len(before) == 1
         assert _succeeds_in_a_fork(stored.get_runs)
         stored.get_runs()
-        assert list_open(database_url) == before
+        wait_until_open(database_url, before)
 
 
 def _succeeds_in_a_fork(act: Callable[[], object]) -> bool:

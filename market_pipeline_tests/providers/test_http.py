@@ -2,7 +2,6 @@
 
 import gzip
 import resource
-import socket
 import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from market_pipeline.domain.errors import (
 )
 from market_pipeline.providers.http import HttpClient, parse_base_url
 from market_pipeline_tests.cache.tls import TlsFront
+from market_pipeline_tests.ports import choose_port
 from market_pipeline_tests.providers.clocks import QUICK, FakeTime
 from market_pipeline_tests.replay import (
     Fault,
@@ -186,9 +186,7 @@ def test_d3_an_error_says_what_the_provider_said(make_client: Client, server: Re
 
 def test_d4_a_refused_connection_is_transient(fake_time: FakeTime) -> None:
     """Nobody listening may be a restart."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    address = f"http://127.0.0.1:{choose_port()}"
     client = HttpClient("coingecko", address, limits=QUICK, clocks=fake_time.clocks)
     with pytest.raises(TransientProviderError, match="ConnectError"):
         client.fetch_json("/ping")

@@ -52,7 +52,7 @@ def test_the_command_serves_on_a_port_of_its_own() -> None:
         try:
             assert process.stdout is not None
             environ = dict(process.stdout.readline().strip().split("=", 1) for _ in range(3))
-            answer = httpx.get(f"{environ['COINGECKO_BASE_URL']}/ping", trust_env=False)
+            answer = httpx.get(f"{environ['COINGECKO_BASE_URL']}/ping", timeout=60, trust_env=False)
             assert answer.json() == {"gecko_says": "(V3) To the Moon!"}
         finally:
             process.terminate()

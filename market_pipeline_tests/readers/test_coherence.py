@@ -9,17 +9,18 @@ from contextlib import ExitStack, closing, contextmanager
 import pytest
 from sqlalchemy import Engine, text
 
+from market_pipeline.cache import redis_store
 from market_pipeline.cache.keys import make_latest_key
 from market_pipeline.cache.opening import open_cache
 from market_pipeline.ingestion.commit import write_markets
 from market_pipeline.readers import fetch_latest, open_serving_cache
 from market_pipeline.readers.latest import make_fill
 from market_pipeline.readers.serving import ServingCache
-from market_pipeline.storage.latest import market_versions
-from market_pipeline.storage.latest.listener import APPLICATION_NAME
+from market_pipeline.storage.latest import listener, market_versions
+from market_pipeline.storage.latest.listener import APPLICATION_NAME, LEASE_SECONDS
 from market_pipeline.storage.latest.market_versions import bump_market_versions
 from market_pipeline.storage.latest.values import read_latest_rows
-from market_pipeline_tests.cache.conftest import wait_until
+from market_pipeline_tests.cache.conftest import WAIT_SECONDS, wait_until
 from market_pipeline_tests.cache.valkey import Valkey
 from market_pipeline_tests.ingestion.test_next_run import LATER, NOON, Pipeline
 from market_pipeline_tests.readers.writing import (
@@ -198,8 +199,11 @@ def test_c8_what_a_crash_leaves_behind_is_never_served(stored: Engine) -> None:
             assert fetch_latest("BTC-USD", stored, restarted)[0].source == "cache"
 
 
-def test_falling_back_and_coming_back_serve_no_old_value(stored: Engine) -> None:
+def test_falling_back_and_coming_back_serve_no_old_value(
+    stored: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Redis dies, a commit follows, Redis wakes up with what it had: each read is of its time."""
+    monkeypatch.setattr(redis_store, "TIMEOUT_SECONDS", WAIT_SECONDS)
     with closing(Valkey().start()) as server, serve(stored, server) as (cache,):
         read_price(stored, cache)
         server.freeze()
@@ -241,8 +245,12 @@ def test_while_the_listener_is_cut_off_nothing_is_served_and_a_reconnect_flushes
         assert fetch_latest("BTC-USD", stored, cache)[0].source == "cache"
 
 
-def test_a_listener_that_hangs_ends_its_lease_by_itself(stored: Engine) -> None:
+def test_a_listener_that_hangs_ends_its_lease_by_itself(
+    stored: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server's process stops in the middle: no error comes, and nothing is served or filled."""
+    assert LEASE_SECONDS < 1
+    monkeypatch.setattr(listener, "LEASE_SECONDS", LEASE_SECONDS)
     with serve(stored, None) as (cache,):
         read_price(stored, cache)
         backend = find_watch(stored)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ import psycopg2
 from market_pipeline.storage.server import embedded_keeper
 from market_pipeline.storage.server.places import ServerPlace, find_place
 from market_pipeline.storage.server.programs import find_reachable_programs
+from market_pipeline_tests.ports import choose_port
 
 ROLE = "analyst"
 # Each of these characters means something else in an address unless it is percent-encoded.
@@ -137,14 +137,14 @@ def _make_data(programs: Path, place: ServerPlace) -> None:
 
 @contextlib.contextmanager
 def _serve(programs: Path, place: ServerPlace) -> Iterator[TcpServer]:
-    port = _find_free_port()
+    port = choose_port()
     server = TcpServer(port, _start(programs, place, port), programs, place)
     try:
         _wait_until_ready(server, server.process)
         yield server
     finally:
         server.process.send_signal(signal.SIGINT)  # Fast: SIGTERM would wait for every client.
-        server.process.wait(30)
+        server.process.wait(START_SECONDS)
 
 
 def _start(
@@ -169,12 +169,6 @@ def _as_account(place: ServerPlace) -> dict[str, object]:
         return common
     account = place.account
     return {**common, "user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-
-
-def _find_free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def _wait_until_ready(server: TcpServer, process: "subprocess.Popen[bytes]") -> None:

@@ -1,7 +1,6 @@
 """Dagster's webserver and daemon as ``dagster dev`` starts them, and questions to them."""
 
 import contextlib
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +52,3 @@ def open_dagster_ui(
         ui = DagsterUI(f"http://127.0.0.1:{port}", services)
         wait_for(ui.is_ready, START_SECONDS, "Dagster's webserver", services)
         yield ui
-
-
-def choose_port() -> int:
-    """Return a port of loopback that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import psycopg2
 
-from market_pipeline_tests.system.dagster_ui import choose_port
+from market_pipeline_tests.ports import choose_port
 from market_pipeline_tests.system.processes import wait_for
 
 PROGRAMS = Path("/usr/lib/postgresql")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from market_pipeline_tests.system.dagster_ui import choose_port
+from market_pipeline_tests.ports import choose_port
 from market_pipeline_tests.system.debian import (
     PASSWORD,
     ROLE,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from market_pipeline_tests.ports import choose_port
 from market_pipeline_tests.system.browser import (
     find_graph,
     open_browser,
@@ -22,7 +23,7 @@ from market_pipeline_tests.system.browser import (
     open_lineage,
     open_picture,
 )
-from market_pipeline_tests.system.dagster_ui import choose_port, open_dagster_ui
+from market_pipeline_tests.system.dagster_ui import open_dagster_ui
 from market_pipeline_tests.system.processes import run_in_background, wait_for
 from market_pipeline_tests.system.project import ROOT, SCRIPTS, Project, make_project
 

@@ -14,8 +14,9 @@ import pytest
 from market_pipeline_tests.cache.valkey import Valkey
 from market_pipeline_tests.commands import ROOT
 from market_pipeline_tests.databases import create_database
+from market_pipeline_tests.ports import choose_port
 from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
-from market_pipeline_tests.system.dagster_ui import DagsterUI, choose_port
+from market_pipeline_tests.system.dagster_ui import DagsterUI
 from market_pipeline_tests.system.exchange import NOW, Exchange, serve_exchange
 from market_pipeline_tests.system.processes import (
     Background,

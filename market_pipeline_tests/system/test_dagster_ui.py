@@ -14,6 +14,7 @@ import yaml
 from market_pipeline.api.dagster_client import LOCATION
 from market_pipeline.definitions import defs
 from market_pipeline.providers.registry import list_provider_names
+from market_pipeline_tests.ports import choose_port
 from market_pipeline_tests.system.browser import (
     HEIGHT,
     LINEAGE_HEIGHT,
@@ -31,7 +32,7 @@ from market_pipeline_tests.system.browser import (
     open_lineage,
     open_picture,
 )
-from market_pipeline_tests.system.dagster_ui import DagsterUI, choose_port, open_dagster_ui
+from market_pipeline_tests.system.dagster_ui import DagsterUI, open_dagster_ui
 from market_pipeline_tests.system.processes import wait_for
 from market_pipeline_tests.system.project import ROOT, SCRIPTS, Project, make_project, read_query
 

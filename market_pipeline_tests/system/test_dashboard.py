@@ -176,7 +176,9 @@ def test_authorize_in_the_docs_gives_cron_its_secret(
     """Refused before; with the secret typed in, the same click is let in."""
     secret = "a-secret-for-cron-of-a-test"  # noqa: S105
     operation = page.locator("#operations-runs-cron, [id*='cron']").first
-    with serve_copy(server_url, ingested, tmp_path, CRON_SECRET=secret) as site:
+    with serve_copy(
+        server_url, ingested, tmp_path, CRON_SECRET=secret, INGEST_WAIT_SECONDS="5"
+    ) as site:
         page.goto(f"{site.address}/docs")
         operation.click()
         page.get_by_role("button", name="Try it out").click()

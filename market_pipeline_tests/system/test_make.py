@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from market_pipeline_tests.system.dagster_ui import DagsterUI, choose_port, open_dagster_ui
+from market_pipeline_tests.ports import choose_port
+from market_pipeline_tests.system.dagster_ui import DagsterUI, open_dagster_ui
 from market_pipeline_tests.system.processes import Background, run_in_background, wait_for
 from market_pipeline_tests.system.project import ROOT, Project, make_project, read_query
 

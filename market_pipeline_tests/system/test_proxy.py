@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from market_pipeline_tests.system.dagster_ui import DagsterUI, choose_port, open_dagster_ui
+from market_pipeline_tests.ports import choose_port
+from market_pipeline_tests.system.dagster_ui import DagsterUI, open_dagster_ui
 from market_pipeline_tests.system.processes import run_in_background, wait_for
 from market_pipeline_tests.system.project import ROOT, SCRIPTS, make_project
 
@@ -113,7 +114,7 @@ def test_nobody_gets_in_without_the_password(proxy: Proxy) -> None:
     for path in ("/", "/server_info", "/logs/a/b/c", "/runs"):
         assert proxy.ask("GET", path, signed_in=False).status_code == 401
     assert proxy.ask("POST", "/graphql", signed_in=False, json={"query": QUERY}).status_code == 401
-    wrong = httpx.get(f"{proxy.address}/", auth=(USER, "wrong"))
+    wrong = httpx.get(f"{proxy.address}/", auth=(USER, "wrong"), timeout=60)
     assert wrong.status_code == 401
 
 
@@ -131,7 +132,9 @@ def test_the_ui_works_behind_it(proxy: Proxy) -> None:
 
 def test_no_get_changes_anything(proxy: Proxy) -> None:
     """The webserver itself runs a mutation by GET; through the proxy no spelling of one arrives."""
-    assert httpx.get(f"{proxy.ui.address}/graphql", params={"query": MUTATION}).json()["data"]
+    assert httpx.get(f"{proxy.ui.address}/graphql", params={"query": MUTATION}, timeout=60).json()[
+        "data"
+    ]
     hits = {"query": MUTATION}
     assert proxy.ask("GET", "/graphql", params=hits).status_code == 405
     assert proxy.ask("HEAD", "/graphql", params=hits).status_code == 405
@@ -193,12 +196,15 @@ def open_websocket(host: str, *headers: str) -> int:
 
 def test_an_address_may_try_a_few_tokens_a_minute(proxy: Proxy) -> None:
     """Wrong or right; the page itself may be read as often as one likes."""
-    tries = [httpx.post(f"{proxy.api_address}/sign-in", data={"token": "x"}) for _ in range(20)]
+    tries = [
+        httpx.post(f"{proxy.api_address}/sign-in", data={"token": "x"}, timeout=60)
+        for _ in range(20)
+    ]
     assert sum(one.status_code == 429 for one in tries) >= 12
-    pages = [httpx.get(f"{proxy.api_address}/sign-in") for _ in range(20)]
+    pages = [httpx.get(f"{proxy.api_address}/sign-in", timeout=60) for _ in range(20)]
     assert {one.status_code for one in pages} == {200}
 
 
 def test_the_api_is_passed_through_as_it_is(proxy: Proxy) -> None:
     """It asks for a token of its own; the proxy keeps the header for it."""
-    assert httpx.get(f"{proxy.api_address}/server_info").status_code == 200
+    assert httpx.get(f"{proxy.api_address}/server_info", timeout=60).status_code == 200

@@ -17,7 +17,8 @@ import pytest
 import install
 from market_pipeline_tests.api.conftest import serve_api
 from market_pipeline_tests.commands import COMMAND_SECONDS, SCRIPTS
-from market_pipeline_tests.system.dagster_ui import choose_port, open_dagster_ui
+from market_pipeline_tests.ports import choose_port
+from market_pipeline_tests.system.dagster_ui import open_dagster_ui
 from market_pipeline_tests.system.project import ROOT, Project
 
 pytestmark = pytest.mark.system

@@ -17,12 +17,13 @@ import psutil
 from sqlalchemy import Engine
 
 from market_pipeline.storage.server.engine import DatabaseAddress, open_engine
-from market_pipeline_tests.api.conftest import choose_port, is_alive
+from market_pipeline_tests.api.conftest import is_alive
 from market_pipeline_tests.cache.valkey import Valkey
 from market_pipeline_tests.commands import ROOT, SCRIPTS, run_command
 from market_pipeline_tests.databases import read_column
 from market_pipeline_tests.faults.load.answers import Notes
 from market_pipeline_tests.faults.load.clients import SYMBOLS
+from market_pipeline_tests.ports import choose_port
 from market_pipeline_tests.storage.tcp_server import TcpServer, run_tcp_server
 from market_pipeline_tests.system.processes import (
     Background,

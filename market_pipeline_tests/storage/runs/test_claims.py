@@ -274,9 +274,10 @@ def test_a_killed_holder_blocks_no_longer_than_its_claim(
 ) -> None:
     """Nobody cleans up after SIGKILL; the claim runs out by itself."""
     ttl = timedelta(seconds=2)
-    with start_child(write_when_told, database_url, market_id, ttl) as child:
-        child.hear()
+    with start_child(write_when_told, database_url, market_id, LONG) as child:
+        token = child.hear()
         assert take_claim(engine, market_id, B, LONG) is None
+        renew_claim(engine, market_id, token, ttl)
         child.send_signal(signal.SIGKILL)
     wait_for_claim(engine, market_id, B, LONG, ttl + timedelta(seconds=1))
 

@@ -62,11 +62,11 @@ def test_b9_a_backup_ends_when_its_server_hangs(
 ) -> None:
     """PostgreSQL's programs would wait for ever; the file and the table are as before."""
     monkeypatch.setattr(backup, "_LOOK_SECONDS", 0.1)
-    monkeypatch.setitem(SECONDS, "command", 1.0)
     file = folder / "backup.dump"
     before = file.read_bytes()
     with begin(act, opened, file) as running:
         wait_for(lambda: read_column(opened, WAITING), WAIT_SECONDS, "the lock")
+        monkeypatch.setitem(SECONDS, "command", 1.0)
         with tcp_server.suspend(), pytest.raises(OperationalError, match="did not answer for 1 s"):
             running.result(WAIT_SECONDS)
     check_nothing_changed(opened, file, before)

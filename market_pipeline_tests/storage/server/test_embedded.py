@@ -349,7 +349,7 @@ def test_client_that_arrives_while_the_server_stops_gets_a_new_one(stage: Stage)
 
 def test_lingering_server_serves_the_next_command(stage: Stage) -> None:
     """Commands in a row share one server instead of paying for a start each."""
-    first = stage.client(linger_seconds=20.0)
+    first = stage.client(linger_seconds=300.0)
     first.read()
     pid = stage.server_pid()
     first.end()
@@ -442,10 +442,9 @@ def test_keeper_and_initdb_killed_during_the_first_start_are_recovered(stage: St
     victim = stage.client()
     wait_until(lambda: (stage.home / "data.new").exists() or (stage.home / "data").exists())
     for process in find_keepers(stage.home):
-        for child in process.children(recursive=True):
-            child.kill()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+        for one in [*process.children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
     victim.end(signal.SIGKILL)
 
     assert query(stage.client().read(), "select 1") == [(1,)]
