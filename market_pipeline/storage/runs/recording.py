@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, cast, func, select, update
+from sqlalchemy import Connection, case, cast, func, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from market_pipeline.domain.ticks import TickPart
@@ -117,11 +117,10 @@ def note_end(connection: Connection, run_id: UUID) -> None:
 
 def worsen_outcome(connection: Connection, run_id: UUID, outcome: str) -> None:
     """Note an outcome, unless a worse one is noted, and that the run has just written."""
-    this_run = ingestion_run.c.run_id == run_id
-    # Locked: markets of one run commit from one process, but assets may not.
-    query = select(ingestion_run.c.outcome).where(this_run).with_for_update()
-    known = connection.execute(query).scalar()
-    worst = max(outcome, known or "ok", key=_RANK.__getitem__)
-    connection.execute(
-        update(ingestion_run).where(this_run).values(completed_at=datetime.now(UTC), outcome=worst)
-    )
+    receipt = ingestion_run.c
+    known = func.coalesce(receipt.outcome, "ok")
+    worst = case((case(_RANK, value=known) < _RANK[outcome], outcome), else_=known)
+    # Assets may commit from several processes, each with a share of this row by its foreign key:
+    # if both asked for it by FOR UPDATE, they would wait for each other.
+    noted = update(ingestion_run).where(receipt.run_id == run_id)
+    connection.execute(noted.values(completed_at=datetime.now(UTC), outcome=worst))
