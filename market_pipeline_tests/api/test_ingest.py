@@ -200,10 +200,10 @@ def test_a_full_queue_is_429_and_says_when_to_ask_again(stack: Stack) -> None:
     symbols = ("BTC-USD", "ETH-USD", "SPX", "SOL-USD", "ADA-USD")
     wishes = [list(some) for size in (2, 3, 4) for some in combinations(symbols, size)]
 
-    def post(command: list[str]) -> httpx.Response:
+    def post(wish: list[str]) -> httpx.Response:
         beat(stack)
         headers = {"Prefer": "respond-async"}
-        return stack.api.post("/api/ingest", json={"symbols": command}, headers=headers)
+        return stack.api.post("/api/ingest", json={"symbols": wish}, headers=headers)
 
     stack.daemon.signal_all(signal.SIGSTOP)
     try:
